@@ -1,0 +1,174 @@
+"""The CPU: one compiled loop over raw pointers for all tensors of a group, float32 or float64.
+
+The program is printed as a Python function and compiled by numba; the machine code is kept on disk
+(`machine.py`), so that later processes load it without importing numba. Work is cut into pieces of
+equal elements, with borders that depend on sizes alone; threads take pieces by an atomic counter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..trace import Node, Printer, Program, host_body
+from . import machine, threads
+
+CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
+ITEM = {torch.float32: 4, torch.float64: 8}
+
+# the job: one array of int64 that the loop reads its addresses and sizes from
+(NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS, ONLY) = range(13)  # fmt: skip  # noqa: E501
+
+_SOURCE = '''\
+def {name}(address):
+    job = integers(address)
+    n, addresses, row_of, rows = job[2], integers(job[3]), integers(job[8]), doubles(job[7])
+    if job[0] < 0:  # the host scalars: one row for each run of tensors with equal counts
+        steps, carried, scalar = singles(job[4]), doubles(job[5]), doubles(job[6])
+{unpack}        row = -{slots}
+        for k in range(n):
+            if addresses[n + k] == 0:  # no gradient
+                continue
+            t = float64(steps[k]) + 1.0
+{changed}{host}            row_of[k] = row
+            steps[k] = t
+        job[0] = 0
+        if job[12] != 0:
+            return
+    chunks, count, borders = integers(job[9]), job[10], integers(job[11])
+    while True:
+        piece = take(job)
+        if piece >= job[1]:
+            return
+        for c in range(borders[piece], borders[piece + 1]):
+            k = chunks[c]
+            if addresses[n + k] == 0:
+                continue
+            row = row_of[k]
+{pointers}{constants}            for i in range(chunks[count + c], chunks[2 * count + c]):
+{loop}'''
+
+
+class _Loop(Printer):
+    def constant(self, node: Node) -> str:
+        return f"real({super().constant(node)})"
+
+    def expression(self, node: Node, above: float = -1) -> str:
+        if node.op == "where" and node not in self.names:
+            condition, *sides = (self.expression(a, 1) for a in node.args)
+            return f"({sides[0]} if {condition} != zero else {sides[1]})"
+        return super().expression(node, above)
+
+
+def _indent(lines: Sequence[str], depth: int) -> str:
+    return "".join(f"{'    ' * depth}{line}\n" for line in lines)
+
+
+_OWN = {"address", "job", "n", "addresses", "row_of", "rows", "steps", "carried", "scalar", "row", "k",
+        "t", "chunks", "count", "borders", "piece", "c", "i", "zero", "real", "take", "first"}  # fmt: skip
+
+
+def source(program: Program) -> str:
+    """The loop as a Python function of one argument, the address of its job."""
+    tensors = [program.rule.tensors[0], program.rule.tensors[1], *program.states]
+    scalars = [s for s in program.scalars if s != "t"]
+    host, values, new = host_body(program, _OWN | {*program.rule.tensors})
+    slots = max(len(program.slots), 1)
+    # counts that move in step make one row
+    memo = [("last_t", "t")] * program.counts + [(f"last_{c}", c) for c in program.carried]
+    read = [f"{c} = carried[{i} * n + k]" for i, c in enumerate(program.carried)]
+    test = " or ".join(["row < 0", *(f"{old} != {now}" for old, now in memo)])
+    compute = [f"row += {slots}", *host, *(f"rows[row + {i}] = {v}" for i, v in enumerate(values))]
+    compute += [f"next_{c} = {v}" for c, v in zip(program.carried, new, strict=True)]
+    compute += [f"{old} = {now}" for old, now in memo]
+    start = [f"{old} = 0.0" for old, _ in memo] + [f"next_{c} = 0.0" for c in program.carried]
+    write = [f"carried[{i} * n + k] = next_{c}" for i, c in enumerate(program.carried)]
+
+    printer = _Loop(program, taken=_OWN | {*program.rule.tensors})
+    for name in program.rule.tensors:
+        printer.names[program.inputs[name]] = f"{name}[i]"
+    constants = ["zero = real(0.0)"]
+    for i, node in enumerate(program.slots):
+        if node.op == "input":
+            node.label = node.value
+        text = f"real(rows[row + {i}])"
+        constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i]}")
+    outputs = list(program.outputs.items())
+    lines = printer.assignments(program.body, [n for _, n in outputs if n.op != "const"], "x")
+    lines += [f"{name}[i] = {printer.expression(node)}" for name, node in outputs]
+    return _SOURCE.format(
+        name=program.rule.name,
+        slots=slots,
+        unpack=_indent([f"{s} = scalar[{i}]" for i, s in enumerate(scalars)] + start, 2),
+        changed=_indent([*read, f"if {test}:"], 3),
+        host=_indent(compute, 4) + _indent(write, 3),
+        pointers=_indent([f"{x} = reals(addresses[{i} * n + k])" for i, x in enumerate(tensors)], 3),
+        constants=_indent(constants, 3),
+        loop=_indent(lines, 4),
+    )
+
+
+def _int64(*shape: int) -> np.ndarray:
+    return np.zeros(shape, np.int64)
+
+
+class Work:
+    """The loop with everything that stays from step to step: addresses of states, pieces, scratch."""
+
+    def __init__(
+        self,
+        program: Program,
+        params: Sequence[Tensor],
+        states: Sequence[Sequence[Tensor]],
+        steps: Tensor,
+        carried: Tensor,
+    ) -> None:
+        self.loop = machine.load(program.rule.name, source(program), ITEM[params[0].dtype])
+        n, sizes = len(params), [p.numel() for p in params]
+        self.scalars = np.zeros(max(len(program.scalars), 1))
+        self.table = _int64(2 + len(states), n)
+        for i, tensors in enumerate(states):
+            self.table[2 + i] = [s.data_ptr() for s in tensors]
+        self.table[0] = [p.data_ptr() for p in params]
+        chunks, borders = _cut(sizes)
+        self.arrays = (
+            self.table, steps.numpy(), carried.numpy(), self.scalars,
+            np.zeros((n, max(len(program.slots), 1))), _int64(n), chunks, borders,
+        )  # fmt: skip
+        at = [a.ctypes.data for a in self.arrays]
+        self.job = _int64(13)
+        self.job[[TENSORS, PIECES, COUNT]] = n, len(borders) - 1, chunks.shape[1]
+        self.job[[ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, BORDERS]] = at
+        self.address, self.elements, self.pieces = self.job.ctypes.data, sum(sizes), len(borders) - 1
+
+    def run(self, gradients: Any, scalars: Sequence[float]) -> None:
+        """One step: addresses of the gradients (0: none) and the values of the scalars but t."""
+        self.table[1] = gradients
+        self.scalars[: len(scalars)] = scalars
+        count = threads.wanted(self.elements, self.pieces)
+        self.job[NEXT], self.job[ONLY] = -1, count > 1
+        self.loop(self.address)
+        if count > 1:
+            threads.run(self.loop, self.address, count)
+
+
+def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Chunks (tensor, first, last) of at most CHUNK elements, and pieces of chunks that fill CHUNK."""
+    chunks, borders, filled = [], [0], 0
+    for k, size in enumerate(sizes):
+        for start in range(0, size, CHUNK):
+            stop = min(size, start + CHUNK)
+            if filled and filled + stop - start > CHUNK:
+                borders.append(len(chunks))
+                filled = 0
+            chunks.append((k, start, stop))
+            filled += stop - start
+    borders.append(len(chunks))
+    return np.ascontiguousarray(np.array(chunks, np.int64).reshape(-1, 3).T), np.array(borders, np.int64)
+
+

@@ -1,0 +1,195 @@
+"""torch._foreach_*: the default on every device and dtype without a kernel of its own.
+
+The program is printed as calls on whole lists of tensors. Multiplications and divisions that end in
+a sum become addcmul and addcdiv, averages become lerp, and a list is overwritten where nothing reads
+it any more; so the number of calls per step is that of the rule, whatever the number of tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+
+from ..trace import Node, Program
+
+
+def full(like: list[Any], value: float) -> list[Any]:
+    """Lists like the one given, filled with a number."""
+    lists = torch._foreach_mul(like, 0.0)
+    torch._foreach_zero_(lists)  # 0 * nan is nan
+    torch._foreach_add_(lists, value)
+    return list(lists)
+
+
+class _Term(NamedTuple):
+    """factor * a, factor * a * b or factor * a / b."""
+
+    factor: str
+    kind: str
+    a: Node
+    b: Node
+
+
+class _Calls:
+    def __init__(self, program: Program) -> None:
+        self.program, self.left = program, dict(program.uses)
+        self.where: dict[Node, str] = {}
+        self.lines: list[str] = []
+        self.fresh = (f"x{i}" for i in itertools.count(1))
+        rule = program.rule
+        homes = [rule.tensors[0], *program.states]
+        self.where = {program.inputs[n]: n for n in (*homes, rule.tensors[1])}
+        self.slot = {n: f"c[{i}]" for i, n in enumerate(program.slots)}
+        self.reaches = {n: _ancestors(program.outputs[n]) for n in homes if n in program.outputs}
+        # p waits: it may be overwritten once the states no longer need it
+        for name in [*program.states, rule.tensors[0]]:
+            if name in program.outputs:
+                self.value(program.outputs[name])
+        copies = []
+        for name in homes:
+            if name in program.outputs and (at := self.take(program.outputs[name])) != name:
+                if at in homes or at.startswith("either"):  # which the copies below may overwrite
+                    self.lines.append(f"kept_{name} = torch._foreach_mul({at}, 1.0)")
+                    at = f"kept_{name}"
+                copies.append(f"torch._foreach_copy_({name}, {at})")
+        self.lines += copies
+
+    def scalar(self, node: Node) -> str:
+        return repr(node.value) if node.op == "const" else self.slot[node]
+
+    def value(self, node: Node) -> str:
+        """The list that holds the node, computed if it is not there yet."""
+        if node not in self.where:
+            self.where[node] = self.emit(node)
+        return self.where[node]
+
+    def take(self, node: Node) -> str:
+        """The same, used up once."""
+        name = self.value(node)
+        self.left[node] -= 1
+        return name
+
+    def call(self, node: Node, op: str, a: Node, *rest: str) -> str:
+        """`op` on a's list: in place when nothing reads it any more and it may be overwritten."""
+        name = self.take(a)
+        mine = name not in self.program.inputs or node in self.reaches.get(name, ())
+        others = (n for n, w in self.where.items() if w == name and n is not a and self.left.get(n))
+        if self.left[a] == 0 and mine and not name.startswith("either") and not any(others):
+            self.lines.append(f"torch._foreach_{op}_({', '.join([name, *rest])})")
+            return name
+        fresh = next(self.fresh)
+        self.lines.append(f"{fresh} = torch._foreach_{op}({', '.join([name, *rest])})")
+        return fresh
+
+    def once(self, node: Node) -> bool:
+        return self.left.get(node) == 1 and node not in self.where and not node.host
+
+    def term(self, node: Node) -> _Term:
+        if self.once(node) and node.op in ("mul", "div"):
+            a, b = node.args
+            if node.op == "mul" and a.host:
+                inner = self.term(b)
+                factor = self.scalar(a)
+                return inner._replace(factor=factor if inner.factor == "1" else f"{factor} * {inner.factor}")
+            if not a.host and not b.host:
+                inner = self.term(a)
+                if inner.kind == "plain":
+                    return _Term(inner.factor, node.op, inner.a, b)
+                return _Term("1", node.op, a, b)
+        return _Term("1", "plain", node, node)
+
+    def emit(self, node: Node) -> str:
+        a, *rest = node.args or (node,)
+        b = rest[0] if rest else a
+        match node.op:
+            case "add" | "sub" if not a.host and not b.host:
+                return self.sum(node, a, b)
+            case "add" | "sub" if b.host:
+                return self.call(node, node.op, a, self.scalar(b))
+            case "add":
+                return self.call(node, "add", b, self.scalar(a))
+            case "sub":
+                name = self.call(node, "mul", b, "-1.0")
+                self.lines.append(f"torch._foreach_add_({name}, {self.scalar(a)})")
+                return name
+            case "mul" if a.host:
+                return self.call(node, "mul", b, self.scalar(a))
+            case "div" if a.host:
+                name = self.call(node, "reciprocal", b)
+                self.lines.append(f"torch._foreach_mul_({name}, {self.scalar(a)})")
+                return name
+            case "maximum" | "minimum" if a.host or b.host:
+                x, y = (b, a) if a.host else (a, b)
+                word = {"maximum": "clamp_min", "minimum": "clamp_max"}[node.op]
+                return self.call(node, word, x, self.scalar(y))
+            case "pow" if a.host:
+                name = next(self.fresh)
+                self.lines.append(f"{name} = torch._foreach_pow({self.scalar(a)}, {self.take(b)})")
+                return name
+            case "where":
+                return self.either(*node.args)
+            case _:
+                args = [self.scalar(x) if x.host else self.take(x) for x in rest]
+                return self.call(node, node.op, a, *args)
+
+    def sum(self, node: Node, a: Node, b: Node) -> str:
+        minus = "-" if node.op == "sub" else ""
+        s, r = self.term(a), self.term(b)
+        if s.kind == r.kind == "plain" and not minus and _complement(self.program, a, b):
+            other = self.take(r.a)
+            return self.call(node, "lerp", s.a, other, r.factor)
+        if node.op == "add" and r == _Term("1", "plain", b, b) and s.a is not a:
+            a, r = b, s  # the product goes second
+        self.value(a)
+        if r.kind == "plain":
+            alpha = "" if r.factor == "1" else f"alpha={r.factor}"
+            return self.call(node, node.op, a, self.take(r.a), *filter(None, [alpha]))
+        names = self.take(r.a), self.take(r.b)
+        return self.call(node, f"addc{r.kind}", a, *names, f"value={minus}{_brackets(r.factor)}")
+
+    def either(self, condition: Node, then: Node, otherwise: Node) -> str:
+        like = otherwise if then.host else then
+        name = "either_" + next(self.fresh)
+        sides = [
+            f"full({self.value(like)}, {self.scalar(x)})" if x.host else self.take(x)
+            for x in (then, otherwise)
+        ]
+        self.lines.append(f"{name} = {sides[0]} if {self.scalar(condition)} else {sides[1]}")
+        # the chosen list is the old one itself: nobody may overwrite it any more
+        for side in (then, otherwise):
+            if not side.host:
+                self.left[side] += 1
+        return name
+
+
+def _brackets(text: str) -> str:
+    return f"({text})" if " " in text else text
+
+
+def _ancestors(node: Node) -> set[Node]:
+    return {node}.union(*(_ancestors(a) for a in node.args))
+
+
+def _complement(program: Program, a: Node, b: Node) -> bool:
+    """Whether the two factors are w and 1 - w, so that the sum is an average."""
+    if a.op != "mul" or b.op != "mul":
+        return False
+    w, v = a.args[0], b.args[0]
+    return v.op == "sub" and v.args[0].value == 1 and v.args[1] is w
+
+
+def source(program: Program) -> str:
+    """The program as a Python function on lists of tensors and `c`, the slots of the host scalars."""
+    p, g = program.rule.tensors[:2]
+    arguments = ", ".join([p, g, *program.states, "c"])
+    body = "".join(f"    {line}\n" for line in _Calls(program).lines)
+    return f"def {program.rule.name}({arguments}):\n{body}"
+
+
+def compiled(program: Program) -> Any:
+    """`source` as a function."""
+    names: dict[str, Any] = {"torch": torch, "full": full}
+    exec(compile(source(program), f"<foreach calls of {program.rule.name}>", "exec"), names)
+    return names[program.rule.name]

@@ -1,0 +1,169 @@
+"""Generated source to machine code, and the cache of it on disk.
+
+numba compiles, llvmlite (which numba stands on) emits and loads the object code. An entry is one
+file under a hash of source, versions and CPU: written once by rename, checked by its own hash when
+read, and compiled anew when it is damaged. A directory that cannot be written costs nothing but the
+time to compile again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import math
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+_loaded: dict[tuple[str, int], Callable[[int], None]] = {}
+_engines: list[Any] = []  # machine code lives as long as its engine
+_lock = threading.Lock()
+
+
+def directory() -> Path:
+    """Where compiled loops are kept: STEEPEST_CACHE_DIR, else the user's cache directory."""
+    if chosen := os.environ.get("STEEPEST_CACHE_DIR"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steepest"
+
+
+def load(name: str, source: str, itemsize: int) -> Callable[[int], None]:
+    """The function in `source` as machine code that takes the address of a job; itemsize is 4 or 8."""
+    with _lock:
+        if (source, itemsize) not in _loaded:
+            _loaded[source, itemsize] = _link(*_object(name, source, itemsize))
+        return _loaded[source, itemsize]
+
+
+def _object(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    cpu = llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
+    made_by = f"{version('numba')} {version('llvmlite')} {llvm.get_process_triple()} {cpu}"
+    by_us = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    key = hashlib.sha256(f"{by_us} {itemsize} {made_by}\n{source}".encode()).hexdigest()
+    try:
+        file = directory() / f"{name}-{key[:32]}.o"
+        symbol, digest, code = file.read_bytes().split(b"\n", 2)
+        if hashlib.sha256(code).hexdigest().encode() == digest:
+            return symbol.decode(), code
+    except (OSError, ValueError, RuntimeError):
+        file = None if "file" not in locals() else file
+    symbol, code = _compile(name, source, itemsize)
+    if file is not None:
+        _keep(file, f"{symbol}\n{hashlib.sha256(code).hexdigest()}\n".encode() + code)
+    return symbol, code
+
+
+def _keep(file: Path, content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, path = tempfile.mkstemp(dir=file.parent)
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(content)
+            os.replace(path, file)
+        except OSError:
+            os.unlink(path)
+            raise
+
+
+def _compile(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
+    import numba
+
+    names = {**_vocabulary(itemsize)}
+    exec(compile(source, f"<loop of {name}>", "exec"), names)
+    # 'contract' (a*b+c in one rounding) keeps an element's bits wherever a range is cut
+    compiled = numba.cfunc(
+        numba.void(numba.int64), error_model="numpy", fastmath={"contract"}, nopython=True
+    )(names[name])
+    text = compiled.inspect_llvm()
+    symbol = re.search(r"^define .*@(cfunc\.[^(]+)\(", text, re.MULTILINE)
+    # object code is loaded without numba, so it may call the C library alone
+    foreign = re.findall(r"^declare .*@((?:numba|NRT|Py)_?\w*)\(", text, re.MULTILINE)
+    if symbol is None or foreign:
+        raise RuntimeError(f"{name}: the compiled loop refers to {foreign or 'no entry'}; please report it")
+    machine = _machine()
+    return symbol[1], machine.emit_object(llvm.parse_assembly(text))
+
+
+def _machine() -> Any:
+    target = llvm.Target.from_triple(llvm.get_process_triple())
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+        opt=3,
+        codemodel="jitdefault",
+        jit=True,
+    )
+
+
+def _link(symbol: str, code: bytes) -> Callable[[int], None]:
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address(symbol))
+
+
+def _vocabulary(itemsize: int) -> dict[str, Any]:
+    """What generated source may say, for numba."""
+    from numba import extending, njit, types
+
+    real = {4: types.float32, 8: types.float64}[itemsize]
+
+    def pointer(kind: Any) -> Any:
+        @extending.intrinsic
+        def cast(context: Any, address: Any) -> Any:
+            return types.CPointer(kind)(types.int64), lambda context, builder, _, args: (
+                builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+            )
+
+        return cast
+
+    @extending.intrinsic
+    def take(context: Any, counter: Any) -> Any:
+        def emit(context: Any, builder: Any, _: Any, args: Any) -> Any:
+            one = context.get_constant(types.int64, 1)
+            return builder.atomic_rmw("add", args[0], one, "monotonic")
+
+        return types.int64(types.CPointer(types.int64)), emit
+
+    # inlined for certain: a call would leave a branch to numba's error handling in the object code
+    helper = njit(forceinline=True, error_model="numpy")
+
+    @helper
+    def maximum(a: Any, b: Any) -> Any:
+        return a if a > b or a != a else b
+
+    @helper
+    def minimum(a: Any, b: Any) -> Any:
+        return a if a < b or a != a else b
+
+    @helper
+    def sign(x: Any) -> Any:
+        return real(x > 0) - real(x < 0)
+
+    smallest = {4: 2.0**-126, 8: 2.0**-1022}[itemsize]
+
+    @helper
+    def reciprocal(x: Any) -> Any:
+        # below `smallest` 1/x would be inf in the loop's type and 0/x a nan
+        if abs(x) >= smallest or x == 0.0 or x != x:
+            return 1.0 / x
+        return 1.0 / smallest if x > 0.0 else -1.0 / smallest
+
+    return {
+        "real": real, "float64": types.float64, "reals": pointer(real), "take": take,
+        "integers": pointer(types.int64), "doubles": pointer(types.float64),
+        "singles": pointer(types.float32), "maximum": maximum, "minimum": minimum, "sign": sign,
+        "sqrt": math.sqrt, "reciprocal": reciprocal,
+    }  # fmt: skip

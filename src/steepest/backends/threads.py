@@ -1,0 +1,61 @@
+"""Who runs the pieces: the threads of torch's own OpenMP where there is one, else a pool.
+
+torch's OpenMP keeps its workers spinning for a while after every backward; a pool of our own would
+share their cores, so the loop runs on the same team. OpenMP hangs in a forked child: it has one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ENOUGH = 1 << 18  # elements: below it a second thread costs more than it brings
+_forked = False
+
+
+def wanted(elements: int, pieces: int) -> int:
+    """How many threads pay for so much work."""
+    return 1 if elements < ENOUGH or _forked else min(torch.get_num_threads(), pieces)
+
+
+def run(loop: Callable[[int], None], address: int, count: int) -> None:
+    """Call `loop(address)` on `count` threads at once; returns when all are done."""
+    if (parallel := _openmp()) is not None:
+        parallel(ctypes.cast(loop, ctypes.c_void_p), address, count, 0)  # type: ignore[arg-type]
+    else:
+        list(_pool(count).map(loop, [address] * count))
+
+
+@cache
+def _openmp() -> Any:
+    """GOMP_parallel(function, data, threads, flags) of the library that torch has loaded, or None."""
+    for file in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+        try:
+            parallel = ctypes.CDLL(str(file)).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        parallel.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        parallel.restype = None
+        return parallel
+    return None
+
+
+@cache
+def _pool(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="steepest")
+
+
+def _in_child() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

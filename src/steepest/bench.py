@@ -1,0 +1,126 @@
+"""`steepest bench`: the time of one step, against torch's own and the packages that users know.
+
+All contenders live in one process and take turns, each on its own copy of the tensors, after a small
+matrix product that wakes torch's threads as a backward does; the medians of the turns are compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import steepest
+
+BYTES = 28  # per float32 parameter with two states: read p g m s, write p m s
+
+
+def resnet50() -> list[tuple[int, ...]]:
+    """The 161 parameter tensors of ResNet-50, He et al. 2016, arXiv:1512.03385, table 1."""
+    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
+    inside = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            outside = 4 * width
+            convolutions = [(width, inside, 1, 1), (width, width, 3, 3), (outside, width, 1, 1)]
+            if block == 0:
+                convolutions.append((outside, inside, 1, 1))
+            for shape in convolutions:
+                shapes += [shape, (shape[0],), (shape[0],)]
+            inside = outside
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
+    "resnet50": resnet50,
+    "300x3456": lambda: [(3456,)] * 300,
+    "300x64": lambda: [(64,)] * 300,
+}
+
+
+def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
+    """Label -> a function that makes the optimizer; packages that are not installed are left out."""
+    adamw = torch.optim.AdamW
+    made: dict[str, Callable[[list[Tensor]], Any]] = {
+        "steepest AdaBelief": lambda ps: steepest.optimizer("adabelief", ps),
+        "steepest AdamW": lambda ps: steepest.optimizer("adamw", ps),
+        "steepest NAdam": lambda ps: steepest.optimizer("nadam", ps),
+        "steepest AdamW, foreach": lambda ps: steepest.optimizer("adamw", ps, backend="foreach"),
+        "steepest AdaBelief, foreach": lambda ps: steepest.optimizer("adabelief", ps, backend="foreach"),
+        "steepest AdamW, reference": lambda ps: steepest.optimizer("adamw", ps, backend="eager"),
+        "torch AdamW, fused": lambda ps: adamw(ps, fused=True),
+        "torch AdamW, foreach": lambda ps: adamw(ps, foreach=True),
+        "torch AdamW, loop": lambda ps: adamw(ps, foreach=False, fused=False),
+    }
+    for package in ("adabelief_pytorch", "pytorch_optimizer"):
+        with contextlib.suppress(ImportError):
+            kind = importlib.import_module(package).AdaBelief
+            quiet = {"print_change_log": False} if package == "adabelief_pytorch" else {}
+            made[package.replace("_", "-") + " AdaBelief"] = lambda ps, k=kind, q=quiet: k(ps, **q)
+    return made
+
+
+def _tensors(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    params = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
+    for p in params:
+        p.grad = torch.randn_like(p) * 1e-3
+    return params
+
+
+def copy_bound(shapes: list[tuple[int, ...]], rounds: int = 9) -> float:
+    """Seconds that moving 28 bytes per parameter takes at the speed of a large copy."""
+    count = sum(torch.Size(s).numel() for s in shapes)
+    source = torch.randn(max(count, 1 << 22))
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * BYTES * count / (8 * source.numel())
+
+
+def measure(
+    shapes: list[tuple[int, ...]],
+    seconds: float = 10.0,
+    only: Callable[[str], bool] = lambda label: True,
+    more: dict[str, Callable[[list[Tensor]], Any]] | None = None,
+) -> dict[str, dict[str, float]]:
+    """Label -> {"median", "best", "n"}: seconds of a step, turn by turn, for about `seconds` in all."""
+    makers = {k: v for k, v in {**contenders(), **(more or {})}.items() if only(k)}
+    turns: dict[str, Callable[[], float]] = {}
+    for label, make in makers.items():
+        with contextlib.redirect_stdout(io.StringIO()):  # adabelief-pytorch prints a banner
+            turns[label] = _turn(make(_tensors(shapes)))
+    awake = torch.randn(256, 256)
+    times: dict[str, list[float]] = {label: [] for label in turns}
+    for turn in turns.values():
+        turn()
+    stop = time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(next(iter(times.values()))) < 5:
+        for label, turn in turns.items():
+            torch.mm(awake, awake)
+            times[label].append(turn())
+    return {
+        label: {"median": statistics.median(ts), "best": min(ts), "n": len(ts)} for label, ts in times.items()
+    }
+
+
+def _turn(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + 1e-4 * step))
+
+    def turn() -> float:
+        start = time.perf_counter()
+        optimizer.step()
+        took = time.perf_counter() - start
+        schedule.step()
+        return took
+
+    return turn

@@ -1,0 +1,129 @@
+"""The command line, one function per verb. Heavy modules are imported inside their verb."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="steepest",
+    help="Optimizers for PyTorch: use them, race them, see them.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RACE_MODULES = ("optuna", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
+INTERRUPTED = 130
+"""128 + SIGINT, as shells count it."""
+
+
+@app.callback()
+def _verbs() -> None:
+    """Keeps `steepest VERB` a command with verbs, however few there are."""
+
+
+@app.command(epilog="Example: steepest race digits --optimizers adamw,momentum,eadam --budget 60s")
+def race(
+    task: Annotated[str, typer.Argument(help="A bundled task: digits.", metavar="TASK")],
+    optimizers: Annotated[
+        str | None, typer.Option(help="Entries, separated by commas.", show_default="nine")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Tuning trials per entry.", show_default="8")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Fresh seeds per entry.", show_default="10")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps per run.", show_default="the task's")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Wall time, e.g. 60s or 5m, instead of --trials.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Worker processes.", show_default="one per core")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the race.", show_default="race-TASK")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the race in --out.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Study seed.", show_default="0")] = None,
+) -> int:
+    """Compare optimizers on a task: equal tuning, paired seeds, a verdict with its interval."""
+    need_race()
+    import os
+
+    from steepest.race import BadCall, conduct, terminal
+
+    request = conduct.Request(task, optimizers, trials, seeds, steps, budget, seed)
+    jobs = (os.cpu_count() or 1) if jobs is None else jobs
+    if jobs < 1:
+        raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")
+    request.check()
+    folder = out or Path(f"race-{task}")
+    summary, interrupted = conduct.race(request, folder, jobs=jobs, resume=resume)
+    terminal.show(summary)
+    _say_where(folder)
+    if interrupted:
+        again = shlex.join(["steepest", "race", task, "--out", str(folder), "--resume"])
+        say(f"interrupted; to continue: {again}")
+        return INTERRUPTED
+    return 0
+
+
+@app.command(epilog="Example: steepest report my-race")
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a race.", metavar="DIR")]) -> int:
+    """Rebuild report.html and summary.json of a race from its store, study.db."""
+    need_race()
+    from steepest.race import conduct, terminal
+
+    terminal.show(conduct.rebuild(folder))
+    _say_where(folder)
+    return 0
+
+
+def need_race() -> None:
+    """BadCall with the pip command if a module of the extra `race` is missing."""
+    from steepest.race import BadCall
+
+    missing = [name for name in RACE_MODULES if find_spec(name) is None]
+    if missing:
+        raise BadCall(f"{', '.join(missing)} is missing: run pip install 'steepest[race]'")
+
+
+def say(line: str) -> None:
+    """One line on stderr."""
+    print("steepest:", " ".join(line.split()), file=sys.stderr)
+
+
+def _say_where(folder: Path) -> None:
+    print(f"report:  {folder / 'report.html'}\nsummary: {folder / 'summary.json'}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb; its exit code: 0 done, 1 the thing checked failed, 2 the call was wrong."""
+    from steepest.race import BadCall
+    from steepest.race.workers import WorkerError
+
+    try:
+        code: Any = app(args=arguments, standalone_mode=False)
+        return int(code or 0)
+    except (BadCall, WorkerError, OSError) as error:
+        say(str(error))
+        return 2 if isinstance(error, BadCall) else 1
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except Exception as error:
+        # typer's usage errors: their class is click's or typer's own, by version
+        if not hasattr(error, "format_message"):
+            raise
+        given = shlex.join(["steepest", *(sys.argv[1:] if arguments is None else arguments)])
+        say(f"{error.format_message().rstrip('.')}; given: {given}; see: steepest --help")
+        return 2

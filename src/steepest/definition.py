@@ -1,0 +1,208 @@
+"""What a rule is: the decorator, its checks, the registry."""
+
+import difflib
+import inspect
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from .formulas import words
+from .trace import Program, TraceError, trace
+
+rules: dict[str, "Rule"] = {}
+
+
+class Rule:
+    """An optimizer as one function: tensors left of `*` (parameter, gradient, states), scalars right.
+
+    Call it as it stands: `adam(p, g, m, v, t=1, lr=0.1)` on floats or torch tensors returns the new
+    parameter, the new states and the new carried scalars, in the order of the signature.
+
+    Attributes
+    ----------
+    states: names of the states, in order.
+    defaults: scalar -> default value (numbers alone).
+    choices: static choice (bool or str) -> default, bound before the rule is traced.
+    carried: carried scalar -> its start.
+    captured: group constant -> the hyperparameter that it is taken from.
+    keys: state or carried scalar -> its key in `optimizer.state[p]` (torch's name where torch has one).
+    limits: hyperparameter -> interval such as "[0, 1)", with a reason where it needs one.
+    search: hyperparameter -> (low, high), the log-uniform range that a race tunes it in.
+    decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled".
+    counts: whether the step count is saved; without it `t` is 1 at the first step and 2 ever after.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        keys: Mapping[str, str] | None = None,
+        limits: Mapping[str, str | tuple[str, str]] | None = None,
+        search: Mapping[str, tuple[float, float]] | None = None,
+        decay: str = "decoupled",
+        counts: bool = True,
+        forgets: Iterable[str] = (),
+    ) -> None:
+        self.function, self.name, self.decay, self.counts = function, function.__name__, decay, counts
+        self.__doc__, self.__wrapped__ = function.__doc__, function
+        self.__name__ = self.name
+        self.forgets = frozenset(forgets)
+        self._read_signature()
+        self.keys = {n: (keys or {}).get(n, n) for n in (*self.states, *self.carried)}
+        self.limits = {
+            n: (limit, "") if isinstance(limit, str) else limit
+            for n, limit in {**_limits_of(self.defaults), **(limits or {})}.items()
+        }
+        self.search = dict(search or {})
+        if "lr" in self.defaults and "lr" not in self.search:
+            self.search["lr"] = (self.defaults["lr"] / 30, self.defaults["lr"] * 30)
+        if decay not in ("coupled", "decoupled"):
+            self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
+        known = {*self.states, *self.carried, *self.defaults, *self.choices}
+        for word, names in (("keys", keys), ("limits", limits), ("search", search), ("forgets", forgets)):
+            for name in names or ():
+                if name not in known:
+                    self._refuse(f"{word} names {name!r}", "use a name from the signature")
+        self._check_outputs()
+
+    def _refuse(self, what: str, cure: str) -> None:
+        raise TypeError(f"rule {self.name}: {what}; {cure}")
+
+    def _read_signature(self) -> None:
+        self.states, self.defaults, self.choices, self.carried, self.captured = [], {}, {}, {}, {}
+        self.counted = False
+        kinds = inspect.Parameter
+        for parameter in inspect.signature(self.function).parameters.values():
+            name, default = parameter.name, parameter.default
+            if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
+                self._refuse(f"argument *{name}", "name each tensor and each scalar on its own")
+            elif parameter.kind is not kinds.KEYWORD_ONLY:
+                if default is not kinds.empty:
+                    self._refuse(
+                        f"tensor {name!r} has a default",
+                        "every state starts at zero (another start is `where(t > 1, "
+                        f"{name}, start)`); a scalar stands right of `*`",
+                    )
+                self.states.append(name)
+            elif name == "t":
+                self.counted = True
+            elif isinstance(default, words.carried):
+                self.carried[name] = float(default)
+            elif isinstance(default, words.captured):
+                self.captured[name] = str(default)
+            elif isinstance(default, (bool, str)):
+                self.choices[name] = default
+            elif isinstance(default, (int, float)):
+                self.defaults[name] = default
+            else:
+                given = "no default" if default is kinds.empty else f"the default {default!r}"
+                self._refuse(
+                    f"scalar {name!r} has {given}",
+                    "give a number, a bool or str (a static choice), carried(start) or captured(name)",
+                )
+        if len(self.states) < 2:
+            self._refuse(
+                f"it takes {len(self.states)} tensors", "begin with the parameter and its gradient"
+            )
+        self.tensors = tuple(self.states)
+        self.states = tuple(self.states[2:])
+        for name, source in self.captured.items():
+            if source not in self.defaults:
+                self._refuse(f"{name}=captured({source!r})", f"capture one of {[*self.defaults]}")
+
+    def _check_outputs(self) -> None:
+        options = [(False, True) if isinstance(v, bool) else (v,) for v in self.choices.values()]
+        kept, changed = set(), set()
+        for values in itertools.product(*options):
+            program = self.trace(**dict(zip(self.choices, values, strict=True)))
+            for name in self.states:
+                if name in program.outputs:
+                    changed.add(name)
+                if program.depends(name):
+                    kept.add(name)
+        for name in self.states:
+            if name not in changed:
+                self._refuse(f"state {name!r} is never changed", "return its new value or remove it")
+            if name not in kept and name not in self.forgets:
+                self._refuse(
+                    f"the new {name!r} does not depend on the old one",
+                    f"check the order of the outputs, or say @rule(forgets=[{name!r}]) if it is meant",
+                )
+
+    def trace(self, modifiers: tuple[Callable[..., Any], ...] = (), **choices: Any) -> Program:
+        """The rule's program, with the static choices bound and the modifiers put before it."""
+        try:
+            return trace(self, modifiers, {**self.choices, **choices})
+        except TraceError as error:
+            raise TypeError(f"rule {self.name}: {error}") from None
+
+    def __call__(self, *tensors: Any, **scalars: Any) -> Any:
+        if len(tensors) != len(self.tensors):
+            raise TypeError(
+                f"rule {self.name} takes {len(self.tensors)} tensors {self.tensors}, got {len(tensors)}"
+            )
+        for name, source in self.captured.items():
+            scalars.setdefault(name, scalars.get(source, self.defaults[source]))
+        for name, default in (*self.defaults.items(), *self.carried.items()):
+            scalars.setdefault(name, default)
+        ieee = {
+            n: words.Number(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v
+            for n, v in scalars.items()
+        }
+        numbers = [words.Number(x) if isinstance(x, (int, float)) else x for x in tensors]
+        return self.function(*numbers, **ieee)
+
+    def __repr__(self) -> str:
+        return f"<rule {self.name}>"
+
+
+_LIMITS = {
+    "lr": "[0, inf)", "eps": "[0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)", "momentum": "[0, inf)",
+    "lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)", "momentum_decay": "[0, inf)",
+}  # fmt: skip
+
+
+def _limits_of(defaults: Iterable[str]) -> dict[str, str]:
+    return {n: _LIMITS[n] for n in defaults if n in _LIMITS}
+
+
+def inside(interval: str, value: float) -> bool:
+    """Whether a number lies in an interval written as "[0, 1)"; a nan lies in none."""
+    low, high = (float(x) for x in interval[1:-1].split(","))
+    above = low < value or (interval[0] == "[" and value == low)
+    below = value < high or (interval[-1] == "]" and value == high)
+    return above and below and not math.isnan(value)
+
+
+def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
+    """Make an optimizer of a function, and register it under the function's name.
+
+    `@rule` or `@rule(keys=..., limits=..., search=..., decay=..., counts=..., forgets=...)`; what
+    these say is described at `Rule`. Raises TypeError, naming the rule, the argument and the cure.
+    """
+    if function is None:
+        return lambda f: rule(f, **about)
+    made = Rule(function, **about)
+    if made.name in rules and inspect.getmodule(rules[made.name].function) is not inspect.getmodule(
+        function
+    ):
+        made._refuse("a rule of that name exists", "give the function another name")
+    rules[made.name] = made
+    return made
+
+
+def find(name: str) -> Rule:
+    """The rule of that name; a ValueError names the nearest known ones."""
+    if name in rules:
+        return rules[name]
+    raise ValueError(f"{name!r} is no known rule; {nearest(name, rules)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` for a misspelt name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
+        name.lower(), known, 1
+    )
+    return f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(known)}"

@@ -1,0 +1,181 @@
+"""A family: the rules that stand behind one class, and the arguments that it takes.
+
+A class that torch.optim has too takes torch.optim's arguments, with torch.optim's defaults; AdaBelief
+and AdaBound take those of their authors' packages; every other class takes those of its rule.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+
+from .definition import Rule, rules
+from .formulas import modifiers
+
+Group = Mapping[str, Any]
+PAIRS = {
+    "beta1": ("betas", 0), "beta2": ("betas", 1), "etaminus": ("etas", 0), "etaplus": ("etas", 1),
+    "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1),
+}  # fmt: skip
+# accepted, so that a program need not change; the backend is chosen by device
+WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
+_DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple", "fixed_decay"}
+
+
+class Selection(NamedTuple):
+    """What a group asks for: a rule, its static choices and the modifiers before it."""
+
+    rule: Rule
+    modifiers: tuple[Callable[..., Any], ...]
+    choices: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """name: the class's; members: its rules by name, the first one giving the class its docstring;
+    arguments: name -> default, in order; pick: group -> name of the rule; check: group -> complaint.
+    """
+
+    name: str
+    members: tuple[Rule, ...]
+    arguments: dict[str, Any]
+    pick: Callable[[Group], str] = field(default=lambda group: "")
+    check: Callable[[Group], str] = field(default=lambda group: "")
+
+    def rule(self, group: Group) -> Rule:
+        """The rule that the group's entries ask for."""
+        wanted = self.pick(group)
+        return next((r for r in self.members if r.name == wanted), self.members[0])
+
+    def select(self, group: Group) -> Selection:
+        """Rule, modifiers and static choices of a group."""
+        rule = self.rule(group)
+        before: list[Callable[..., Any]] = [modifiers.maximize] if group.get("maximize") else []
+        if group.get("weight_decay"):
+            usual = rule.decay == "decoupled"
+            decoupled = group.get("decoupled_weight_decay", group.get("weight_decouple", usual))
+            fixed = modifiers.fixed if group.get("fixed_decay") else modifiers.decoupled
+            before.append(fixed if decoupled else modifiers.coupled)
+        choices = {c: bool(group[c]) if isinstance(v, bool) else group[c]
+                   for c, v in rule.choices.items() if c in group}  # fmt: skip
+        if "heavy" in rule.choices:
+            choices["heavy"] = group["momentum"] > 0
+        return Selection(rule, tuple(before), tuple(choices.items()))
+
+    @cached_property
+    def keys(self) -> set[str]:
+        """Every key that a state of this family may have."""
+        return {"step"}.union(*(r.keys.values() for r in self.members))
+
+    @cached_property
+    def captured(self) -> dict[str, str]:
+        """Group constants: name -> the hyperparameter that it is taken from."""
+        return {n: source for r in self.members for n, source in r.captured.items()}
+
+
+def scalar(group: Group, name: str, rule: Rule) -> float:
+    """The value of a rule's scalar in a group, betas and their like taken apart."""
+    key, index = PAIRS.get(name, (name, None))
+    value = group.get(key, rule.defaults.get(name)) if key not in group else group[key]
+    return float(value if index is None or not isinstance(value, (tuple, list)) else value[index])
+
+
+def _arguments(rule: Rule) -> dict[str, Any]:
+    """The arguments of a class made of a rule alone."""
+    found: dict[str, Any] = {}
+    for name, default in rule.defaults.items():
+        key, _ = PAIRS.get(name, (name, None))
+        if key == name:
+            found[name] = default
+        else:
+            parts = [n for n, (k, _) in PAIRS.items() if k == key and n in rule.defaults]
+            whole = len(parts) == sum(k == key for k, _ in PAIRS.values())
+            found |= {key: tuple(rule.defaults[n] for n in parts)} if whole else {name: default}
+    return found | dict(rule.choices) | {"weight_decay": 0.0, "maximize": False, "differentiable": False}
+
+
+def _torch_arguments(name: str, members: tuple[Rule, ...]) -> dict[str, Any]:
+    """Those arguments of torch.optim's class that we know; a newer torch may have more."""
+    ours = {*WITHOUT_EFFECT, *_DECAY, "amsgrad", "nesterov", "differentiable"}
+    for rule in members:
+        ours |= {PAIRS.get(n, (n,))[0] for n in rule.defaults} | set(rule.choices)
+    signature = inspect.signature(getattr(torch.optim, name))
+    found = {n: p.default for n, p in signature.parameters.items() if n in ours}
+    if name == "AdamW":  # torch's class is an Adam with this entry in its groups
+        found["decoupled_weight_decay"] = True
+    return found
+
+
+def _sgd(group: Group) -> str:
+    return "nesterov" if group["nesterov"] else "momentum" if group["momentum"] else "sgd"
+
+
+def _sgd_check(group: Group) -> str:
+    if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+        return (f"nesterov=True was given with momentum={group['momentum']!r} and dampening="
+                f"{group['dampening']!r}, expected momentum > 0 and dampening 0")  # fmt: skip
+    return ""
+
+
+def _either(plain: str, flag: str, other: str) -> Callable[[Group], str]:
+    return lambda group: other if group[flag] else plain
+
+
+_TORCH: dict[str, tuple[str, Callable[[Group], str]]] = {
+    "SGD": ("sgd momentum nesterov", _sgd),
+    "ASGD": ("asgd", lambda g: "asgd"),
+    "Rprop": ("rprop", lambda g: "rprop"),
+    "Adagrad": ("adagrad", lambda g: "adagrad"),
+    "Adadelta": ("adadelta", lambda g: "adadelta"),
+    "RMSprop": ("rmsprop", lambda g: "rmsprop"),
+    "Adam": ("adam amsgrad", _either("adam", "amsgrad", "amsgrad")),
+    "AdamW": ("adamw amsgrad", _either("adamw", "amsgrad", "amsgrad")),
+    "Adamax": ("adamax", lambda g: "adamax"),
+    "NAdam": ("nadam", lambda g: "nadam"),
+    "RAdam": ("radam", lambda g: "radam"),
+}
+
+_BELIEF = {
+    "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 0.0, "amsgrad": False,
+    "weight_decouple": True, "fixed_decay": False, "rectify": True, "degenerated_to_sgd": True,
+    "print_change_log": True, "maximize": False, "differentiable": False,
+}  # fmt: skip
+_BOUND = {
+    "lr": 1e-3, "betas": (0.9, 0.999), "final_lr": 0.1, "gamma": 1e-3, "eps": 1e-8,
+    "weight_decay": 0.0, "amsbound": False, "maximize": False, "differentiable": False,
+}  # fmt: skip
+_NAMES = {"amsgrad": "AMSGrad", "eadam": "EAdam", "amsbound": "AMSBound"}
+
+
+def of(rule: Rule) -> Family:
+    """The family of one rule: its class is named after it, with its own arguments."""
+    name = _NAMES.get(rule.name) or "".join(w.title() for w in rule.name.split("_"))
+    return Family(name, (rule,), _arguments(rule))
+
+
+def _all() -> dict[str, Family]:
+    found = {}
+    for name, (members, pick) in _TORCH.items():
+        known = tuple(rules[m] for m in members.split())
+        check = _sgd_check if name == "SGD" else lambda group: ""
+        found[name] = Family(name, known, _torch_arguments(name, known), pick, check)
+    found["AdaBelief"] = Family("AdaBelief", (rules["adabelief"],), _BELIEF)
+    found["AdaBound"] = Family(
+        "AdaBound", (rules["adabound"], rules["amsbound"]), _BOUND,
+        _either("adabound", "amsbound", "amsbound"),
+    )  # fmt: skip
+    done = {f.members[0].name for f in found.values()}
+    for rule in rules.values():
+        if rule.name not in done:
+            family = of(rule)
+            found[family.name] = family
+    return found
+
+
+families = _all()
+by_rule = {f.members[0].name: f for f in families.values()}

@@ -1,0 +1,6 @@
+"""What an optimizer is: the mathematics, a rule each, in order of growing complexity.
+
+This room imports the decorator and the words, and neither torch nor numpy.
+"""
+
+from . import gradient, scaled, adam, bound, belief  # noqa: F401, I001  in order of complexity

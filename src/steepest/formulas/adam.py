@@ -1,0 +1,103 @@
+"""Adam and its nearest kin: momentum and a rate for each coordinate, both unbiased."""
+
+from ..definition import rule
+from .words import carried, maximum, sqrt, where
+
+ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
+LR = {"lr": (1e-5, 1e-1)}
+
+
+def average(beta, old, new):
+    """The exponential moving average of a sequence, one step on."""
+    return beta * old + (1 - beta) * new
+
+
+@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Adam. Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
+
+    RMSprop with momentum, both averages corrected for their start at zero.
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g)
+    m_hat = m / (1 - beta1**t)
+    v_hat = v / (1 - beta2**t)
+    return p - lr * m_hat / (sqrt(v_hat) + eps), m, v
+
+
+@rule(keys=ADAM_KEYS, decay="decoupled", search=LR)
+def adamw(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """AdamW. Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2.
+
+    Adam whose weight decay shrinks the parameter directly instead of passing through the gradient.
+    Differs from the paper: the decay is lr * weight_decay, as in torch.optim.AdamW.
+    """
+    return adam.function(p, g, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
+
+
+@rule(keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, decay="coupled", search=LR)
+def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """AMSGrad. Reddi, Kale and Kumar 2018, arXiv:1904.09237, algorithm 2.
+
+    Adam whose rates never rise again: the largest second moment so far is used.
+    Differs from the paper: both moments are bias-corrected, as in torch.optim.Adam(amsgrad=True).
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g)
+    v_max = maximum(v_max, v)
+    return p - lr / (1 - beta1**t) * m / (sqrt(v_max / (1 - beta2**t)) + eps), m, v, v_max
+
+
+@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+def nadam(
+    p, g, m, v, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3,
+    mu_product=carried(1),
+):  # fmt: skip
+    """NAdam. Dozat 2016, ICLR workshop, algorithm 2.
+
+    Adam with Nesterov's look-ahead: the next step's momentum is used already now, under a beta1 that
+    warms up. The product of all those betas is carried from step to step for the bias correction.
+    Differs from the paper: the warm-up of beta1 has the form of torch.optim.NAdam.
+    """
+    mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
+    mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
+    mu_product = mu_product * mu
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g)
+    ahead = (1 - mu) / (1 - mu_product) * g + mu_next / (1 - mu_product * mu_next) * m
+    return p - lr * ahead / (sqrt(v / (1 - beta2**t)) + eps), m, v, mu_product
+
+
+def rectification(t, beta2):
+    """RAdam's length of memory rho_t, and its rectifying factor (nan where rho_t is small)."""
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
+    factor = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
+    return rho, sqrt(factor)
+
+
+@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Rectified Adam. Liu et al. 2020, arXiv:1908.03265, algorithm 2.
+
+    Adam that is plain momentum while too few gradients were seen to trust the second moment, and
+    warms up by a factor of its own after that.
+    Differs from the paper: rho must exceed 5 instead of 4, and eps is added, as torch.optim.RAdam.
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g)
+    rho, rectify = rectification(t, beta2)
+    adaptive = rectify * sqrt(1 - beta2**t) / (sqrt(v) + eps)
+    return p - lr / (1 - beta1**t) * m * where(rho > 5, adaptive, 1), m, v
+
+
+@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """EAdam. Yuan and Gao 2020, arXiv:2011.02150.
+
+    Adam with eps added to the stored second moment at every step and nowhere else: the sum tends to
+    eps / (1 - beta2), a floor 1000 times eps. AdaBelief without the belief.
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g) + eps
+    return p - lr / (1 - beta1**t) * m / sqrt(v / (1 - beta2**t)), m, v

@@ -1,0 +1,36 @@
+"""AdaBelief: the second moment of the surprise."""
+
+from ..definition import rule
+from .adam import LR, average, rectification
+from .words import maximum, sqrt, where
+
+
+@rule(
+    keys={"m": "exp_avg", "s": "exp_avg_var", "s_max": "max_exp_avg_var"},
+    limits={"beta1": ("(0, 1)", "with beta1=0 the average is the gradient itself, the belief g - m is "
+                      "zero and the step explodes: use RMSprop or a beta1 such as 0.5")},
+    search=LR,
+)  # fmt: skip
+def adabelief(
+    p, g, m, s, s_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-16, rectify=True,
+    degenerated_to_sgd=True, amsgrad=False,
+):  # fmt: skip
+    """AdaBelief. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
+
+    Adam, but the second moment is of g's distance from its own average m: a gradient that was
+    predicted gets a large step, a surprising one a small step. eps is added to the stored s at every
+    step, so its floor after bias correction is eps / (1 - beta2).
+    Differs from the paper, as the package adabelief-pytorch 0.2.1: rectify (RAdam's warm-up, which the
+    paper never used) is on by default, and under it amsgrad is without effect.
+    """
+    m = average(beta1, m, g)
+    s = average(beta2, s, (g - m) ** 2) + eps
+    if amsgrad and not rectify:
+        s_max = maximum(s_max, s)
+    m_hat = m / (1 - beta1**t)
+    if not rectify:
+        return p - lr * m_hat / (sqrt((s_max if amsgrad else s) / (1 - beta2**t)) + eps), m, s, s_max
+    rho, factor = rectification(t, beta2)
+    adaptive = factor * sqrt(1 - beta2**t) / (sqrt(s) + eps)
+    moved = p - lr * m_hat * where(rho >= 5, adaptive, 1)
+    return moved if degenerated_to_sgd else where(rho >= 5, moved, p), m, s, s_max

@@ -1,0 +1,54 @@
+"""AdaBound and AMSBound: Adam at the start, momentum SGD in the end."""
+
+from ..definition import rule
+from .adam import ADAM_KEYS, LR, average
+from .words import captured, maximum, minimum, sqrt, where
+
+_ABOUT = {"decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}}
+_SEARCH = {**LR, "final_lr": (1e-3, 1e1)}
+
+
+def bounded(rate, t, lr, base_lr, final_lr, gamma):
+    """The rate of each coordinate, held between two bounds that close in on final_lr."""
+    # a schedule scales the bounds too; a group made at lr=0 has no base to scale by
+    final = final_lr * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
+    lower = final * (1 - 1 / (gamma * t + 1))
+    upper = where(final > 0, final * (1 + 1 / (gamma * t)), 0)
+    return minimum(maximum(rate, lower), upper)
+
+
+@rule(keys=ADAM_KEYS, search=_SEARCH, **_ABOUT)
+def adabound(
+    p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
+    base_lr=captured("lr"),
+):  # fmt: skip
+    """AdaBound. Luo et al. 2019, arXiv:1902.09843, algorithm 2.
+
+    Adam whose rate for each coordinate is clipped between bounds that start at (0, inf) and end at
+    final_lr: it becomes SGD with an averaged gradient, of heavy-ball rate final_lr * (1 - beta1).
+    Differs from the paper, as the package adabound 0.0.5: bias correction inside the clipped rate, no
+    1/sqrt(t), and a schedule of lr scales the bounds. Differs from the package: base_lr is a group's
+    own, saved entry (so later groups are stepped and a resumed run keeps its bounds), and with lr=0 at
+    construction the bounds are the paper's, unscaled. gamma=0 never closes the bounds: that is Adam.
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g)
+    rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t) / (sqrt(v) + eps)
+    return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v
+
+
+@rule(keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, search=_SEARCH, **_ABOUT)
+def amsbound(
+    p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
+    base_lr=captured("lr"),
+):  # fmt: skip
+    """AMSBound. Luo et al. 2019, arXiv:1902.09843, algorithm 3.
+
+    AdaBound on the largest second moment so far, as AMSGrad is to Adam. Differences from the paper:
+    those of `adabound`.
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g * g)
+    v_max = maximum(v_max, v)
+    rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t) / (sqrt(v_max) + eps)
+    return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v, v_max

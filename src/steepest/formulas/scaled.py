@@ -1,0 +1,94 @@
+"""Rules with a rate for each coordinate: Rprop, Adagrad, Adadelta, RMSprop."""
+
+from ..definition import rule
+from .words import abs, maximum, minimum, sign, sqrt, where
+
+
+@rule(
+    keys={"z": "step_size"},
+    forgets=["prev"],
+    limits={"etaminus": "(0, 1)", "etaplus": "(1, inf)"},
+    search={"lr": (1e-4, 1e-1)},
+)
+def rprop(
+    p, g, prev, z, *, t, lr=1e-2, etaminus=0.5, etaplus=1.2, step_min=1e-6, step_max=50.0
+):  # fmt: skip
+    """Resilient propagation. Riedmiller and Braun 1993, doi:10.1109/ICNN.1993.298623.
+
+    Looks at the gradient's sign alone: each coordinate has a step that grows while the sign stays and
+    shrinks when it turns. Meant for full batches; mini-batch noise turns the signs.
+    Differs from the paper: as torch.optim.Rprop, a turn skips one move and takes no step back.
+    """
+    turn = sign(g * prev)
+    same, turned = maximum(turn, 0), minimum(turn, 0)
+    factor = 1 + (etaplus - 1) * same + (1 - etaminus) * turned
+    z = minimum(maximum(where(t > 1, z, lr) * factor, step_min), step_max)
+    g = g * (1 + turned)
+    return p - z * sign(g), g, z
+
+
+@rule(keys={"v": "sum"}, decay="coupled", search={"lr": (1e-3, 1.0)})
+def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10):
+    """Adagrad. Duchi, Hazan and Singer 2011, JMLR 12.
+
+    Gradient descent whose rate falls, for each coordinate, with the sum of its squared gradients: rare
+    features keep a large rate. Differs from the paper: lr_decay, from torch.optim.Adagrad.
+    """
+    v = where(t > 1, v, initial_accumulator_value) + g * g
+    return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps), v
+
+
+@rule(
+    keys={"v": "square_avg", "d": "acc_delta"},
+    decay="coupled",
+    limits={"rho": "[0, 1]"},
+    search={"lr": (1e-2, 1e1)},
+)
+def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
+    """Adadelta. Zeiler 2012, arXiv:1212.5701, algorithm 1.
+
+    RMSprop whose rate is the root mean square of the last moves, so that units cancel. eps stands
+    inside both roots and is the start of every move: it, not lr, sets how slowly training begins.
+    Differs from the paper: an lr in front (1 is the paper), from torch.optim.Adadelta.
+    """
+    v = rho * v + (1 - rho) * g * g
+    delta = sqrt(d + eps) / sqrt(v + eps) * g
+    return p - lr * delta, v, rho * d + (1 - rho) * delta * delta
+
+
+@rule(
+    keys={"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
+    decay="coupled",
+    limits={"alpha": "[0, inf)"},
+    search={"lr": (1e-5, 1e-1)},
+)
+def rmsprop(
+    p, g, v, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0, centered=False, heavy=False
+):  # fmt: skip
+    """RMSprop. Tieleman and Hinton 2012, Coursera lecture 6.5; centred: Graves 2013, arXiv:1308.0850.
+
+    Adagrad with a sliding mean in the place of the sum, so that the rate can rise again. `centered`
+    subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient.
+    Differs from the lecture: eps outside the root, from torch.optim.RMSprop.
+    """
+    v = alpha * v + (1 - alpha) * g * g
+    spread = v
+    if centered:
+        a = a + (1 - alpha) * (g - a)
+        spread = v - a * a
+    step = g / (sqrt(spread) + eps)
+    if heavy:
+        step = b = momentum * b + step
+    return p - lr * step, v, a, b
+
+
+@rule(keys={"m": "exp_avg", "u": "exp_inf"}, decay="coupled", search={"lr": (1e-5, 1e-1)})
+def adamax(p, g, m, u, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Adamax. Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
+
+    Adam with the largest recent gradient in the place of the root mean square.
+    Differs from the paper: eps inside the maximum, from torch.optim.Adamax.
+    """
+    m = beta1 * m + (1 - beta1) * g
+    u = maximum(beta2 * u, abs(g) + eps)
+    return p - lr / (1 - beta1**t) * m / u, m, u

@@ -1,0 +1,118 @@
+"""The words a rule may use beyond `+ - * / **`.
+
+A word looks at the type of its arguments and says itself in that type's way: on numbers here, on
+symbols in `trace.py`, on torch tensors in `backends/eager.py`. Nothing in this room imports torch.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+_meanings: dict[type, dict[str, Callable[..., Any]]] = {}
+
+
+def register(kind: type, **meanings: Callable[..., Any]) -> None:
+    """Teach the words to the type `kind` and its subclasses: `register(Tensor, sqrt=torch.sqrt)`."""
+    _meanings.setdefault(kind, {}).update(meanings)
+
+
+def _say(word: str, *arguments: Any) -> Any:
+    for argument in arguments:
+        for kind in type(argument).__mro__:
+            if word in _meanings.get(kind, ()):
+                return _meanings[kind][word](*arguments)
+    return _NUMBER[word](*(Number(a) for a in arguments))
+
+
+class Number(float):
+    """A float whose arithmetic is IEEE 754's: 1/0 is inf and (-1)**0.5 is nan, never an exception."""
+
+    def _ieee(name: str) -> Callable[["Number", Any], Any]:  # type: ignore[misc]  # noqa: N805
+        plain = getattr(float, name)
+
+        def operation(self: "Number", other: Any) -> Any:
+            if isinstance(other, int):
+                other = float(other)
+            try:
+                result = plain(self, other)
+            except ZeroDivisionError:
+                if "pow" in name:
+                    return Number(math.inf)
+                above, below = (other, self) if name == "__rtruediv__" else (self, other)
+                if above == 0 or above != above:
+                    return Number(math.nan)
+                return Number(math.copysign(math.inf, above) * math.copysign(1.0, below))
+            except OverflowError:
+                base, exponent = (other, self) if name == "__rpow__" else (self, other)
+                return Number(-math.inf if base < 0 and exponent % 2 == 1 else math.inf)
+            if isinstance(result, complex):
+                return Number(math.nan)
+            return result if result is NotImplemented else Number(result)
+
+        return operation
+
+    __add__, __radd__ = _ieee("__add__"), _ieee("__radd__")
+    __sub__, __rsub__ = _ieee("__sub__"), _ieee("__rsub__")
+    __mul__, __rmul__ = _ieee("__mul__"), _ieee("__rmul__")
+    __truediv__, __rtruediv__ = _ieee("__truediv__"), _ieee("__rtruediv__")
+    __pow__, __rpow__ = _ieee("__pow__"), _ieee("__rpow__")  # type: ignore[assignment]
+
+    def __neg__(self) -> "Number":
+        return Number(-float(self))
+
+
+def _first_if(condition: Callable[[float, float], bool]) -> Callable[[float, float], float]:
+    # a NaN on either side comes out, as torch.maximum has it
+    return lambda a, b: a if condition(a, b) or a != a else b
+
+
+_NUMBER: dict[str, Callable[..., Any]] = {
+    "sqrt": lambda x: Number(math.sqrt(x)) if x >= 0 else Number(math.nan),
+    "abs": lambda x: Number(math.fabs(x)),
+    "sign": lambda x: Number((x > 0) - (x < 0)),
+    "maximum": _first_if(lambda a, b: a > b),
+    "minimum": _first_if(lambda a, b: a < b),
+}
+
+
+def sqrt(x: Any) -> Any:
+    """Square root; nan below zero."""
+    return _say("sqrt", x)
+
+
+def abs(x: Any) -> Any:  # noqa: A001  the field's word
+    """Absolute value."""
+    return _say("abs", x)
+
+
+def sign(x: Any) -> Any:
+    """-1, 0 or 1; 0 for nan, as torch.sign has it."""
+    return _say("sign", x)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger of two; nan if either is."""
+    return _say("maximum", a, b)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller of two; nan if either is."""
+    return _say("minimum", a, b)
+
+
+def where(condition: Any, then: Any, otherwise: Any) -> Any:
+    """One side for good: `condition` is about scalars alone, and what the other side holds is lost."""
+    if isinstance(condition, bool):
+        return then if condition else otherwise
+    return _say("where", condition, then, otherwise)
+
+
+class carried(float):  # noqa: N801  reads as a word in a signature
+    """A scalar that each parameter carries from step to step: `mu_product=carried(1)`.
+
+    It starts at the value given, and the rule returns its next value after the states.
+    """
+
+
+class captured(str):  # noqa: N801
+    """A group's own constant: `base_lr=captured("lr")` keeps the lr that the group was made with."""

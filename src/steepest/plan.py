@@ -1,0 +1,313 @@
+"""A plan: one group's parameters and states laid out for the backends, kept from step to step.
+
+A part is a share of the group that one backend steps in one go. `ready` checks everything and
+writes nothing; the function that it returns writes and no longer fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .backends import eager, foreach
+from .families import Selection
+from .trace import Program, host_function
+
+BACKENDS = ("cpu", "foreach", "eager")
+_nbytes = attrgetter("nbytes")
+
+
+class Stale(Exception):
+    """The parameters are no longer those that the plan was made for."""
+
+
+@lru_cache(maxsize=None)
+def program_of(selection: Selection) -> Program:
+    """The traced program of a selection, made once."""
+    return selection.rule.trace(selection.modifiers, **dict(selection.choices))
+
+
+@lru_cache(maxsize=None)
+def _foreach_of(selection: Selection, itemsize: int) -> tuple[Any, Any]:
+    program = program_of(selection)
+    return foreach.compiled(program), host_function(program, itemsize)
+
+
+def describe(tensor: Any) -> str:
+    """A tensor in a few words, for messages."""
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+
+
+def check_gradient(rule: str, p: Tensor, g: Tensor) -> None:
+    """Raise for a gradient that no backend can take."""
+    if g.layout is not torch.strided:
+        raise RuntimeError(
+            f"{rule}: a gradient of layout {g.layout} was given for a parameter of shape "
+            f"{tuple(p.shape)}, expected a dense one; build the embedding with sparse=False, or call "
+            "p.grad = p.grad.to_dense() before the step"
+        )
+    if g.shape != p.shape or g.device != p.device or g.dtype != p.dtype:
+        raise RuntimeError(
+            f"{rule}: a gradient {describe(g)} was given, expected one like its parameter, "
+            f"{describe(p)}; after a change of the parameter's data set p.grad = None"
+        )
+
+
+class Part:
+    """Parameters of one device and dtype, their states in columns, their counts in one vector."""
+
+    def __init__(self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]) -> None:
+        self.selection, self.program, self.params = selection, program_of(selection), params
+        rule, program, n = selection.rule, self.program, len(params)
+        self.rule = rule.name
+        keeps = rule.counts and bool(program.states or program.carried or program.counts)
+        self.steps = torch.zeros(n, dtype=torch.float32)
+        self.carried = torch.tensor(
+            [[start] * n for start in rule.carried.values()], dtype=torch.float64
+        ).reshape(-1, n)
+        self.columns: list[list[Tensor]] = [[] for _ in program.states]
+        self.states: list[dict[str, Any] | None] = []
+        views = self.steps.unbind()
+        for k, (p, state) in enumerate(zip(params, old, strict=True)):
+            born = bool(state) or p.grad is not None
+            new = dict(state)
+            keys = [rule.keys[s] for s in program.states]
+            held = [key for key in keys if state.get(key) is not None]
+            if state:
+                # without a saved count, what is there tells a first step from a later one
+                self.steps[k] = float(state["step"]) if "step" in state else float(bool(held))
+            if self.steps[k] > 0 and len(held) < len(keys):
+                missing = sorted({*keys} - {*held})
+                raise RuntimeError(
+                    f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
+                    f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(state)}. Load a "
+                    "checkpoint of the same options, or clear optimizer.state to begin anew"
+                )
+            if keeps:
+                new["step"] = views[k]
+            for key, column in zip(keys, self.columns, strict=True):
+                if state.get(key) is None and born:
+                    new[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                elif born and (new[key].shape != p.shape or new[key].device != p.device):
+                    raise RuntimeError(
+                        f"{self.rule}: state {key!r} is {describe(new[key])}, expected one like its "
+                        f"parameter, {describe(p)}; load the state after moving the model"
+                    )
+                column.append(new[key].detach() if born else p)
+            for i, name in enumerate(rule.carried):
+                if (value := state.get(rule.keys[name])) is not None:
+                    self.carried[i, k] = float(value)
+                new[rule.keys[name]] = self.carried[i, k]
+            self.states.append(new if born else None)
+        self.unborn = {k for k, state in enumerate(self.states) if state is None}
+
+    def gradients(self) -> tuple[list[int], list[Tensor]]:
+        """Where there is a gradient: the indices, and the gradients, checked."""
+        chosen = [(k, p.grad) for k, p in enumerate(self.params) if p.grad is not None]
+        for k, g in chosen:
+            check_gradient(self.rule, self.params[k], g)
+        if self.unborn and not self.unborn.isdisjoint(k for k, _ in chosen):
+            raise Stale
+        return [k for k, _ in chosen], [g for _, g in chosen]
+
+    def rows(self, at: list[int]) -> list[tuple[list[int], float, list[float]]]:
+        """The indices by equal counts and carried scalars: (indices, t, carried)."""
+        steps = self.steps[at] + 1
+        if not len(self.carried) and bool((steps == steps[:1]).all()):
+            return [(at, float(steps[0]), [])] if at else []
+        rows: dict[tuple[float, ...], list[int]] = {}
+        values = zip(steps.tolist(), *(c[at].tolist() for c in self.carried), strict=True)
+        for k, key in zip(at, values, strict=True):
+            rows.setdefault(key, []).append(k)
+        return [(indices, key[0], list(key[1:])) for key, indices in rows.items()]
+
+    def count(self, indices: list[int], t: float, carried: Sequence[float]) -> None:
+        """Write what the step made of counts and carried scalars."""
+        self.steps[indices] = t
+        for row, value in zip(self.carried, carried, strict=True):
+            row[indices] = value
+
+    def ready(self, scalars: list[float]) -> Callable[[], None]:
+        """Check, and return what does the step; writes nothing."""
+        raise NotImplementedError
+
+
+class CompiledPart(Part):
+    """The CPU's compiled loop, for dense float32 or float64 parameters."""
+
+    def __init__(self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]) -> None:
+        from .backends import cpu
+
+        super().__init__(selection, params, old)
+        self.n = len(params)
+        self.strides = [p.stride() for p in params]
+        self.contiguous = all(map(Tensor.is_contiguous, params))
+        self.nbytes = list(map(_nbytes, params))
+        self.addresses = list(map(Tensor.data_ptr, params))
+        for key, column in zip(self.program.states, self.columns, strict=True):
+            for k, s in enumerate(column):
+                if k not in self.unborn and (s.dtype != params[k].dtype or s.stride() != self.strides[k]):
+                    # a state loaded in another dtype or layout: one that the loop can walk along p
+                    column[k] = torch.empty_like(params[k]).copy_(s)
+                    self.states[k][selection.rule.keys[key]] = column[k]  # type: ignore[index]
+        self.work = cpu.Work(self.program, params, self.columns, self.steps, self.carried)
+        self.scratch: dict[int, Tensor] = {}
+
+    def ready(self, scalars: list[float]) -> Callable[[], None]:
+        params, grads = self.params, [p.grad for p in self.params]
+        if list(map(Tensor.data_ptr, params)) != self.addresses or list(map(_nbytes, params)) != self.nbytes:
+            raise Stale
+        stepped = params
+        try:
+            given: Any = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
+            fast = (
+                self.contiguous
+                and all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
+                and list(map(_nbytes, grads)) == self.nbytes
+            )
+        except (TypeError, RuntimeError, NotImplementedError):  # None, sparse or no storage
+            fast = False
+        if not fast:
+            grads, given = self.carefully()
+            stepped = [p for p, g in zip(params, grads, strict=True) if g is not None]
+
+        def step() -> None:
+            self.work.run(given, scalars)
+            torch.autograd.graph.increment_version(stepped)
+            del grads[:]  # held until here: the loop has read their memory
+
+        return step
+
+    def carefully(self) -> tuple[list[Tensor | None], list[int]]:
+        """Gradients and their addresses, 0 for none; those of another layout are copied."""
+        grads: list[Tensor | None] = [None] * self.n
+        odd = []
+        for k, g in zip(*self.gradients(), strict=True):
+            grads[k] = g
+            if g.stride() != self.strides[k]:
+                odd.append(k)
+        if odd:
+            for k in odd:
+                if k not in self.scratch:
+                    self.scratch[k] = torch.empty_like(self.params[k], requires_grad=False)
+            copies = [self.scratch[k] for k in odd]
+            with torch.no_grad():
+                torch._foreach_copy_(copies, [grads[k] for k in odd])
+            for k, copy in zip(odd, copies, strict=True):
+                grads[k] = copy
+        return grads, [0 if g is None else g.data_ptr() for g in grads]
+
+
+def _real(tensors: list[Tensor]) -> list[Tensor]:
+    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+
+
+class ForeachPart(Part):
+    """torch._foreach calls, for whatever has no kernel."""
+
+    def ready(self, scalars: list[float]) -> Callable[[], None]:
+        at, grads = self.gradients()
+        size = 8 if self.params[0].dtype in (torch.float64, torch.complex128) else 4
+        run, host = _foreach_of(self.selection, size)
+        order = dict(zip(at, grads, strict=True))
+        # t stands first among the program's scalars, if it is there
+        lead = self.program.counts
+        slots = len(self.program.slots)
+
+        @torch.no_grad()
+        def step() -> None:
+            for indices, t, carried in self.rows(at):
+                values = host(*([t] if lead else []), *scalars, *carried)
+                lists = [self.params, *self.columns]
+                p, *states = (_real([column[k] for k in indices]) for column in lists)
+                run(p, _real([order[k] for k in indices]), *states, values[:slots])
+                self.count(indices, t, values[slots:])
+
+        return step
+
+
+class ReferencePart(Part):
+    """The rule itself, one parameter after the other; autograd goes through when asked to."""
+
+    differentiable = False
+
+    def ready(self, scalars: list[float]) -> Callable[[], None]:
+        at, grads = self.gradients()
+        names = [n for n in self.program.scalars if n != "t"]
+        keys = [self.selection.rule.keys[s] for s in self.program.states]
+        choices = dict(self.selection.choices)
+        rule = self.selection.rule
+
+        def step() -> None:
+            for k, g in zip(at, grads, strict=True):
+                p, t = self.params[k], float(self.steps[k]) + 1
+                carried = dict(zip(rule.carried, (float(c[k]) for c in self.carried), strict=True))
+                state: dict[str, Any] = self.states[k]  # type: ignore[assignment]
+                given = {**dict(zip(names, scalars, strict=True)), "t": t, **carried}
+                with torch.set_grad_enabled(self.differentiable):
+                    tensors = _real([p, g, *(state[key] for key in keys)])
+                    for scalar in (*rule.defaults, *rule.captured):
+                        given.setdefault(scalar, 0.0)  # not read under these choices
+                    new, rest = eager.run(self.program, choices, tensors, given)
+                    tensors[0].copy_(new.pop(rule.tensors[0]))
+                    for name, old in zip(self.program.states, tensors[2:], strict=True):
+                        if name not in new:
+                            continue
+                        if self.differentiable:
+                            state[rule.keys[name]] = new[name]
+                        else:
+                            old.copy_(new[name])
+                self.count([k], t, rest)
+
+        return step
+
+
+class DifferentiablePart(ReferencePart):
+    """The reference with autograd on, for differentiable=True."""
+
+    differentiable = True
+
+
+def compiled_for(p: Tensor) -> bool:
+    """Whether the CPU's loop can step the parameter: dense memory, float32 or float64."""
+    return (
+        p.device.type == "cpu"
+        and p.dtype in (torch.float32, torch.float64)
+        and type(p) in (Tensor, torch.nn.Parameter)
+        and p.layout is torch.strided
+        and p.numel() > 0
+        and (p.is_contiguous() or torch.empty_like(p).stride() == p.stride() and _dense(p))
+    )
+
+
+def _dense(p: Tensor) -> bool:
+    return torch._prims_common.is_non_overlapping_and_dense(p)
+
+
+def parts(
+    selection: Selection,
+    params: Sequence[Tensor],
+    state: Callable[[Tensor], dict[str, Any]],
+    backend: str | None,
+    differentiable: bool,
+) -> list[Part]:
+    """The group's parameters shared out among the backends."""
+    wanted = os.environ.get("STEEPEST_BACKEND") if backend is None else backend
+    kinds: dict[Any, list[Tensor]] = {}
+    for p in params:
+        kind: type[Part] = CompiledPart if compiled_for(p) else ForeachPart
+        if differentiable:
+            kind = DifferentiablePart
+        elif wanted == "eager":
+            kind = ReferencePart
+        elif wanted == "foreach":
+            kind = ForeachPart
+        kinds.setdefault((kind, p.device, p.dtype), []).append(p)
+    return [kind(selection, ps, [state(p) for p in ps]) for (kind, *_), ps in kinds.items()]

@@ -1,0 +1,176 @@
+"""What is run in a race: pure functions from a request to trials, the same on every machine.
+
+Equal tuning (Choi et al. 2019, arXiv:1910.05446; Schmidt et al. 2021, arXiv:2007.01547): every
+entry gets the same number of trials of the same number of steps, however many knobs it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from steepest.race import BadCall, entries
+from steepest.race.tasks import Task
+
+TRIALS, SEEDS, LEAST_SEEDS = 8, 10, 5
+TUNING, FRESH = "tuning", "fresh"
+PLANNED_SHARE = 0.85
+"""Share of a budget that is planned: the rest pays for the store, the report and slow moments."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the trials of a race, and how it was asked for."""
+
+    task: str
+    entries: tuple[str, ...]
+    trials: int
+    seeds: int
+    steps: int
+    seed: int
+    request: dict[str, Any] = field(default_factory=dict)
+    """The options that were given, to notice a --resume that asks for another race."""
+
+    @property
+    def baseline(self) -> str:
+        return entries.BASELINE if entries.BASELINE in self.entries else self.entries[0]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: `index` of `phase` of `entry`."""
+
+    task: str
+    phase: str
+    entry: str
+    index: int
+    seed: int
+    steps: int
+    hyper: dict[str, float]
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.phase, self.entry, self.index
+
+
+@dataclass
+class Result:
+    """What one training gave. Times in seconds of `time.perf_counter`, evaluation left out."""
+
+    steps: list[int] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """Training time until each evaluation."""
+    test: float | None = None
+    """Metric on test data; never computed while tuning."""
+    diverged: str | None = None
+    step_seconds: float = 0.0
+    """Median of one call of `optimizer.step()`."""
+    train_seconds: float = 0.0
+    """Median of one whole training step."""
+    state_bytes: int = 0
+    parameters: int = 0
+    wall_seconds: float = 0.0
+    warm_seconds: float = 0.0
+    """Untimed first step of an entry in a worker (compilation), before the training."""
+
+
+def derive(seed: int, *words: object) -> int:
+    """A seed of 31 bits that depends on `seed` and `words` alone."""
+    digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def points(seed: int, entry: str, ranges: dict[str, tuple[float, float]], count: int) -> list:
+    """The first `count` scrambled Sobol points of `entry`, log-uniform over `ranges`.
+
+    Point i depends on (seed, entry, i) alone, not on `count`.
+    """
+    if not ranges or count < 1:
+        return [{} for _ in range(count)]
+    from scipy.stats import qmc  # 0.6 s that workers do not need
+
+    sobol = qmc.Sobol(len(ranges), scramble=True, rng=derive(seed, "points", entry))
+    unit = sobol.random_base2(math.ceil(math.log2(count)))[:count]
+    return [
+        {
+            knob: float(low * (high / low) ** u)
+            for (knob, (low, high)), u in zip(ranges.items(), row, strict=True)
+        }
+        for row in unit
+    ]
+
+
+def tuning(plan: Plan) -> list[Trial]:
+    """The tuning trials: trial 0 is the rule's own defaults, the others are quasi-random.
+
+    Trial i of every entry shares its seed. Ordered by index, so that a machine that slows down
+    slows every entry.
+    """
+    hypers = {
+        entry: [
+            entries.defaults(entry),
+            *points(plan.seed, entry, entries.space(entry), plan.trials - 1),
+        ]
+        for entry in plan.entries
+    }
+    return [
+        Trial(plan.task, TUNING, e, i, derive(plan.seed, TUNING, i), plan.steps, hypers[e][i])
+        for i in range(plan.trials)
+        for e in plan.entries
+    ]
+
+
+def final(task: Task, result: Result) -> float:
+    """The last validation metric, or the worst possible one if the run diverged."""
+    return task.worst if result.diverged else result.validation[-1]
+
+
+def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
+    """The trial with the best last validation metric; diverged last, ties to the lower index."""
+
+    def rank(pair: tuple[Trial, Result]) -> tuple[bool, float, int]:
+        score = final(task, pair[1])
+        return pair[1].diverged is not None, -score if task.maximize else score, pair[0].index
+
+    return min(tuned, key=rank)[0]
+
+
+def fresh(plan: Plan, chosen: dict[str, Trial]) -> list[Trial]:
+    """The runs that are reported: every entry's chosen configuration on the same new seeds."""
+    return [
+        Trial(plan.task, FRESH, e, i, derive(plan.seed, FRESH, i), plan.steps, chosen[e].hyper)
+        for i in range(plan.seeds)
+        for e in plan.entries
+    ]
+
+
+def affordable(
+    seconds: float, field: int, jobs: int, run: float, warm: float, seeds: int | None
+) -> tuple[int, int]:
+    """(trials, seeds) per entry that fit into `seconds` of wall time.
+
+    `field` entries on `jobs` workers, `run` seconds a training, `warm` seconds for the first
+    step of an entry in a worker. Seeds stay at 10 where at least one trial then fits, never
+    fall below 5, and are not touched if given.
+    """
+    runs = int(jobs * (seconds * PLANNED_SHARE - field * warm) / run / field)
+    if seeds is None:
+        seeds = min(SEEDS, max(LEAST_SEEDS, runs - 1))
+    return max(1, runs - seeds), seeds
+
+
+def parse_budget(text: str) -> float:
+    """Seconds in "60s", "5m", "1.5h" or "60"."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadCall(f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h")
+    return seconds

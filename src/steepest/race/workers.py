@@ -1,0 +1,114 @@
+"""Long-lived spawned processes that work on one item at a time.
+
+Not `concurrent.futures`: there one killed worker loses every item in flight, and workers outlive
+a killed parent. Here it costs its item's time, and a worker ends when its pipe to the parent does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+DEATHS = 3
+"""Workers that one item may cost before the pool gives up on it."""
+
+
+class WorkerError(RuntimeError):
+    """An item raised in its worker, or killed it again and again."""
+
+
+@dataclass
+class _Failure:
+    text: str
+    trace: str
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+    while True:
+        try:
+            item = pipe.recv()
+        except EOFError:  # the parent closed its end, or died
+            return
+        try:
+            answer = work(item)
+        except Exception as error:
+            answer = _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+        pipe.send(answer)
+
+
+@contextmanager
+def _deaf_to_interrupt() -> Iterator[None]:
+    # an ignored signal stays ignored across exec: Ctrl-C is for the parent alone
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Pool:
+    """Up to `jobs` processes that answer `work(item)`; a context manager that ends them."""
+
+    def __init__(self, jobs: int, work: Callable[[Any], Any]) -> None:
+        self._jobs = jobs
+        self._work = work
+        self._workers: dict[Connection, SpawnProcess] = {}
+
+    def _hire(self) -> tuple[Connection, SpawnProcess]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        with _deaf_to_interrupt():
+            process.start()
+        theirs.close()
+        return ours, process
+
+    def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """(item, answer) as the answers come; WorkerError if an item raises."""
+        waiting = deque((item, 0) for item in items)
+        busy: dict[Connection, tuple[Any, int]] = {}
+        while len(self._workers) < min(self._jobs, len(waiting)):
+            self._workers.update([self._hire()])
+        while waiting or busy:
+            for pipe in [p for p in self._workers if p not in busy][: len(waiting)]:
+                busy[pipe] = waiting.popleft()
+                try:
+                    pipe.send(busy[pipe][0])
+                except BrokenPipeError:
+                    pass  # it died while idle: the wait below sees its end of file
+            for pipe in wait(list(busy)):
+                assert isinstance(pipe, Connection)
+                item, deaths = busy.pop(pipe)
+                try:
+                    answer = pipe.recv()
+                except (EOFError, ConnectionResetError):
+                    self._workers.pop(pipe).join()
+                    if deaths + 1 == DEATHS:
+                        raise WorkerError(f"{DEATHS} workers died on {item}") from None
+                    waiting.appendleft((item, deaths + 1))
+                    self._workers.update([self._hire()])
+                    continue
+                if isinstance(answer, _Failure):
+                    raise WorkerError(f"{answer.text} in {item}") from RuntimeError(answer.trace)
+                yield item, answer
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, process in self._workers.items():
+            process.terminate()
+            process.join()
+            pipe.close()

@@ -1,0 +1,332 @@
+"""The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed stands
+in `plan.py` and `backends/`, what is computed in `formulas/`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable
+from itertools import chain
+from operator import is_
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import families as house
+from .definition import Rule, find, inside, nearest, rules
+from .plan import BACKENDS, Part, Stale, describe, parts, program_of
+
+_alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
+
+
+class RuleOptimizer(torch.optim.Optimizer):
+    """A rule, or a family of them, as a torch.optim.Optimizer.
+
+    params: iterable of tensors, of (name, tensor) pairs, or of dicts with options per group.
+    The other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
+    `capturable` and `print_change_log` are accepted without effect: the device chooses the backend.
+    differentiable=True steps by the reference and lets autograd through.
+    backend: "cpu", "foreach" or "eager", where None (the default) takes the fastest for each tensor.
+
+    Raises ValueError for a value out of its limits, TypeError for an unknown argument, each saying
+    what was given and what was expected; a step that raises has changed nothing.
+    """
+
+    family: ClassVar[house.Family]
+
+    def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
+        arguments = self.family.arguments
+        if len(args) > len(arguments):
+            raise TypeError(f"{self._called} takes at most {1 + len(arguments)} positional arguments")
+        for name, value in zip(arguments, args, strict=False):
+            if name in options:
+                raise TypeError(f"{self._called} got {name!r} twice")
+            options[name] = value
+        if backend not in (None, *BACKENDS):
+            raise ValueError(f"backend={backend!r} was given, expected one of {BACKENDS} or None")
+        for name in [n for n in house.WITHOUT_EFFECT if n not in arguments]:
+            options.pop(name, None)
+        known = {*arguments, *self.family.captured}
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{self._called} has no argument {name!r}; {nearest(name, known)}")
+        self.backend = backend
+        self._begin()
+        if isinstance(params, (str, dict)) or not isinstance(params, Iterable):
+            raise TypeError(
+                f"{self._called}: params is a {type(params).__name__}, expected an iterable of tensors "
+                "or dicts; pass model.parameters()"
+            )
+        if not isinstance(params, Tensor) and not (params := list(params)):
+            raise ValueError(
+                f"{self._called}: params is empty, expected at least one tensor; pass "
+                "model.parameters(), and a new generator if this one was used up"
+            )
+        super().__init__(params, {**arguments, **options})
+        if options.get("amsgrad") and options.get("rectify", arguments.get("rectify")):
+            warnings.warn(
+                "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
+                "0.2.1; pass rectify=False to use the maximum",
+                stacklevel=3,
+            )
+
+    @property
+    def _called(self) -> str:
+        return type(self).__name__
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()
+        self._parts: dict[int, tuple[Any, list[Tensor], list[Part]]] = {}
+        self._snapshot: list[Any] = []
+        _alive.add(self)
+
+    # groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are checked first, and what it leaves out takes the defaults."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group is a {type(param_group).__name__}, expected a dict")
+        if "params" not in param_group:
+            raise ValueError(
+                f"{self._called}: a group with the keys {sorted(param_group)} was given, expected one "
+                'with "params": the tensors'
+            )
+        group = {**self.defaults, **param_group}
+        for name in group:
+            if name not in (known := {*self.defaults, *self.family.captured, "params", "param_names"}):
+                raise TypeError(
+                    f"{self._called}: a group has the unknown option {name!r}; {nearest(name, known)}"
+                )
+        self._check(group)
+        for name, source in self.family.captured.items():
+            group.setdefault(name, float(group[source]))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
+            super().add_param_group(group)
+        params = group["params"]
+        if len({id(p) for p in params}) < len(params):
+            warnings.warn(
+                f"{self._called}: a parameter stands twice in one group; it is stepped once (torch steps "
+                "it twice)",
+                stacklevel=4,
+            )
+
+    def _check(self, group: dict[str, Any]) -> None:
+        rule = self.family.rule(group)
+        for name in group:
+            pair = [n for n, (key, _) in house.PAIRS.items() if key == name and n in rule.defaults]
+            value = group[name]
+            if pair and (not isinstance(value, (tuple, list)) or len(value) != 2):
+                raise ValueError(f"{self._called}: {name}={value!r} was given, expected a pair of numbers")
+        values = {}
+        scalars = [n for n in (*rule.defaults, "weight_decay") if house.PAIRS.get(n, (n,))[0] in group]
+        for name in scalars:
+            values[name] = self._number(group, name, rule)
+        for name, (interval, why) in {**rule.limits, "weight_decay": ("[0, inf)", "")}.items():
+            if name in values and not inside(interval, values[name]):
+                key, index = house.PAIRS.get(name, (name, None))
+                what = key if index is None else f"{key}[{index}]"
+                raise ValueError(
+                    f"{self._called}: {what}={values[name]!r} was given, expected a number in {interval}"
+                    + (f"; {why}" if why else "")
+                )
+        if complaint := self.family.check(group):
+            raise ValueError(f"{self._called}: {complaint}")
+
+    def _number(self, group: dict[str, Any], name: str, rule: Rule) -> float:
+        try:
+            value = house.scalar(group, name, rule)
+        except (TypeError, ValueError, RuntimeError):
+            value = math.nan
+        if value != value:
+            key = house.PAIRS.get(name, (name,))[0]
+            raise TypeError(f"{self._called}: {key}={group.get(key)!r} was given, expected a number")
+        return value
+
+    # the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on every parameter that has a gradient; returns the closure's loss, if there is one.
+
+        All groups are checked and all loops compiled before the first write: a step that raises
+        (RuntimeError for a sparse or misfit gradient) has changed nothing.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with self._lock:
+            flat = list(chain.from_iterable(map(dict.values, self.state.values())))
+            if len(flat) != len(self._snapshot) or not all(map(is_, flat, self._snapshot)):
+                self._parts.clear()  # somebody put other tensors into the state
+            try:
+                work = self._ready()
+            except Stale:
+                self._parts.clear()
+                work = self._ready()
+            for each in work:
+                each()
+        return loss
+
+    def _ready(self) -> list[Callable[[], None]]:
+        work: list[Callable[[], None]] = []
+        new: list[Part] = []
+        for index, group in enumerate(self.param_groups):
+            selection = self.family.select(group)
+            params = group["params"]
+            key = (selection, self.backend, group.get("differentiable", False))
+            known, old, mine = self._parts.get(index, (None, [], []))
+            if known != key or len(params) != len(old) or not all(map(is_, params, old)):
+                unique = list({id(p): p for p in params}.values())
+                mine = parts(selection, unique, self._state_of, self.backend, key[2])
+                new += mine
+                self._parts[index] = key, list(params), mine
+            scalars = [
+                self._number(group, n, selection.rule) for n in program_of(selection).scalars if n != "t"
+            ]
+            work += [part.ready(scalars) for part in mine]
+        return [lambda: self._commit(new), *work] if new else work
+
+    def _state_of(self, p: Tensor) -> dict[str, Any]:
+        return self.state[p] if p in self.state else {}
+
+    def _commit(self, new: list[Part]) -> None:
+        for part in new:
+            for k, (p, state) in enumerate(zip(part.params, part.states, strict=True)):
+                if state:
+                    self.state[p].update(state)
+                    part.states[k] = self.state[p]
+        self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
+
+
+    # checkpoints
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a checkpoint of this class or, where torch.optim has the class, of torch's.
+
+        States keep the dtype they were saved in and share no memory with `state_dict`; options that
+        the checkpoint does not know keep their defaults. Raises ValueError for a state of unknown
+        keys or of another shape, and changes nothing then.
+        """
+        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
+            found = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+            raise ValueError(
+                f"{self._called}: {found} was given, expected an optimizer's state_dict with the keys "
+                "'state' and 'param_groups'"
+            )
+        saved = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
+        mine = list(chain.from_iterable(g["params"] for g in self.param_groups))
+        pairs = [(p, state_dict["state"].get(key, {})) for key, p in zip(saved, mine, strict=False)]
+        for p, state in pairs:
+            self._check_state(p, state)
+        super().load_state_dict(state_dict)
+        for p, state in pairs:
+            for key, value in state.items():
+                if isinstance(value, Tensor):  # torch has cast it, or shares its memory
+                    device = value.device if key == "step" else p.device
+                    self.state[p][key] = value.detach().to(device, copy=True)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+            for name, source in self.family.captured.items():
+                group.setdefault(name, float(group.get("initial_lr", group[source])))
+
+    def _check_state(self, p: Tensor, state: dict[str, Any]) -> None:
+        for key, value in state.items():
+            if key not in self.family.keys:
+                raise ValueError(
+                    f"{self._called}: the checkpoint has a state {key!r}, expected some of "
+                    f"{sorted(self.family.keys)}; it was saved by another optimizer"
+                )
+            if isinstance(value, Tensor) and value.dim() and value.shape != p.shape:
+                raise ValueError(
+                    f"{self._called}: the checkpoint's {key!r} is {describe(value)}, its parameter "
+                    f"{describe(p)}; load it into the model that it was saved with"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "backend": self.backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin()
+
+    def __reduce__(self) -> Any:
+        return _revive, (self.family.members[0].name, self._called), self.__getstate__()
+
+
+def _after_fork() -> None:
+    # another thread may have held the lock, and it does not live in the child
+    for optimizer in list(_alive):
+        optimizer._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def make_class(family: house.Family) -> type[RuleOptimizer]:
+    """The torch.optim.Optimizer class of a family."""
+    text = "\n\n".join(inspect.cleandoc(r.__doc__ or r.name) for r in family.members)
+    made = type(family.name, (RuleOptimizer,), {"family": family, "__module__": "steepest"})
+    made.__doc__ = f"{text}\n\n{inspect.cleandoc(RuleOptimizer.__doc__ or '')}"
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
+    last = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None)
+    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown, last])  # type: ignore[attr-defined]
+    return made
+
+
+classes: dict[str, type[RuleOptimizer]] = {name: make_class(f) for name, f in house.families.items()}
+_by_rule: dict[str, type[RuleOptimizer]] = {
+    f.members[0].name: classes[name] for name, f in house.families.items()
+}
+
+
+def class_of(rule: str | Rule) -> type[RuleOptimizer]:
+    """The class of a rule, or of its name; the class's own name will do too."""
+    if isinstance(rule, str):
+        if rule in classes:
+            return classes[rule]
+        rule = find(rule)
+    if not isinstance(rule, Rule):
+        raise TypeError(
+            f"{rule!r} was given, expected a rule or its name; decorate the function with @steepest.rule"
+        )
+    known = _by_rule.get(rule.name)
+    if known is None or known.family.members[0] is not rule:
+        _by_rule[rule.name] = known = make_class(house.of(rule))
+    return known
+
+
+def _revive(rule: str, called: str) -> RuleOptimizer:
+    if rule not in rules:
+        raise ValueError(
+            f"this {called} steps by the rule {rule!r}, which is not defined here; import the module "
+            "that defines it, then load again"
+        )
+    kind = class_of(called if called in classes else rule)
+    return kind.__new__(kind)
+
+
+def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> RuleOptimizer:
+    """An optimizer by name or rule: `optimizer("adabelief", model, lr=1e-3)`.
+
+    params: a torch.nn.Module, or whatever torch.optim takes. hyper: the arguments of the class; the
+    members of a pair may be given on their own (`beta1=0.5` for `betas=(0.5, default)`).
+    Raises ValueError for an unknown name, with the nearest known one.
+    """
+    kind = class_of(rule)
+    for name, (pair, index) in house.PAIRS.items():
+        if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
+            values = list(hyper.get(pair, kind.family.arguments[pair]))
+            values[index] = hyper.pop(name)
+            hyper[pair] = tuple(values)
+    return kind(params.parameters() if isinstance(params, torch.nn.Module) else params, **hyper)

@@ -1,0 +1,358 @@
+"""How a rule becomes a straight-line program: it is called once, on symbols.
+
+Whatever is made of scalars alone is a *host* number, computed once per step in float64; the rest is
+the *body*, computed per element. Equal sub-expressions become one node, helper calls inline
+themselves, and what a backend does with the program is the backend's affair.
+"""
+
+import inspect
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+from .formulas import words
+from .formulas.words import Number
+
+_FOLD: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": lambda a, b: a / b,
+    "pow": lambda a, b: a**b,
+    **{word: getattr(words, word) for word in ("sqrt", "abs", "sign", "maximum", "minimum")},
+    **{"gt": lambda a, b: a > b, "ge": lambda a, b: a >= b, "lt": lambda a, b: a < b},
+    **{"le": lambda a, b: a <= b, "eq": lambda a, b: a == b, "ne": lambda a, b: a != b},
+}
+_COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+
+
+class TraceError(TypeError):
+    """A rule does what a traced function cannot; the message says what to write instead."""
+
+
+class Node:
+    """One value of the program: an input, a constant, or an operation on earlier values."""
+
+    __slots__ = ("args", "host", "label", "op", "tape", "value")
+
+    def __init__(
+        self, tape: "Tape", op: str, args: tuple["Node", ...], host: bool, value: Any = None
+    ) -> None:
+        self.tape, self.op, self.args, self.host, self.value = tape, op, args, host, value
+        self.label: str | None = None
+
+    __hash__ = object.__hash__
+
+    def _refuse(self, kind: str) -> Any:
+        raise TraceError(
+            f"{kind} of a traced value; it is not known before the step. For a choice by scalars write "
+            "where(condition, a, b), by elements use maximum, minimum or sign, and make a switch a "
+            "bool or str argument"
+        )
+
+    def __bool__(self) -> bool:
+        return self._refuse("`if`, `and`, `not` or max()")
+
+    def __float__(self) -> float:
+        return self._refuse("float() or a math/numpy function")
+
+    __int__ = __index__ = __array__ = __float__  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._refuse("a loop over the elements")
+
+    def __neg__(self) -> "Node":
+        return self.tape.make("mul", -1.0, self)
+
+    def __abs__(self) -> "Node":
+        return self.tape.make("abs", self)
+
+
+def _operator(op: str, swap: bool) -> Callable[[Node, Any], Any]:
+    def operator(self: Node, other: Any) -> Any:
+        if not isinstance(other, (Node, int, float)):
+            return NotImplemented
+        return self.tape.make(op, other, self) if swap else self.tape.make(op, self, other)
+
+    return operator
+
+
+for _name, _op in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"), ("pow", "pow")):
+    setattr(Node, f"__{_name}__", _operator(_op, False))
+    setattr(Node, f"__r{_name}__", _operator(_op, True))
+for _op in _COMPARISONS:
+    setattr(Node, f"__{_op}__", _operator(_op, False))
+
+
+class Tape:
+    """The memory of one trace: equal operations on equal values are one node."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[Any, Node] = {}
+
+    def node(self, op: str, args: tuple[Node, ...], host: bool, value: Any = None) -> Node:
+        # a sum or product is the same node in either order
+        names = sorted(map(id, args)) if op in ("add", "mul") else map(id, args)
+        key = (op, *names, value)
+        if key not in self.nodes:
+            self.nodes[key] = Node(self, op, args, host, value)
+        return self.nodes[key]
+
+    def constant(self, value: float) -> Node:
+        return self.node("const", (), True, float(value))
+
+    def make(self, op: str, *values: Any) -> Node:
+        a, *rest = args = [v if isinstance(v, Node) else self.constant(v) for v in values]
+        host = all(x.host for x in args)
+        if op in _COMPARISONS and not host:
+            a._refuse("a comparison")
+        if op == "where" and not a.host:
+            a._refuse("a where()")
+        if op in _FOLD and all(x.op == "const" for x in args):
+            return self.constant(_FOLD[op](*(Number(x.value) for x in args)))
+        b = rest[0] if rest else a
+        match op:
+            case "where" if a.op == "const" or b is rest[1]:
+                return b if a.value != 0 else rest[1]
+            case "add" if a.value == 0 and a.op == "const":
+                return b
+            case "add" | "sub" if b.value == 0 and b.op == "const":
+                return a
+            case "mul":
+                if b.host and not a.host:
+                    a, b = args = [b, a]
+                if a.value == 1 and a.op == "const":
+                    return b
+                if b.value == 1 and b.op == "const":
+                    return a
+                # host factors gather in front: lr * (m * h) is one multiplication per element
+                if not b.host and a.host and b.op == "mul" and b.args[0].host:
+                    return self.make("mul", self.make("mul", a, b.args[0]), b.args[1])
+            case "div" if b.host and not a.host:
+                # a division costs a quarter of the loop's time
+                return self.make("mul", self.node("reciprocal", (b,), True), a)
+            case "pow" if b.op == "const" and b.value in (0.5, 1, 2):
+                return {0.5: lambda: self.make("sqrt", a), 1: lambda: a, 2: lambda: a * a}[b.value]()
+        return self.node(op, tuple(args), host)
+
+
+words.register(
+    Node,
+    **{
+        word: (lambda *args, word=word: next(a for a in args if isinstance(a, Node)).tape.make(word, *args))
+        for word in ("sqrt", "abs", "sign", "maximum", "minimum", "where")
+    },
+)
+
+
+class Program:
+    """A rule with its choices bound, as a straight line.
+
+    Attributes
+    ----------
+    states: the states that are read or written; what a choice leaves untouched is not among them.
+    outputs: tensor -> the node of its new value (states that stay as they are left out).
+    carried: carried scalar -> the node of its next value.
+    body: the tensor nodes in order of computation; hosts: the host nodes, likewise.
+    slots: the host nodes that the body reads. scalars: names of the host inputs, `t` first.
+    """
+
+    def __init__(self, rule: Any, tensors: list[Node], new: list[Node], modifiers: Any) -> None:
+        self.rule, self.modifiers = rule, modifiers
+        count = 1 + len(rule.states)
+        names = (rule.tensors[0], *rule.states)
+        self.inputs = dict(zip(rule.tensors, tensors, strict=True))
+        self.outputs = {
+            n: node
+            for n, node in zip(names, new, strict=False)
+            if node is not self.inputs[n] or n == names[0]
+        }
+        self.carried = dict(zip(rule.carried, new[count:], strict=True))
+        ordered = _sorted((*self.outputs.values(), *self.carried.values()))
+        self.body = [n for n in ordered if not n.host and n.op != "input"]
+        used = {a for n in self.body for a in n.args} | set(self.outputs.values())
+        self.slots = [n for n in ordered if n.host and n in used and n.op != "const"]
+        wanted = _sorted((*self.slots, *self.carried.values()))
+        self.hosts = [n for n in wanted if n.op not in ("input", "const")]
+        inputs = [n.value for n in ordered if n.host and n.op == "input"]
+        self.scalars = sorted((n for n in inputs if n not in self.carried), key=lambda n: n != "t")
+        self.counts = "t" in self.scalars
+        self.states = [
+            s for s in rule.states if s in self.outputs or any(n is self.inputs[s] for n in ordered)
+        ]
+
+    def depends(self, name: str) -> bool:
+        """Whether the new value of a tensor is made, among others, of its old one."""
+        return name in self.outputs and self.inputs[name] in set(_sorted([self.outputs[name]]))
+
+    @cached_property
+    def uses(self) -> Counter[Node]:
+        """How often each node is read."""
+        count = Counter(a for n in (*self.body, *self.hosts) for a in n.args)
+        count.update((*self.outputs.values(), *self.carried.values()))
+        return count
+
+
+def _sorted(ends: Iterable[Node]) -> list[Node]:
+    order: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        if node not in order:
+            for a in node.args:
+                visit(a)
+            order[node] = None
+
+    for end in ends:
+        visit(end)
+    return list(order)
+
+
+def trace(
+    rule: Any, modifiers: tuple[Callable[..., Any], ...] = (), choices: dict[str, Any] | None = None
+) -> Program:
+    """Call the rule on symbols, behind its modifiers, with the static choices bound."""
+    tape = Tape()
+    tensors = [tape.node("input", (), False, n) for n in rule.tensors]
+    scalar = {
+        n: tape.node("input", (), True, n)
+        for n in ("t", "lr", "weight_decay", *rule.defaults, *rule.carried, *rule.captured)
+    }
+    mine = {n: scalar[n] for n in (*rule.defaults, *rule.carried, *rule.captured)}
+    if rule.counted:
+        mine["t"] = scalar["t"]
+    p, g = tensors[:2]
+    for modifier in modifiers:
+        wanted = list(inspect.signature(modifier).parameters)[2:]
+        p, g = modifier(p, g, **{n: scalar[n] for n in wanted})
+    new = _call_and_label(rule.function, (p, g, *tensors[2:]), {**mine, **(choices or {})})
+    new = list(new) if isinstance(new, tuple) else [new]
+    expected = (rule.tensors[0], *rule.states, *rule.carried)
+    if len(new) != len(expected):
+        raise TraceError(
+            f"it returns {len(new)} values; expected {len(expected)}, the new ({', '.join(expected)}) "
+            "in this order"
+        )
+    for i, (name, value) in enumerate(zip(expected, new, strict=True)):
+        if isinstance(value, (int, float)):
+            new[i] = value = tape.constant(value)
+        if not isinstance(value, Node):
+            raise TraceError(f"its output {name!r} is {value!r}; return an expression of its arguments")
+        if name in rule.carried and not value.host:
+            raise TraceError(f"its carried scalar {name!r} is made of tensors; make it of scalars")
+    return Program(rule, tensors, new, modifiers)
+
+
+def _call_and_label(function: Any, args: Any, scalars: Any) -> Any:
+    """Call, and name the nodes after the function's own variables: generated code stays readable."""
+    code, before, final = function.__code__, sys.getprofile(), {}
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        if event == "return" and frame.f_code is code:
+            final.update(frame.f_locals)
+
+    sys.setprofile(watch)
+    try:
+        result = function(*args, **scalars)
+    finally:
+        sys.setprofile(before)
+    for name, value in final.items():
+        if isinstance(value, Node) and value.op not in ("input", "const"):
+            value.label = value.label or name
+    return result
+
+
+# operator -> (template, how strongly it binds)
+_TEMPLATE = {
+    "where": ("{1} if {0} else {2}", 0), "gt": ("{} > {}", 1), "ge": ("{} >= {}", 1),
+    "lt": ("{} < {}", 1), "le": ("{} <= {}", 1), "eq": ("{} == {}", 1), "ne": ("{} != {}", 1),
+    "add": ("{} + {}", 2), "sub": ("{} - {}", 2), "mul": ("{} * {}", 3), "div": ("{} / {}", 3),
+    "pow": ("{} ** {}", 4),
+}  # fmt: skip
+
+
+class Printer:
+    """Prints a list of nodes as Python assignments, one per value that has a name or is used twice."""
+
+    def __init__(self, program: Program, taken: Iterable[str] = ()) -> None:
+        self.program, self.names, self.taken = program, {}, set(taken)
+
+    def name(self, node: Node, stem: str) -> str:
+        """A free identifier for the node: its label in the rule, else the stem with a number."""
+        wishes = itertools.chain(
+            [node.label, f"{node.label}_new"] if node.label else (), (f"{stem}{i}" for i in itertools.count(1))
+        )
+        name = next(wish for wish in wishes if wish not in self.taken)
+        self.taken.add(name)
+        self.names[node] = name
+        return name
+
+    def expression(self, node: Node, above: float = -1) -> str:
+        """The node as Python, with whatever has no name of its own written out.
+
+        `above` is how strongly the operator around it binds.
+        """
+        if node in self.names:
+            return self.names[node]
+        if node.op == "const":
+            return self.constant(node)
+        if node.op not in _TEMPLATE:
+            return f"{node.op}({', '.join(map(self.expression, node.args))})"
+        template, binds = _TEMPLATE[node.op]
+        # the order of the operations is the program's, so only a first operand may go bare
+        first = binds + 0.5 if node.op in ("pow", "where") else binds
+        args = [self.expression(a, first if i == 0 else binds + 0.5) for i, a in enumerate(node.args)]
+        text = template.format(*args)
+        return f"({text})" if binds < above else text
+
+    def constant(self, node: Node) -> str:
+        """A constant as the backend writes it."""
+        return repr(node.value) if abs(node.value) < float("inf") else f"float('{node.value}')"
+
+    def assignments(self, nodes: Iterable[Node], keep: Iterable[Node], stem: str) -> list[str]:
+        """`name = expression` for the nodes that are kept, used twice, or bear a label."""
+        keep, lines = set(keep), []
+        for node in nodes:
+            if node in keep or node.label or self.program.uses[node] > 1:
+                text = self.expression(node)
+                lines.append(f"{self.name(node, stem)} = {text}")
+        return lines
+
+
+def host_body(program: Program, taken: Iterable[str] = ()) -> tuple[list[str], list[str], list[str]]:
+    """The host scalars as Python: assignments, then the slots' and the next carried expressions."""
+    printer = Printer(program, taken={*taken, *program.scalars, *program.carried})
+    for node in _sorted((*program.slots, *program.carried.values())):
+        if node.op == "input":
+            printer.names[node] = node.value
+    lines = printer.assignments(program.hosts, (), "h")
+    slots = [printer.expression(n) for n in program.slots]
+    return lines, slots, [printer.expression(n) for n in program.carried.values()]
+
+
+def _reciprocal(tiny: float) -> Callable[[float], float]:
+    def reciprocal(x: float) -> float:
+        # below `tiny` 1/x would be inf in the loop's type and 0/x a nan
+        return 1.0 / x if abs(x) >= tiny or x == 0.0 or x != x else (1.0 / tiny if x > 0 else -1.0 / tiny)
+
+    return reciprocal
+
+
+reciprocals = {4: _reciprocal(2.0**-126), 8: _reciprocal(2.0**-1022)}
+
+
+def host_function(program: Program, itemsize: int = 4) -> Callable[..., tuple[float, ...]]:
+    """(t and scalars, carried) -> (slots, next carried), floats in IEEE arithmetic.
+
+    itemsize is that of the loop which reads the slots, 4 or 8 bytes.
+    """
+    lines, slots, new = host_body(program)
+    text = "".join(f"    {line}\n" for line in [*lines, f"return ({''.join(f'{v}, ' for v in slots + new)})"])
+    names: dict[str, Any] = {w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")}
+    names["reciprocal"] = reciprocals[itemsize]
+    arguments = ", ".join([*program.scalars, *program.carried])
+    exec(compile(f"def host({arguments}):\n{text}", f"<host scalars of {program.rule.name}>", "exec"), names)
+    host = names["host"]
+    return lambda *values: tuple(float(x) for x in host(*map(Number, values)))

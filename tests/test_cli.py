@@ -1,0 +1,109 @@
+"""The command line: exit codes, one helpful line for a bad call, examples in every help."""
+
+import subprocess
+import sys
+
+import pytest
+
+from steepest import cli
+
+# call -> what its one line must name: what was given, or what to do
+BAD = {
+    "": ("Missing command",),
+    "rac digits": ("rac", "race"),
+    "race": ("TASK", "steepest race"),
+    "race digit": ("'digit'", "did you mean 'digits'"),
+    "race zzz": ("'zzz'", "expected one of digits"),
+    "race digits --optimizers adamwx": ("'adamwx'", "did you mean 'adamw'"),
+    "race digits --optimizers zzzzzzz": ("'zzzzzzz'", "adabelief"),
+    "race digits --optimizers adam,,adamw": ("''", "separated by commas"),
+    "race digits --optimizers adam,adam": ("'adam'", "more than once"),
+    "race digits --trials 0": ("--trials 0", "1 or more"),
+    "race digits --trials many": ("--trials many", "integer"),
+    "race digits --seeds -3": ("--seeds -3", "1 or more"),
+    "race digits --steps 0": ("--steps 0", "1 or more"),
+    "race digits --jobs 0": ("--jobs 0", "1 or more"),
+    "race digits --budget soon": ("'soon'", "60s"),
+    "race digits --budget 0s": ("'0s'", "60s"),
+    "race digits --budget 60s --trials 3": ("--budget 60s", "--trials 3", "one of them"),
+    "race digits --nonsense": ("--nonsense",),
+    "race digits --out": ("--out",),
+    "race digits more": ("more",),
+    "report": ("DIR",),
+    "report nowhere": ("nowhere", "study.db"),
+}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bad(capsys, *words):
+    """The one line that a bad call prints; it must leave with 2 and print nothing else."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("steepest: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("call", BAD)
+def test_a_bad_call_gets_one_helpful_line_and_exit_code_2(call, capsys, elsewhere):
+    line = bad(capsys, *call.split())
+    assert all(word in line for word in BAD[call]), line
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_an_unwritable_folder(capsys, elsewhere):
+    (elsewhere / "file").touch()
+    line = bad(capsys, "race", "digits", "--out", "file/below")
+    assert "cannot write to 'file/below'" in line and "--out" in line
+
+
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_folder_that_holds_something_else_is_left_alone(more, capsys, elsewhere):
+    (elsewhere / "mine").mkdir()
+    (elsewhere / "mine" / "thesis.txt").touch()
+    line = bad(capsys, "race", "digits", "--out", "mine", *more)
+    assert "mine" in line
+    assert [path.name for path in (elsewhere / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_store_that_is_none(capsys, elsewhere):
+    (elsewhere / "study.db").write_text("not a database")
+    assert "not the store of a race" in bad(capsys, "report", ".")
+
+
+def test_a_missing_extra_is_named_with_its_command(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "optuna" else object())
+    for call in (["race", "digits"], ["report", "."]):
+        line = bad(capsys, *call)
+        assert "optuna" in line and "pip install 'steepest[race]'" in line
+
+
+@pytest.mark.parametrize("verb", ["race", "report"])
+def test_every_help_has_an_example(verb, capsys):
+    assert cli.main([verb, "--help"]) == 0
+    assert f"Example: steepest {verb} " in capsys.readouterr().out
+
+
+def test_a_race_prints_table_verdict_and_paths(capsys, elsewhere):
+    call = "race digits --optimizers adam,momentum --trials 1 --seeds 2 --steps 3 --jobs 1"
+    assert cli.main(call.split()) == 0
+    out, err = capsys.readouterr()
+    assert "difference to" in out and "Not enough seeds: n=2" in out
+    assert "race-digits/report.html" in out and "race-digits/summary.json" in out
+    assert err.strip() == ""  # a bar only on a terminal
+    before = (elsewhere / "race-digits" / "report.html").read_bytes()
+    assert cli.main(["report", "race-digits"]) == 0
+    assert "Not enough seeds: n=2" in capsys.readouterr().out
+    assert (elsewhere / "race-digits" / "report.html").read_bytes() == before
+
+
+def test_starting_the_command_line_imports_nothing_of_a_race():
+    heavy = "{'optuna', 'scipy', 'sklearn', 'matplotlib', 'rich.progress'}"
+    code = f"import sys, steepest.cli; print({heavy} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
