@@ -23,7 +23,9 @@ from scipy import stats
 
 from steepest.race import BadCall, conduct, entries, protocol, report, statistics, tasks, trials
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
-from steepest.race.summary import caveats, rows, summarise, verdict
+from steepest.race.store import Store
+from steepest.race.summary import summarise
+from steepest.race.wording import caveats, rows, verdict
 from steepest.race.workers import Pool, WorkerError
 
 REQUEST = conduct.Request("digits", "adamw,momentum", trials=2, seeds=5, steps=20)
@@ -61,7 +63,7 @@ def test_holm_laws(p, random):
 def test_interval_and_p_are_those_of_a_paired_t_test():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 10))
-    judged = statistics.compare({"one": a - b})["one"]
+    judged = statistics.compare({"one": (a - b).tolist()})["one"]
     oracle = stats.ttest_rel(a, b)
     interval = oracle.confidence_interval(0.95)
     assert (judged.n, judged.level) == (10, 0.95)
@@ -72,8 +74,8 @@ def test_interval_and_p_are_those_of_a_paired_t_test():
 
 def test_an_interval_is_at_the_level_at_which_holm_tested_it():
     rng = np.random.default_rng(2)
-    noise = {name: rng.normal(size=10) for name in ("far", "null", "none")}
-    noise["far"] = noise["far"] * 0.1 + 5
+    noise = {name: rng.normal(size=10).tolist() for name in ("far", "null", "none")}
+    noise["far"] = [5 + 0.1 * x for x in noise["far"]]
     judged = statistics.compare(noise)
     assert judged["far"].level == pytest.approx(1 - 0.05 / 3)
     assert judged["null"].level == judged["none"].level == pytest.approx(1 - 0.05 / 2)
@@ -85,8 +87,11 @@ def test_an_interval_is_at_the_level_at_which_holm_tested_it():
 def test_an_interval_leaves_out_zero_exactly_where_a_difference_is_claimed(seed, n, field, shift):
     rng = np.random.default_rng(seed)
     shifts = shift * rng.normal(size=field)
-    judged = statistics.compare({str(i): rng.normal(shifts[i], 1, n) for i in range(field)})
+    judged = statistics.compare(
+        {str(i): rng.normal(shifts[i], 1, n).tolist() for i in range(field)}
+    )
     for d in judged.values():
+        assert d.low is not None and d.high is not None and d.p_holm is not None
         assert d.claim == (d.low > 0 or d.high < 0) == (d.p_holm <= 0.05)
 
 
@@ -118,19 +123,19 @@ SPACE = {"lr": (1e-5, 1e-1), "eps": (1e-9, 1e-3)}
 
 @settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40))
-def test_a_point_depends_on_seed_entry_and_index_alone(seed, few, many):
+def test_a_point_depends_on_seed_and_index_alone(seed, few, many):
     few, many = sorted((few, many))
-    assert protocol.points(seed, "adam", SPACE, many)[:few] == protocol.points(
-        seed, "adam", SPACE, few
-    )
-    assert protocol.points(seed, "adamw", SPACE, few) != protocol.points(seed, "adam", SPACE, few)
-    assert protocol.points(seed + 1, "adam", SPACE, few) != protocol.points(
-        seed, "adam", SPACE, few
-    )
+    points = protocol.points(seed, SPACE, many)
+    assert points[:few] == protocol.points(seed, SPACE, few)
+    assert points != protocol.points(seed + 1, SPACE, many)
+    # an entry with fewer knobs tries the same learning rates
+    assert [p["lr"] for p in points] == [
+        p["lr"] for p in protocol.points(seed, {"lr": SPACE["lr"]}, many)
+    ]
 
 
 def test_points_are_log_uniform_in_their_range():
-    points = protocol.points(3, "adam", SPACE, 64)
+    points = protocol.points(3, SPACE, 64)
     for knob, (low, high) in SPACE.items():
         logs = [math.log(point[knob] / low) / math.log(high / low) for point in points]
         # a scrambled Sobol net has exactly one of 64 points in each 64th
@@ -218,7 +223,9 @@ def stock(monkeypatch):
 
 
 def test_a_trial_is_the_loop_that_anybody_would_write(stock):
+    torch.set_num_threads(2)
     got = trials.run(trial())
+    assert torch.get_num_threads() == 1
     setup = DIGITS.build(7)
     optimizer = torch.optim.SGD(setup.model.parameters(), lr=0.05)
     oracle = []
@@ -239,7 +246,7 @@ def test_the_seed_decides_weights_and_order():
     one, same, other = DIGITS.build(1), DIGITS.build(1), DIGITS.build(2)
     first = [next(setup.batches)[0] for setup in (one, same, other)]
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
-    weights = [setup.model[0].weight for setup in (one, same, other)]
+    weights = [next(setup.model.parameters()) for setup in (one, same, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
@@ -253,7 +260,8 @@ def test_splits_are_the_whole_data_set_without_overlap():
     parts = [x.numpy()[:, 0] * 16 for x, _ in tasks._digits().values()]
     assert [len(part) for part in parts] == [800, 400, 597]
     assert np.array_equal(
-        sorted_rows(np.concatenate(parts)), sorted_rows(load_digits().images.astype("f4"))
+        sorted_rows(np.concatenate(parts)),
+        sorted_rows(load_digits(return_X_y=True)[0].astype("f4")),
     )
 
 
@@ -331,7 +339,7 @@ def test_an_item_that_raises_is_named():
 @pytest.fixture(scope="module")
 def raced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("races") / "two workers"
-    summary, interrupted = conduct.race(REQUEST, folder, jobs=2, quiet=True)
+    summary, interrupted = conduct.race(REQUEST, folder, jobs=2)
     assert not interrupted
     return folder, summary
 
@@ -361,7 +369,7 @@ def test_the_store_is_an_optuna_study(raced):
 
     study = optuna.load_study(study_name="race", storage=f"sqlite:///{raced[0]}/study.db")
     assert len(study.trials) == 14
-    best = max(t.value for t in study.trials if t.user_attrs["trial"]["phase"] == "tuning")
+    best = max(t.value or 0 for t in study.trials if t.user_attrs["trial"]["phase"] == "tuning")
     entry = raced[1]["entries"].values()
     assert best == max(t["validation"] for e in entry for t in e["tuning"])
 
@@ -376,6 +384,18 @@ def test_rebuilding_changes_nothing(raced):
 def command(folder, *more):
     words = "race digits --optimizers adamw,momentum --trials 2 --seeds 5 --steps 20 --jobs 1"
     return [sys.executable, "-m", "steepest", *words.split(), "--out", str(folder), *more]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
+    import optuna
+
+    def full(*_):
+        raise optuna.exceptions.StorageInternalError("commit") from OSError("disk is full")
+
+    store = Store.create(tmp_path, PLAN, PROVENANCE)
+    monkeypatch.setattr(optuna.Study, "add_trial", full)
+    with pytest.raises(OSError, match=r"study\.db' \(disk is full\): make room.*--resume"):
+        store.add(trial(phase=TUNING), Result([1], [0.5], [0.1]))
 
 
 def finished(folder):
@@ -406,6 +426,7 @@ def test_kill_and_resume_gives_the_same_summary_with_any_number_of_jobs(raced, t
     # as it stands after the kill of a race that had just begun to make its store
     folder.mkdir()
     (folder / "study.db.new").write_bytes(b"half a database")
+    (folder / "study.db.new-journal").write_bytes(b"its journal")
     with subprocess.Popen(command(folder), stderr=subprocess.DEVNULL) as process:
         wait_until(lambda: finished(folder) >= 3)
         pid = process.pid
@@ -415,10 +436,10 @@ def test_kill_and_resume_gives_the_same_summary_with_any_number_of_jobs(raced, t
     assert children
     wait_until(lambda: not any(alive(child) for child in children))
     with pytest.raises(BadCall, match="not empty"):
-        conduct.race(REQUEST, folder, jobs=1, quiet=True)
+        conduct.race(REQUEST, folder, jobs=1)
     with pytest.raises(BadCall, match="was started with 2"):
-        conduct.race(replace(REQUEST, trials=3), folder, jobs=1, resume=True, quiet=True)
-    summary, _ = conduct.race(conduct.Request("digits"), folder, jobs=1, resume=True, quiet=True)
+        conduct.race(replace(REQUEST, trials=3), folder, jobs=1, resume=True)
+    summary, _ = conduct.race(conduct.Request("digits"), folder, jobs=1, resume=True)
     assert timeless(summary) == timeless(raced[1])
 
 
@@ -444,7 +465,7 @@ def test_ctrl_c_leaves_a_partial_report_and_says_how_to_resume(tmp_path):
 def test_a_budget_is_planned_and_stored(tmp_path):
     folder = tmp_path / "budget"
     request = conduct.Request("digits", "adamw,momentum", steps=5, budget="0.1s", seed=3)
-    summary, _ = conduct.race(request, folder, jobs=1, quiet=True)
+    summary, _ = conduct.race(request, folder, jobs=1)
     assert (summary["plan"]["trials"], summary["plan"]["seeds"]) == (1, 5)  # the least
     assert "--trials 1 --seeds 5 --steps 5 --seed 3" in summary["reproduce"]
     assert "--budget 0.1s" in summary["provenance"]["command"]
@@ -507,6 +528,11 @@ def test_too_few_seeds_and_no_rival_give_no_verdict():
     partial = made_up({"adamw": EVEN, "adam": UNEVEN[:2]})
     assert partial["verdict"] == "No verdict: 10 of 21 runs are finished."
     assert partial["entries"]["momentum"]["test"] == []
+    nothing = made_up({})
+    assert nothing["verdict"] == "No verdict: 0 of 21 runs are finished."
+    for summary in (alone, partial, nothing):
+        assert summary["verdict"] in Page(report.page(summary)).text
+        assert len(rows(summary)) == len(summary["entries"])
 
 
 def test_equal_runs_are_no_nan():

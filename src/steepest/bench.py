@@ -124,3 +124,34 @@ def _turn(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
         return took
 
     return turn
+
+
+def run(sets: list[str], seconds: float, threads: int | None = None) -> dict[str, Any]:
+    """Set -> its size, the copy bound and every contender's {"median", "best", "n"}, in seconds."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "sets": {}}
+    for name in sets:
+        shapes = SETS[name]()
+        found["sets"][name] = {
+            "tensors": len(shapes),
+            "parameters": sum(torch.Size(s).numel() for s in shapes),
+            "copy_bound": copy_bound(shapes),
+            "steps": measure(shapes, seconds),
+        }
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measurements for people: milliseconds and ratios to torch's fused AdamW."""
+    lines = [f"one step, float32, {found['threads']} threads, torch {found['torch']}"]
+    for name, one in found["sets"].items():
+        base = one["steps"]["torch AdamW, fused"]["median"]
+        lines.append(f"\n{name}: {one['parameters']:,} parameters in {one['tensors']} tensors")
+        lines.append(f"  {'':34}{'median ms':>10}{'best ms':>10}{'/ fused':>9}{'n':>6}")
+        bound = {"median": one["copy_bound"], "best": one["copy_bound"], "n": 9}
+        rows = {**one["steps"], f"copying {BYTES} bytes a parameter": bound}
+        for label, row in rows.items():
+            ms = f"{row['median'] * 1e3:10.3f}{row['best'] * 1e3:10.3f}"
+            lines.append(f"  {label:34}{ms}{row['median'] / base:9.3f}{row['n']:6}")
+    return "\n".join(lines)

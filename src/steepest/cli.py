@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -88,6 +89,69 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a race.", meta
     return 0
 
 
+@app.command("list", epilog="Example: steepest list --json")
+def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
+    """List the optimizers: name, class, states, bytes per parameter, paper."""
+    from steepest.catalogue import listing
+
+    found = listing()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"{'name':20}{'class':19}{'year':6}{'states':>6}{'B/param':>9}  paper")
+    for f in found:
+        size = f["bytes_per_parameter"]
+        print(
+            f"{f['name']:20}{f['class']:19}{f['year'] or '':<6}{size // 4:>6}{size:>9}  {f['paper']}"
+        )
+    return 0
+
+
+@app.command(epilog="Example: steepest show adabelief --backend cpu")
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A rule, as `steepest list` names it.", metavar="NAME")
+    ],
+    backend: Annotated[
+        str | None, typer.Option(help="cpu or foreach: the code generated from the rule.")
+    ] = None,
+) -> int:
+    """Print the source of an optimizer, or the loop that is generated from it."""
+    from steepest.catalogue import shown
+    from steepest.definition import find
+    from steepest.race import BadCall
+
+    try:
+        print(shown(find(name), backend), end="")
+    except ValueError as error:
+        raise BadCall(str(error)) from None
+    return 0
+
+
+@app.command(epilog="Example: steepest bench --set 300x64 --seconds 5")
+def bench(
+    only: Annotated[
+        str | None, typer.Option("--set", help="resnet50, 300x3456 or 300x64; all by default.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="About how long each set takes.")] = 20.0,
+    threads: Annotated[
+        int | None, typer.Option(help="torch's threads.", show_default="as is")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> int:
+    """Time one step of each backend against torch's AdamW and other packages, in one process."""
+    from steepest import bench
+    from steepest.race import BadCall
+
+    if only is not None and only not in bench.SETS:
+        raise BadCall(f"--set {only}: expected one of {', '.join(bench.SETS)}")
+    if not 0 < seconds < float("inf") or (threads is not None and threads < 1):
+        raise BadCall("--seconds and --threads: expected a number above 0")
+    found = bench.run([only] if only else list(bench.SETS), seconds, threads)
+    print(json.dumps(found, indent=2) if as_json else bench.table(found))
+    return 0
+
+
 def need_race() -> None:
     """BadCall with the pip command if a module of the extra `race` is missing."""
     from steepest.race import BadCall
@@ -122,8 +186,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except Exception as error:
         # typer's usage errors: their class is click's or typer's own, by version
-        if not hasattr(error, "format_message"):
+        explain = getattr(error, "format_message", None)
+        if explain is None:
             raise
         given = shlex.join(["steepest", *(sys.argv[1:] if arguments is None else arguments)])
-        say(f"{error.format_message().rstrip('.')}; given: {given}; see: steepest --help")
+        say(f"{explain().rstrip('.')}; given: {given}; see: steepest --help")
         return 2

@@ -73,6 +73,12 @@ class Family:
         return {"step"}.union(*(r.keys.values() for r in self.members))
 
     @cached_property
+    def static(self) -> list[str]:
+        """The options that decide over rule, modifiers and choices, not over a scalar's value alone."""
+        values = {PAIRS.get(n, (n,))[0] for r in self.members for n in r.defaults}
+        return [n for n in self.arguments if n not in values - {"momentum"} and n not in WITHOUT_EFFECT]
+
+    @cached_property
     def captured(self) -> dict[str, str]:
         """Group constants: name -> the hyperparameter that it is taken from."""
         return {n: source for r in self.members for n, source in r.captured.items()}
@@ -175,6 +181,12 @@ def _all() -> dict[str, Family]:
             family = of(rule)
             found[family.name] = family
     return found
+
+
+def select_defaults(rule: Rule) -> Selection:
+    """What the rule's class asks for when it is given nothing but parameters."""
+    family = next((f for f in families.values() if f.members[0] is rule), of(rule))
+    return family.select(family.arguments)
 
 
 families = _all()

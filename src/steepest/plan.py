@@ -162,13 +162,14 @@ class CompiledPart(Part):
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         params, grads = self.params, [p.grad for p in self.params]
-        if list(map(Tensor.data_ptr, params)) != self.addresses or list(map(_nbytes, params)) != self.nbytes:
+        if list(map(Tensor.data_ptr, params)) != self.addresses:
             raise Stale
         stepped = params
         try:
             given: Any = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
             fast = (
                 self.contiguous
+                and not self.unborn
                 and all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
                 and list(map(_nbytes, grads)) == self.nbytes
             )
@@ -187,6 +188,8 @@ class CompiledPart(Part):
 
     def carefully(self) -> tuple[list[Tensor | None], list[int]]:
         """Gradients and their addresses, 0 for none; those of another layout are copied."""
+        if list(map(_nbytes, self.params)) != self.nbytes:
+            raise Stale
         grads: list[Tensor | None] = [None] * self.n
         odd = []
         for k, g in zip(*self.gradients(), strict=True):
@@ -283,12 +286,9 @@ def compiled_for(p: Tensor) -> bool:
         and type(p) in (Tensor, torch.nn.Parameter)
         and p.layout is torch.strided
         and p.numel() > 0
-        and (p.is_contiguous() or torch.empty_like(p).stride() == p.stride() and _dense(p))
+        # a copy that preserves the format has the strides of dense memory alone
+        and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
     )
-
-
-def _dense(p: Tensor) -> bool:
-    return torch._prims_common.is_non_overlapping_and_dense(p)
 
 
 def parts(

@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import families as house
 from .definition import Rule, find, inside, nearest, rules
 from .plan import BACKENDS, Part, Stale, describe, parts, program_of
 
+_NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 
 
@@ -82,8 +84,10 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _begin(self) -> None:
         self._lock = threading.RLock()
-        self._parts: dict[int, tuple[Any, list[Tensor], list[Part]]] = {}
+        self._parts: dict[int, tuple[Any, list[Tensor], Any, Any, list[Part]]] = {}
+        self._static = self.family.static
         self._snapshot: list[Any] = []
+        self._by_identity = True
         _alive.add(self)
 
     # groups
@@ -157,14 +161,27 @@ class RuleOptimizer(torch.optim.Optimizer):
         All groups are checked and all loops compiled before the first write: a step that raises
         (RuntimeError for a sparse or misfit gradient) has changed nothing.
         """
+        # torch's wrapper of hooks and profiling costs a small model as much as the rest of the step
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return _watched_step(self, closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  torch need not wrap it again
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with self._lock:
-            flat = list(chain.from_iterable(map(dict.values, self.state.values())))
-            if len(flat) != len(self._snapshot) or not all(map(is_, flat, self._snapshot)):
-                self._parts.clear()  # somebody put other tensors into the state
+            if self._state_was_replaced():
+                self._parts.clear()
             try:
                 work = self._ready()
             except Stale:
@@ -178,20 +195,31 @@ class RuleOptimizer(torch.optim.Optimizer):
         work: list[Callable[[], None]] = []
         new: list[Part] = []
         for index, group in enumerate(self.param_groups):
-            selection = self.family.select(group)
             params = group["params"]
-            key = (selection, self.backend, group.get("differentiable", False))
-            known, old, mine = self._parts.get(index, (None, [], []))
-            if known != key or len(params) != len(old) or not all(map(is_, params, old)):
-                unique = list({id(p): p for p in params}.values())
-                mine = parts(selection, unique, self._state_of, self.backend, key[2])
-                new += mine
-                self._parts[index] = key, list(params), mine
-            scalars = [
-                self._number(group, n, selection.rule) for n in program_of(selection).scalars if n != "t"
-            ]
+            watched = [group.get(name) for name in self._static]
+            known, old, made, program, mine = self._parts.get(index, _NOTHING)
+            same = len(params) == len(old) and all(map(is_, params, old))
+            if known != watched or not same:
+                wanted = self.family.select(group), group.get("differentiable", False)
+                program = program_of(wanted[0])
+                if wanted != made or not same:
+                    unique = list({id(p): p for p in params}.values())
+                    mine = parts(wanted[0], unique, self._state_of, self.backend, wanted[1])
+                    new += mine
+                self._parts[index] = watched, list(params), wanted, program, mine
+            scalars = [self._number(group, n, program.rule) for n in program.scalars if n != "t"]
             work += [part.ready(scalars) for part in mine]
         return [lambda: self._commit(new), *work] if new else work
+
+    def _state_was_replaced(self) -> bool:
+        """Whether somebody put other tensors into the state, as `state[k] = v.to(...)` does."""
+        flat = list(chain.from_iterable(map(dict.values, self.state.values())))
+        if self._by_identity:
+            return len(flat) != len(self._snapshot) or not all(map(is_, flat, self._snapshot))
+        try:
+            return flat != self._snapshot  # the same object is equal unasked
+        except RuntimeError:  # two different tensors of several elements have no truth
+            return True
 
     def _state_of(self, p: Tensor) -> dict[str, Any]:
         return self.state[p] if p in self.state else {}
@@ -203,6 +231,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                     self.state[p].update(state)
                     part.states[k] = self.state[p]
         self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
+        # of one element, an equal copy would pass for the original
+        self._by_identity = any(p.numel() == 1 for p in self.state)
 
 
     # checkpoints
@@ -260,6 +290,9 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def __reduce__(self) -> Any:
         return _revive, (self.family.members[0].name, self._called), self.__getstate__()
+
+
+_watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
 
 
 def _after_fork() -> None:

@@ -32,7 +32,7 @@ def directory() -> Path:
     """Where compiled loops are kept: STEEPEST_CACHE_DIR, else the user's cache directory."""
     if chosen := os.environ.get("STEEPEST_CACHE_DIR"):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steepest"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "steepest"
 
 
 def load(name: str, source: str, itemsize: int) -> Callable[[int], None]:
@@ -50,16 +50,13 @@ def _object(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
     made_by = f"{version('numba')} {version('llvmlite')} {llvm.get_process_triple()} {cpu}"
     by_us = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     key = hashlib.sha256(f"{by_us} {itemsize} {made_by}\n{source}".encode()).hexdigest()
-    try:
-        file = directory() / f"{name}-{key[:32]}.o"
+    file = directory() / f"{name}-{key[:32]}.o"
+    with contextlib.suppress(OSError, ValueError):
         symbol, digest, code = file.read_bytes().split(b"\n", 2)
         if hashlib.sha256(code).hexdigest().encode() == digest:
             return symbol.decode(), code
-    except (OSError, ValueError, RuntimeError):
-        file = None if "file" not in locals() else file
     symbol, code = _compile(name, source, itemsize)
-    if file is not None:
-        _keep(file, f"{symbol}\n{hashlib.sha256(code).hexdigest()}\n".encode() + code)
+    _keep(file, f"{symbol}\n{hashlib.sha256(code).hexdigest()}\n".encode() + code)
     return symbol, code
 
 

@@ -63,7 +63,7 @@ class Request:
 
 
 def race(
-    request: Request, folder: Path, *, jobs: int, resume: bool = False, quiet: bool = False
+    request: Request, folder: Path, *, jobs: int, resume: bool = False
 ) -> tuple[dict[str, Any], bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
@@ -80,13 +80,13 @@ def race(
                     folder, _plan(request, jobs, pool, started), provenance(request)
                 )
             task, plan = tasks.get(store.plan.task), store.plan
-            _run(pool, store, protocol.tuning(plan), "tuning", quiet)
+            _run(pool, store, protocol.tuning(plan), "tuning")
             tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
             chosen = {
                 entry: protocol.best(task, [pair for pair in tuned if pair[0].entry == entry])
                 for entry in plan.entries
             }
-            _run(pool, store, protocol.fresh(plan, chosen), "fresh seeds", quiet)
+            _run(pool, store, protocol.fresh(plan, chosen), "fresh seeds")
         except KeyboardInterrupt:
             if store is None:
                 raise
@@ -120,8 +120,8 @@ def _open(request: Request, folder: Path, resume: bool) -> Store | None:
         raise BadCall(
             f"cannot write to '{folder}' ({error.strerror}): choose another folder with --out"
         ) from error
-    found = {path.name for path in folder.iterdir()} - {"study.db.new"}
-    if not found:
+    ours = (".writable", "study.db.new")  # what a kill before the first trial may have left
+    if all(path.name.startswith(ours) for path in folder.iterdir()):
         return None
     if not resume:
         raise BadCall(
@@ -176,13 +176,15 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     return replace(plan, trials=count, seeds=seeds)
 
 
-def _run(pool: Pool, store: Store, planned: Iterable[Trial], phase: str, quiet: bool) -> None:
+def _run(pool: Pool, store: Store, planned: Iterable[Trial], phase: str) -> None:
     done = {trial.key for trial, _ in store.results()}
     todo = [trial for trial in planned if trial.key not in done]
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    console = Console(stderr=True)
+    silent = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
         shown = bar.add_task(f"{phase:<11}", total=len(todo))
         for trial, result in pool.map(todo):
             store.add(trial, result)

@@ -17,6 +17,8 @@ from steepest.race.tasks import Task
 
 TRIALS, SEEDS, LEAST_SEEDS = 8, 10, 5
 TUNING, FRESH = "tuning", "fresh"
+KNOBS = 8
+"""Coordinates of a quasi-random point; an entry uses as many as it has knobs."""
 PLANNED_SHARE = 0.85
 """Share of a budget that is planned: the rest pays for the store, the report and slow moments."""
 
@@ -84,17 +86,19 @@ def derive(seed: int, *words: object) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def points(seed: int, entry: str, ranges: dict[str, tuple[float, float]], count: int) -> list:
-    """The first `count` scrambled Sobol points of `entry`, log-uniform over `ranges`.
+def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> list:
+    """The first `count` scrambled Sobol points, log-uniform over `ranges` (knob -> low, high).
 
-    Point i depends on (seed, entry, i) alone, not on `count`.
+    Point i depends on (seed, i) and the ranges alone, not on `count`. Knob k of every entry takes
+    coordinate k of the same point: entries with the same range try the same learning rates, so
+    that luck in drawing them is no difference between entries.
     """
     if not ranges or count < 1:
         return [{} for _ in range(count)]
     from scipy.stats import qmc  # 0.6 s that workers do not need
 
-    sobol = qmc.Sobol(len(ranges), scramble=True, rng=derive(seed, "points", entry))
-    unit = sobol.random_base2(math.ceil(math.log2(count)))[:count]
+    sobol = qmc.Sobol(max(KNOBS, len(ranges)), scramble=True, rng=derive(seed, "points"))
+    unit = sobol.random_base2(math.ceil(math.log2(count)))[:count, : len(ranges)]
     return [
         {
             knob: float(low * (high / low) ** u)
@@ -113,7 +117,7 @@ def tuning(plan: Plan) -> list[Trial]:
     hypers = {
         entry: [
             entries.defaults(entry),
-            *points(plan.seed, entry, entries.space(entry), plan.trials - 1),
+            *points(plan.seed, entries.space(entry), plan.trials - 1),
         ]
         for entry in plan.entries
     }

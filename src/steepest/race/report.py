@@ -8,19 +8,20 @@ from importlib.resources import files
 from typing import Any
 
 import matplotlib
+import matplotlib.colors
 from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from steepest.race.summary import caveats, columns, number, rows, units
+from steepest.race.wording import caveats, columns, number, rows, units
 
 INK = "#010203"
 """Drawn in this colour, shown as `currentColor`: axes and text follow light, dark and print."""
 SIZE = (5.0, 3.4)
 """Inches; at 72 points an inch a phone shows the 10 point text at about its own size."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "steepest",  # the same race gives the same bytes
     "text.parse_math": False,
@@ -77,7 +78,13 @@ def _figures(summary: dict[str, Any], colors: list[Any]) -> list[dict[str, Any]]
         low, middle, high = ([scale * v for v in curve[k]] for k in ("low", "median", "high"))
         axes.plot(curve["steps"], middle, **style)
         axes.fill_between(
-            curve["steps"], low, high, color=style["color"], alpha=0.12, lw=0, gid=style["gid"]
+            curve["steps"],
+            low,
+            high,
+            color=style["color"],
+            alpha=0.12,
+            lw=0,
+            gid=style["gid"] + "-quartiles",
         )
 
     def by_second(axes: Axes, entry: dict[str, Any], style: dict[str, Any]) -> None:
@@ -90,6 +97,7 @@ def _figures(summary: dict[str, Any], colors: list[Any]) -> list[dict[str, Any]]
         if pairs:
             axes.plot(*zip(*pairs, strict=True), marker="o", ms=4, **{**style, "lw": 0.8})
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
 
     curves = [
         scale * v for e in entries for v in e["curve"]["median"][len(e["curve"]["steps"]) // 4 :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -47,7 +48,8 @@ def _p(d: np.ndarray) -> float | None:
         return None
     if _constant(d):  # no t test without spread; the exact sign test stands in
         return 1.0 if abs(d.mean()) <= NO_SPREAD else 2.0 ** (1 - len(d))
-    return float(stats.ttest_1samp(d, 0.0).pvalue)
+    test: Any = stats.ttest_1samp(d, 0.0)
+    return float(test.pvalue)
 
 
 def _constant(d: np.ndarray) -> bool:

@@ -63,10 +63,10 @@ BATCH = 32
 def _digits() -> dict[str, tuple[Tensor, Tensor]]:
     from sklearn.datasets import load_digits  # heavy: only when raced
 
-    data = load_digits()
+    pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(TRAIN + VALIDATION + TEST)
-    images = torch.tensor(data.images[order] / 16, dtype=torch.float32)[:, None]
-    labels = torch.tensor(data.target[order])
+    images = torch.tensor(pixels[order] / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    labels = torch.tensor(classes[order])
     ends = {
         "train": (0, TRAIN),
         "validation": (TRAIN, TRAIN + VALIDATION),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from steepest.race.summary import caveats, columns, number, rows, units
+from steepest.race.wording import caveats, columns, number, rows, units
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")
 """Columns that report.html has and a terminal has no room for."""

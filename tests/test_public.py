@@ -1,0 +1,95 @@
+"""The public names, and the house's own rules."""
+
+import ast
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import steepest
+from steepest import bench, catalogue
+
+SOURCE = Path(steepest.__file__).parent
+EXTRAS = {"optuna", "rich", "scipy", "sklearn", "jinja2", "matplotlib"}
+
+
+def modules():
+    return [m.name for m in pkgutil.walk_packages([str(SOURCE)], "steepest.") if "__main__" not in m.name]
+
+
+def test_public_names_keep_their_types_after_every_submodule_is_imported():
+    for name in modules():
+        importlib.import_module(name)
+    assert callable(steepest.rule)
+    assert callable(steepest.optimizer)
+    assert isinstance(steepest.rules, dict)
+    for name in steepest.__all__:
+        assert hasattr(steepest, name), name
+        if name[0].isupper() and name != "Rule":
+            assert issubclass(getattr(steepest, name), torch.optim.Optimizer)
+    public = {n for n in vars(steepest) if not n.startswith("_")}
+    assert public - set(steepest.__all__) <= {m.split(".")[1] for m in modules()}
+
+
+def test_every_rule_has_a_class_of_its_own_or_torchs():
+    for name in steepest.rules:
+        made = steepest.optimizer(name, [torch.nn.Parameter(torch.ones(2))])
+        assert name in [r.name for r in made.family.members]
+
+
+def imports(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name.split(".")[0] for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def test_the_rooms_keep_to_themselves():
+    for file in (SOURCE / "formulas").glob("*.py"):
+        inner = {".words", "..definition", ".adam", "."}
+        allowed = inner | ({"math", "collections.abc", "typing"} if file.name == "words.py" else set())
+        assert set(imports(file)) <= allowed, file.name
+    for file in (SOURCE / "backends").glob("*.py"):
+        text = file.read_text()
+        assert not any(f'"{name}"' in text for name in steepest.rules), file.name
+
+
+@pytest.mark.parametrize("name", steepest.rules)
+def test_a_docstring_gives_source_and_differences(name):
+    facts = catalogue.facts(steepest.rules[name])
+    assert facts["year"], name
+    assert facts["class"], name
+    assert any(word in facts["paper"] for word in ("arXiv", "doi", "JMLR", "PMLR", "ICLR", "Coursera"))
+
+
+def test_the_list_counts_states():
+    found = {f["name"]: f for f in catalogue.listing()}
+    assert found["sgd"]["bytes_per_parameter"] == 0
+    assert found["adabelief"]["states"] == ["exp_avg", "exp_avg_var"]
+    assert found["amsgrad"]["bytes_per_parameter"] == 12
+    assert found["momentum"]["class"] == "Momentum"
+
+
+def test_show_prints_rule_and_loops():
+    rule = steepest.rules["adabelief"]
+    assert "def adabelief(" in catalogue.shown(rule)
+    assert "for i in range(" in catalogue.shown(rule, "cpu")
+    assert "torch._foreach_" in catalogue.shown(rule, "foreach")
+    with pytest.raises(ValueError, match="expected one of cpu, foreach, eager"):
+        catalogue.shown(rule, "gpu")
+
+
+def test_the_bench_knows_resnet50_and_measures_everyone():
+    shapes = bench.resnet50()
+    assert len(shapes) == 161
+    assert sum(torch.Size(s).numel() for s in shapes) == 25_557_032
+    found = bench.run(["300x64"], seconds=0.01)
+    steps = found["sets"]["300x64"]["steps"]
+    assert {"steepest AdaBelief", "torch AdamW, fused", "adabelief-pytorch AdaBelief"} <= set(steps)
+    assert all(row["median"] > 0 and row["n"] >= 5 for row in steps.values())
+    text = bench.table(found)
+    assert "300x64: 19,200 parameters in 300 tensors" in text
+    assert "/ fused" in text
