@@ -45,7 +45,8 @@ def bad(capsys, *words):
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("steepest: ") and err.count("\n") == 1
+    assert err.startswith("steepest: ")
+    assert err.count("\n") == 1
     return err
 
 
@@ -59,7 +60,8 @@ def test_a_bad_call_gets_one_helpful_line_and_exit_code_2(call, capsys, elsewher
 def test_an_unwritable_folder(capsys, elsewhere):
     (elsewhere / "file").touch()
     line = bad(capsys, "race", "digits", "--out", "file/below")
-    assert "cannot write to 'file/below'" in line and "--out" in line
+    assert "cannot write to 'file/below'" in line
+    assert "--out" in line
 
 
 @pytest.mark.parametrize("more", [[], ["--resume"]])
@@ -80,7 +82,8 @@ def test_a_missing_extra_is_named_with_its_command(capsys, monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "optuna" else object())
     for call in (["race", "digits"], ["report", "."]):
         line = bad(capsys, *call)
-        assert "optuna" in line and "pip install 'steepest[race]'" in line
+        assert "optuna" in line
+        assert "pip install 'steepest[race]'" in line
 
 
 @pytest.mark.parametrize("verb", ["race", "report"])
@@ -93,8 +96,10 @@ def test_a_race_prints_table_verdict_and_paths(capsys, elsewhere):
     call = "race digits --optimizers adam,momentum --trials 1 --seeds 2 --steps 3 --jobs 1"
     assert cli.main(call.split()) == 0
     out, err = capsys.readouterr()
-    assert "difference to" in out and "Not enough seeds: n=2" in out
-    assert "race-digits/report.html" in out and "race-digits/summary.json" in out
+    assert "difference to" in out
+    assert "Not enough seeds: n=2" in out
+    assert "race-digits/report.html" in out
+    assert "race-digits/summary.json" in out
     assert err.strip() == ""  # a bar only on a terminal
     before = (elsewhere / "race-digits" / "report.html").read_bytes()
     assert cli.main(["report", "race-digits"]) == 0

@@ -91,7 +91,9 @@ def test_an_interval_leaves_out_zero_exactly_where_a_difference_is_claimed(seed,
         {str(i): rng.normal(shifts[i], 1, n).tolist() for i in range(field)}
     )
     for d in judged.values():
-        assert d.low is not None and d.high is not None and d.p_holm is not None
+        assert d.low is not None
+        assert d.high is not None
+        assert d.p_holm is not None
         assert d.claim == (d.low > 0 or d.high < 0) == (d.p_holm <= 0.05)
 
 
@@ -245,9 +247,11 @@ def test_a_trial_is_the_loop_that_anybody_would_write(stock):
 def test_the_seed_decides_weights_and_order():
     one, same, other = DIGITS.build(1), DIGITS.build(1), DIGITS.build(2)
     first = [next(setup.batches)[0] for setup in (one, same, other)]
-    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
     weights = [next(setup.model.parameters()) for setup in (one, same, other)]
-    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_splits_are_the_whole_data_set_without_overlap():
@@ -283,7 +287,8 @@ def test_a_tuning_trial_never_sees_test_data(stock, monkeypatch):
 
 def test_a_diverged_run_is_a_result():
     result = trials.run(trial(entry="momentum", hyper={"lr": 1e30}))
-    assert result.diverged and result.test == 0.0
+    assert result.diverged
+    assert result.test == 0.0
     assert protocol.final(DIGITS, result) == 0.0
 
 
@@ -329,7 +334,7 @@ def test_an_item_that_always_kills_its_worker_is_given_up():
 
 
 def test_an_item_that_raises_is_named():
-    with Pool(1, eval) as pool, pytest.raises(WorkerError, match="NameError.*nonsense"):
+    with Pool(1, eval) as pool, pytest.raises(WorkerError, match=r"NameError.*nonsense"):
         list(pool.map(["nonsense"]))
 
 
@@ -348,7 +353,8 @@ def test_a_race_leaves_what_was_promised(raced):
     folder, summary = raced
     assert json.loads((folder / "summary.json").read_text()) == summary
     assert {path.name for path in folder.iterdir()} == {"study.db", "summary.json", "report.html"}
-    assert summary["complete"] and summary["runs"] == {"finished": 14, "planned": 14}
+    assert summary["complete"]
+    assert summary["runs"] == {"finished": 14, "planned": 14}
     assert summary["baseline"] == "adamw"
     assert summary["provenance"]["versions"]["torch"] == torch.__version__
     for entry in summary["entries"].values():
@@ -458,7 +464,8 @@ def test_ctrl_c_leaves_a_partial_report_and_says_how_to_resume(tmp_path):
     assert f"--out {folder} --resume" in err.strip().splitlines()[-1]
     summary = json.loads((folder / "summary.json").read_text())
     assert not summary["complete"]
-    assert summary["verdict"].startswith("No verdict") and summary["verdict"] in out
+    assert summary["verdict"].startswith("No verdict")
+    assert summary["verdict"] in out
     assert "No verdict" in (folder / "report.html").read_text()
 
 
@@ -581,18 +588,21 @@ def test_the_report_loads_nothing_and_is_small(raced):
     html = (raced[0] / "report.html").read_text()
     page = Page(html)
     assert page.loads == []
-    assert "script" not in page.tags and "@import" not in html
+    assert "script" not in page.tags
+    assert "@import" not in html
     assert all(part.startswith("#") for part in html.split("url(")[1:])
     assert len(html.encode()) < 1_500_000
     assert html.index(raced[1]["verdict"]) < html.index("<table")
-    assert "prefers-color-scheme: dark" in html and "@media print" in html
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
     assert raced[1]["reproduce"] in page.text
     figures = html.split("<svg")[1:]
     assert len(figures) == 3
     for figure in figures:
         figure = figure[: figure.index("</svg>")]
         ElementTree.fromstring("<svg" + figure + "</svg>")
-        assert "currentColor" in figure and "adamw" not in figure  # keys stand beside, once
+        assert "currentColor" in figure
+        assert "adamw" not in figure
 
 
 def test_curves_of_every_entry_are_drawn(raced):

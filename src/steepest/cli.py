@@ -100,10 +100,8 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fa
         return 0
     print(f"{'name':20}{'class':19}{'year':6}{'states':>6}{'B/param':>9}  paper")
     for f in found:
-        size = f["bytes_per_parameter"]
-        print(
-            f"{f['name']:20}{f['class']:19}{f['year'] or '':<6}{size // 4:>6}{size:>9}  {f['paper']}"
-        )
+        size, year = f["bytes_per_parameter"], f["year"] or ""
+        print(f"{f['name']:20}{f['class']:19}{year:<6}{size // 4:>6}{size:>9}  {f['paper']}")
     return 0
 
 

@@ -6,5 +6,5 @@ judge them, `terminal` and `report` show them; `conduct` ties the knot.
 """
 
 
-class BadCall(ValueError):
+class BadCall(ValueError):  # noqa: N818 - the call is wrong, nothing failed
     """The call was wrong: one line that says what was given, what was expected and what to do."""

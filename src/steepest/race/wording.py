@@ -9,6 +9,9 @@ from typing import Any
 
 from steepest.race.statistics import LEAST, Difference
 
+UNKNOWN = "\u2013"
+"""In the table: not measured (yet)."""
+
 
 def number(summary: dict[str, Any], value: float, *, signed: bool = False) -> str:
     """A metric or a difference as text, without its unit: 98.12, +0.34."""
@@ -132,7 +135,7 @@ def columns(summary: dict[str, Any]) -> tuple[str, ...]:
 
 
 def rows(summary: dict[str, Any]) -> list[list[str]]:
-    """The table, best mean test metric first, a text for each of `columns`; "–" is "not known"."""
+    """The table, best mean test metric first, a text for each of `columns`."""
 
     def order(item: tuple[str, Any]) -> float:
         test = item[1]["test"]
@@ -144,7 +147,7 @@ def rows(summary: dict[str, Any]) -> list[list[str]]:
 
 def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]:
     test, timing, n = entry["test"], entry["timing"], len(entry["test"])
-    metric = difference = "–"
+    metric = difference = UNKNOWN
     if test:
         spread = f" ± {number(summary, st.stdev(test))}" if n > 1 else ""
         metric = number(summary, st.fmean(test)) + spread
@@ -156,7 +159,7 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
             difference += f" [{low}, {high}]"
     elif name == summary["baseline"]:
         difference = "baseline"
-    bytes_each = "–"
+    bytes_each = UNKNOWN
     if entry["parameters"]:
         bytes_each = f"{entry['state_bytes'] / entry['parameters']:.1f}"
     return [
@@ -166,8 +169,8 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         difference,
         _reached(entry["steps_to_target"], "{:.0f}"),
         _reached(timing["seconds_to_target"], "{:.2f}"),
-        "–" if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",
-        "–" if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
+        UNKNOWN if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",
+        UNKNOWN if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
         bytes_each,
         f"{entry['diverged']['fresh']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
     ]
@@ -176,7 +179,7 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
 def _reached(values: Sequence[float | None], form: str) -> str:
     """Median over seeds with the share of seeds that reached the target at all."""
     if not values:
-        return "–"
+        return UNKNOWN
     middle = st.median(math.inf if v is None else v for v in values)
     share = f" ({sum(v is not None for v in values)}/{len(values)})"
     return ("never" if math.isinf(middle) else form.format(middle)) + share

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -84,10 +84,8 @@ class Pool:
         while waiting or busy:
             for pipe in [p for p in self._workers if p not in busy][: len(waiting)]:
                 busy[pipe] = waiting.popleft()
-                try:
+                with suppress(BrokenPipeError):  # it died while idle: the wait below sees that
                     pipe.send(busy[pipe][0])
-                except BrokenPipeError:
-                    pass  # it died while idle: the wait below sees its end of file
             for pipe in wait(list(busy)):
                 assert isinstance(pipe, Connection)
                 item, deaths = busy.pop(pipe)

@@ -1,0 +1,36 @@
+"""Lines of the execution code: python bench/lines.py. Blank lines, comments and docstrings apart."""
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+ROOMS = ("definition.py", "trace.py", "families.py", "plan.py", "shell.py", "backends")
+SOURCE = Path(__file__).parent.parent / "src" / "steepest"
+
+
+def lines(file: Path) -> tuple[int, int]:
+    """(lines of code, all lines)."""
+    text = file.read_text()
+    code = {
+        line
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+                              tokenize.DEDENT, tokenize.ENDMARKER)
+        for line in range(token.start[0], token.end[0] + 1)
+    }  # fmt: skip
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(code), len(text.splitlines())
+
+
+if __name__ == "__main__":
+    total = [0, 0]
+    for room in ROOMS:
+        path = SOURCE / room
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            count = lines(file)
+            total = [a + b for a, b in zip(total, count, strict=True)]
+            print(f"{count[0]:6} of {count[1]:5}  {file.relative_to(SOURCE)}")
+    print(f"{total[0]:6} of {total[1]:5}  in all")
