@@ -20,7 +20,9 @@ def lines(file: Path) -> tuple[int, int]:
         for line in range(token.start[0], token.end[0] + 1)
     }  # fmt: skip
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+            node
+        ):
             code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     return len(code), len(text.splitlines())
 

@@ -19,8 +19,6 @@ def strided(ps):
     return steepest.AdaBelief(ps)
 
 
-
-
 PATHS = {
     "fast": steepest.AdaBelief,
     "half the gradients None": halves,

@@ -51,7 +51,9 @@ class Transcription:
         group = self.param_groups[0]
         for p in group["params"]:
             g = -p.grad if group.get("maximize") else p.grad
-            self.update(p, g + group.get("weight_decay", 0.0) * p, self.state[p], group)
+            if decay := group.get("weight_decay", 0.0):
+                g = g + decay * p
+            self.update(p, g, self.state[p], group)
 
     def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -430,7 +432,7 @@ def steps(
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """torch keeps NAdam's mu_product and ASGD's eta in its default dtype, not in the parameter's."""
+    """torch keeps NAdam's mu_product and ASGD's eta in its default dtype, not the parameter's."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -215,7 +215,9 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, 
         assert works(*machine._object("small", SMALL, 4))
     assert len(compiled) == 3
     monkeypatch.setenv("STEEPEST_CACHE_DIR", str(tmp_path / "full"))
-    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "no space left")))
+    monkeypatch.setattr(
+        os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "no space left"))
+    )
     assert works(*machine._object("small", SMALL, 4))
     assert list((tmp_path / "full").iterdir()) == []
 
@@ -254,7 +256,7 @@ def test_what_the_loop_cannot_walk_goes_to_foreach():
     gaps = nn.Parameter(torch.randn(4, 6)[:, ::2])
     kinds = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3).bfloat16()), gaps,
              nn.Parameter(torch.randn(0)), nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)),
-             nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip  # noqa: E501
+             nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)
     found = parts(selection, kinds, lambda p: {}, None, False)
     compiled = [len(p.params) for p in found if type(p).__name__ == "CompiledPart"]

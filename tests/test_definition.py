@@ -104,7 +104,9 @@ def test_a_rule_is_registered_and_runs_as_it_stands():
     p, m, v = steepest.rules["adam"](1.0, 0.5, 0.0, 0.0, t=1, lr=0.1)
     assert (p, m, v) == pytest.approx((0.9, 0.05, 0.00025), rel=1e-6)
     tensors = [torch.tensor(x, dtype=torch.float64) for x in (1.0, 0.5, 0.0, 0.0)]
-    assert [float(x) for x in steepest.rules["adam"](*tensors, t=1, lr=0.1)] == pytest.approx([p, m, v])
+    assert [float(x) for x in steepest.rules["adam"](*tensors, t=1, lr=0.1)] == pytest.approx(
+        [p, m, v]
+    )
     with pytest.raises(TypeError, match="adam takes 4 tensors"):
         steepest.rules["adam"](1.0, 0.5, t=1)
 
@@ -124,7 +126,9 @@ def test_autograd_goes_through_a_rule():
     assert float(lr.grad) == -0.5
 
 
-@given(st.floats(allow_nan=True, allow_infinity=True), st.floats(allow_nan=True, allow_infinity=True))
+@given(
+    st.floats(allow_nan=True, allow_infinity=True), st.floats(allow_nan=True, allow_infinity=True)
+)
 def test_host_arithmetic_is_ieee(a, b):
     def same(x, y):
         assert isinstance(x, Number)
@@ -142,7 +146,15 @@ def test_host_arithmetic_is_ieee(a, b):
 
 @pytest.mark.parametrize(
     ("base", "exponent"),
-    [(-8.0, 1 / 3), (-8.0, 3.0), (0.0, -1.0), (10.0, 400.0), (-10.0, 401.0), (0.0, 0.0), (2.0, 0.5)],
+    [
+        (-8.0, 1 / 3),
+        (-8.0, 3.0),
+        (0.0, -1.0),
+        (10.0, 400.0),
+        (-10.0, 401.0),
+        (0.0, 0.0),
+        (2.0, 0.5),
+    ],
 )
 def test_host_powers_are_ieee(base, exponent):
     want = float(torch.tensor(base, dtype=torch.float64) ** exponent)

@@ -158,6 +158,32 @@ def test_float32_is_as_precise_as_the_oracle(setting, backend):
     assert not worst, f"(mean, 99.9 % quantile) of our error in units of the oracle's: {worst}"
 
 
+# numbers at the edge
+
+
+EDGES = [0.0, -0.0, 1e-42, -1e-30, 1e-20, 1.0, -1e18, 1e25, 3e38, math.inf, -math.inf, math.nan]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "foreach"])
+@each(PRECISE)
+def test_tiny_huge_and_non_finite_gradients(setting, backend):
+    """In float32: where the oracle is finite we are near it, where it is not we are not either.
+
+    Whether an average that was infinite is inf or nan one step later is a matter of how it is
+    written: m + w (g - m) or (1 - w) m + w g.
+    """
+    mine, reference = ([torch.linspace(-1, 1, len(EDGES)).requires_grad_()] for _ in range(2))
+    ours = setting.made_by.ours(mine, **setting.hyper, backend=backend)
+    theirs = setting.made_by.oracle(reference, **setting.hyper)
+    for k in range(4):
+        for p in (*mine, *reference):
+            p.grad = torch.tensor(EDGES) if k == 1 else torch.ones(len(EDGES))
+        ours.step()
+        theirs.step()
+        found, wanted = (p.detach() + 0 * p.detach() for p in (*mine, *reference))  # inf is nan
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 # checkpoints: what torch saved is stepped on by us, and the other way round
 
 
@@ -242,7 +268,7 @@ def test_second_opinion(setting, foreach):
 
 @each([s for s in SECOND if disagreement(s) == "drops"])
 def test_pytorch_optimizer_drops_the_coupled_decay_of_radam(setting):
-    """It passes its decay no gradient, so weight_decouple=False is no decay at all; torch decays."""
+    """It passes its decay no gradient, so weight_decouple=False means no decay; torch decays."""
     free = Setting(setting.rule, {**setting.hyper, "weight_decay": 0.0}, setting.scheduled)
     theirs = path_of(_second("radam", True), setting)
     assert deviation(theirs["p"], oracle(free)["p"]) <= LIMIT

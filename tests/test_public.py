@@ -16,7 +16,11 @@ EXTRAS = {"optuna", "rich", "scipy", "sklearn", "jinja2", "matplotlib"}
 
 
 def modules():
-    return [m.name for m in pkgutil.walk_packages([str(SOURCE)], "steepest.") if "__main__" not in m.name]
+    return [
+        m.name
+        for m in pkgutil.walk_packages([str(SOURCE)], "steepest.")
+        if "__main__" not in m.name
+    ]
 
 
 def test_public_names_keep_their_types_after_every_submodule_is_imported():
@@ -50,7 +54,9 @@ def imports(file):
 def test_the_rooms_keep_to_themselves():
     for file in (SOURCE / "formulas").glob("*.py"):
         inner = {".words", "..definition", ".adam", "."}
-        allowed = inner | ({"math", "collections.abc", "typing"} if file.name == "words.py" else set())
+        allowed = inner | (
+            {"math", "collections.abc", "typing"} if file.name == "words.py" else set()
+        )
         assert set(imports(file)) <= allowed, file.name
     for file in (SOURCE / "backends").glob("*.py"):
         text = file.read_text()
@@ -62,7 +68,9 @@ def test_a_docstring_gives_source_and_differences(name):
     facts = catalogue.facts(steepest.rules[name])
     assert facts["year"], name
     assert facts["class"], name
-    assert any(word in facts["paper"] for word in ("arXiv", "doi", "JMLR", "PMLR", "ICLR", "Coursera"))
+    assert any(
+        word in facts["paper"] for word in ("arXiv", "doi", "JMLR", "PMLR", "ICLR", "Coursera")
+    )
 
 
 def test_the_list_counts_states():

@@ -14,7 +14,11 @@ from torch import nn
 import steepest
 
 TORCH = ["SGD", "ASGD", "Rprop", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]  # fmt: skip  # noqa: E501
-OPTIONS = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True}, "Adam": {"amsgrad": True}}
+OPTIONS = {
+    "SGD": {"momentum": 0.9},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "Adam": {"amsgrad": True},
+}
 
 
 def params(*shapes, dtype=torch.float32):
@@ -43,7 +47,9 @@ def test_arguments_and_groups_are_those_of_torch(name):
         assert shown[argument].default == parameter.default, argument
     ps = params()
     got, want = ours(ps).param_groups[0], theirs(ps).param_groups[0]
-    assert {k: v for k, v in got.items() if k != "params"} == {k: v for k, v in want.items() if k != "params"}
+    assert {k: v for k, v in got.items() if k != "params"} == {
+        k: v for k, v in want.items() if k != "params"
+    }
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,9 @@ def test_schedulers_of_torch(scheduler):
 def test_a_step_that_raises_has_changed_nothing(backend):
     dense, embedding = params((3,))[0], nn.Embedding(4, 2, sparse=True)
     embedding(torch.tensor([1])).sum().backward()
-    made = steepest.AdaBelief([{"params": [dense]}, {"params": embedding.parameters()}], backend=backend)
+    made = steepest.AdaBelief(
+        [{"params": [dense]}, {"params": embedding.parameters()}], backend=backend
+    )
     before = values([dense, embedding.weight])
     with pytest.raises(RuntimeError, match="layout torch.sparse_coo.*sparse=False"):
         made.step()
@@ -326,7 +334,9 @@ def test_differentiable_steps_let_autograd_through():
         p = p0.clone()
         p.grad = p0 * 3
         made = steepest.Adam.__new__(steepest.Adam)
-        made.__init__([torch.zeros(2, dtype=torch.float64, requires_grad=True)], lr=0.1, differentiable=True)
+        made.__init__(
+            [torch.zeros(2, dtype=torch.float64, requires_grad=True)], lr=0.1, differentiable=True
+        )
         made.param_groups[0]["params"] = [p]
         made.step()
         p.grad = p0**2

@@ -53,7 +53,9 @@ def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
         "steepest AdamW": lambda ps: steepest.optimizer("adamw", ps),
         "steepest NAdam": lambda ps: steepest.optimizer("nadam", ps),
         "steepest AdamW, foreach": lambda ps: steepest.optimizer("adamw", ps, backend="foreach"),
-        "steepest AdaBelief, foreach": lambda ps: steepest.optimizer("adabelief", ps, backend="foreach"),
+        "steepest AdaBelief, foreach": lambda ps: steepest.optimizer(
+            "adabelief", ps, backend="foreach"
+        ),
         "steepest AdamW, reference": lambda ps: steepest.optimizer("adamw", ps, backend="eager"),
         "torch AdamW, fused": lambda ps: adamw(ps, fused=True),
         "torch AdamW, foreach": lambda ps: adamw(ps, foreach=True),
@@ -109,7 +111,8 @@ def measure(
             torch.mm(awake, awake)
             times[label].append(turn())
     return {
-        label: {"median": statistics.median(ts), "best": min(ts), "n": len(ts)} for label, ts in times.items()
+        label: {"median": statistics.median(ts), "best": min(ts), "n": len(ts)}
+        for label, ts in times.items()
     }
 
 
@@ -130,7 +133,11 @@ def run(sets: list[str], seconds: float, threads: int | None = None) -> dict[str
     """Set -> its size, the copy bound and every contender's {"median", "best", "n"}, in seconds."""
     if threads is not None:
         torch.set_num_threads(threads)
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "sets": {}}
+    found: dict[str, Any] = {
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "sets": {},
+    }
     for name in sets:
         shapes = SETS[name]()
         found["sets"][name] = {

@@ -44,7 +44,12 @@ class Rule:
         counts: bool = True,
         forgets: Iterable[str] = (),
     ) -> None:
-        self.function, self.name, self.decay, self.counts = function, function.__name__, decay, counts
+        self.function, self.name, self.decay, self.counts = (
+            function,
+            function.__name__,
+            decay,
+            counts,
+        )
         self.__doc__, self.__wrapped__ = function.__doc__, function
         self.__name__ = self.name
         self.forgets = frozenset(forgets)
@@ -60,7 +65,12 @@ class Rule:
         if decay not in ("coupled", "decoupled"):
             self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
         known = {*self.states, *self.carried, *self.defaults, *self.choices}
-        for word, names in (("keys", keys), ("limits", limits), ("search", search), ("forgets", forgets)):
+        for word, names in (
+            ("keys", keys),
+            ("limits", limits),
+            ("search", search),
+            ("forgets", forgets),
+        ):
             for name in names or ():
                 if name not in known:
                     self._refuse(f"{word} names {name!r}", "use a name from the signature")
@@ -123,7 +133,9 @@ class Rule:
                     kept.add(name)
         for name in self.states:
             if name not in changed:
-                self._refuse(f"state {name!r} is never changed", "return its new value or remove it")
+                self._refuse(
+                    f"state {name!r} is never changed", "return its new value or remove it"
+                )
             if name not in kept and name not in self.forgets:
                 self._refuse(
                     f"the new {name!r} does not depend on the old one",

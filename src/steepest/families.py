@@ -76,7 +76,9 @@ class Family:
     def static(self) -> list[str]:
         """The options that decide over rule, modifiers and choices, not over a scalar's value alone."""
         values = {PAIRS.get(n, (n,))[0] for r in self.members for n in r.defaults}
-        return [n for n in self.arguments if n not in values - {"momentum"} and n not in WITHOUT_EFFECT]
+        return [
+            n for n in self.arguments if n not in values - {"momentum"} and n not in WITHOUT_EFFECT
+        ]
 
     @cached_property
     def captured(self) -> dict[str, str]:
@@ -102,7 +104,11 @@ def _arguments(rule: Rule) -> dict[str, Any]:
             parts = [n for n, (k, _) in PAIRS.items() if k == key and n in rule.defaults]
             whole = len(parts) == sum(k == key for k, _ in PAIRS.values())
             found |= {key: tuple(rule.defaults[n] for n in parts)} if whole else {name: default}
-    return found | dict(rule.choices) | {"weight_decay": 0.0, "maximize": False, "differentiable": False}
+    return (
+        found
+        | dict(rule.choices)
+        | {"weight_decay": 0.0, "maximize": False, "differentiable": False}
+    )
 
 
 def _torch_arguments(name: str, members: tuple[Rule, ...]) -> dict[str, Any]:

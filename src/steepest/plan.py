@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -21,20 +21,21 @@ from .families import Selection
 from .trace import Program, host_function
 
 BACKENDS = ("cpu", "foreach", "eager")
-_nbytes = attrgetter("nbytes")
+_nbytes, _shape, _dtype = attrgetter("nbytes"), attrgetter("shape"), attrgetter("dtype")
+_device, _layout = attrgetter("device"), attrgetter("layout")
 
 
 class Stale(Exception):
     """The parameters are no longer those that the plan was made for."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def program_of(selection: Selection) -> Program:
     """The traced program of a selection, made once."""
     return selection.rule.trace(selection.modifiers, **dict(selection.choices))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _foreach_of(selection: Selection, itemsize: int) -> tuple[Any, Any]:
     program = program_of(selection)
     return foreach.compiled(program), host_function(program, itemsize)
@@ -63,7 +64,9 @@ def check_gradient(rule: str, p: Tensor, g: Tensor) -> None:
 class Part:
     """Parameters of one device and dtype, their states in columns, their counts in one vector."""
 
-    def __init__(self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]
+    ) -> None:
         self.selection, self.program, self.params = selection, program_of(selection), params
         rule, program, n = selection.rule, self.program, len(params)
         self.rule = rule.name
@@ -110,12 +113,22 @@ class Part:
 
     def gradients(self) -> tuple[list[int], list[Tensor]]:
         """Where there is a gradient: the indices, and the gradients, checked."""
-        chosen = [(k, p.grad) for k, p in enumerate(self.params) if p.grad is not None]
-        for k, g in chosen:
-            check_gradient(self.rule, self.params[k], g)
-        if self.unborn and not self.unborn.isdisjoint(k for k, _ in chosen):
+        grads = [p.grad for p in self.params]
+        at = [k for k, g in enumerate(grads) if g is not None]
+        some: list[Tensor] = [grads[k] for k in at]  # type: ignore[misc]
+        if self.unborn and not self.unborn.isdisjoint(at):
             raise Stale
-        return [k for k, _ in chosen], [g for _, g in chosen]
+        params = self.params if len(at) == len(grads) else [self.params[k] for k in at]
+        like = self.params[0]
+        if (
+            list(map(_shape, some)) != list(map(_shape, params))
+            or not set(map(_layout, some)) <= {torch.strided}
+            or not set(map(_dtype, some)) <= {like.dtype}
+            or not set(map(_device, some)) <= {like.device}
+        ):
+            for p, g in zip(params, some, strict=True):
+                check_gradient(self.rule, p, g)
+        return at, some
 
     def rows(self, at: list[int]) -> list[tuple[list[int], float, list[float]]]:
         """The indices by equal counts and carried scalars: (indices, t, carried)."""
@@ -142,7 +155,9 @@ class Part:
 class CompiledPart(Part):
     """The CPU's compiled loop, for dense float32 or float64 parameters."""
 
-    def __init__(self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]
+    ) -> None:
         from .backends import cpu
 
         super().__init__(selection, params, old)
@@ -153,7 +168,9 @@ class CompiledPart(Part):
         self.addresses = list(map(Tensor.data_ptr, params))
         for key, column in zip(self.program.states, self.columns, strict=True):
             for k, s in enumerate(column):
-                if k not in self.unborn and (s.dtype != params[k].dtype or s.stride() != self.strides[k]):
+                if k not in self.unborn and (
+                    s.dtype != params[k].dtype or s.stride() != self.strides[k]
+                ):
                     # a state loaded in another dtype or layout: one that the loop can walk along p
                     column[k] = torch.empty_like(params[k]).copy_(s)
                     self.states[k][selection.rule.keys[key]] = column[k]  # type: ignore[index]
@@ -168,10 +185,13 @@ class CompiledPart(Part):
         try:
             given: Any = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
             fast = (
-                self.contiguous
-                and not self.unborn
-                and all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
+                not self.unborn
                 and list(map(_nbytes, grads)) == self.nbytes
+                and (
+                    all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
+                    if self.contiguous
+                    else list(map(Tensor.stride, grads)) == self.strides  # type: ignore[arg-type]
+                )
             )
         except (TypeError, RuntimeError, NotImplementedError):  # None, sparse or no storage
             fast = False
@@ -191,11 +211,12 @@ class CompiledPart(Part):
         if list(map(_nbytes, self.params)) != self.nbytes:
             raise Stale
         grads: list[Tensor | None] = [None] * self.n
-        odd = []
-        for k, g in zip(*self.gradients(), strict=True):
+        at, some = self.gradients()
+        for k, g in zip(at, some, strict=True):
             grads[k] = g
-            if g.stride() != self.strides[k]:
-                odd.append(k)
+        odd = [
+            k for k, own in zip(at, map(Tensor.stride, some), strict=True) if own != self.strides[k]
+        ]
         if odd:
             for k in odd:
                 if k not in self.scratch:

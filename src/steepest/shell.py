@@ -45,7 +45,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
         arguments = self.family.arguments
         if len(args) > len(arguments):
-            raise TypeError(f"{self._called} takes at most {1 + len(arguments)} positional arguments")
+            raise TypeError(
+                f"{self._called} takes at most {1 + len(arguments)} positional arguments"
+            )
         for name, value in zip(arguments, args, strict=False):
             if name in options:
                 raise TypeError(f"{self._called} got {name!r} twice")
@@ -103,7 +105,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
         group = {**self.defaults, **param_group}
         for name in group:
-            if name not in (known := {*self.defaults, *self.family.captured, "params", "param_names"}):
+            if name not in (
+                known := {*self.defaults, *self.family.captured, "params", "param_names"}
+            ):
                 raise TypeError(
                     f"{self._called}: a group has the unknown option {name!r}; {nearest(name, known)}"
                 )
@@ -127,9 +131,13 @@ class RuleOptimizer(torch.optim.Optimizer):
             pair = [n for n, (key, _) in house.PAIRS.items() if key == name and n in rule.defaults]
             value = group[name]
             if pair and (not isinstance(value, (tuple, list)) or len(value) != 2):
-                raise ValueError(f"{self._called}: {name}={value!r} was given, expected a pair of numbers")
+                raise ValueError(
+                    f"{self._called}: {name}={value!r} was given, expected a pair of numbers"
+                )
         values = {}
-        scalars = [n for n in (*rule.defaults, "weight_decay") if house.PAIRS.get(n, (n,))[0] in group]
+        scalars = [
+            n for n in (*rule.defaults, "weight_decay") if house.PAIRS.get(n, (n,))[0] in group
+        ]
         for name in scalars:
             values[name] = self._number(group, name, rule)
         for name, (interval, why) in {**rule.limits, "weight_decay": ("[0, inf)", "")}.items():
@@ -150,7 +158,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             value = math.nan
         if value != value:
             key = house.PAIRS.get(name, (name,))[0]
-            raise TypeError(f"{self._called}: {key}={group.get(key)!r} was given, expected a number")
+            raise TypeError(
+                f"{self._called}: {key}={group.get(key)!r} was given, expected a number"
+            )
         return value
 
     # the step
@@ -234,7 +244,6 @@ class RuleOptimizer(torch.optim.Optimizer):
         # of one element, an equal copy would pass for the original
         self._by_identity = any(p.numel() == 1 for p in self.state)
 
-
     # checkpoints
 
     @torch._disable_dynamo
@@ -246,7 +255,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         keys or of another shape, and changes nothing then.
         """
         if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
-            found = sorted(map(str, state_dict)) if isinstance(state_dict, dict) else type(state_dict).__name__
+            found = (
+                sorted(map(str, state_dict))
+                if isinstance(state_dict, dict)
+                else type(state_dict).__name__
+            )
             raise ValueError(
                 f"{self._called}: {found} was given, expected an optimizer's state_dict with the keys "
                 "'state' and 'param_groups'"
@@ -317,7 +330,9 @@ def make_class(family: house.Family) -> type[RuleOptimizer]:
     return made
 
 
-classes: dict[str, type[RuleOptimizer]] = {name: make_class(f) for name, f in house.families.items()}
+classes: dict[str, type[RuleOptimizer]] = {
+    name: make_class(f) for name, f in house.families.items()
+}
 _by_rule: dict[str, type[RuleOptimizer]] = {
     f.members[0].name: classes[name] for name, f in house.families.items()
 }

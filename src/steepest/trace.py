@@ -80,7 +80,13 @@ def _operator(op: str, swap: bool) -> Callable[[Node, Any], Any]:
     return operator
 
 
-for _name, _op in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div"), ("pow", "pow")):
+for _name, _op in (
+    ("add", "add"),
+    ("sub", "sub"),
+    ("mul", "mul"),
+    ("truediv", "div"),
+    ("pow", "pow"),
+):
     setattr(Node, f"__{_name}__", _operator(_op, False))
     setattr(Node, f"__r{_name}__", _operator(_op, True))
 for _op in _COMPARISONS:
@@ -135,14 +141,20 @@ class Tape:
                 # a division costs a quarter of the loop's time
                 return self.make("mul", self.node("reciprocal", (b,), True), a)
             case "pow" if b.op == "const" and b.value in (0.5, 1, 2):
-                return {0.5: lambda: self.make("sqrt", a), 1: lambda: a, 2: lambda: a * a}[b.value]()
+                return {0.5: lambda: self.make("sqrt", a), 1: lambda: a, 2: lambda: a * a}[
+                    b.value
+                ]()
         return self.node(op, tuple(args), host)
 
 
 words.register(
     Node,
     **{
-        word: (lambda *args, word=word: next(a for a in args if isinstance(a, Node)).tape.make(word, *args))
+        word: (
+            lambda *args, word=word: next(a for a in args if isinstance(a, Node)).tape.make(
+                word, *args
+            )
+        )
         for word in ("sqrt", "abs", "sign", "maximum", "minimum", "where")
     },
 )
@@ -239,7 +251,9 @@ def trace(
         if isinstance(value, (int, float)):
             new[i] = value = tape.constant(value)
         if not isinstance(value, Node):
-            raise TraceError(f"its output {name!r} is {value!r}; return an expression of its arguments")
+            raise TraceError(
+                f"its output {name!r} is {value!r}; return an expression of its arguments"
+            )
         if name in rule.carried and not value.host:
             raise TraceError(f"its carried scalar {name!r} is made of tensors; make it of scalars")
     return Program(rule, tensors, new, modifiers)
@@ -282,7 +296,8 @@ class Printer:
     def name(self, node: Node, stem: str) -> str:
         """A free identifier for the node: its label in the rule, else the stem with a number."""
         wishes = itertools.chain(
-            [node.label, f"{node.label}_new"] if node.label else (), (f"{stem}{i}" for i in itertools.count(1))
+            [node.label, f"{node.label}_new"] if node.label else (),
+            (f"{stem}{i}" for i in itertools.count(1)),
         )
         name = next(wish for wish in wishes if wish not in self.taken)
         self.taken.add(name)
@@ -303,7 +318,9 @@ class Printer:
         template, binds = _TEMPLATE[node.op]
         # the order of the operations is the program's, so only a first operand may go bare
         first = binds + 0.5 if node.op in ("pow", "where") else binds
-        args = [self.expression(a, first if i == 0 else binds + 0.5) for i, a in enumerate(node.args)]
+        args = [
+            self.expression(a, first if i == 0 else binds + 0.5) for i, a in enumerate(node.args)
+        ]
         text = template.format(*args)
         return f"({text})" if binds < above else text
 
@@ -321,7 +338,9 @@ class Printer:
         return lines
 
 
-def host_body(program: Program, taken: Iterable[str] = ()) -> tuple[list[str], list[str], list[str]]:
+def host_body(
+    program: Program, taken: Iterable[str] = ()
+) -> tuple[list[str], list[str], list[str]]:
     """The host scalars as Python: assignments, then the slots' and the next carried expressions."""
     printer = Printer(program, taken={*taken, *program.scalars, *program.carried})
     for node in _sorted((*program.slots, *program.carried.values())):
@@ -335,7 +354,11 @@ def host_body(program: Program, taken: Iterable[str] = ()) -> tuple[list[str], l
 def _reciprocal(tiny: float) -> Callable[[float], float]:
     def reciprocal(x: float) -> float:
         # below `tiny` 1/x would be inf in the loop's type and 0/x a nan
-        return 1.0 / x if abs(x) >= tiny or x == 0.0 or x != x else (1.0 / tiny if x > 0 else -1.0 / tiny)
+        return (
+            1.0 / x
+            if abs(x) >= tiny or x == 0.0 or x != x
+            else (1.0 / tiny if x > 0 else -1.0 / tiny)
+        )
 
     return reciprocal
 
@@ -349,10 +372,19 @@ def host_function(program: Program, itemsize: int = 4) -> Callable[..., tuple[fl
     itemsize is that of the loop which reads the slots, 4 or 8 bytes.
     """
     lines, slots, new = host_body(program)
-    text = "".join(f"    {line}\n" for line in [*lines, f"return ({''.join(f'{v}, ' for v in slots + new)})"])
-    names: dict[str, Any] = {w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")}
+    text = "".join(
+        f"    {line}\n" for line in [*lines, f"return ({''.join(f'{v}, ' for v in slots + new)})"]
+    )
+    names: dict[str, Any] = {
+        w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")
+    }
     names["reciprocal"] = reciprocals[itemsize]
     arguments = ", ".join([*program.scalars, *program.carried])
-    exec(compile(f"def host({arguments}):\n{text}", f"<host scalars of {program.rule.name}>", "exec"), names)
+    exec(
+        compile(
+            f"def host({arguments}):\n{text}", f"<host scalars of {program.rule.name}>", "exec"
+        ),
+        names,
+    )
     host = names["host"]
     return lambda *values: tuple(float(x) for x in host(*map(Number, values)))

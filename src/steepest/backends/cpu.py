@@ -7,7 +7,6 @@ equal elements, with borders that depend on sizes alone; threads take pieces by 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ ITEM = {torch.float32: 4, torch.float64: 8}
 # the job: one array of int64 that the loop reads its addresses and sizes from
 (NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS, ONLY) = range(13)  # fmt: skip  # noqa: E501
 
-_SOURCE = '''\
+_SOURCE = """\
 def {name}(address):
     job = integers(address)
     n, addresses, row_of, rows = job[2], integers(job[3]), integers(job[8]), doubles(job[7])
@@ -51,7 +50,7 @@ def {name}(address):
                 continue
             row = row_of[k]
 {pointers}{constants}            for i in range(chunks[count + c], chunks[2 * count + c]):
-{loop}'''
+{loop}"""
 
 
 class _Loop(Printer):
@@ -107,7 +106,9 @@ def source(program: Program) -> str:
         unpack=_indent([f"{s} = scalar[{i}]" for i, s in enumerate(scalars)] + start, 2),
         changed=_indent([*read, f"if {test}:"], 3),
         host=_indent(compute, 4) + _indent(write, 3),
-        pointers=_indent([f"{x} = reals(addresses[{i} * n + k])" for i, x in enumerate(tensors)], 3),
+        pointers=_indent(
+            [f"{x} = reals(addresses[{i} * n + k])" for i, x in enumerate(tensors)], 3
+        ),
         constants=_indent(constants, 3),
         loop=_indent(lines, 4),
     )
@@ -144,7 +145,11 @@ class Work:
         self.job = _int64(13)
         self.job[[TENSORS, PIECES, COUNT]] = n, len(borders) - 1, chunks.shape[1]
         self.job[[ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, BORDERS]] = at
-        self.address, self.elements, self.pieces = self.job.ctypes.data, sum(sizes), len(borders) - 1
+        self.address, self.elements, self.pieces = (
+            self.job.ctypes.data,
+            sum(sizes),
+            len(borders) - 1,
+        )
 
     def run(self, gradients: Any, scalars: Sequence[float]) -> None:
         """One step: addresses of the gradients (0: none) and the values of the scalars but t."""
@@ -169,6 +174,6 @@ def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
             chunks.append((k, start, stop))
             filled += stop - start
     borders.append(len(chunks))
-    return np.ascontiguousarray(np.array(chunks, np.int64).reshape(-1, 3).T), np.array(borders, np.int64)
-
-
+    return np.ascontiguousarray(np.array(chunks, np.int64).reshape(-1, 3).T), np.array(
+        borders, np.int64
+    )

@@ -92,7 +92,9 @@ class _Calls:
             if node.op == "mul" and a.host:
                 inner = self.term(b)
                 factor = self.scalar(a)
-                return inner._replace(factor=factor if inner.factor == "1" else f"{factor} * {inner.factor}")
+                return inner._replace(
+                    factor=factor if inner.factor == "1" else f"{factor} * {inner.factor}"
+                )
             if not a.host and not b.host:
                 inner = self.term(a)
                 if inner.kind == "plain":

@@ -87,7 +87,9 @@ def _compile(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
     # object code is loaded without numba, so it may call the C library alone
     foreign = re.findall(r"^declare .*@((?:numba|NRT|Py)_?\w*)\(", text, re.MULTILINE)
     if symbol is None or foreign:
-        raise RuntimeError(f"{name}: the compiled loop refers to {foreign or 'no entry'}; please report it")
+        raise RuntimeError(
+            f"{name}: the compiled loop refers to {foreign or 'no entry'}; please report it"
+        )
     machine = _machine()
     return symbol[1], machine.emit_object(llvm.parse_assembly(text))
 
@@ -120,8 +122,10 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
     def pointer(kind: Any) -> Any:
         @extending.intrinsic
         def cast(context: Any, address: Any) -> Any:
-            return types.CPointer(kind)(types.int64), lambda context, builder, _, args: (
-                builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+            return types.CPointer(kind)(
+                types.int64
+            ), lambda context, builder, _, args: builder.inttoptr(
+                args[0], context.get_value_type(types.CPointer(kind))
             )
 
         return cast

@@ -29,7 +29,12 @@ def adabelief(
         s_max = maximum(s_max, s)
     m_hat = m / (1 - beta1**t)
     if not rectify:
-        return p - lr * m_hat / (sqrt((s_max if amsgrad else s) / (1 - beta2**t)) + eps), m, s, s_max
+        return (
+            p - lr * m_hat / (sqrt((s_max if amsgrad else s) / (1 - beta2**t)) + eps),
+            m,
+            s,
+            s_max,
+        )
     rho, factor = rectification(t, beta2)
     adaptive = factor * sqrt(1 - beta2**t) / (sqrt(s) + eps)
     moved = p - lr * m_hat * where(rho >= 5, adaptive, 1)

@@ -80,7 +80,7 @@ def sqrt(x: Any) -> Any:
     return _say("sqrt", x)
 
 
-def abs(x: Any) -> Any:  # noqa: A001  the field's word
+def abs(x: Any) -> Any:
     """Absolute value."""
     return _say("abs", x)
 
