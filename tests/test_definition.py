@@ -68,7 +68,7 @@ def test_a_mistake_in_a_rule_names_rule_argument_and_cure():
     refused(too_few, r"returns 1 values; expected 2, the new \(p, m\)")
     refused(forgotten, r"'m' does not depend on the old one; .*forgets=\['m'\]")
     refused(swapped, "'m' does not depend on the old one; check the order")
-    refused(idle, "'m' is never changed; return its new value or remove it")
+    refused(idle, "'m' is never changed; return its new value or drop it")
     refused(branches, r"`if`.*where\(condition, a, b\).*bool or str argument")
     refused(compares, "a comparison of a traced value.*maximum, minimum or sign")
     refused(calls_math, "float.*of a traced value")

@@ -1,5 +1,7 @@
 """The trace: what is a host scalar, what is computed per element, and what falls away."""
 
+import ast
+import inspect
 import itertools
 import math
 
@@ -112,9 +114,9 @@ def test_generated_code_is_named_after_the_rules_variables():
 
 @pytest.mark.parametrize("name", steepest.rules)
 def test_a_rule_is_short(name):
-    rule = steepest.rules[name].function
-    code = {line for _, _, line in rule.__code__.co_lines() if line}
-    assert len(code) <= 12
+    (tree,) = ast.parse(inspect.getsource(steepest.rules[name].function)).body
+    statements = [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
+    assert len(statements) - 2 <= 11  # the function and its docstring apart
 
 
 def test_a_loop_is_the_same_text_every_time():

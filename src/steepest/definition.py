@@ -44,17 +44,15 @@ class Rule:
         counts: bool = True,
         forgets: Iterable[str] = (),
     ) -> None:
-        self.function, self.name, self.decay, self.counts = (
-            function,
-            function.__name__,
-            decay,
-            counts,
-        )
+        self.function, self.name = function, function.__name__
+        self.decay, self.counts = decay, counts
         self.__doc__, self.__wrapped__ = function.__doc__, function
         self.__name__ = self.name
         self.forgets = frozenset(forgets)
         self._read_signature()
-        self.keys = {n: (keys or {}).get(n, n) for n in (*self.states, *self.carried)}
+        self.keys: dict[str, str] = {
+            n: (keys or {}).get(n, n) for n in (*self.states, *self.carried)
+        }
         self.limits = {
             n: (limit, "") if isinstance(limit, str) else limit
             for n, limit in {**_limits_of(self.defaults), **(limits or {})}.items()
@@ -65,15 +63,10 @@ class Rule:
         if decay not in ("coupled", "decoupled"):
             self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
         known = {*self.states, *self.carried, *self.defaults, *self.choices}
-        for word, names in (
-            ("keys", keys),
-            ("limits", limits),
-            ("search", search),
-            ("forgets", forgets),
-        ):
-            for name in names or ():
-                if name not in known:
-                    self._refuse(f"{word} names {name!r}", "use a name from the signature")
+        about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets}
+        for word, name in ((w, n) for w, names in about.items() for n in names or ()):
+            if name not in known:
+                self._refuse(f"{word} names {name!r}", "use a name from the signature")
         self._check_outputs()
 
     def _refuse(self, what: str, cure: str) -> None:
@@ -89,11 +82,8 @@ class Rule:
                 self._refuse(f"argument *{name}", "name each tensor and each scalar on its own")
             elif parameter.kind is not kinds.KEYWORD_ONLY:
                 if default is not kinds.empty:
-                    self._refuse(
-                        f"tensor {name!r} has a default",
-                        "every state starts at zero (another start is `where(t > 1, "
-                        f"{name}, start)`); a scalar stands right of `*`",
-                    )
+                    cure = f"for another start than zero write where(t > 1, {name}, start)"
+                    self._refuse(f"tensor {name!r} has a default", cure)
                 self.states.append(name)
             elif name == "t":
                 self.counted = True
@@ -107,14 +97,12 @@ class Rule:
                 self.defaults[name] = default
             else:
                 given = "no default" if default is kinds.empty else f"the default {default!r}"
-                self._refuse(
-                    f"scalar {name!r} has {given}",
-                    "give a number, a bool or str (a static choice), carried(start) or captured(name)",
-                )
+                cure = "give a number, a bool or str (a choice), carried(start) or captured(name)"
+                self._refuse(f"scalar {name!r} has {given}", cure)
         if len(self.states) < 2:
-            self._refuse(
-                f"it takes {len(self.states)} tensors", "begin with the parameter and its gradient"
-            )
+            what = f"it takes {len(self.states)} tensors"
+            self._refuse(what, "begin with the parameter and its gradient")
+        self.scalars = (*["t"] * self.counted, *self.defaults, *self.carried, *self.captured)
         self.tensors = tuple(self.states)
         self.states = tuple(self.states[2:])
         for name, source in self.captured.items():
@@ -125,7 +113,7 @@ class Rule:
         options = [(False, True) if isinstance(v, bool) else (v,) for v in self.choices.values()]
         kept, changed = set(), set()
         for values in itertools.product(*options):
-            program = self.trace(**dict(zip(self.choices, values, strict=True)))
+            program = self.trace((), **dict(zip(self.choices, values, strict=True)))
             for name in self.states:
                 if name in program.outputs:
                     changed.add(name)
@@ -133,14 +121,10 @@ class Rule:
                     kept.add(name)
         for name in self.states:
             if name not in changed:
-                self._refuse(
-                    f"state {name!r} is never changed", "return its new value or remove it"
-                )
+                self._refuse(f"state {name!r} is never changed", "return its new value or drop it")
             if name not in kept and name not in self.forgets:
-                self._refuse(
-                    f"the new {name!r} does not depend on the old one",
-                    f"check the order of the outputs, or say @rule(forgets=[{name!r}]) if it is meant",
-                )
+                cure = f"check the order of the outputs, or say @rule(forgets=[{name!r}])"
+                self._refuse(f"the new {name!r} does not depend on the old one", cure)
 
     def trace(self, modifiers: tuple[Callable[..., Any], ...] = (), **choices: Any) -> Program:
         """The rule's program, with the static choices bound and the modifiers put before it."""

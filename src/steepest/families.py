@@ -7,6 +7,7 @@ and AdaBound take those of their authors' packages; every other class takes thos
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .definition import Rule, rules
+from .definition import Rule, inside, rules
 from .formulas import modifiers
 
 Group = Mapping[str, Any]
@@ -67,6 +68,45 @@ class Family:
             choices["heavy"] = group["momentum"] > 0
         return Selection(rule, tuple(before), tuple(choices.items()))
 
+    def scalar(self, group: Group, name: str, rule: Rule) -> float:
+        """The value of a rule's scalar in a group, betas and their like taken apart."""
+        key, index = PAIRS.get(name, (name, None))
+        value = group[key] if key in group else rule.defaults.get(name)
+        try:
+            one: Any = (
+                value if index is None or not isinstance(value, (tuple, list)) else value[index]
+            )
+            number = float(one)
+        except (TypeError, ValueError, RuntimeError, IndexError):
+            number = math.nan
+        if number != number:
+            raise TypeError(f"{self.name}: {key}={value!r} was given, expected a number")
+        return number
+
+    def validate(self, group: Group) -> None:
+        """Raise TypeError or ValueError for an option that is no number or outside of its limits."""
+        rule = self.rule(group)
+        limits = {**rule.limits, "weight_decay": ("[0, inf)", "")}
+        for name in (*rule.defaults, "weight_decay"):
+            key, index = PAIRS.get(name, (name, None))
+            if key not in group:
+                continue
+            given = group[key]
+            if index is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
+                raise ValueError(
+                    f"{self.name}: {key}={given!r} was given, expected a pair of numbers"
+                )
+            value = self.scalar(group, name, rule)
+            interval, why = limits.get(name, ("[-inf, inf]", ""))
+            if not inside(interval, value):
+                what = key if index is None else f"{key}[{index}]"
+                why = why and f"; {why}"
+                raise ValueError(
+                    f"{self.name}: {what}={value!r} was given, expected a number in {interval}{why}"
+                )
+        if complaint := self.check(group):
+            raise ValueError(f"{self.name}: {complaint}")
+
     @cached_property
     def keys(self) -> set[str]:
         """Every key that a state of this family may have."""
@@ -84,13 +124,6 @@ class Family:
     def captured(self) -> dict[str, str]:
         """Group constants: name -> the hyperparameter that it is taken from."""
         return {n: source for r in self.members for n, source in r.captured.items()}
-
-
-def scalar(group: Group, name: str, rule: Rule) -> float:
-    """The value of a rule's scalar in a group, betas and their like taken apart."""
-    key, index = PAIRS.get(name, (name, None))
-    value = group.get(key, rule.defaults.get(name)) if key not in group else group[key]
-    return float(value if index is None or not isinstance(value, (tuple, list)) else value[index])
 
 
 def _arguments(rule: Rule) -> dict[str, Any]:

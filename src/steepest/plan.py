@@ -6,7 +6,6 @@ writes nothing; the function that it returns writes and no longer fails.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import attrgetter
@@ -63,6 +62,8 @@ def check_gradient(rule: str, p: Tensor, g: Tensor) -> None:
 
 class Part:
     """Parameters of one device and dtype, their states in columns, their counts in one vector."""
+
+    differentiable = False
 
     def __init__(
         self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]
@@ -260,43 +261,28 @@ class ForeachPart(Part):
 class ReferencePart(Part):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
-    differentiable = False
-
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
-        names = [n for n in self.program.scalars if n != "t"]
-        keys = [self.selection.rule.keys[s] for s in self.program.states]
-        choices = dict(self.selection.choices)
-        rule = self.selection.rule
+        rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
+        values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
 
         def step() -> None:
             for k, g in zip(at, grads, strict=True):
-                p, t = self.params[k], float(self.steps[k]) + 1
-                carried = dict(zip(rule.carried, (float(c[k]) for c in self.carried), strict=True))
-                state: dict[str, Any] = self.states[k]  # type: ignore[assignment]
-                given = {**dict(zip(names, scalars, strict=True)), "t": t, **carried}
+                t, state = float(self.steps[k]) + 1, self.states[k] or {}
+                values.update(zip(rule.carried, self.carried[:, k].tolist(), strict=True), t=t)
                 with torch.set_grad_enabled(self.differentiable):
-                    tensors = _real([p, g, *(state[key] for key in keys)])
-                    for scalar in (*rule.defaults, *rule.captured):
-                        given.setdefault(scalar, 0.0)  # not read under these choices
-                    new, rest = eager.run(self.program, choices, tensors, given)
-                    tensors[0].copy_(new.pop(rule.tensors[0]))
-                    for name, old in zip(self.program.states, tensors[2:], strict=True):
-                        if name not in new:
-                            continue
-                        if self.differentiable:
+                    states = [state[rule.keys[s]] for s in program.states]
+                    p, *rest = _real([self.params[k], g, *states])
+                    new, carried = eager.run(program, choices, [p, *rest], values)
+                    p.copy_(new.pop(rule.tensors[0]))
+                    for name, old in zip(program.states, rest[1:], strict=True):
+                        if name in new and self.differentiable:
                             state[rule.keys[name]] = new[name]
-                        else:
+                        elif name in new:
                             old.copy_(new[name])
-                self.count([k], t, rest)
+                self.count([k], t, carried)
 
         return step
-
-
-class DifferentiablePart(ReferencePart):
-    """The reference with autograd on, for differentiable=True."""
-
-    differentiable = True
 
 
 def compiled_for(p: Tensor) -> bool:
@@ -320,15 +306,15 @@ def parts(
     differentiable: bool,
 ) -> list[Part]:
     """The group's parameters shared out among the backends."""
-    wanted = os.environ.get("STEEPEST_BACKEND") if backend is None else backend
     kinds: dict[Any, list[Tensor]] = {}
     for p in params:
-        kind: type[Part] = CompiledPart if compiled_for(p) else ForeachPart
-        if differentiable:
-            kind = DifferentiablePart
-        elif wanted == "eager":
+        kind: type[Part] = ForeachPart
+        if differentiable or backend == "eager":
             kind = ReferencePart
-        elif wanted == "foreach":
-            kind = ForeachPart
+        elif backend != "foreach" and compiled_for(p):
+            kind = CompiledPart
         kinds.setdefault((kind, p.device, p.dtype), []).append(p)
-    return [kind(selection, ps, [state(p) for p in ps]) for (kind, *_), ps in kinds.items()]
+    found = [kind(selection, ps, [state(p) for p in ps]) for (kind, *_), ps in kinds.items()]
+    for part in found:
+        part.differentiable = differentiable
+    return found

@@ -5,7 +5,6 @@ in `plan.py` and `backends/`, what is computed in `formulas/`.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import threading
 import warnings
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import families as house
-from .definition import Rule, find, inside, nearest, rules
+from .definition import Rule, find, nearest, rules
 from .plan import BACKENDS, Part, Stale, describe, parts, program_of
 
 _NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
@@ -104,14 +103,13 @@ class RuleOptimizer(torch.optim.Optimizer):
                 'with "params": the tensors'
             )
         group = {**self.defaults, **param_group}
+        known = {*self.defaults, *self.family.captured, "params", "param_names"}
         for name in group:
-            if name not in (
-                known := {*self.defaults, *self.family.captured, "params", "param_names"}
-            ):
+            if name not in known:
                 raise TypeError(
                     f"{self._called}: a group has the unknown option {name!r}; {nearest(name, known)}"
                 )
-        self._check(group)
+        self.family.validate(group)
         for name, source in self.family.captured.items():
             group.setdefault(name, float(group[source]))
         with warnings.catch_warnings():
@@ -124,44 +122,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                 "it twice)",
                 stacklevel=4,
             )
-
-    def _check(self, group: dict[str, Any]) -> None:
-        rule = self.family.rule(group)
-        for name in group:
-            pair = [n for n, (key, _) in house.PAIRS.items() if key == name and n in rule.defaults]
-            value = group[name]
-            if pair and (not isinstance(value, (tuple, list)) or len(value) != 2):
-                raise ValueError(
-                    f"{self._called}: {name}={value!r} was given, expected a pair of numbers"
-                )
-        values = {}
-        scalars = [
-            n for n in (*rule.defaults, "weight_decay") if house.PAIRS.get(n, (n,))[0] in group
-        ]
-        for name in scalars:
-            values[name] = self._number(group, name, rule)
-        for name, (interval, why) in {**rule.limits, "weight_decay": ("[0, inf)", "")}.items():
-            if name in values and not inside(interval, values[name]):
-                key, index = house.PAIRS.get(name, (name, None))
-                what = key if index is None else f"{key}[{index}]"
-                raise ValueError(
-                    f"{self._called}: {what}={values[name]!r} was given, expected a number in {interval}"
-                    + (f"; {why}" if why else "")
-                )
-        if complaint := self.family.check(group):
-            raise ValueError(f"{self._called}: {complaint}")
-
-    def _number(self, group: dict[str, Any], name: str, rule: Rule) -> float:
-        try:
-            value = house.scalar(group, name, rule)
-        except (TypeError, ValueError, RuntimeError):
-            value = math.nan
-        if value != value:
-            key = house.PAIRS.get(name, (name,))[0]
-            raise TypeError(
-                f"{self._called}: {key}={group.get(key)!r} was given, expected a number"
-            )
-        return value
 
     # the step
 
@@ -204,6 +164,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _ready(self) -> list[Callable[[], None]]:
         work: list[Callable[[], None]] = []
         new: list[Part] = []
+        number = self.family.scalar
         for index, group in enumerate(self.param_groups):
             params = group["params"]
             watched = [group.get(name) for name in self._static]
@@ -214,10 +175,12 @@ class RuleOptimizer(torch.optim.Optimizer):
                 program = program_of(wanted[0])
                 if wanted != made or not same:
                     unique = list({id(p): p for p in params}.values())
-                    mine = parts(wanted[0], unique, self._state_of, self.backend, wanted[1])
+                    mine = parts(
+                        wanted[0], unique, lambda p: self.state.get(p, {}), self.backend, wanted[1]
+                    )
                     new += mine
                 self._parts[index] = watched, list(params), wanted, program, mine
-            scalars = [self._number(group, n, program.rule) for n in program.scalars if n != "t"]
+            scalars = [number(group, n, program.rule) for n in program.scalars if n != "t"]
             work += [part.ready(scalars) for part in mine]
         return [lambda: self._commit(new), *work] if new else work
 
@@ -230,9 +193,6 @@ class RuleOptimizer(torch.optim.Optimizer):
             return flat != self._snapshot  # the same object is equal unasked
         except RuntimeError:  # two different tensors of several elements have no truth
             return True
-
-    def _state_of(self, p: Tensor) -> dict[str, Any]:
-        return self.state[p] if p in self.state else {}
 
     def _commit(self, new: list[Part]) -> None:
         for part in new:

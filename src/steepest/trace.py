@@ -228,17 +228,11 @@ def trace(
     """Call the rule on symbols, behind its modifiers, with the static choices bound."""
     tape = Tape()
     tensors = [tape.node("input", (), False, n) for n in rule.tensors]
-    scalar = {
-        n: tape.node("input", (), True, n)
-        for n in ("t", "lr", "weight_decay", *rule.defaults, *rule.carried, *rule.captured)
-    }
-    mine = {n: scalar[n] for n in (*rule.defaults, *rule.carried, *rule.captured)}
-    if rule.counted:
-        mine["t"] = scalar["t"]
+    scalar = {n: tape.node("input", (), True, n) for n in ("lr", "weight_decay", *rule.scalars)}
+    mine = {n: scalar[n] for n in rule.scalars}
     p, g = tensors[:2]
     for modifier in modifiers:
-        wanted = list(inspect.signature(modifier).parameters)[2:]
-        p, g = modifier(p, g, **{n: scalar[n] for n in wanted})
+        p, g = modifier(p, g, **{n: scalar[n] for n in scalars_of(modifier)})
     new = _call_and_label(rule.function, (p, g, *tensors[2:]), {**mine, **(choices or {})})
     new = list(new) if isinstance(new, tuple) else [new]
     expected = (rule.tensors[0], *rule.states, *rule.carried)
@@ -257,6 +251,11 @@ def trace(
         if name in rule.carried and not value.host:
             raise TraceError(f"its carried scalar {name!r} is made of tensors; make it of scalars")
     return Program(rule, tensors, new, modifiers)
+
+
+def scalars_of(modifier: Callable[..., Any]) -> list[str]:
+    """The scalars that a modifier takes beside p and g."""
+    return list(inspect.signature(modifier).parameters)[2:]
 
 
 def _call_and_label(function: Any, args: Any, scalars: Any) -> Any:
@@ -352,13 +351,13 @@ def host_body(
 
 
 def _reciprocal(tiny: float) -> Callable[[float], float]:
+    huge = 1.0 / tiny
+
     def reciprocal(x: float) -> float:
         # below `tiny` 1/x would be inf in the loop's type and 0/x a nan
-        return (
-            1.0 / x
-            if abs(x) >= tiny or x == 0.0 or x != x
-            else (1.0 / tiny if x > 0 else -1.0 / tiny)
-        )
+        if abs(x) >= tiny or x == 0.0 or x != x:
+            return 1.0 / x
+        return huge if x > 0.0 else -huge
 
     return reciprocal
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import words
-from ..trace import Program
+from ..trace import Program, scalars_of
 
 
 def _other(fn: Any) -> Any:
@@ -31,30 +31,23 @@ words.register(
 
 
 def run(
-    program: Program,
-    choices: dict[str, Any],
-    tensors: Sequence[Tensor],
-    scalars: dict[str, float],
+    program: Program, choices: dict[str, Any], tensors: Sequence[Tensor], scalars: dict[str, float]
 ) -> tuple[dict[str, Tensor], list[float]]:
     """One parameter's step: the new tensors by name, and the next carried scalars.
 
     `tensors` are parameter, gradient and the program's states; autograd goes through.
     """
-    rule = program.rule
+    rule, number = program.rule, {n: words.Number(v) for n, v in scalars.items()}
     p, g, *states = tensors
-    given = dict(zip(program.states, states, strict=True))
-    number = {n: words.Number(v) for n, v in scalars.items()}
     for modifier in program.modifiers:
-        wanted = modifier.__code__.co_varnames[2 : 2 + modifier.__code__.co_kwonlyargcount]
-        p, g = modifier(p, g, **{n: number[n] for n in wanted})
+        p, g = modifier(p, g, **{n: number[n] for n in scalars_of(modifier)})
+    given = dict(zip(program.states, states, strict=True))
     rest = [given.get(n, torch.zeros_like(g)) for n in rule.states]
-    mine = {*rule.defaults, *rule.carried, *rule.captured, *(["t"] if rule.counted else ())}
-    new = rule.function(p, g, *rest, **{n: number[n] for n in mine}, **choices)
+    # what the choices leave unread may be missing
+    mine = {n: number.get(n, words.Number(0)) for n in rule.scalars}
+    new = rule.function(p, g, *rest, **mine, **choices)
     new = new if isinstance(new, tuple) else (new,)
     names = (rule.tensors[0], *rule.states)
-    values = {
-        n: v if isinstance(v, Tensor) else torch.full_like(p, v)
-        for n, v in zip(names, new, strict=False)
-        if n in program.outputs
-    }
-    return values, [float(v) for v in new[len(names) :]]
+    values = {n: v for n, v in zip(names, new, strict=False) if n in program.outputs}
+    full = {n: v if isinstance(v, Tensor) else torch.full_like(p, v) for n, v in values.items()}
+    return full, [float(v) for v in new[len(names) :]]

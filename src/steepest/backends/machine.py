@@ -23,6 +23,9 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from ..formulas import words
+from ..trace import reciprocals
+
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}
 _engines: list[Any] = []  # machine code lives as long as its engine
 _lock = threading.Lock()
@@ -76,7 +79,7 @@ def _keep(file: Path, content: bytes) -> None:
 def _compile(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
     import numba
 
-    names = {**_vocabulary(itemsize)}
+    names = _vocabulary(itemsize)
     exec(compile(source, f"<loop of {name}>", "exec"), names)
     # 'contract' (a*b+c in one rounding) keeps an element's bits wherever a range is cut
     compiled = numba.cfunc(
@@ -142,29 +145,13 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
     helper = njit(forceinline=True, error_model="numpy")
 
     @helper
-    def maximum(a: Any, b: Any) -> Any:
-        return a if a > b or a != a else b
-
-    @helper
-    def minimum(a: Any, b: Any) -> Any:
-        return a if a < b or a != a else b
-
-    @helper
     def sign(x: Any) -> Any:
         return real(x > 0) - real(x < 0)
-
-    smallest = {4: 2.0**-126, 8: 2.0**-1022}[itemsize]
-
-    @helper
-    def reciprocal(x: Any) -> Any:
-        # below `smallest` 1/x would be inf in the loop's type and 0/x a nan
-        if abs(x) >= smallest or x == 0.0 or x != x:
-            return 1.0 / x
-        return 1.0 / smallest if x > 0.0 else -1.0 / smallest
 
     return {
         "real": real, "float64": types.float64, "reals": pointer(real), "take": take,
         "integers": pointer(types.int64), "doubles": pointer(types.float64),
-        "singles": pointer(types.float32), "maximum": maximum, "minimum": minimum, "sign": sign,
-        "sqrt": math.sqrt, "reciprocal": reciprocal,
+        "singles": pointer(types.float32), "sqrt": math.sqrt, "sign": sign,
+        "maximum": helper(words.larger), "minimum": helper(words.smaller),
+        "reciprocal": helper(reciprocals[itemsize]),
     }  # fmt: skip

@@ -25,17 +25,12 @@ def adabelief(
     """
     m = average(beta1, m, g)
     s = average(beta2, s, (g - m) ** 2) + eps
-    if amsgrad and not rectify:
-        s_max = maximum(s_max, s)
     m_hat = m / (1 - beta1**t)
-    if not rectify:
-        return (
-            p - lr * m_hat / (sqrt((s_max if amsgrad else s) / (1 - beta2**t)) + eps),
-            m,
-            s,
-            s_max,
-        )
-    rho, factor = rectification(t, beta2)
-    adaptive = factor * sqrt(1 - beta2**t) / (sqrt(s) + eps)
-    moved = p - lr * m_hat * where(rho >= 5, adaptive, 1)
-    return moved if degenerated_to_sgd else where(rho >= 5, moved, p), m, s, s_max
+    if rectify:
+        rho, factor = rectification(t, beta2)
+        adaptive = factor * sqrt(1 - beta2**t) / (sqrt(s) + eps)
+        moved = p - lr * m_hat * where(rho >= 5, adaptive, 1)
+        return moved if degenerated_to_sgd else where(rho >= 5, moved, p), m, s, s_max
+    s_max = maximum(s_max, s) if amsgrad else s_max
+    s_hat = (s_max if amsgrad else s) / (1 - beta2**t)
+    return p - lr * m_hat / (sqrt(s_hat) + eps), m, s, s_max

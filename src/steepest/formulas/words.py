@@ -61,17 +61,22 @@ class Number(float):
         return Number(-float(self))
 
 
-def _first_if(condition: Callable[[float, float], bool]) -> Callable[[float, float], float]:
-    # a NaN on either side comes out, as torch.maximum has it
-    return lambda a, b: a if condition(a, b) or a != a else b
+def larger(a: float, b: float) -> float:
+    """The larger of two numbers; nan if either is, as torch.maximum has it."""
+    return a if a > b or a != a else b
+
+
+def smaller(a: float, b: float) -> float:
+    """The smaller of two numbers; nan if either is, as torch.minimum has it."""
+    return a if a < b or a != a else b
 
 
 _NUMBER: dict[str, Callable[..., Any]] = {
     "sqrt": lambda x: Number(math.sqrt(x)) if x >= 0 else Number(math.nan),
     "abs": lambda x: Number(math.fabs(x)),
     "sign": lambda x: Number((x > 0) - (x < 0)),
-    "maximum": _first_if(lambda a, b: a > b),
-    "minimum": _first_if(lambda a, b: a < b),
+    "maximum": larger,
+    "minimum": smaller,
 }
 
 

@@ -115,10 +115,7 @@ def tuning(plan: Plan) -> list[Trial]:
     slows every entry.
     """
     hypers = {
-        entry: [
-            entries.defaults(entry),
-            *points(plan.seed, entries.space(entry), plan.trials - 1),
-        ]
+        entry: [entries.defaults(entry), *points(plan.seed, entries.space(entry), plan.trials - 1)]
         for entry in plan.entries
     }
     return [
