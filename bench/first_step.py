@@ -1,7 +1,8 @@
 """The first step and the import of a fresh process, in seconds: python bench/first_step.py
 
-cold: with an empty cache of compiled loops; cached: with a full one. Each beside torch's AdamW, which
-imports parts of torch at its first step that ours needs too. Medians of 5 processes, in turns.
+cold: with an empty cache of compiled loops; cached: with a full one. Each beside torch's AdamW,
+which imports parts of torch at its first step that ours needs too. Medians of 5 processes, in
+turns.
 """
 
 import os

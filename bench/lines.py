@@ -1,4 +1,4 @@
-"""Lines of the execution code: python bench/lines.py. Blank lines, comments and docstrings apart."""
+"""Lines of the execution code without blanks, comments, docstrings: python bench/lines.py"""
 
 import ast
 import io

@@ -1,4 +1,4 @@
-"""A step of AdaBelief between torch's fused AdamW and adabelief-pytorch: python bench/step.py [SET ...]
+"""AdaBelief between torch's fused AdamW and adabelief-pytorch: python bench/step.py [SET ...]
 
 The three take turns in one process, each with a scheduler attached, on 2 threads; the best of three
 medians of each is compared. The foreach backend is compared with torch's foreach AdamW alike.

@@ -1,7 +1,8 @@
 """`steepest bench`: the time of one step, against torch's own and the packages that users know.
 
-All contenders live in one process and take turns, each on its own copy of the tensors, after a small
-matrix product that wakes torch's threads as a backward does; the medians of the turns are compared.
+All contenders live in one process and take turns, each on its own copy of the tensors, after a
+small matrix product that wakes torch's threads as a backward does; the medians of the turns are
+compared.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
 
 
 def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
-    """Label -> a function that makes the optimizer; packages that are not installed are left out."""
+    """Label -> a function that makes the optimizer; without packages not installed."""
     adamw = torch.optim.AdamW
     made: dict[str, Callable[[list[Tensor]], Any]] = {
         "steepest AdaBelief": lambda ps: steepest.optimizer("adabelief", ps),
@@ -70,7 +71,7 @@ def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
 
 
 def _tensors(shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    params = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
+    params: list[Tensor] = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
     for p in params:
         p.grad = torch.randn_like(p) * 1e-3
     return params
@@ -95,7 +96,7 @@ def measure(
     only: Callable[[str], bool] = lambda label: True,
     more: dict[str, Callable[[list[Tensor]], Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Label -> {"median", "best", "n"}: seconds of a step, turn by turn, for about `seconds` in all."""
+    """Label -> {"median", "best", "n"}: seconds of a step, in turns, for `seconds` in all."""
     makers = {k: v for k, v in {**contenders(), **(more or {})}.items() if only(k)}
     turns: dict[str, Callable[[], float]] = {}
     for label, make in makers.items():

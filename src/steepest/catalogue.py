@@ -36,7 +36,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def shown(rule: Rule, backend: str | None = None) -> str:
-    """The rule's source, and what a backend ("cpu", "foreach") makes of it with the class's defaults."""
+    """The rule's source, or what a backend makes of it with the class's defaults."""
     selection = select_defaults(rule)
     program = program_of(selection)
     if backend in (None, "eager"):

@@ -14,7 +14,7 @@ rules: dict[str, "Rule"] = {}
 
 
 class Rule:
-    """An optimizer as one function: tensors left of `*` (parameter, gradient, states), scalars right.
+    """An optimizer as one function: parameter, gradient and states left of `*`, scalars right.
 
     Call it as it stands: `adam(p, g, m, v, t=1, lr=0.1)` on floats or torch tensors returns the new
     parameter, the new states and the new carried scalars, in the order of the signature.
@@ -26,11 +26,11 @@ class Rule:
     choices: static choice (bool or str) -> default, bound before the rule is traced.
     carried: carried scalar -> its start.
     captured: group constant -> the hyperparameter that it is taken from.
-    keys: state or carried scalar -> its key in `optimizer.state[p]` (torch's name where torch has one).
-    limits: hyperparameter -> interval such as "[0, 1)", with a reason where it needs one.
+    keys: state or carried scalar -> its key in `optimizer.state[p]`, torch's where torch has one.
+    limits: hyperparameter -> (interval such as "[0, 1)", reason or "").
     search: hyperparameter -> (low, high), the log-uniform range that a race tunes it in.
     decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled".
-    counts: whether the step count is saved; without it `t` is 1 at the first step and 2 ever after.
+    counts: whether the step count is saved; else `t` is 1 at the first step and 2 ever after.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Rule:
     def __call__(self, *tensors: Any, **scalars: Any) -> Any:
         if len(tensors) != len(self.tensors):
             raise TypeError(
-                f"rule {self.name} takes {len(self.tensors)} tensors {self.tensors}, got {len(tensors)}"
+                f"rule {self.name} takes the tensors {self.tensors}, got {len(tensors)}"
             )
         for name, source in self.captured.items():
             scalars.setdefault(name, scalars.get(source, self.defaults[source]))
@@ -154,8 +154,9 @@ class Rule:
 
 
 _LIMITS = {
-    "lr": "[0, inf)", "eps": "[0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)", "momentum": "[0, inf)",
-    "lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)", "momentum_decay": "[0, inf)",
+    "lr": "[0, inf)", "eps": "[0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)",
+    "momentum": "[0, inf)", "lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)",
+    "momentum_decay": "[0, inf)",
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """A family: the rules that stand behind one class, and the arguments that it takes.
 
-A class that torch.optim has too takes torch.optim's arguments, with torch.optim's defaults; AdaBelief
-and AdaBound take those of their authors' packages; every other class takes those of its rule.
+A class that torch.optim has too takes torch.optim's arguments, with torch.optim's defaults;
+AdaBelief and AdaBound take those of their authors' packages; every other class takes those of its
+rule.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Selection(NamedTuple):
 @dataclass(frozen=True)
 class Family:
     """name: the class's; members: its rules by name, the first one giving the class its docstring;
-    arguments: name -> default, in order; pick: group -> name of the rule; check: group -> complaint.
+    arguments: name -> default, in order; pick: group -> name of the rule; check: group ->
+    complaint.
     """
 
     name: str
@@ -84,7 +86,7 @@ class Family:
         return number
 
     def validate(self, group: Group) -> None:
-        """Raise TypeError or ValueError for an option that is no number or outside of its limits."""
+        """Raise TypeError or ValueError for an option that is no number or out of limits."""
         rule = self.rule(group)
         limits = {**rule.limits, "weight_decay": ("[0, inf)", "")}
         for name in (*rule.defaults, "weight_decay"):
@@ -114,7 +116,7 @@ class Family:
 
     @cached_property
     def static(self) -> list[str]:
-        """The options that decide over rule, modifiers and choices, not over a scalar's value alone."""
+        """The options that decide over rule, modifiers and choices."""
         values = {PAIRS.get(n, (n,))[0] for r in self.members for n in r.defaults}
         return [
             n for n in self.arguments if n not in values - {"momentum"} and n not in WITHOUT_EFFECT

@@ -19,12 +19,13 @@ from .backends import eager, foreach
 from .families import Selection
 from .trace import Program, host_function
 
+HALVES = (torch.float16, torch.bfloat16)
 BACKENDS = ("cpu", "foreach", "eager")
 _nbytes, _shape, _dtype = attrgetter("nbytes"), attrgetter("shape"), attrgetter("dtype")
 _device, _layout = attrgetter("device"), attrgetter("layout")
 
 
-class Stale(Exception):
+class Stale(Exception):  # noqa: N818  a signal, caught by the shell
     """The parameters are no longer those that the plan was made for."""
 
 
@@ -50,8 +51,8 @@ def check_gradient(rule: str, p: Tensor, g: Tensor) -> None:
     if g.layout is not torch.strided:
         raise RuntimeError(
             f"{rule}: a gradient of layout {g.layout} was given for a parameter of shape "
-            f"{tuple(p.shape)}, expected a dense one; build the embedding with sparse=False, or call "
-            "p.grad = p.grad.to_dense() before the step"
+            f"{tuple(p.shape)}, expected a dense one; build the embedding with sparse=False, or "
+            "call p.grad = p.grad.to_dense() before the step"
         )
     if g.shape != p.shape or g.device != p.device or g.dtype != p.dtype:
         raise RuntimeError(
@@ -91,18 +92,19 @@ class Part:
                 missing = sorted({*keys} - {*held})
                 raise RuntimeError(
                     f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
-                    f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(state)}. Load a "
-                    "checkpoint of the same options, or clear optimizer.state to begin anew"
+                    f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(state)}. Load "
+                    "a checkpoint of the same options, or clear optimizer.state to begin anew"
                 )
             if keeps:
                 new["step"] = views[k]
             for key, column in zip(keys, self.columns, strict=True):
                 if state.get(key) is None and born:
-                    new[key] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    kind = torch.float32 if p.dtype in HALVES else p.dtype
+                    new[key] = torch.zeros_like(p, dtype=kind, memory_format=torch.preserve_format)
                 elif born and (new[key].shape != p.shape or new[key].device != p.device):
                     raise RuntimeError(
-                        f"{self.rule}: state {key!r} is {describe(new[key])}, expected one like its "
-                        f"parameter, {describe(p)}; load the state after moving the model"
+                        f"{self.rule}: state {key!r} is {describe(new[key])}, expected one like "
+                        f"its parameter, {describe(p)}; load the state after moving the model"
                     )
                 column.append(new[key].detach() if born else p)
             for i, name in enumerate(rule.carried):
@@ -182,9 +184,9 @@ class CompiledPart(Part):
         params, grads = self.params, [p.grad for p in self.params]
         if list(map(Tensor.data_ptr, params)) != self.addresses:
             raise Stale
-        stepped = params
+        stepped, given, fast = params, None, False
         try:
-            given: Any = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
+            given = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
             fast = (
                 not self.unborn
                 and list(map(_nbytes, grads)) == self.nbytes
@@ -224,14 +226,22 @@ class CompiledPart(Part):
                     self.scratch[k] = torch.empty_like(self.params[k], requires_grad=False)
             copies = [self.scratch[k] for k in odd]
             with torch.no_grad():
-                torch._foreach_copy_(copies, [grads[k] for k in odd])
+                torch._foreach_copy_(copies, [x for k in odd if (x := grads[k]) is not None])
             for k, copy in zip(odd, copies, strict=True):
                 grads[k] = copy
         return grads, [0 if g is None else g.data_ptr() for g in grads]
 
 
-def _real(tensors: list[Tensor]) -> list[Tensor]:
-    return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+def _view(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _load(x: Tensor) -> Tensor:
+    """As the rule sees it: complex numbers as pairs in place, halves as a float32 copy.
+
+    In fp16 AdaBelief's eps is zero, and the square of a small gradient too.
+    """
+    return x.float() if x.dtype in HALVES else _view(x)
 
 
 class ForeachPart(Part):
@@ -250,9 +260,12 @@ class ForeachPart(Part):
         def step() -> None:
             for indices, t, carried in self.rows(at):
                 values = host(*([t] if lead else []), *scalars, *carried)
-                lists = [self.params, *self.columns]
-                p, *states = (_real([column[k] for k in indices]) for column in lists)
-                run(p, _real([order[k] for k in indices]), *states, values[:slots])
+                lists = [[column[k] for k in indices] for column in (self.params, *self.columns)]
+                p, *states = loaded = [list(map(_load, tensors)) for tensors in lists]
+                run(p, [_load(order[k]) for k in indices], *states, values[:slots])
+                for tensors, new in zip(lists, loaded, strict=True):
+                    if tensors[0].dtype in HALVES:
+                        torch._foreach_copy_(tensors, new)
                 self.count(indices, t, values[slots:])
 
         return step
@@ -272,14 +285,15 @@ class ReferencePart(Part):
                 values.update(zip(rule.carried, self.carried[:, k].tolist(), strict=True), t=t)
                 with torch.set_grad_enabled(self.differentiable):
                     states = [state[rule.keys[s]] for s in program.states]
-                    p, *rest = _real([self.params[k], g, *states])
-                    new, carried = eager.run(program, choices, [p, *rest], values)
-                    p.copy_(new.pop(rule.tensors[0]))
-                    for name, old in zip(program.states, rest[1:], strict=True):
+                    p = self.params[k]
+                    loaded = [_load(x) for x in (p, g, *states)]
+                    new, carried = eager.run(program, choices, loaded, values)
+                    _view(p).copy_(new.pop(rule.tensors[0]))
+                    for name, old in zip(program.states, states, strict=True):
                         if name in new and self.differentiable:
                             state[rule.keys[name]] = new[name]
                         elif name in new:
-                            old.copy_(new[name])
+                            _view(old).copy_(new[name])
                 self.count([k], t, carried)
 
         return step

@@ -1,5 +1,5 @@
-"""The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed stands
-in `plan.py` and `backends/`, what is computed in `formulas/`.
+"""The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed
+stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 class RuleOptimizer(torch.optim.Optimizer):
     """A rule, or a family of them, as a torch.optim.Optimizer.
 
-    params: iterable of tensors, of (name, tensor) pairs, or of dicts with options per group.
-    The other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
+    params: iterable of tensors, of (name, tensor) pairs, or of dicts with options per group. The
+    other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
     `capturable` and `print_change_log` are accepted without effect: the device chooses the backend.
-    differentiable=True steps by the reference and lets autograd through.
-    backend: "cpu", "foreach" or "eager", where None (the default) takes the fastest for each tensor.
+    differentiable=True steps by the reference and lets autograd through. backend: "cpu", "foreach"
+    or "eager", where None (the default) takes the fastest for each tensor.
 
     Raises ValueError for a value out of its limits, TypeError for an unknown argument, each saying
     what was given and what was expected; a step that raises has changed nothing.
@@ -63,8 +63,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._begin()
         if isinstance(params, (str, dict)) or not isinstance(params, Iterable):
             raise TypeError(
-                f"{self._called}: params is a {type(params).__name__}, expected an iterable of tensors "
-                "or dicts; pass model.parameters()"
+                f"{self._called}: params is a {type(params).__name__}, expected an iterable of "
+                "tensors or dicts; pass model.parameters()"
             )
         if not isinstance(params, Tensor) and not (params := list(params)):
             raise ValueError(
@@ -99,15 +99,15 @@ class RuleOptimizer(torch.optim.Optimizer):
             raise TypeError(f"param_group is a {type(param_group).__name__}, expected a dict")
         if "params" not in param_group:
             raise ValueError(
-                f"{self._called}: a group with the keys {sorted(param_group)} was given, expected one "
-                'with "params": the tensors'
+                f"{self._called}: a group with the keys {sorted(param_group)} was given, expected "
+                'one with "params": the tensors'
             )
         group = {**self.defaults, **param_group}
         known = {*self.defaults, *self.family.captured, "params", "param_names"}
         for name in group:
             if name not in known:
                 raise TypeError(
-                    f"{self._called}: a group has the unknown option {name!r}; {nearest(name, known)}"
+                    f"{self._called}: a group has no option {name!r}; {nearest(name, known)}"
                 )
         self.family.validate(group)
         for name, source in self.family.captured.items():
@@ -118,15 +118,16 @@ class RuleOptimizer(torch.optim.Optimizer):
         params = group["params"]
         if len({id(p) for p in params}) < len(params):
             warnings.warn(
-                f"{self._called}: a parameter stands twice in one group; it is stepped once (torch steps "
-                "it twice)",
+                f"{self._called}: a parameter stands twice in one group; it is stepped once (torch "
+                "steps it twice)",
                 stacklevel=4,
             )
 
     # the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on every parameter that has a gradient; returns the closure's loss, if there is one.
+        """One step on every parameter that has a gradient; returns the closure's loss, if there is
+        one.
 
         All groups are checked and all loops compiled before the first write: a step that raises
         (RuntimeError for a sparse or misfit gradient) has changed nothing.
@@ -221,8 +222,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 else type(state_dict).__name__
             )
             raise ValueError(
-                f"{self._called}: {found} was given, expected an optimizer's state_dict with the keys "
-                "'state' and 'param_groups'"
+                f"{self._called}: {found} was given, expected an optimizer's state_dict with the "
+                "keys 'state' and 'param_groups'"
             )
         saved = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
         mine = list(chain.from_iterable(g["params"] for g in self.param_groups))
@@ -306,7 +307,7 @@ def class_of(rule: str | Rule) -> type[RuleOptimizer]:
         rule = find(rule)
     if not isinstance(rule, Rule):
         raise TypeError(
-            f"{rule!r} was given, expected a rule or its name; decorate the function with @steepest.rule"
+            f"{rule!r} was given, expected a rule or its name; decorate it with @steepest.rule"
         )
     known = _by_rule.get(rule.name)
     if known is None or known.family.members[0] is not rule:
@@ -317,8 +318,8 @@ def class_of(rule: str | Rule) -> type[RuleOptimizer]:
 def _revive(rule: str, called: str) -> RuleOptimizer:
     if rule not in rules:
         raise ValueError(
-            f"this {called} steps by the rule {rule!r}, which is not defined here; import the module "
-            "that defines it, then load again"
+            f"this {called} steps by the rule {rule!r}, which is not defined here; import the "
+            "module that defines it, then load again"
         )
     kind = class_of(called if called in classes else rule)
     return kind.__new__(kind)

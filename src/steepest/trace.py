@@ -48,9 +48,9 @@ class Node:
 
     def _refuse(self, kind: str) -> Any:
         raise TraceError(
-            f"{kind} of a traced value; it is not known before the step. For a choice by scalars write "
-            "where(condition, a, b), by elements use maximum, minimum or sign, and make a switch a "
-            "bool or str argument"
+            f"{kind} of a traced value; it is not known before the step. For a choice by scalars "
+            "write where(condition, a, b), by elements use maximum, minimum or sign, and make a "
+            "switch a bool or str argument"
         )
 
     def __bool__(self) -> bool:
@@ -140,10 +140,10 @@ class Tape:
             case "div" if b.host and not a.host:
                 # a division costs a quarter of the loop's time
                 return self.make("mul", self.node("reciprocal", (b,), True), a)
-            case "pow" if b.op == "const" and b.value in (0.5, 1, 2):
-                return {0.5: lambda: self.make("sqrt", a), 1: lambda: a, 2: lambda: a * a}[
-                    b.value
-                ]()
+            case "pow" if b.op == "const" and b.value == 2:
+                return self.make("mul", a, a)
+            case "pow" if b.op == "const" and b.value in (0.5, 1):
+                return a if b.value == 1 else self.make("sqrt", a)
         return self.node(op, tuple(args), host)
 
 
@@ -238,8 +238,8 @@ def trace(
     expected = (rule.tensors[0], *rule.states, *rule.carried)
     if len(new) != len(expected):
         raise TraceError(
-            f"it returns {len(new)} values; expected {len(expected)}, the new ({', '.join(expected)}) "
-            "in this order"
+            f"it returns {len(new)} values; expected {len(expected)}, the new "
+            f"({', '.join(expected)}) in this order"
         )
     for i, (name, value) in enumerate(zip(expected, new, strict=True)):
         if isinstance(value, (int, float)):
@@ -259,7 +259,7 @@ def scalars_of(modifier: Callable[..., Any]) -> list[str]:
 
 
 def _call_and_label(function: Any, args: Any, scalars: Any) -> Any:
-    """Call, and name the nodes after the function's own variables: generated code stays readable."""
+    """Call, and name the nodes after the function's variables, for readable code."""
     code, before, final = function.__code__, sys.getprofile(), {}
 
     def watch(frame: Any, event: str, _: Any) -> None:
@@ -287,7 +287,7 @@ _TEMPLATE = {
 
 
 class Printer:
-    """Prints a list of nodes as Python assignments, one per value that has a name or is used twice."""
+    """Prints nodes as Python assignments, one per value that has a name or is used twice."""
 
     def __init__(self, program: Program, taken: Iterable[str] = ()) -> None:
         self.program, self.names, self.taken = program, {}, set(taken)

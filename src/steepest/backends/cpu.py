@@ -68,8 +68,8 @@ def _indent(lines: Sequence[str], depth: int) -> str:
     return "".join(f"{'    ' * depth}{line}\n" for line in lines)
 
 
-_OWN = {"address", "job", "n", "addresses", "row_of", "rows", "steps", "carried", "scalar", "row", "k",
-        "t", "chunks", "count", "borders", "piece", "c", "i", "zero", "real", "take", "first"}  # fmt: skip
+_OWN = {"address", "job", "n", "addresses", "row_of", "rows", "steps", "carried", "scalar", "row",
+        "k", "t", "chunks", "count", "borders", "piece", "c", "i", "zero", "real"}  # fmt: skip
 
 
 def source(program: Program) -> str:
@@ -119,7 +119,7 @@ def _int64(*shape: int) -> np.ndarray:
 
 
 class Work:
-    """The loop with everything that stays from step to step: addresses of states, pieces, scratch."""
+    """The loop and what stays from step to step: addresses of states, pieces, scratch."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Work:
 
 
 def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks (tensor, first, last) of at most CHUNK elements, and pieces of chunks that fill CHUNK."""
+    """Chunks (tensor, first, last) of at most CHUNK elements, and the borders of pieces."""
     chunks, borders, filled = [], [0], 0
     for k, size in enumerate(sizes):
         for start in range(0, size, CHUNK):

@@ -1,4 +1,4 @@
-"""The reference: the rule itself, called on torch tensors. Any device, any dtype, differentiable."""
+"""The reference: the rule itself, called on torch tensors. Any device and dtype."""
 
 from collections.abc import Sequence
 from typing import Any

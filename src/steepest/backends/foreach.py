@@ -1,8 +1,9 @@
 """torch._foreach_*: the default on every device and dtype without a kernel of its own.
 
 The program is printed as calls on whole lists of tensors. Multiplications and divisions that end in
-a sum become addcmul and addcdiv, averages become lerp, and a list is overwritten where nothing reads
-it any more; so the number of calls per step is that of the rule, whatever the number of tensors.
+a sum become addcmul and addcdiv, averages become lerp, and a list is overwritten where nothing
+reads it any more; so the number of calls per step is that of the rule, whatever the number of
+tensors.
 """
 
 from __future__ import annotations
@@ -183,7 +184,7 @@ def _complement(program: Program, a: Node, b: Node) -> bool:
 
 
 def source(program: Program) -> str:
-    """The program as a Python function on lists of tensors and `c`, the slots of the host scalars."""
+    """The program as a function on lists of tensors and `c`, the slots of the host scalars."""
     p, g = program.rule.tensors[:2]
     arguments = ", ".join([p, g, *program.states, "c"])
     body = "".join(f"    {line}\n" for line in _Calls(program).lines)

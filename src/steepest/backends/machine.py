@@ -39,7 +39,7 @@ def directory() -> Path:
 
 
 def load(name: str, source: str, itemsize: int) -> Callable[[int], None]:
-    """The function in `source` as machine code that takes the address of a job; itemsize is 4 or 8."""
+    """The function in `source` as machine code that takes a job's address; itemsize 4 or 8."""
     with _lock:
         if (source, itemsize) not in _loaded:
             _loaded[source, itemsize] = _link(*_object(name, source, itemsize))
@@ -82,9 +82,9 @@ def _compile(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
     names = _vocabulary(itemsize)
     exec(compile(source, f"<loop of {name}>", "exec"), names)
     # 'contract' (a*b+c in one rounding) keeps an element's bits wherever a range is cut
-    compiled = numba.cfunc(
-        numba.void(numba.int64), error_model="numpy", fastmath={"contract"}, nopython=True
-    )(names[name])
+    compiled = numba.cfunc(numba.void(numba.int64), error_model="numpy", fastmath={"contract"})(
+        names[name]
+    )
     text = compiled.inspect_llvm()
     symbol = re.search(r"^define .*@(cfunc\.[^(]+)\(", text, re.MULTILINE)
     # object code is loaded without numba, so it may call the C library alone

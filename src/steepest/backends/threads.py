@@ -1,7 +1,8 @@
 """Who runs the pieces: the threads of torch's own OpenMP where there is one, else a pool.
 
 torch's OpenMP keeps its workers spinning for a while after every backward; a pool of our own would
-share their cores, so the loop runs on the same team. OpenMP hangs in a forked child: it has one thread.
+share their cores, so the loop runs on the same team. OpenMP hangs in a forked child: it has one
+thread.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def run(loop: Callable[[int], None], address: int, count: int) -> None:
 
 @cache
 def _openmp() -> Any:
-    """GOMP_parallel(function, data, threads, flags) of the library that torch has loaded, or None."""
+    """GOMP_parallel(function, data, threads, flags) of the library that torch has, or None."""
     for file in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
         try:
             parallel = ctypes.CDLL(str(file)).GOMP_parallel

@@ -55,9 +55,9 @@ def nadam(
 ):  # fmt: skip
     """NAdam. Dozat 2016, ICLR workshop, algorithm 2.
 
-    Adam with Nesterov's look-ahead: the next step's momentum is used already now, under a beta1 that
-    warms up. The product of all those betas is carried from step to step for the bias correction.
-    Differs from the paper: the warm-up of beta1 has the form of torch.optim.NAdam.
+    Adam with Nesterov's look-ahead: the next step's momentum is used already now, under a beta1
+    that warms up. The product of all those betas is carried from step to step for the bias
+    correction. Differs from the paper: the warm-up of beta1 has the form of torch.optim.NAdam.
     """
     mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))

@@ -7,8 +7,8 @@ from .words import maximum, sqrt, where
 
 @rule(
     keys={"m": "exp_avg", "s": "exp_avg_var", "s_max": "max_exp_avg_var"},
-    limits={"beta1": ("(0, 1)", "with beta1=0 the average is the gradient itself, the belief g - m is "
-                      "zero and the step explodes: use RMSprop or a beta1 such as 0.5")},
+    limits={"beta1": ("(0, 1)", "with beta1=0 the average is the gradient itself, the belief g - m "
+                      "is zero and the step explodes: use RMSprop or a beta1 such as 0.5")},
     search=LR,
 )  # fmt: skip
 def adabelief(
@@ -18,10 +18,10 @@ def adabelief(
     """AdaBelief. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
     Adam, but the second moment is of g's distance from its own average m: a gradient that was
-    predicted gets a large step, a surprising one a small step. eps is added to the stored s at every
-    step, so its floor after bias correction is eps / (1 - beta2).
-    Differs from the paper, as the package adabelief-pytorch 0.2.1: rectify (RAdam's warm-up, which the
-    paper never used) is on by default, and under it amsgrad is without effect.
+    predicted gets a large step, a surprising one a small step. eps is added to the stored s at
+    every step, so its floor after bias correction is eps / (1 - beta2). Differs from the paper, as
+    the package adabelief-pytorch 0.2.1: rectify (RAdam's warm-up, which the paper never used) is on
+    by default, and under it amsgrad is without effect.
     """
     m = average(beta1, m, g)
     s = average(beta2, s, (g - m) ** 2) + eps

@@ -26,10 +26,11 @@ def adabound(
 
     Adam whose rate for each coordinate is clipped between bounds that start at (0, inf) and end at
     final_lr: it becomes SGD with an averaged gradient, of heavy-ball rate final_lr * (1 - beta1).
-    Differs from the paper, as the package adabound 0.0.5: bias correction inside the clipped rate, no
-    1/sqrt(t), and a schedule of lr scales the bounds. Differs from the package: base_lr is a group's
-    own, saved entry (so later groups are stepped and a resumed run keeps its bounds), and with lr=0 at
-    construction the bounds are the paper's, unscaled. gamma=0 never closes the bounds: that is Adam.
+    Differs from the paper, as the package adabound 0.0.5: bias correction inside the clipped rate,
+    no 1/sqrt(t), and a schedule of lr scales the bounds. Differs from the package: base_lr is a
+    group's own, saved entry (so later groups are stepped and a resumed run keeps its bounds), and
+    with lr=0 at construction the bounds are the paper's, unscaled. gamma=0 never closes the bounds:
+    that is Adam.
     """
     m = average(beta1, m, g)
     v = average(beta2, v, g * g)

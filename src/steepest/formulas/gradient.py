@@ -20,9 +20,9 @@ def sgd(p, g, *, lr=1e-3):
 def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     """Momentum as torch.optim.SGD has it. Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
 
-    Gradient descent along a decaying sum of all gradients; the rate multiplies the finished sum, so a
-    change of lr acts at once (in `classical_momentum` it acts on new gradients alone).
-    Differs from the paper: the first buffer is the gradient itself, undampened, as torch has it.
+    Gradient descent along a decaying sum of all gradients; the rate multiplies the finished sum, so
+    a change of lr acts at once (in `classical_momentum` it acts on new gradients alone). Differs
+    from the paper: the first buffer is the gradient itself, undampened, as torch has it.
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * b, b
@@ -30,11 +30,12 @@ def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
 
 @rule(**_BUFFER, search={"lr": (1e-3, 1.0)})
 def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
-    """Nesterov momentum as torch.optim.SGD has it. Nesterov 1983; Sutskever et al. 2013, PMLR 28(3).
+    """Nesterov momentum as torch.optim.SGD has it. Nesterov 1983; Sutskever et al. 2013, PMLR
+    28(3).
 
-    Momentum that looks one step ahead: the gradient counts once more beside the buffer.
-    Differs from the paper: the gradient is taken at the stored parameter, which is the paper's
-    look-ahead point while lr is constant (`classical_nesterov` keeps that identity when it changes).
+    Momentum that looks one step ahead: the gradient counts once more beside the buffer. Differs
+    from the paper: the gradient is taken at the stored parameter, which is the paper's look-ahead
+    point while lr is constant (`classical_nesterov` keeps that identity when it changes).
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * (g + momentum * b), b
@@ -42,7 +43,8 @@ def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
 
 @rule(counts=False, decay="coupled", search={"lr": (1e-3, 1.0)})
 def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
-    """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section 4.1.
+    """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section
+    4.1.
 
     The buffer is the last move itself, so a change of lr fades in over 1/(1-momentum) steps;
     at constant lr it is `momentum`.
@@ -56,8 +58,8 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     """Nesterov's accelerated gradient. Sutskever et al. 2013, PMLR 28(3), equations 3 and 4.
 
     Classical momentum whose gradient is taken where the momentum is about to carry the parameter.
-    Differs from the paper: the parameter that is stored is that look-ahead point, theta + momentum * v,
-    because it is there that a training loop evaluates the gradient; v is the paper's v.
+    Differs from the paper: the parameter that is stored is that look-ahead point, theta + momentum
+    * v, because it is there that a training loop evaluates the gradient; v is the paper's v.
     """
     v_new = momentum * v - lr * g
     return p - momentum * v + (1 + momentum) * v_new, v_new

@@ -12,7 +12,9 @@ def coupled(p, g, *, weight_decay):
 
 
 def decoupled(p, g, *, lr, weight_decay):
-    """Loshchilov and Hutter 2019, arXiv:1711.05101: the parameter itself shrinks, by lr times decay."""
+    """Loshchilov and Hutter 2019, arXiv:1711.05101: the parameter itself shrinks, by lr times
+    decay.
+    """
     return p * (1 - lr * weight_decay), g
 
 

@@ -15,9 +15,9 @@ def rprop(
 ):  # fmt: skip
     """Resilient propagation. Riedmiller and Braun 1993, doi:10.1109/ICNN.1993.298623.
 
-    Looks at the gradient's sign alone: each coordinate has a step that grows while the sign stays and
-    shrinks when it turns. Meant for full batches; mini-batch noise turns the signs.
-    Differs from the paper: as torch.optim.Rprop, a turn skips one move and takes no step back.
+    Looks at the gradient's sign alone: each coordinate has a step that grows while the sign stays
+    and shrinks when it turns. Meant for full batches; mini-batch noise turns the signs. Differs
+    from the paper: as torch.optim.Rprop, a turn skips one move and takes no step back.
     """
     turn = sign(g * prev)
     same, turned = maximum(turn, 0), minimum(turn, 0)
@@ -31,8 +31,8 @@ def rprop(
 def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10):
     """Adagrad. Duchi, Hazan and Singer 2011, JMLR 12.
 
-    Gradient descent whose rate falls, for each coordinate, with the sum of its squared gradients: rare
-    features keep a large rate. Differs from the paper: lr_decay, from torch.optim.Adagrad.
+    Gradient descent whose rate falls, for each coordinate, with the sum of its squared gradients:
+    rare features keep a large rate. Differs from the paper: lr_decay, from torch.optim.Adagrad.
     """
     v = where(t > 1, v, initial_accumulator_value) + g * g
     return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps), v
@@ -65,7 +65,8 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
 def rmsprop(
     p, g, v, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0, centered=False, heavy=False
 ):  # fmt: skip
-    """RMSprop. Tieleman and Hinton 2012, Coursera lecture 6.5; centred: Graves 2013, arXiv:1308.0850.
+    """RMSprop. Tieleman and Hinton 2012, Coursera lecture 6.5; centred: Graves 2013,
+    arXiv:1308.0850.
 
     Adagrad with a sliding mean in the place of the sum, so that the rate can rise again. `centered`
     subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient.

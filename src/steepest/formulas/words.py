@@ -12,7 +12,7 @@ _meanings: dict[type, dict[str, Callable[..., Any]]] = {}
 
 
 def register(kind: type, **meanings: Callable[..., Any]) -> None:
-    """Teach the words to the type `kind` and its subclasses: `register(Tensor, sqrt=torch.sqrt)`."""
+    """Teach the words to a type and its subclasses: `register(Tensor, sqrt=torch.sqrt)`."""
     _meanings.setdefault(kind, {}).update(meanings)
 
 
@@ -25,7 +25,7 @@ def _say(word: str, *arguments: Any) -> Any:
 
 
 class Number(float):
-    """A float whose arithmetic is IEEE 754's: 1/0 is inf and (-1)**0.5 is nan, never an exception."""
+    """A float with IEEE 754's arithmetic: 1/0 is inf and (-1)**0.5 is nan, no exception."""
 
     def _ieee(name: str) -> Callable[["Number", Any], Any]:  # type: ignore[misc]  # noqa: N805
         plain = getattr(float, name)
@@ -106,7 +106,7 @@ def minimum(a: Any, b: Any) -> Any:
 
 
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """One side for good: `condition` is about scalars alone, and what the other side holds is lost."""
+    """One side for good, by scalars alone: what the other side holds, nan or not, is lost."""
     if isinstance(condition, bool):
         return then if condition else otherwise
     return _say("where", condition, then, otherwise)
@@ -120,4 +120,4 @@ class carried(float):  # noqa: N801  reads as a word in a signature
 
 
 class captured(str):  # noqa: N801
-    """A group's own constant: `base_lr=captured("lr")` keeps the lr that the group was made with."""
+    """A group's own constant: `base_lr=captured("lr")` keeps the lr it was made with."""
