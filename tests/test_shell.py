@@ -301,6 +301,7 @@ def test_a_step_that_raises_has_changed_nothing(backend):
     assert not made.state
     embedding.weight.grad = embedding.weight.grad.to_dense()
     made.step()
+    assert [float(made.state[p]["step"]) for p in (dense, embedding.weight)] == [1, 1]
     state, after = copy.deepcopy(made.state_dict()), values([dense, embedding.weight])
     dense.data = torch.zeros(7)
     with pytest.raises(RuntimeError, match=r"of shape \(3,\) on cpu was given, expected one like"):

@@ -153,14 +153,21 @@ class RuleOptimizer(torch.optim.Optimizer):
         with self._lock:
             if self._state_was_replaced():
                 self._parts.clear()
-            try:
-                work = self._ready()
-            except Stale:
-                self._parts.clear()
-                work = self._ready()
+            work = self._checked()
             for each in work:
                 each()
         return loss
+
+    def _checked(self) -> list[Callable[[], None]]:
+        try:
+            try:
+                return self._ready()
+            except Stale:
+                self._parts.clear()
+                return self._ready()
+        except BaseException:
+            self._parts.clear()  # they may hold states that were not put in place
+            raise
 
     def _ready(self) -> list[Callable[[], None]]:
         work: list[Callable[[], None]] = []

@@ -37,7 +37,8 @@ def run(loop: Callable[[int], None], address: int, count: int) -> None:
 @cache
 def _openmp() -> Any:
     """GOMP_parallel(function, data, threads, flags) of the library that torch has, or None."""
-    for file in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
+    package = Path(torch.__file__).parent
+    for file in (*(package / "lib").glob("libgomp*"), *package.parent.glob("torch.libs/libgomp*")):
         try:
             parallel = ctypes.CDLL(str(file)).GOMP_parallel
         except (OSError, AttributeError):
