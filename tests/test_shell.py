@@ -304,7 +304,7 @@ def test_a_step_that_raises_has_changed_nothing(backend):
     assert [float(made.state[p]["step"]) for p in (dense, embedding.weight)] == [1, 1]
     state, after = copy.deepcopy(made.state_dict()), values([dense, embedding.weight])
     dense.data = torch.zeros(7)
-    with pytest.raises(RuntimeError, match=r"of shape \(3,\) on cpu was given, expected one like"):
+    with pytest.raises(RuntimeError, match=r"of shape \(3,\) on cpu.*, expected one like"):
         made.step()
     dense.data = after[0].clone()
     assert unchanged([dense, embedding.weight], after)
