@@ -154,27 +154,29 @@ SLICES: tuple[Callable[[Tensor], Tensor], ...] = (
 # other dtypes
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 @every_setting
-def test_half_precision(setting, dtype):
-    """Foreach against the reference; gradients near 1, for the squares of small ones underflow."""
-    shapes, sizes = [(), (7,), (5, 6)], (1, 7, 30)
-    mine = [
-        torch.linspace(0.5, 2, n).reshape(s).to(dtype) for s, n in zip(shapes, sizes, strict=True)
-    ]
-    reference = [p.clone().requires_grad_() for p in mine]
-    mine = [p.requires_grad_() for p in mine]
-    ours, theirs = made(setting, mine, "foreach"), made(setting, reference, "eager")
-    compare = Peak(16 * torch.finfo(dtype).eps, reference)
+def test_half_precision(setting, dtype, backend):
+    """A step in float32, with float32 states, whose parameter alone is rounded to the half."""
+    shapes = [(), (7,), (5, 6)]
+    mine = [drawn(s, dtype, k).requires_grad_() for k, s in enumerate(shapes)]
+    single = [p.detach().float().requires_grad_() for p in mine]
+    ours, theirs = made(setting, mine, backend), made(setting, single, "eager")
+    states, rounded = Peak(tolerance(torch.float32), single), Peak(torch.finfo(dtype).eps, single)
     for t in range(STEPS):
-        for i, (p, q) in enumerate(zip(mine, reference, strict=True)):
-            g = drawn(tuple(p.shape), torch.float64, 100 * t + i)
-            p.grad = (g.sign() * (0.5 + g.abs().clamp(max=1.5))).to(dtype)
-            q.grad = p.grad.clone()
+        for i, (p, q) in enumerate(zip(mine, single, strict=True)):
+            p.grad = drawn(tuple(p.shape), dtype, 100 * t + i)
+            q.grad = p.grad.float()
         ours.step()
         theirs.step()
-        compare.check(values(ours, mine), values(theirs, reference))
-    assert all(v.dtype is dtype for p in mine for v in ours.state[p].values() if v.dim())
+        found, wanted = values(ours, mine), values(theirs, single)
+        assert all(row["p"].dtype is dtype for row in found)
+        halves = [[{"p": row.pop("p").float()} for row in rows] for rows in (found, wanted)]
+        states.check(found, wanted)
+        rounded.check(*halves)
+        for p, q in zip(mine, single, strict=True):  # both go on from the same point
+            q.data.copy_(p.detach())
 
 
 @every_backend

@@ -80,6 +80,9 @@ class Part:
         self.columns: list[list[Tensor]] = [[] for _ in program.states]
         self.states: list[dict[str, Any] | None] = []
         views = self.steps.unbind()
+        # in fp16 AdaBelief's eps is zero, and the square of a small gradient too
+        kind = torch.float32 if params[0].dtype in HALVES else params[0].dtype
+        self.kind = kind.to_real()
         for k, (p, state) in enumerate(zip(params, old, strict=True)):
             born = bool(state) or p.grad is not None
             new = dict(state)
@@ -99,7 +102,6 @@ class Part:
                 new["step"] = views[k]
             for key, column in zip(keys, self.columns, strict=True):
                 if state.get(key) is None and born:
-                    kind = torch.float32 if p.dtype in HALVES else p.dtype
                     new[key] = torch.zeros_like(p, dtype=kind, memory_format=torch.preserve_format)
                 elif born and (new[key].shape != p.shape or new[key].device != p.device):
                     raise RuntimeError(
@@ -236,12 +238,9 @@ def _view(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def _load(x: Tensor) -> Tensor:
-    """As the rule sees it: complex numbers as pairs in place, halves as a float32 copy.
-
-    In fp16 AdaBelief's eps is zero, and the square of a small gradient too.
-    """
-    return x.float() if x.dtype in HALVES else _view(x)
+def _load(x: Tensor, kind: torch.dtype) -> Tensor:
+    """As the rule sees it: complex numbers as pairs in place, another dtype as a copy."""
+    return _view(x).to(kind)
 
 
 class ForeachPart(Part):
@@ -249,8 +248,8 @@ class ForeachPart(Part):
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
-        size = 8 if self.params[0].dtype in (torch.float64, torch.complex128) else 4
-        run, host = _foreach_of(self.selection, size)
+        kind = self.kind
+        run, host = _foreach_of(self.selection, kind.itemsize)
         order = dict(zip(at, grads, strict=True))
         # t stands first among the program's scalars, if it is there
         lead = self.program.counts
@@ -261,11 +260,11 @@ class ForeachPart(Part):
             for indices, t, carried in self.rows(at):
                 values = host(*([t] if lead else []), *scalars, *carried)
                 lists = [[column[k] for k in indices] for column in (self.params, *self.columns)]
-                p, *states = loaded = [list(map(_load, tensors)) for tensors in lists]
-                run(p, [_load(order[k]) for k in indices], *states, values[:slots])
+                p, *states = loaded = [[_load(x, kind) for x in tensors] for tensors in lists]
+                run(p, [_load(order[k], kind) for k in indices], *states, values[:slots])
                 for tensors, new in zip(lists, loaded, strict=True):
-                    if tensors[0].dtype in HALVES:
-                        torch._foreach_copy_(tensors, new)
+                    if any(x.dtype not in (kind, kind.to_complex()) for x in tensors):
+                        torch._foreach_copy_(list(map(_view, tensors)), new)
                 self.count(indices, t, values[slots:])
 
         return step
@@ -286,7 +285,7 @@ class ReferencePart(Part):
                 with torch.set_grad_enabled(self.differentiable):
                     states = [state[rule.keys[s]] for s in program.states]
                     p = self.params[k]
-                    loaded = [_load(x) for x in (p, g, *states)]
+                    loaded = [_load(x, self.kind) for x in (p, g, *states)]
                     new, carried = eager.run(program, choices, loaded, values)
                     _view(p).copy_(new.pop(rule.tensors[0]))
                     for name, old in zip(program.states, states, strict=True):

@@ -139,10 +139,10 @@ class _Calls:
 
     def sum(self, node: Node, a: Node, b: Node) -> str:
         minus = "-" if node.op == "sub" else ""
+        if not minus and (average := self.average(a, b)):
+            weight, other = average
+            return self.call(node, "lerp", a, self.take(other), self.scalar(weight))
         s, r = self.term(a), self.term(b)
-        if s.kind == r.kind == "plain" and not minus and _complement(self.program, a, b):
-            other = self.take(r.a)
-            return self.call(node, "lerp", s.a, other, r.factor)
         if node.op == "add" and r == _Term("1", "plain", b, b) and s.a is not a:
             a, r = b, s  # the product goes second
         self.value(a)
@@ -151,6 +151,15 @@ class _Calls:
             return self.call(node, node.op, a, self.take(r.a), *filter(None, [alpha]))
         names = self.take(r.a), self.take(r.b)
         return self.call(node, f"addc{r.kind}", a, *names, f"value={minus}{_brackets(r.factor)}")
+
+    def average(self, a: Node, b: Node) -> tuple[Node, Node] | None:
+        """(weight, other) where b is weight * (other - a) and nobody else reads it."""
+        if self.once(b) and b.op == "mul" and b.args[0].host and self.once(b.args[1]):
+            step = b.args[1]
+            if step.op == "sub" and step.args[1] is a:
+                self.left[a] -= 1  # the difference is never made
+                return b.args[0], step.args[0]
+        return None
 
     def either(self, condition: Node, then: Node, otherwise: Node) -> str:
         like = otherwise if then.host else then
@@ -173,14 +182,6 @@ def _brackets(text: str) -> str:
 
 def _ancestors(node: Node) -> set[Node]:
     return {node}.union(*(_ancestors(a) for a in node.args))
-
-
-def _complement(program: Program, a: Node, b: Node) -> bool:
-    """Whether the two factors are w and 1 - w, so that the sum is an average."""
-    if a.op != "mul" or b.op != "mul":
-        return False
-    w, v = a.args[0], b.args[0]
-    return v.op == "sub" and v.args[0].value == 1 and v.args[1] is w
 
 
 def source(program: Program) -> str:

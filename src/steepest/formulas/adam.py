@@ -1,15 +1,11 @@
 """Adam and its nearest kin: momentum and a rate for each coordinate, both unbiased."""
 
 from ..definition import rule
+from .scaled import average
 from .words import carried, maximum, sqrt, where
 
 ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
 LR = {"lr": (1e-5, 1e-1)}
-
-
-def average(beta, old, new):
-    """The exponential moving average of a sequence, one step on."""
-    return beta * old + (1 - beta) * new
 
 
 @rule(keys=ADAM_KEYS, decay="coupled", search=LR)
@@ -19,7 +15,7 @@ def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     RMSprop with momentum, both averages corrected for their start at zero.
     """
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g)
+    v = beta2 * v + (1 - beta2) * g**2
     m_hat = m / (1 - beta1**t)
     v_hat = v / (1 - beta2**t)
     return p - lr * m_hat / (sqrt(v_hat) + eps), m, v
@@ -43,7 +39,7 @@ def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     Differs from the paper: both moments are bias-corrected, as in torch.optim.Adam(amsgrad=True).
     """
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g)
+    v = beta2 * v + (1 - beta2) * g**2
     v_max = maximum(v_max, v)
     return p - lr / (1 - beta1**t) * m / (sqrt(v_max / (1 - beta2**t)) + eps), m, v, v_max
 
@@ -63,7 +59,7 @@ def nadam(
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
     mu_product = mu_product * mu
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g)
+    v = beta2 * v + (1 - beta2) * g**2
     ahead = (1 - mu) / (1 - mu_product) * g + mu_next / (1 - mu_product * mu_next) * m
     return p - lr * ahead / (sqrt(v / (1 - beta2**t)) + eps), m, v, mu_product
 
@@ -85,7 +81,7 @@ def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     Differs from the paper: rho must exceed 5 instead of 4, and eps is added, as torch.optim.RAdam.
     """
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g)
+    v = beta2 * v + (1 - beta2) * g**2
     rho, rectify = rectification(t, beta2)
     adaptive = rectify * sqrt(1 - beta2**t) / (sqrt(v) + eps)
     return p - lr / (1 - beta1**t) * m * where(rho > 5, adaptive, 1), m, v
@@ -99,5 +95,5 @@ def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     eps / (1 - beta2), a floor 1000 times eps. AdaBelief without the belief.
     """
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g) + eps
+    v = beta2 * v + (1 - beta2) * g**2 + eps
     return p - lr / (1 - beta1**t) * m / sqrt(v / (1 - beta2**t)), m, v

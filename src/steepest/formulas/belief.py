@@ -1,7 +1,8 @@
 """AdaBelief: the second moment of the surprise."""
 
 from ..definition import rule
-from .adam import LR, average, rectification
+from .adam import LR, rectification
+from .scaled import average
 from .words import maximum, sqrt, where
 
 
@@ -24,7 +25,7 @@ def adabelief(
     by default, and under it amsgrad is without effect.
     """
     m = average(beta1, m, g)
-    s = average(beta2, s, (g - m) ** 2) + eps
+    s = beta2 * s + (1 - beta2) * (g - m) ** 2 + eps
     m_hat = m / (1 - beta1**t)
     if rectify:
         rho, factor = rectification(t, beta2)

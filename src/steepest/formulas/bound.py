@@ -1,7 +1,8 @@
 """AdaBound and AMSBound: Adam at the start, momentum SGD in the end."""
 
 from ..definition import rule
-from .adam import ADAM_KEYS, LR, average
+from .adam import ADAM_KEYS, LR
+from .scaled import average
 from .words import captured, maximum, minimum, sqrt, where
 
 _ABOUT = {"decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}}
@@ -33,7 +34,7 @@ def adabound(
     that is Adam.
     """
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g)
+    v = beta2 * v + (1 - beta2) * g**2
     rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t) / (sqrt(v) + eps)
     return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v
 
@@ -49,7 +50,7 @@ def amsbound(
     those of `adabound`.
     """
     m = average(beta1, m, g)
-    v = average(beta2, v, g * g)
+    v = beta2 * v + (1 - beta2) * g**2
     v_max = maximum(v_max, v)
     rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t) / (sqrt(v_max) + eps)
     return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v, v_max

@@ -4,6 +4,15 @@ from ..definition import rule
 from .words import abs, maximum, minimum, sign, sqrt, where
 
 
+def average(beta, old, new):
+    """The exponential moving average of a sequence, one step on: beta * old + (1 - beta) * new.
+
+    In this form a float32 average is two to three times as precise; one of squares keeps the other
+    form, which stays finite where a gradient was infinite once.
+    """
+    return old + (1 - beta) * (new - old)
+
+
 @rule(
     keys={"z": "step_size"},
     forgets=["prev"],
@@ -34,7 +43,7 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
     Gradient descent whose rate falls, for each coordinate, with the sum of its squared gradients:
     rare features keep a large rate. Differs from the paper: lr_decay, from torch.optim.Adagrad.
     """
-    v = where(t > 1, v, initial_accumulator_value) + g * g
+    v = where(t > 1, v, initial_accumulator_value) + g**2
     return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps), v
 
 
@@ -51,9 +60,9 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     inside both roots and is the start of every move: it, not lr, sets how slowly training begins.
     Differs from the paper: an lr in front (1 is the paper), from torch.optim.Adadelta.
     """
-    v = rho * v + (1 - rho) * g * g
+    v = rho * v + (1 - rho) * g**2
     delta = sqrt(d + eps) / sqrt(v + eps) * g
-    return p - lr * delta, v, rho * d + (1 - rho) * delta * delta
+    return p - lr * delta, v, rho * d + (1 - rho) * delta**2
 
 
 @rule(
@@ -72,10 +81,10 @@ def rmsprop(
     subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient.
     Differs from the lecture: eps outside the root, from torch.optim.RMSprop.
     """
-    v = alpha * v + (1 - alpha) * g * g
+    v = alpha * v + (1 - alpha) * g**2
     spread = v
     if centered:
-        a = a + (1 - alpha) * (g - a)
+        a = average(alpha, a, g)
         spread = v - a * a
     step = g / (sqrt(spread) + eps)
     if heavy:
@@ -90,6 +99,6 @@ def adamax(p, g, m, u, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     Adam with the largest recent gradient in the place of the root mean square.
     Differs from the paper: eps inside the maximum, from torch.optim.Adamax.
     """
-    m = beta1 * m + (1 - beta1) * g
+    m = average(beta1, m, g)
     u = maximum(beta2 * u, abs(g) + eps)
     return p - lr / (1 - beta1**t) * m / u, m, u
