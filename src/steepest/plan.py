@@ -169,7 +169,7 @@ class CompiledPart(Part):
         self.n = len(params)
         self.strides = [p.stride() for p in params]
         self.contiguous = all(map(Tensor.is_contiguous, params))
-        self.nbytes = list(map(_nbytes, params))
+        self.nbytes, self.shapes = list(map(_nbytes, params)), list(map(_shape, params))
         self.addresses = list(map(Tensor.data_ptr, params))
         for key, column in zip(self.program.states, self.columns, strict=True):
             for k, s in enumerate(column):
@@ -186,23 +186,23 @@ class CompiledPart(Part):
         params, grads = self.params, [p.grad for p in self.params]
         if list(map(Tensor.data_ptr, params)) != self.addresses:
             raise Stale
-        stepped, given, fast = params, None, False
+        stepped, given, sized = params, None, False
         try:
             given = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
-            fast = (
-                not self.unborn
-                and list(map(_nbytes, grads)) == self.nbytes
-                and (
-                    all(map(Tensor.is_contiguous, grads))  # type: ignore[arg-type]
-                    if self.contiguous
-                    else list(map(Tensor.stride, grads)) == self.strides  # type: ignore[arg-type]
-                )
-            )
+            sized = not self.unborn and list(map(_nbytes, grads)) == self.nbytes
         except (TypeError, RuntimeError, NotImplementedError):  # None, sparse or no storage
-            fast = False
-        if not fast:
-            grads, given = self.carefully()
-            stepped = [p for p, g in zip(params, grads, strict=True) if g is not None]
+            pass
+        if not sized:
+            at, grads = self.gradients()
+            if list(map(_nbytes, params)) != self.nbytes:
+                raise Stale
+            given, stepped = np.zeros(self.n, np.int64), [params[k] for k in at]
+            given[at] = list(map(Tensor.data_ptr, grads))
+            self.straighten(at, grads, given)
+        elif not (self.contiguous and all(map(Tensor.is_contiguous, grads))):  # type: ignore[arg-type]
+            if list(map(_shape, grads)) != self.shapes:
+                self.gradients()
+            self.straighten(range(self.n), grads, given)
 
         def step() -> None:
             self.work.run(given, scalars)
@@ -211,27 +211,21 @@ class CompiledPart(Part):
 
         return step
 
-    def carefully(self) -> tuple[list[Tensor | None], list[int]]:
-        """Gradients and their addresses, 0 for none; those of another layout are copied."""
-        if list(map(_nbytes, self.params)) != self.nbytes:
-            raise Stale
-        grads: list[Tensor | None] = [None] * self.n
-        at, some = self.gradients()
-        for k, g in zip(at, some, strict=True):
-            grads[k] = g
+    def straighten(self, at: Sequence[int], grads: list[Any], given: Any) -> None:
+        """Copy gradients of other strides than their parameter's, and put the copies' addresses."""
         odd = [
-            k for k, own in zip(at, map(Tensor.stride, some), strict=True) if own != self.strides[k]
+            (k, g)
+            for k, g, strides in zip(at, grads, map(Tensor.stride, grads), strict=True)
+            if strides != self.strides[k]
         ]
         if odd:
-            for k in odd:
+            for k, _ in odd:
                 if k not in self.scratch:
                     self.scratch[k] = torch.empty_like(self.params[k], requires_grad=False)
-            copies = [self.scratch[k] for k in odd]
+            copies = [self.scratch[k] for k, _ in odd]
             with torch.no_grad():
-                torch._foreach_copy_(copies, [x for k in odd if (x := grads[k]) is not None])
-            for k, copy in zip(odd, copies, strict=True):
-                grads[k] = copy
-        return grads, [0 if g is None else g.data_ptr() for g in grads]
+                torch._foreach_copy_(copies, [g for _, g in odd])
+            given[[k for k, _ in odd]] = list(map(Tensor.data_ptr, copies))
 
 
 def _view(x: Tensor) -> Tensor:
