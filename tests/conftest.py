@@ -1,4 +1,4 @@
-"""Settings for all tests: two threads of torch, whatever the machine, and no surprises from its seeds."""
+"""Settings for all tests: two threads of torch, whatever the machine, and one seed."""
 
 import pytest
 import torch

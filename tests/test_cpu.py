@@ -1,5 +1,6 @@
 """The compiled loop: its threads, its cache on disk, and what a process may do around it."""
 
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -89,7 +90,7 @@ def test_pieces_cover_every_element_once():
     assert all(seen[k] == list(range(size)) for k, size in enumerate(sizes))
     assert borders[0] == 0
     assert borders[-1] == chunks.shape[1]
-    for first, last in zip(borders, borders[1:], strict=False):
+    for first, last in itertools.pairwise(borders):
         assert 0 < sum(chunks[2, first:last] - chunks[1, first:last]) <= cpu.CHUNK
 
 
@@ -254,8 +255,9 @@ def test_every_loop_calls_the_c_library_alone():
 
 def test_what_the_loop_cannot_walk_goes_to_foreach():
     gaps = nn.Parameter(torch.randn(4, 6)[:, ::2])
+    channels_last = nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
     kinds = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3).bfloat16()), gaps,
-             nn.Parameter(torch.randn(0)), nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)),
+             nn.Parameter(torch.randn(0)), channels_last,
              nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)
     found = parts(selection, kinds, lambda p: {}, None, False)

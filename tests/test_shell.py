@@ -68,12 +68,12 @@ def test_arguments_are_those_of_the_authors_packages(package, kind, quiet):
     ("make", "kind", "message"),
     [
         (lambda ps: steepest.Adam(ps, lr=-1), ValueError, r"Adam: lr=-1.0 was given, .*\[0, inf\)"),
-        (lambda ps: steepest.Adam(ps, lr="fast"), TypeError, "Adam: lr='fast' was given, expected a number"),
+        (lambda ps: steepest.Adam(ps, lr="fast"), TypeError, "Adam: lr='fast' was given, expected"),
         (lambda ps: steepest.Adam(ps, lr=None), TypeError, "lr=None was given"),
         (lambda ps: steepest.Adam(ps, lr=math.nan), TypeError, "lr=nan was given"),
         (lambda ps: steepest.Adam(ps, betas=(1.0, 0.9)), ValueError, r"betas\[0\]=1.0 .*\[0, 1\)"),
         (lambda ps: steepest.Adam(ps, betas=(0.9, -0.1)), ValueError, r"betas\[1\]=-0.1"),
-        (lambda ps: steepest.Adam(ps, betas=0.9), ValueError, "betas=0.9 was given, expected a pair"),
+        (lambda ps: steepest.Adam(ps, betas=0.9), ValueError, "betas=0.9 was .* a pair"),
         (lambda ps: steepest.Adam(ps, beta=(0.9, 0.9)), TypeError, "no argument 'beta'.*'betas'"),
         (lambda ps: steepest.Adam(ps, weight_decay=-1), ValueError, "weight_decay=-1.0"),
         (lambda ps: steepest.Adam(ps, 1, (0.9, 0.9), 1, 1, lr=2), TypeError, "got 'lr' twice"),
@@ -82,7 +82,7 @@ def test_arguments_are_those_of_the_authors_packages(package, kind, quiet):
         (lambda ps: steepest.Adam(iter([])), ValueError, "params is empty.*new generator"),
         (lambda ps: steepest.Adam([1]), TypeError, "can only optimize Tensors"),
         (lambda ps: steepest.Adam(ps[0]), TypeError, "iterable of Tensors"),
-        (lambda ps: steepest.Adam(nn.Linear(1, 1)), TypeError, "params is a Linear.*model.parameters"),
+        (lambda ps: steepest.Adam(nn.Linear(1, 1)), TypeError, "a Linear.*model.parameters"),
         (lambda ps: steepest.Adam([{"lr": 1}]), ValueError, '"params"'),
         (lambda ps: steepest.Adam([{"params": ps, "rate": 1}]), TypeError, "no option 'rate'"),
         (lambda ps: steepest.Adam([{"params": ps, "lr": -1}]), ValueError, "lr=-1"),
@@ -92,7 +92,7 @@ def test_arguments_are_those_of_the_authors_packages(package, kind, quiet):
         (lambda ps: steepest.AdaBound(ps, gamma=1), ValueError, "gamma=1.0"),
         (lambda ps: steepest.Rprop(ps, etas=(1.5, 0.5)), ValueError, r"etas\[0\]"),
         (lambda ps: steepest.optimizer("adabelif", ps), ValueError, "did you mean 'adabelief'"),
-        (lambda ps: steepest.optimizer("zzz", ps), ValueError, "expected one of: adabelief, adabound"),
+        (lambda ps: steepest.optimizer("zzz", ps), ValueError, "expected one of: adabelief"),
         (lambda ps: steepest.optimizer(print, ps), TypeError, "decorate it"),
     ],
 )  # fmt: skip
@@ -225,7 +225,8 @@ def test_options_may_change_between_steps():
     theirs[0].grad = ours[0].grad.clone()
     a, b = steepest.SGD(ours, lr=0.1), torch.optim.SGD(theirs, lr=0.1)
     changes = [{"momentum": 0.9}, {"momentum": 0.5}, {"weight_decay": 0.1}, {"weight_decay": 0.2},
-               {"maximize": True}, {"lr": torch.tensor(0.3)}, {"nesterov": True}, {"momentum": 0}]  # fmt: skip
+               {"maximize": True}, {"lr": torch.tensor(0.3)}, {"nesterov": True},
+               {"momentum": 0}]  # fmt: skip
     for change in changes:
         if change == {"momentum": 0}:
             change = {"momentum": 0, "nesterov": False}
@@ -272,7 +273,8 @@ def test_the_profiler_sees_the_step():
 def test_schedulers_of_torch(scheduler):
     options = {
         "StepLR": {"step_size": 2}, "OneCycleLR": {"max_lr": 0.1, "total_steps": 8},
-        "CosineAnnealingLR": {"T_max": 4}, "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 2},
+        "CosineAnnealingLR": {"T_max": 4}, 
+        "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 2},
     }[scheduler]  # fmt: skip
     results = []
     for module in (steepest, torch.optim):
@@ -295,7 +297,7 @@ def test_a_step_that_raises_has_changed_nothing(backend):
         [{"params": [dense]}, {"params": embedding.parameters()}], backend=backend
     )
     before = values([dense, embedding.weight])
-    with pytest.raises(RuntimeError, match="layout torch.sparse_coo.*sparse=False"):
+    with pytest.raises(RuntimeError, match=r"layout torch\.sparse_coo.*sparse=False"):
         made.step()
     assert unchanged([dense, embedding.weight], before)
     assert not made.state

@@ -50,9 +50,8 @@ class Rule:
         self.__name__ = self.name
         self.forgets = frozenset(forgets)
         self._read_signature()
-        self.keys: dict[str, str] = {
-            n: (keys or {}).get(n, n) for n in (*self.states, *self.carried)
-        }
+        keys = keys or {}
+        self.keys = {n: keys[n] if n in keys else n for n in (*self.states, *self.carried)}
         self.limits = {
             n: (limit, "") if isinstance(limit, str) else limit
             for n, limit in {**_limits_of(self.defaults), **(limits or {})}.items()
