@@ -273,7 +273,7 @@ def test_the_profiler_sees_the_step():
 def test_schedulers_of_torch(scheduler):
     options = {
         "StepLR": {"step_size": 2}, "OneCycleLR": {"max_lr": 0.1, "total_steps": 8},
-        "CosineAnnealingLR": {"T_max": 4}, 
+        "CosineAnnealingLR": {"T_max": 4},
         "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 2},
     }[scheduler]  # fmt: skip
     results = []
@@ -371,6 +371,26 @@ def test_steps_beyond_the_first_gradient_are_the_parameters_own():
     late.grad = torch.ones(3)
     made.step()
     assert [float(made.state[p]["step"]) for p in (early, late)] == [2, 1]
+
+
+def test_a_compiled_training_step_steps_the_same():
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, x = nn.Linear(4, 4), torch.randn(8, 4)
+        made = steepest.Adam(model.parameters(), lr=0.1)
+
+        def train(model=model, made=made, x=x):
+            made.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            made.step()
+
+        run = torch.compile(train, backend="eager") if compiled else train
+        for _ in range(4):
+            run()
+        results.append(model.weight.detach())
+    assert torch.equal(*results)
 
 
 def test_nothing_to_do_is_no_error():

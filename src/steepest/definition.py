@@ -50,8 +50,8 @@ class Rule:
         self.__name__ = self.name
         self.forgets = frozenset(forgets)
         self._read_signature()
-        keys = keys or {}
-        self.keys = {n: keys[n] if n in keys else n for n in (*self.states, *self.carried)}
+        named: dict[str, str] = dict(keys or {})
+        self.keys = {n: named.get(n) or n for n in (*self.states, *self.carried)}
         self.limits = {
             n: (limit, "") if isinstance(limit, str) else limit
             for n, limit in {**_limits_of(self.defaults), **(limits or {})}.items()
@@ -101,7 +101,12 @@ class Rule:
         if len(self.states) < 2:
             what = f"it takes {len(self.states)} tensors"
             self._refuse(what, "begin with the parameter and its gradient")
-        self.scalars = (*["t"] * self.counted, *self.defaults, *self.carried, *self.captured)
+        self.scalars: tuple[str, ...] = (
+            *["t"] * self.counted,
+            *self.defaults,
+            *self.carried,
+            *self.captured,
+        )
         self.tensors = tuple(self.states)
         self.states = tuple(self.states[2:])
         for name, source in self.captured.items():

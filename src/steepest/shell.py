@@ -132,6 +132,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         All groups are checked and all loops compiled before the first write: a step that raises
         (RuntimeError for a sparse or misfit gradient) has changed nothing.
         """
+        if torch.compiler.is_compiling():
+            return _uncompiled_step(self, closure)
         # torch's wrapper of hooks and profiling costs a small model as much as the rest of the step
         if (
             self._optimizer_step_pre_hooks
@@ -273,6 +275,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return _revive, (self.family.members[0].name, self._called), self.__getstate__()
 
 
+_uncompiled_step = torch._disable_dynamo(RuleOptimizer._step)
 _watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
 
 
