@@ -92,6 +92,27 @@ def test_about_a_rule_only_known_names():
     refused(plain, "decay='l2'; say decay=", decay="l2")
 
 
+def test_names_that_the_classes_have_are_refused():
+    def steps(p, g, step, *, lr=1.0):
+        return p - lr * g, step + g
+
+    def pair(p, g, a, b, *, lr=1.0):
+        return p - lr * g, a + g, b + g
+
+    def taken(p, g, *, lr=1.0, backend=2.0):
+        return p - lr * backend * g
+
+    refused(steps, r"the keys \['step'\]; give each its own")
+    refused(pair, r"the keys \['a', 'a'\]", keys={"b": "a"})
+    refused(taken, "a scalar is called 'backend'; rename it")
+
+
+def test_where_is_about_scalars():
+    assert where(2.0, 1.0, 0.0) == 1.0
+    with pytest.raises(TypeError, match=r"where.. of a Tensor: .*maximum, minimum or sign"):
+        where(torch.ones(2) > 0, 1.0, 0.0)
+
+
 def test_an_exception_that_is_named_is_allowed():
     def last_gradient(p, g, before, *, lr=1.0):
         return p - lr * (g + before), g

@@ -5,6 +5,8 @@ import inspect
 import io
 import math
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -84,7 +86,7 @@ def test_arguments_are_those_of_the_authors_packages(package, kind, quiet):
         (lambda ps: steepest.Adam(ps[0]), TypeError, "iterable of Tensors"),
         (lambda ps: steepest.Adam(nn.Linear(1, 1)), TypeError, "a Linear.*model.parameters"),
         (lambda ps: steepest.Adam([{"lr": 1}]), ValueError, '"params"'),
-        (lambda ps: steepest.Adam([{"params": ps, "rate": 1}]), TypeError, "no option 'rate'"),
+        (lambda ps: steepest.Adam([{"params": ps, "beta": 1}]), TypeError, "no option 'beta'"),
         (lambda ps: steepest.Adam([{"params": ps, "lr": -1}]), ValueError, "lr=-1"),
         (lambda ps: steepest.Adam([p * 2 for p in ps]), ValueError, "leaf"),
         (lambda ps: steepest.SGD(ps, nesterov=True), ValueError, "momentum > 0 and dampening 0"),
@@ -659,3 +661,155 @@ def test_importing_says_nothing_and_warns_of_nothing(capsys):
         warnings.simplefilter("error")
         steepest.AdaBelief(params(), print_change_log=True).step()
     assert capsys.readouterr() == ("", "")
+
+
+# what was once found broken
+
+
+def test_rules_are_traced_under_a_profiler():
+    code = "import cProfile; cProfile.run('import steepest')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_stack=True):
+        steepest.rules["rmsprop"].trace(centered=True, heavy=True)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3000,)])
+@pytest.mark.parametrize("how", ["share_memory_", "data", "resize_"])
+def test_states_whose_memory_moved_are_followed(shape, how):
+    (p,) = params(shape)
+    made = steepest.Adam([p])
+    made.step()
+    for value in made.state[p].values():
+        if how == "data":
+            value.data = value.data.clone()
+        elif how == "share_memory_":
+            value.share_memory_()
+        elif value.dim():
+            value.resize_(10 * shape[0]).resize_(shape)
+    before = made.state[p]["exp_avg"].clone()
+    made.step()
+    assert float(made.state[p]["step"]) == 2
+    assert not torch.equal(made.state[p]["exp_avg"], before)
+
+
+def test_memory_of_a_parameter_is_not_taken_for_another_of_its_address():
+    (p,) = params((100_000,))
+    made = steepest.SGD([p])
+    made.step()
+    address, kept = p.data_ptr(), p.grad
+    p.data = p.data.clone()
+    others = [torch.zeros(99_000) for _ in range(20)]
+    assert all(x.data_ptr() != address for x in others)  # the plan holds it
+    p.data, p.grad = others[0], None
+    p.grad = kept[:99_000].clone()
+    made.step()
+    assert torch.equal(p, -1e-3 * p.grad)
+
+
+def test_a_transposed_parameter_in_the_same_memory_is_followed():
+    (p,) = params((4, 4))
+    made = steepest.SGD([p], lr=1.0)
+    made.step()
+    p.data, p.grad = p.data.t(), torch.arange(16.0).reshape(4, 4)
+    want = p.detach() - p.grad
+    made.step()
+    assert torch.equal(p, want)
+
+
+def test_a_group_that_was_removed_leaves_no_plan():
+    a, b = params((3,), (3,))
+    made = steepest.Adam([{"params": [a]}, {"params": [b]}])
+    made.step()
+    made.param_groups.pop()
+    made.param_groups[0]["params"].append(b)
+    for _ in range(3):
+        made.step()
+    made.param_groups[0]["params"].pop()
+    made.add_param_group({"params": [b]})
+    made.step()
+    assert float(made.state[b]["step"]) == 5
+
+
+def test_what_a_hook_makes_of_a_checkpoint_is_loaded():
+    ps = params((3,), (3,))
+    made = steepest.Adam(ps)
+    made.step()
+    saved = copy.deepcopy(made.state_dict())
+
+    def swap(_, loaded):
+        return {**loaded, "state": {0: loaded["state"][1], 1: loaded["state"][0]}}
+
+    made.register_load_state_dict_pre_hook(swap)
+    made.load_state_dict(saved)
+    assert torch.equal(made.state[ps[0]]["exp_avg"], saved["state"][1]["exp_avg"])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "foreach", "eager"])
+def test_an_expanded_parameter_is_refused_before_anything_moves(backend):
+    a, b = params((3,))[0], nn.Parameter(torch.zeros(1).expand(3))
+    b.grad = torch.ones(3)
+    made, before = steepest.SGD([a, b], backend=backend), a.detach().clone()
+    with pytest.raises(RuntimeError, match="expected one whose elements have memory of their own"):
+        made.step()
+    assert torch.equal(a, before)
+
+
+def test_an_interrupted_step_does_not_lose_the_state(monkeypatch):
+    (p,) = params((3,))
+    made = steepest.Adam([p])
+    original = made._commit
+    monkeypatch.setattr(made, "_commit", lambda new: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        made.step()
+    monkeypatch.setattr(made, "_commit", original)
+    made.step()
+    assert float(made.state[p]["step"]) == 1
+
+
+def test_a_conjugate_gradient():
+    p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    (p.conj() * torch.tensor([1 + 2j, 3j])).sum().real.backward()
+    assert p.grad.is_conj()
+    before, step = p.detach().clone(), p.grad.resolve_conj().clone()
+    steepest.SGD([p], lr=1.0).step()
+    assert torch.allclose(p, before - step)
+
+
+def test_options_that_are_tensors_may_change_in_place():
+    p = nn.Parameter(torch.ones(1))
+    p.grad = torch.zeros(1)
+    decay = torch.tensor(0.0)
+    made = steepest.SGD([p], lr=0.1, weight_decay=decay)
+    made.step()
+    decay.fill_(1.0)
+    made.step()
+    assert float(p.detach()) == pytest.approx(0.9)
+
+
+def test_groups_may_carry_entries_of_others():
+    ps = params()
+    made = steepest.Adam(
+        [{"params": ps, "initial_lr": 0.1, "name": "all", "lr_scale": 0.5}], lr=0.1
+    )
+    torch.optim.lr_scheduler.StepLR(made, 2, last_epoch=3)
+    theirs = torch.optim.Adam(ps)
+    torch.optim.lr_scheduler.StepLR(theirs, 2)
+    steepest.Adam(theirs.param_groups).step()
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"state": {}, "param_groups": [{}]}, "expected an optimizer's state_dict"),
+        ({"state": {0: 5}, "param_groups": [{"params": [0, 1]}]}, "expected an optimizer's"),
+        ({"state": {}, "param_groups": [{"params": [0, 1], "lr": -5}]}, "lr=-5.0 was given"),
+        ({"state": {}, "param_groups": [{"params": [0, 1], "betas": 7}]}, "betas=7 was given"),
+    ],
+)
+def test_a_malformed_checkpoint_is_refused(saved, message):
+    made = steepest.Adam(params())
+    before = str(made.state_dict())
+    with pytest.raises(ValueError, match=message):
+        made.load_state_dict(saved)
+    assert str(made.state_dict()) == before

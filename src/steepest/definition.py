@@ -52,9 +52,18 @@ class Rule:
         self._read_signature()
         named: dict[str, str] = dict(keys or {})
         self.keys = {n: named.get(n) or n for n in (*self.states, *self.carried)}
+        keyed = [*self.keys.values()]
+        if "step" in keyed or len({*keyed}) < len(keyed):
+            self._refuse(f"its states have the keys {keyed}", "give each its own, and not 'step'")
+        if taken := {"params", "backend", "weight_decay", "maximize"} & {
+            *self.scalars,
+            *self.choices,
+        }:
+            self._refuse(f"a scalar is called {min(taken)!r}", "rename it: every class has that")
         self.limits = {
             n: (limit, "") if isinstance(limit, str) else limit
-            for n, limit in {**_limits_of(self.defaults), **(limits or {})}.items()
+            for n, limit in {**_LIMITS, **(limits or {})}.items()
+            if n in self.defaults
         }
         self.search = dict(search or {})
         if "lr" in self.defaults and "lr" not in self.search:
@@ -146,15 +155,14 @@ class Rule:
             scalars.setdefault(name, scalars.get(source, self.defaults[source]))
         for name, default in (*self.defaults.items(), *self.carried.items()):
             scalars.setdefault(name, default)
-        ieee = {
-            n: words.Number(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else v
-            for n, v in scalars.items()
-        }
-        numbers = [words.Number(x) if isinstance(x, (int, float)) else x for x in tensors]
-        return self.function(*numbers, **ieee)
+        return self.function(*map(_ieee, tensors), **{n: _ieee(v) for n, v in scalars.items()})
 
     def __repr__(self) -> str:
         return f"<rule {self.name}>"
+
+
+def _ieee(x: Any) -> Any:
+    return words.Number(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else x
 
 
 _LIMITS = {
@@ -162,10 +170,6 @@ _LIMITS = {
     "momentum": "[0, inf)", "lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)",
     "momentum_decay": "[0, inf)",
 }  # fmt: skip
-
-
-def _limits_of(defaults: Iterable[str]) -> dict[str, str]:
-    return {n: _LIMITS[n] for n in defaults if n in _LIMITS}
 
 
 def inside(interval: str, value: float) -> bool:
@@ -203,7 +207,6 @@ def find(name: str) -> Rule:
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for a misspelt name."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(
-        name.lower(), known, 1
-    )
+    match = difflib.get_close_matches
+    close = match(name, known, 1) or match(name.lower(), known, 1)
     return f"did you mean {close[0]!r}?" if close else f"expected one of: {', '.join(known)}"

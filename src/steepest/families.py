@@ -231,4 +231,3 @@ def select_defaults(rule: Rule) -> Selection:
 
 
 families = _all()
-by_rule = {f.members[0].name: f for f in families.values()}

@@ -171,6 +171,7 @@ class CompiledPart(Part):
         self.contiguous = all(map(Tensor.is_contiguous, params))
         self.nbytes, self.shapes = list(map(_nbytes, params)), list(map(_shape, params))
         self.addresses = list(map(Tensor.data_ptr, params))
+        self.held = [p.detach() for p in params]  # no other tensor takes an address from them
         for key, column in zip(self.program.states, self.columns, strict=True):
             for k, s in enumerate(column):
                 if k not in self.unborn and (
@@ -184,7 +185,9 @@ class CompiledPart(Part):
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         params, grads = self.params, [p.grad for p in self.params]
-        if list(map(Tensor.data_ptr, params)) != self.addresses:
+        if list(map(Tensor.data_ptr, params)) != self.addresses or (
+            self.contiguous and not all(map(Tensor.is_contiguous, params))
+        ):
             raise Stale
         stepped, given, sized = params, None, False
         try:
@@ -234,7 +237,7 @@ def _view(x: Tensor) -> Tensor:
 
 def _load(x: Tensor, kind: torch.dtype) -> Tensor:
     """As the rule sees it: complex numbers as pairs in place, another dtype as a copy."""
-    return _view(x).to(kind)
+    return _view(x.resolve_conj()).to(kind)
 
 
 class ForeachPart(Part):
@@ -300,6 +303,7 @@ def compiled_for(p: Tensor) -> bool:
         and type(p) in (Tensor, torch.nn.Parameter)
         and p.layout is torch.strided
         and p.numel() > 0
+        and not p.is_neg()
         # a copy that preserves the format has the strides of dense memory alone
         and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
     )
@@ -315,6 +319,12 @@ def parts(
     """The group's parameters shared out among the backends."""
     kinds: dict[Any, list[Tensor]] = {}
     for p in params:
+        if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
+            raise RuntimeError(
+                f"{selection.rule.name}: a parameter of shape {tuple(p.shape)} and strides "
+                f"{p.stride()} was given, expected one whose elements have memory of their own; "
+                "expand it in the model, not in the optimizer"
+            )
         kind: type[Part] = ForeachPart
         if differentiable or backend == "eager":
             kind = ReferencePart

@@ -4,6 +4,7 @@ stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 import threading
@@ -88,7 +89,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._parts: dict[int, tuple[Any, list[Tensor], Any, Any, list[Part]]] = {}
         self._static = self.family.static
         self._snapshot: list[Any] = []
-        self._by_identity = True
+        self._addresses: list[int] = []
+        self._checked = slice(0)
         _alive.add(self)
 
     # groups
@@ -104,8 +106,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
         group = {**self.defaults, **param_group}
         known = {*self.defaults, *self.family.captured, "params", "param_names"}
-        for name in group:
-            if name not in known:
+        for name in param_group:  # groups may carry entries of others; a misspelt option is none
+            if name not in known and difflib.get_close_matches(name, known, 1, 0.8):
                 raise TypeError(
                     f"{self._called}: a group has no option {name!r}; {nearest(name, known)}"
                 )
@@ -155,29 +157,29 @@ class RuleOptimizer(torch.optim.Optimizer):
         with self._lock:
             if self._state_was_replaced():
                 self._parts.clear()
-            work = self._checked()
-            for each in work:
-                each()
-        return loss
-
-    def _checked(self) -> list[Callable[[], None]]:
-        try:
             try:
-                return self._ready()
-            except Stale:
-                self._parts.clear()
-                return self._ready()
-        except BaseException:
-            self._parts.clear()  # they may hold states that were not put in place
-            raise
+                try:
+                    work = self._ready()
+                except Stale:
+                    self._parts.clear()
+                    work = self._ready()
+                for each in work:
+                    each()
+            except BaseException:
+                self._parts.clear()  # they may hold states that were not put in place
+                raise
+        return loss
 
     def _ready(self) -> list[Callable[[], None]]:
         work: list[Callable[[], None]] = []
         new: list[Part] = []
         number = self.family.scalar
+        for index in [i for i in self._parts if i >= len(self.param_groups)]:
+            del self._parts[index]  # a group was removed
         for index, group in enumerate(self.param_groups):
             params = group["params"]
             watched = [group.get(name) for name in self._static]
+            watched = [float(v) if isinstance(v, Tensor) else v for v in watched]
             known, old, made, program, mine = self._parts.get(index, _NOTHING)
             same = len(params) == len(old) and all(map(is_, params, old))
             if known != watched or not same:
@@ -195,14 +197,11 @@ class RuleOptimizer(torch.optim.Optimizer):
         return [lambda: self._commit(new), *work] if new else work
 
     def _state_was_replaced(self) -> bool:
-        """Whether somebody put other tensors into the state, as `state[k] = v.to(...)` does."""
+        """Whether the state has other tensors, as after `state[k] = v.to(...)`, or other memory."""
         flat = list(chain.from_iterable(map(dict.values, self.state.values())))
-        if self._by_identity:
-            return len(flat) != len(self._snapshot) or not all(map(is_, flat, self._snapshot))
-        try:
-            return flat != self._snapshot  # the same object is equal unasked
-        except RuntimeError:  # two different tensors of several elements have no truth
+        if len(flat) != len(self._snapshot) or not all(map(is_, flat, self._snapshot)):
             return True
+        return list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
 
     def _commit(self, new: list[Part]) -> None:
         for part in new:
@@ -211,8 +210,11 @@ class RuleOptimizer(torch.optim.Optimizer):
                     self.state[p].update(state)
                     part.states[k] = self.state[p]
         self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
-        # of one element, an equal copy would pass for the original
-        self._by_identity = any(p.numel() == 1 for p in self.state)
+        # v.data = ..., v.share_memory_() change the memory and not the object. Looking at every
+        # address is dear where tensors are tiny: there the first one's speak for all
+        tiny = sum(p.numel() for p in self.state) < 1024 * len(self.state)
+        self._checked = slice(16) if tiny else slice(None)
+        self._addresses = list(map(Tensor.data_ptr, self._snapshot[self._checked]))
 
     # checkpoints
 
@@ -224,22 +226,29 @@ class RuleOptimizer(torch.optim.Optimizer):
         the checkpoint does not know keep their defaults. Raises ValueError for a state of unknown
         keys or of another shape, and changes nothing then.
         """
-        if not isinstance(state_dict, dict) or not {"state", "param_groups"} <= state_dict.keys():
-            found = (
-                sorted(map(str, state_dict))
-                if isinstance(state_dict, dict)
-                else type(state_dict).__name__
-            )
+        if not _well_formed(state_dict):
+            found = list(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__
             raise ValueError(
                 f"{self._called}: {found} was given, expected an optimizer's state_dict with the "
                 "keys 'state' and 'param_groups'"
             )
-        saved = list(chain.from_iterable(g["params"] for g in state_dict["param_groups"]))
-        mine = list(chain.from_iterable(g["params"] for g in self.param_groups))
-        pairs = [(p, state_dict["state"].get(key, {})) for key, p in zip(saved, mine, strict=False)]
-        for p, state in pairs:
-            self._check_state(p, state)
-        super().load_state_dict(state_dict)
+        pairs: list[tuple[Tensor, dict[str, Any]]] = []
+
+        def check(_: Any, loaded: dict[str, Any]) -> None:  # what earlier hooks made of it
+            groups = loaded["param_groups"]
+            saved = chain.from_iterable(g["params"] for g in groups)
+            mine = chain.from_iterable(g["params"] for g in self.param_groups)
+            pairs[:] = [(p, loaded["state"].get(k, {})) for k, p in zip(saved, mine, strict=False)]
+            for p, state in pairs:
+                self._check_state(p, state)
+            for group in groups:
+                self.family.validate({**self.defaults, **group})
+
+        hook = self.register_load_state_dict_pre_hook(check)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
         for p, state in pairs:
             for key, value in state.items():
                 if isinstance(value, Tensor):  # torch has cast it, or shares its memory
@@ -277,6 +286,15 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 _uncompiled_step = torch._disable_dynamo(RuleOptimizer._step)
 _watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
+
+
+def _well_formed(saved: Any) -> bool:
+    return (
+        isinstance(saved, dict)
+        and {"state", "param_groups"} <= saved.keys()
+        and all(isinstance(g, dict) and "params" in g for g in saved["param_groups"])
+        and all(isinstance(s, dict) for s in saved["state"].values())
+    )
 
 
 def _after_fork() -> None:

@@ -7,26 +7,26 @@ themselves, and what a backend does with the program is the backend's affair.
 
 import inspect
 import itertools
+import math
+import operator
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from .formulas import words
 from .formulas.words import Number
 
-_FOLD: dict[str, Callable[..., Any]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "div": lambda a, b: a / b,
-    "pow": lambda a, b: a**b,
-    **{word: getattr(words, word) for word in ("sqrt", "abs", "sign", "maximum", "minimum")},
-    **{"gt": lambda a, b: a > b, "ge": lambda a, b: a >= b, "lt": lambda a, b: a < b},
-    **{"le": lambda a, b: a <= b, "eq": lambda a, b: a == b, "ne": lambda a, b: a != b},
-}
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
+_ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow"}
+_WORDS = {w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")}
+_FOLD: dict[str, Callable[..., Any]] = {
+    **{op: getattr(operator, name) for op, name in _ARITHMETIC.items()},
+    **{op: getattr(operator, op) for op in _COMPARISONS},
+    **_WORDS,
+}
 
 
 class TraceError(TypeError):
@@ -71,26 +71,20 @@ class Node:
         return self.tape.make("abs", self)
 
 
-def _operator(op: str, swap: bool) -> Callable[[Node, Any], Any]:
-    def operator(self: Node, other: Any) -> Any:
+def _binary(op: str, swap: bool) -> Callable[[Node, Any], Any]:
+    def binary(self: Node, other: Any) -> Any:
         if not isinstance(other, (Node, int, float)):
             return NotImplemented
         return self.tape.make(op, other, self) if swap else self.tape.make(op, self, other)
 
-    return operator
+    return binary
 
 
-for _name, _op in (
-    ("add", "add"),
-    ("sub", "sub"),
-    ("mul", "mul"),
-    ("truediv", "div"),
-    ("pow", "pow"),
-):
-    setattr(Node, f"__{_name}__", _operator(_op, False))
-    setattr(Node, f"__r{_name}__", _operator(_op, True))
+for _op, _name in _ARITHMETIC.items():
+    setattr(Node, f"__{_name}__", _binary(_op, False))
+    setattr(Node, f"__r{_name}__", _binary(_op, True))
 for _op in _COMPARISONS:
-    setattr(Node, f"__{_op}__", _operator(_op, False))
+    setattr(Node, f"__{_op}__", _binary(_op, False))
 
 
 class Tape:
@@ -139,7 +133,7 @@ class Tape:
                     return self.make("mul", self.make("mul", a, b.args[0]), b.args[1])
             case "div" if b.host and not a.host:
                 # a division costs a quarter of the loop's time
-                return self.make("mul", self.node("reciprocal", (b,), True), a)
+                return self.make("mul", self.make("div", 1, b), a)
             case "pow" if b.op == "const" and b.value == 2:
                 return self.make("mul", a, a)
             case "pow" if b.op == "const" and b.value in (0.5, 1):
@@ -147,17 +141,11 @@ class Tape:
         return self.node(op, tuple(args), host)
 
 
-words.register(
-    Node,
-    **{
-        word: (
-            lambda *args, word=word: next(a for a in args if isinstance(a, Node)).tape.make(
-                word, *args
-            )
-        )
-        for word in ("sqrt", "abs", "sign", "maximum", "minimum", "where")
-    },
-)
+def _on_tape(word: str, *args: Any) -> Node:
+    return next(a for a in args if isinstance(a, Node)).tape.make(word, *args)
+
+
+words.register(Node, **{word: partial(_on_tape, word) for word in (*_WORDS, "where")})
 
 
 class Program:
@@ -266,11 +254,13 @@ def _call_and_label(function: Any, args: Any, scalars: Any) -> Any:
         if event == "return" and frame.f_code is code:
             final.update(frame.f_locals)
 
+    if before is not None:  # a profiler, which cannot be put back: names are not worth it
+        return function(*args, **scalars)
     sys.setprofile(watch)
     try:
         result = function(*args, **scalars)
     finally:
-        sys.setprofile(before)
+        sys.setprofile(None)
     for name, value in final.items():
         if isinstance(value, Node) and value.op not in ("input", "const"):
             value.label = value.label or name
@@ -337,32 +327,45 @@ class Printer:
         return lines
 
 
+# what generated code calls its own things
+RESERVED = frozenset({
+    "torch", "full", "address", "addresses", "job", "n", "integers", "doubles", "singles", "reals",
+    "real", "float64", "rows", "row_of", "row", "steps", "carried", "scalar", "k", "chunks",
+    "count", "borders", "piece", "take", "c", "i", "zero", "fit", "host",
+})  # fmt: skip
+
+
+def spelt(name: str) -> str:
+    """A name of the user's in generated code: with a stroke where the code has that name itself."""
+    return name + "_" if name in RESERVED or re.fullmatch(r"(x|h|c|either_x)\d*_*", name) else name
+
+
 def host_body(
     program: Program, taken: Iterable[str] = ()
 ) -> tuple[list[str], list[str], list[str]]:
     """The host scalars as Python: assignments, then the slots' and the next carried expressions."""
-    printer = Printer(program, taken={*taken, *program.scalars, *program.carried})
+    inputs = [spelt(n) for n in (*program.scalars, *program.carried)]
+    printer = Printer(program, taken={*taken, *inputs, *_WORDS})
     for node in _sorted((*program.slots, *program.carried.values())):
         if node.op == "input":
-            printer.names[node] = node.value
+            printer.names[node] = spelt(node.value)
     lines = printer.assignments(program.hosts, (), "h")
-    slots = [printer.expression(n) for n in program.slots]
+    slots = [f"fit({printer.expression(n)})" for n in program.slots]
     return lines, slots, [printer.expression(n) for n in program.carried.values()]
 
 
-def _reciprocal(tiny: float) -> Callable[[float], float]:
-    huge = 1.0 / tiny
-
-    def reciprocal(x: float) -> float:
-        # below `tiny` 1/x would be inf in the loop's type and 0/x a nan
-        if abs(x) >= tiny or x == 0.0 or x != x:
-            return 1.0 / x
+def _fit(huge: float) -> Callable[[float], float]:
+    def fit(x: float) -> float:
+        # 1/h of a tiny h is finite here, and would be inf in the loop's type: 0 * inf is nan
+        if abs(x) <= huge or x != x or abs(x) == math.inf:
+            return x
         return huge if x > 0.0 else -huge
 
-    return reciprocal
+    return fit
 
 
-reciprocals = {4: _reciprocal(2.0**-126), 8: _reciprocal(2.0**-1022)}
+# by the bytes of the loop's type
+fits = {4: _fit((2.0 - 2.0**-23) * 2.0**127), 8: _fit((2.0 - 2.0**-52) * 2.0**1023)}
 
 
 def host_function(program: Program, itemsize: int = 4) -> Callable[..., tuple[float, ...]]:
@@ -371,19 +374,9 @@ def host_function(program: Program, itemsize: int = 4) -> Callable[..., tuple[fl
     itemsize is that of the loop which reads the slots, 4 or 8 bytes.
     """
     lines, slots, new = host_body(program)
-    text = "".join(
-        f"    {line}\n" for line in [*lines, f"return ({''.join(f'{v}, ' for v in slots + new)})"]
-    )
-    names: dict[str, Any] = {
-        w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")
-    }
-    names["reciprocal"] = reciprocals[itemsize]
-    arguments = ", ".join([*program.scalars, *program.carried])
-    exec(
-        compile(
-            f"def host({arguments}):\n{text}", f"<host scalars of {program.rule.name}>", "exec"
-        ),
-        names,
-    )
+    head = f"def host({', '.join(map(spelt, [*program.scalars, *program.carried]))}):"
+    text = "\n    ".join([head, *lines, f"return ({''.join(f'{v}, ' for v in slots + new)})"])
+    names: dict[str, Any] = {**_WORDS, "fit": fits[itemsize]}
+    exec(compile(text, f"<host scalars of {program.rule.name}>", "exec"), names)
     host = names["host"]
     return lambda *values: tuple(float(x) for x in host(*map(Number, values)))

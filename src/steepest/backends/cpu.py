@@ -11,14 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..trace import Node, Printer, Program, host_body
+from ..trace import RESERVED, Node, Printer, Program, host_body, spelt
 from . import machine, threads
 
 CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
-ITEM = {torch.float32: 4, torch.float64: 8}
 
 # the job: one array of int64 that the loop reads its addresses and sizes from
 (NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS, ONLY) = range(13)  # fmt: skip  # noqa: E501
@@ -68,38 +66,39 @@ def _indent(lines: Sequence[str], depth: int) -> str:
     return "".join(f"{'    ' * depth}{line}\n" for line in lines)
 
 
-_OWN = {"address", "job", "n", "addresses", "row_of", "rows", "steps", "carried", "scalar", "row",
-        "k", "t", "chunks", "count", "borders", "piece", "c", "i", "zero", "real"}  # fmt: skip
-
-
 def source(program: Program) -> str:
     """The loop as a Python function of one argument, the address of its job."""
-    tensors = [program.rule.tensors[0], program.rule.tensors[1], *program.states]
-    scalars = [s for s in program.scalars if s != "t"]
-    host, values, new = host_body(program, _OWN | {*program.rule.tensors})
+    p, g = program.rule.tensors[:2]
+    tensors = [spelt(x) for x in (p, g, *program.states)]
+    scalars = [spelt(s) for s in program.scalars if s != "t"]
+    host, values, new = host_body(program, {*RESERVED, *tensors})
+    carried = [spelt(c) for c in program.carried]
     slots = max(len(program.slots), 1)
     # counts that move in step make one row
-    memo = [("last_t", "t")] * program.counts + [(f"last_{c}", c) for c in program.carried]
-    read = [f"{c} = carried[{i} * n + k]" for i, c in enumerate(program.carried)]
+    memo = [("last_t", "t")] * program.counts + [(f"last_{c}", c) for c in carried]
+    read = [f"{c} = carried[{i} * n + k]" for i, c in enumerate(carried)]
     test = " or ".join(["row < 0", *(f"{old} != {now}" for old, now in memo)])
     compute = [f"row += {slots}", *host, *(f"rows[row + {i}] = {v}" for i, v in enumerate(values))]
-    compute += [f"next_{c} = {v}" for c, v in zip(program.carried, new, strict=True)]
+    compute += [f"next_{c} = {v}" for c, v in zip(carried, new, strict=True)]
     compute += [f"{old} = {now}" for old, now in memo]
-    start = [f"{old} = 0.0" for old, _ in memo] + [f"next_{c} = 0.0" for c in program.carried]
-    write = [f"carried[{i} * n + k] = next_{c}" for i, c in enumerate(program.carried)]
+    start = [f"{old} = 0.0" for old, _ in memo] + [f"next_{c} = 0.0" for c in carried]
+    write = [f"carried[{i} * n + k] = next_{c}" for i, c in enumerate(carried)]
 
-    printer = _Loop(program, taken=_OWN | {*program.rule.tensors})
+    printer = _Loop(program, taken={*RESERVED, *tensors})
     for name in program.rule.tensors:
-        printer.names[program.inputs[name]] = f"{name}[i]"
+        printer.names[program.inputs[name]] = f"{spelt(name)}[i]"
     constants = ["zero = real(0.0)"]
     for i, node in enumerate(program.slots):
         if node.op == "input":
-            node.label = node.value
+            node.label = spelt(node.value)
         text = f"real(rows[row + {i}])"
         constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i]}")
     outputs = list(program.outputs.items())
     lines = printer.assignments(program.body, [n for _, n in outputs if n.op != "const"], "x")
-    lines += [f"{name}[i] = {printer.expression(node)}" for name, node in outputs]
+    for name, node in outputs:  # an output that is another tensor's old value is read before
+        if not node.host and node.op == "input" and node.value != name:
+            lines.append(f"{printer.name(node, 'x')} = {spelt(node.value)}[i]")
+    lines += [f"{spelt(name)}[i] = {printer.expression(node)}" for name, node in outputs]
     return _SOURCE.format(
         name=program.rule.name,
         slots=slots,
@@ -129,7 +128,7 @@ class Work:
         steps: Tensor,
         carried: Tensor,
     ) -> None:
-        self.loop = machine.load(program.rule.name, source(program), ITEM[params[0].dtype])
+        self.loop = machine.load(program.rule.name, source(program), params[0].element_size())
         n, sizes = len(params), [p.numel() for p in params]
         self.scalars = np.zeros(max(len(program.scalars), 1))
         self.table = _int64(2 + len(states), n)
@@ -174,6 +173,5 @@ def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
             chunks.append((k, start, stop))
             filled += stop - start
     borders.append(len(chunks))
-    return np.ascontiguousarray(np.array(chunks, np.int64).reshape(-1, 3).T), np.array(
-        borders, np.int64
-    )
+    table = np.array(chunks, np.int64).reshape(-1, 3).T
+    return np.ascontiguousarray(table), np.array(borders, np.int64)

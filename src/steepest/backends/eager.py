@@ -49,5 +49,9 @@ def run(
     new = new if isinstance(new, tuple) else (new,)
     names = (rule.tensors[0], *rule.states)
     values = {n: v for n, v in zip(names, new, strict=False) if n in program.outputs}
-    full = {n: v if isinstance(v, Tensor) else torch.full_like(p, v) for n, v in values.items()}
-    return full, [float(v) for v in new[len(names) :]]
+    for n, v in values.items():
+        if not isinstance(v, Tensor):
+            values[n] = torch.full_like(p, v)
+        elif any(v is x for x in tensors):
+            values[n] = v.clone()  # it would be overwritten before it is read
+    return values, [float(v) for v in new[len(names) :]]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..trace import Node, Program
+from ..trace import Node, Program, spelt
 
 
 def full(like: list[Any], value: float) -> list[Any]:
@@ -41,20 +41,22 @@ class _Calls:
         self.fresh = (f"x{i}" for i in itertools.count(1))
         rule = program.rule
         homes = [rule.tensors[0], *program.states]
-        self.where = {program.inputs[n]: n for n in (*homes, rule.tensors[1])}
+        self.where = {program.inputs[n]: spelt(n) for n in (*homes, rule.tensors[1])}
         self.slot = {n: f"c[{i}]" for i, n in enumerate(program.slots)}
-        self.reaches = {n: _ancestors(program.outputs[n]) for n in homes if n in program.outputs}
+        self.reaches = {spelt(n): _ancestors(program.outputs.get(n)) for n in rule.tensors}
         # p waits: it may be overwritten once the states no longer need it
         for name in [*program.states, rule.tensors[0]]:
             if name in program.outputs:
                 self.value(program.outputs[name])
         copies = []
         for name in homes:
-            if name in program.outputs and (at := self.take(program.outputs[name])) != name:
-                if at in homes or at.startswith("either"):  # which the copies below may overwrite
+            if name in program.outputs and (at := self.take(program.outputs[name])) != spelt(name):
+                if at in self.reaches or at.startswith(
+                    "either"
+                ):  # which the copies below may overwrite
                     self.lines.append(f"kept_{name} = torch._foreach_mul({at}, 1.0)")
                     at = f"kept_{name}"
-                copies.append(f"torch._foreach_copy_({name}, {at})")
+                copies.append(f"torch._foreach_copy_({spelt(name)}, {at})")
         self.lines += copies
 
     def scalar(self, node: Node) -> str:
@@ -66,6 +68,12 @@ class _Calls:
             self.where[node] = self.emit(node)
         return self.where[node]
 
+    def values(self, *nodes: Node) -> None:
+        """Compute all operands before the first is used up, as that may overwrite its list."""
+        for node in nodes:
+            if not node.host:
+                self.value(node)
+
     def take(self, node: Node) -> str:
         """The same, used up once."""
         name = self.value(node)
@@ -75,9 +83,8 @@ class _Calls:
     def call(self, node: Node, op: str, a: Node, *rest: str) -> str:
         """`op` on a's list: in place when nothing reads it any more and it may be overwritten."""
         name = self.take(a)
-        mine = name not in self.program.inputs or node in self.reaches.get(name, ())
-        others = (n for n, w in self.where.items() if w == name and n is not a and self.left.get(n))
-        if self.left[a] == 0 and mine and not name.startswith("either") and not any(others):
+        mine = node in self.reaches.get(name, (node,))
+        if self.left[a] == 0 and mine and not name.startswith("either"):
             self.lines.append(f"torch._foreach_{op}_({', '.join([name, *rest])})")
             return name
         fresh = next(self.fresh)
@@ -134,6 +141,7 @@ class _Calls:
             case "where":
                 return self.either(*node.args)
             case _:
+                self.values(a, *rest)
                 args = [self.scalar(x) if x.host else self.take(x) for x in rest]
                 return self.call(node, node.op, a, *args)
 
@@ -141,11 +149,12 @@ class _Calls:
         minus = "-" if node.op == "sub" else ""
         if not minus and (average := self.average(a, b)):
             weight, other = average
+            self.values(a, other)
             return self.call(node, "lerp", a, self.take(other), self.scalar(weight))
         s, r = self.term(a), self.term(b)
         if node.op == "add" and r == _Term("1", "plain", b, b) and s.a is not a:
             a, r = b, s  # the product goes second
-        self.value(a)
+        self.values(a, r.a, r.b)
         if r.kind == "plain":
             alpha = "" if r.factor == "1" else f"alpha={r.factor}"
             return self.call(node, node.op, a, self.take(r.a), *filter(None, [alpha]))
@@ -162,6 +171,7 @@ class _Calls:
         return None
 
     def either(self, condition: Node, then: Node, otherwise: Node) -> str:
+        self.values(then, otherwise)
         like = otherwise if then.host else then
         name = "either_" + next(self.fresh)
         sides = [
@@ -180,14 +190,14 @@ def _brackets(text: str) -> str:
     return f"({text})" if " " in text else text
 
 
-def _ancestors(node: Node) -> set[Node]:
-    return {node}.union(*(_ancestors(a) for a in node.args))
+def _ancestors(node: Node | None) -> set[Node]:
+    return {node}.union(*(_ancestors(a) for a in node.args)) if node is not None else set()
 
 
 def source(program: Program) -> str:
     """The program as a function on lists of tensors and `c`, the slots of the host scalars."""
     p, g = program.rule.tensors[:2]
-    arguments = ", ".join([p, g, *program.states, "c"])
+    arguments = ", ".join([*map(spelt, (p, g, *program.states)), "c"])
     body = "".join(f"    {line}\n" for line in _Calls(program).lines)
     return f"def {program.rule.name}({arguments}):\n{body}"
 

@@ -24,7 +24,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from ..formulas import words
-from ..trace import reciprocals
+from ..trace import fits
 
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}
 _engines: list[Any] = []  # machine code lives as long as its engine
@@ -82,10 +82,8 @@ def _compile(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
     names = _vocabulary(itemsize)
     exec(compile(source, f"<loop of {name}>", "exec"), names)
     # 'contract' (a*b+c in one rounding) keeps an element's bits wherever a range is cut
-    compiled = numba.cfunc(numba.void(numba.int64), error_model="numpy", fastmath={"contract"})(
-        names[name]
-    )
-    text = compiled.inspect_llvm()
+    compiler = numba.cfunc(numba.void(numba.int64), error_model="numpy", fastmath={"contract"})
+    text = compiler(names[name]).inspect_llvm()
     symbol = re.search(r"^define .*@(cfunc\.[^(]+)\(", text, re.MULTILINE)
     # object code is loaded without numba, so it may call the C library alone
     foreign = re.findall(r"^declare .*@((?:numba|NRT|Py)_?\w*)\(", text, re.MULTILINE)
@@ -125,11 +123,10 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
     def pointer(kind: Any) -> Any:
         @extending.intrinsic
         def cast(context: Any, address: Any) -> Any:
-            return types.CPointer(kind)(
-                types.int64
-            ), lambda context, builder, _, args: builder.inttoptr(
-                args[0], context.get_value_type(types.CPointer(kind))
-            )
+            def emit(context: Any, builder: Any, _: Any, args: Any) -> Any:
+                return builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+
+            return types.CPointer(kind)(types.int64), emit
 
         return cast
 
@@ -153,5 +150,5 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "integers": pointer(types.int64), "doubles": pointer(types.float64),
         "singles": pointer(types.float32), "sqrt": math.sqrt, "sign": sign,
         "maximum": helper(words.larger), "minimum": helper(words.smaller),
-        "reciprocal": helper(reciprocals[itemsize]),
+        "fit": helper(fits[itemsize]),
     }  # fmt: skip

@@ -107,8 +107,13 @@ def minimum(a: Any, b: Any) -> Any:
 
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
     """One side for good, by scalars alone: what the other side holds, nan or not, is lost."""
-    if isinstance(condition, bool):
+    if isinstance(condition, (bool, int, float)):
         return then if condition else otherwise
+    if not hasattr(condition, "tape"):
+        raise TypeError(
+            f"where() of a {type(condition).__name__}: its condition is of scalars; to choose by "
+            "elements use maximum, minimum or sign"
+        )
     return _say("where", condition, then, otherwise)
 
 
