@@ -1,10 +1,18 @@
 """The command line: exit codes, one helpful line for a bad call, examples in every help."""
 
+import ast
+import inspect
+import io
+import json
+import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
+import steepest
 from steepest import cli
 
 # call -> what its one line must name: what was given, or what to do
@@ -29,6 +37,20 @@ BAD = {
     "race digits --nonsense": ("--nonsense",),
     "race digits --out": ("--out",),
     "race digits more": ("more",),
+    "race digits --trials 100001": ("--trials 100001", "100,000"),
+    "race digits --seeds 9999999999999": ("--seeds 9999999999999", "100,000"),
+    "race digits --steps 100001": ("--steps 100001", "100,000"),
+    "race digits --optimizers AdamW": ("'AdamW'", "did you mean 'adamw'"),
+    "race digits --resume": ("no race in 'race-digits' to continue", "leave --resume out"),
+    "show": ("NAME",),
+    "show adamx": ("'adamx'", "adam"),
+    "show adam --backend gpu": ("'gpu'", "cpu", "foreach", "eager"),
+    "list more": ("more",),
+    "list --jso": ("--jso",),
+    "bench --set resnet": ("--set resnet", "resnet50", "300x64"),
+    "bench --seconds 0": ("--seconds 0", "above 0"),
+    "bench --seconds nan": ("--seconds nan", "above 0"),
+    "bench --threads 0": ("--threads 0", "1 or more"),
     "report": ("DIR",),
     "report nowhere": ("nowhere", "study.db"),
 }
@@ -73,6 +95,76 @@ def test_a_folder_that_holds_something_else_is_left_alone(more, capsys, elsewher
     assert [path.name for path in (elsewhere / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_resume_in_an_empty_folder_starts_nothing(capsys, elsewhere):
+    (elsewhere / "study.db.new").touch()  # as after a kill before the first trial
+    assert "leave --resume out" in bad(capsys, "race", "digits", "--out", ".", "--resume")
+    assert [path.name for path in elsewhere.iterdir()] == ["study.db.new"]
+
+
+def test_list_names_every_rule(capsys):
+    assert cli.main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(steepest.rules)
+    assert cli.main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [rule["name"] for rule in found] == list(steepest.rules)
+
+
+@pytest.mark.parametrize("backend", [None, "eager", "foreach", "cpu"])
+def test_show_prints_python(backend, capsys):
+    assert cli.main(["show", "adam", *(["--backend", backend] if backend else [])]) == 0
+    source = capsys.readouterr().out
+    ast.parse(source)
+    written = inspect.getsource(steepest.rules["adam"].function)
+    assert (source == written) == (backend in (None, "eager"))
+
+
+def test_help_of_show_names_every_backend(capsys):
+    assert cli.main(["show", "--help"]) == 0
+    assert "cpu, foreach or eager" in " ".join(capsys.readouterr().out.replace("│", "").split())
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_bench_prints_what_was_found(more, capsys, monkeypatch):
+    from steepest import bench
+
+    two = {k: v for k, v in bench.contenders().items() if k.startswith("torch AdamW, f")}
+    monkeypatch.setattr(bench, "contenders", lambda: two)
+    call = "bench --set 300x64 --seconds 0.05 --threads 1"
+    assert cli.main([*call.split(), *more]) == 0
+    out = capsys.readouterr().out
+    assert "300x64" in out
+    if more:
+        json.loads(out)
+
+
+def test_an_output_that_cannot_show_every_sign_is_no_crash(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    monkeypatch.setattr(cli, "app", lambda **_: print("0.9 ± 0.1"))
+    assert cli.main([]) == 0
+    sys.stdout.flush()
+    assert sys.stdout.buffer.getvalue() == b"0.9 ? 0.1\n"
+
+
+def test_what_a_race_imports_is_declared_and_looked_for():
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+    def modules(lines):
+        names = [re.split("[<>=]", line)[0] for line in lines]
+        return {"sklearn" if name == "scikit-learn" else name for name in names}
+
+    base = modules(project["dependencies"])
+    extra = modules(project["optional-dependencies"]["race"])
+    assert set(cli.RACE_MODULES) == extra
+    for path in (root / "src" / "steepest" / "race").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found = {name.split(".")[0] for name in names} - sys.stdlib_module_names
+            assert found <= {"steepest", *base, *extra}, path
+
+
 def test_a_store_that_is_none(capsys, elsewhere):
     (elsewhere / "study.db").write_text("not a database")
     assert "not the store of a race" in bad(capsys, "report", ".")
@@ -86,7 +178,7 @@ def test_a_missing_extra_is_named_with_its_command(capsys, monkeypatch):
         assert "pip install 'steepest[race]'" in line
 
 
-@pytest.mark.parametrize("verb", ["race", "report"])
+@pytest.mark.parametrize("verb", ["race", "report", "list", "show", "bench"])
 def test_every_help_has_an_example(verb, capsys):
     assert cli.main([verb, "--help"]) == 0
     assert f"Example: steepest {verb} " in capsys.readouterr().out

@@ -1,8 +1,10 @@
 """The race: statistics against scipy and by hand, protocol laws, real races end to end."""
 
+import io
 import json
 import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -19,12 +21,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy import stats
 
-from steepest.race import BadCall, conduct, entries, protocol, report, statistics, tasks, trials
+from steepest.race import (
+    BadCall,
+    conduct,
+    entries,
+    protocol,
+    report,
+    statistics,
+    tasks,
+    terminal,
+    trials,
+)
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
-from steepest.race.summary import summarise
+from steepest.race.summary import _curve, summarise
 from steepest.race.wording import caveats, rows, verdict
 from steepest.race.workers import Pool, WorkerError
 
@@ -100,7 +113,7 @@ def test_an_interval_leaves_out_zero_exactly_where_a_difference_is_claimed(seed,
 def test_differences_without_spread_give_no_nan():
     judged = statistics.compare({"same": [0.0] * 10, "shifted": [1 / 597 - 1e-17] * 9 + [1 / 597]})
     same, shifted = judged["same"], judged["shifted"]
-    assert (same.low, same.high, same.p, same.claim) == (0, 0, 1, False)
+    assert (same.low, same.high, same.p, same.claim) == (None, None, 1, False)
     assert shifted.low is None
     assert shifted.p == pytest.approx(stats.binomtest(10, 10).pvalue)  # the exact sign test
     assert not statistics.compare({"five": [0.5] * 5})["five"].claim
@@ -142,6 +155,17 @@ def test_points_are_log_uniform_in_their_range():
         logs = [math.log(point[knob] / low) / math.log(high / low) for point in points]
         # a scrambled Sobol net has exactly one of 64 points in each 64th
         assert sorted(math.floor(64 * u) for u in logs) == list(range(64))
+
+
+def test_tuning_points_lie_spread_over_the_range_that_the_rule_declares():
+    plan = Plan("digits", ("adam", "momentum"), trials=9, seeds=1, steps=1, seed=4)
+    for entry in plan.entries:
+        space = entries.space(entry)
+        tried = [t.hyper for t in protocol.tuning(plan) if t.entry == entry and t.index > 0]
+        assert tried == protocol.points(plan.seed, space, 8)
+        for knob, (low, high) in space.items():
+            logs = [math.log(hyper[knob] / low) / math.log(high / low) for hyper in tried]
+            assert sorted(math.floor(8 * u) for u in logs) == list(range(8))
 
 
 def test_equal_tuning_and_paired_seeds():
@@ -302,6 +326,21 @@ def test_an_arithmetic_error_of_an_optimizer_is_divergence(error, monkeypatch):
     assert trials.run(trial()).diverged == error.__name__
 
 
+def test_the_first_step_that_compiles_is_not_training_time(monkeypatch):
+    class Compiled(torch.optim.SGD):
+        def step(self, closure=None):
+            time.sleep(slow.pop() if slow else 0)
+            return super().step(closure)
+
+    slow = [0.5]
+    monkeypatch.setattr(trials, "_warm", set())
+    monkeypatch.setattr(entries, "make", lambda name, params, hyper: Compiled(params, lr=0.1))
+    result = trials.run(trial(steps=2))
+    assert result.warm_seconds >= 0.5
+    assert result.seconds[-1] < 0.5
+    assert result.step_seconds < 0.25
+
+
 def test_a_bug_is_not_divergence(monkeypatch):
     monkeypatch.setattr(entries, "make", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -343,9 +382,18 @@ def test_an_item_that_raises_is_named():
 
 @pytest.fixture(scope="module")
 def raced(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("races") / "two workers"
+    """A finished race, to be read only: all processes of a test run share one."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, ready = root / "two workers", root / "two workers are done"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        wait_until(ready.exists)
+        return folder, json.loads((folder / "summary.json").read_text())
     summary, interrupted = conduct.race(REQUEST, folder, jobs=2)
     assert not interrupted
+    ready.touch()
     return folder, summary
 
 
@@ -380,8 +428,8 @@ def test_the_store_is_an_optuna_study(raced):
     assert best == max(t["validation"] for e in entry for t in e["tuning"])
 
 
-def test_rebuilding_changes_nothing(raced):
-    folder, _ = raced
+def test_rebuilding_changes_nothing(raced, tmp_path):
+    folder = shutil.copytree(raced[0], tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.suffix != ".db"}
     conduct.rebuild(folder)
     assert before == {name: (folder / name).read_bytes() for name in before}
@@ -402,6 +450,134 @@ def test_a_full_disk_is_one_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(optuna.Study, "add_trial", full)
     with pytest.raises(OSError, match=r"study\.db' \(disk is full\): make room.*--resume"):
         store.add(trial(phase=TUNING), Result([1], [0.5], [0.1]))
+
+
+def test_an_error_of_the_disk_that_is_not_its_size_asks_for_no_room(tmp_path, monkeypatch):
+    import optuna
+
+    def locked(*_):
+        raise optuna.exceptions.StorageInternalError("commit") from OSError("disk I/O error")
+
+    store = Store.create(tmp_path, PLAN, PROVENANCE)
+    monkeypatch.setattr(optuna.Study, "add_trial", locked)
+    with pytest.raises(OSError, match=r"\(disk I/O error\): mend that, then .*--resume"):
+        store.add(trial(phase=TUNING), Result([1], [0.5], [0.1]))
+
+
+def test_a_folder_is_for_one_race_at_a_time(tmp_path):
+    pytest.importorskip("fcntl")
+    (tmp_path / "old").mkdir()
+    Store.create(tmp_path / "old", PLAN, PROVENANCE)
+    for folder, resume in ((tmp_path / "old", True), (tmp_path / "new", False)):
+        with conduct._locked(folder):
+            before = sorted(folder.iterdir())
+            with pytest.raises(BadCall, match="another race is running in"):
+                conduct.race(REQUEST, folder, jobs=1, resume=resume)
+            assert sorted(folder.iterdir()) == before
+        assert ".lock" not in {path.name for path in folder.iterdir()}
+
+
+def test_a_run_that_is_stored_twice_counts_once(tmp_path):
+    store = Store.create(tmp_path, PLAN, PROVENANCE)
+    run = trial(phase=TUNING, entry="adam", hyper={"lr": 0.1})
+    for metric in (0.5, 0.6):
+        store.add(run, Result([1], [metric], [0.1]))
+    ((_, kept),) = store.results()
+    assert kept.validation == [0.5]
+
+
+@pytest.mark.parametrize("name", ["a?b", "50%20", "x?mode=memory#y", "{SCHEMA}", "file:z"])
+def test_a_store_stays_in_its_folder_whatever_its_name(name, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    store = Store.create(folder, PLAN, PROVENANCE)
+    store.add(trial(phase=TUNING, entry="adam", hyper={"lr": 0.1}), Result([1], [0.5], [0.1]))
+    assert len(Store(folder).results()) == 1
+    assert list(tmp_path.iterdir()) == [folder]
+    assert [path.name for path in folder.iterdir()] == ["study.db"]
+
+
+def test_a_foreign_database_is_not_written_to(tmp_path):
+    path = tmp_path / "study.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("create table mine (x)")
+    before = path.read_bytes()
+    for call in (
+        lambda: conduct.rebuild(tmp_path),
+        lambda: conduct.race(REQUEST, tmp_path, jobs=1, resume=True),
+    ):
+        with pytest.raises(BadCall, match="not the store of a race"):
+            call()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"), [("value_json = '99'", "format 99"), ("key = 'other'", "format None")]
+)
+def test_a_store_of_another_version_gets_one_line(change, shown, tmp_path):
+    Store.create(tmp_path, PLAN, PROVENANCE)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
+        database.execute(f"update study_user_attributes set {change} where key = 'format'")
+    with pytest.raises(BadCall, match=f"is of {shown}.*expected format 1"):
+        Store(tmp_path)
+
+
+def test_a_store_with_an_unfinished_write_is_read(tmp_path):
+    Store.create(tmp_path, PLAN, PROVENANCE)
+    path = tmp_path / "study.db"
+    code = (
+        "import os, sqlite3, sys; d = sqlite3.connect(sys.argv[1]); "
+        "d.execute('pragma cache_size = 1'); d.execute('begin'); "
+        "d.execute('create table half as with recursive n(i) as "
+        "(select 1 union all select i + 1 from n where i < 9999) select i from n'); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)])
+    assert path.with_name("study.db-journal").exists()
+    assert Store(tmp_path).plan == PLAN
+
+
+def stored(folder, monkeypatch):
+    """A store of REQUEST in which nothing was run yet, and races that run nothing."""
+    folder.mkdir()
+    plan = conduct._plan(REQUEST, 1, None, 0.0)
+    Store.create(folder, plan, conduct.provenance(REQUEST))
+    monkeypatch.setattr(conduct, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seed": 1}, "with --seed 1: .* started with 0;"),
+        ({"trials": 3}, "with --trials 3: .* started with 2;"),
+        ({"optimizers": "adam"}, "with --optimizers adam: .* started with adamw,momentum;"),
+        ({"budget": "9s", "trials": None}, "with --budget 9s: .* started without --budget;"),
+    ],
+)
+def test_resume_refuses_another_race_and_names_the_option(given, said, tmp_path, monkeypatch):
+    folder = stored(tmp_path / "race", monkeypatch)
+    with pytest.raises(BadCall, match=said):
+        conduct.race(replace(REQUEST, **given), folder, jobs=1, resume=True)
+    same = replace(REQUEST, seed=0, optimizers="adamw, momentum")  # as it was, put otherwise
+    assert conduct.race(same, folder, jobs=1, resume=True)[1]
+
+
+def test_resume_on_other_data_is_refused(tmp_path, monkeypatch):
+    folder = stored(tmp_path / "race", monkeypatch)
+    monkeypatch.setitem(tasks.TASKS, "digits", replace(DIGITS, data_hash=lambda: "other"))
+    with pytest.raises(BadCall, match=r"other data_sha256 \(other\)"):
+        conduct.race(REQUEST, folder, jobs=1, resume=True)
+
+
+def test_nothing_is_stored_of_a_plan_that_fails(tmp_path, monkeypatch):
+    def fails(plan):
+        raise MemoryError
+
+    monkeypatch.setattr(protocol, "tuning", fails)
+    with pytest.raises(MemoryError):
+        conduct.race(REQUEST, tmp_path, jobs=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def finished(folder):
@@ -443,7 +619,7 @@ def test_kill_and_resume_gives_the_same_summary_with_any_number_of_jobs(raced, t
     wait_until(lambda: not any(alive(child) for child in children))
     with pytest.raises(BadCall, match="not empty"):
         conduct.race(REQUEST, folder, jobs=1)
-    with pytest.raises(BadCall, match="was started with 2"):
+    with pytest.raises(BadCall, match="was started with 2;"):
         conduct.race(replace(REQUEST, trials=3), folder, jobs=1, resume=True)
     summary, _ = conduct.race(conduct.Request("digits"), folder, jobs=1, resume=True)
     assert timeless(summary) == timeless(raced[1])
@@ -461,6 +637,8 @@ def test_ctrl_c_leaves_a_partial_report_and_says_how_to_resume(tmp_path):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert "tuning trials" in out
+    assert "planned" in out
     assert f"--out {folder} --resume" in err.strip().splitlines()[-1]
     summary = json.loads((folder / "summary.json").read_text())
     assert not summary["complete"]
@@ -469,7 +647,7 @@ def test_ctrl_c_leaves_a_partial_report_and_says_how_to_resume(tmp_path):
     assert "No verdict" in (folder / "report.html").read_text()
 
 
-def test_a_budget_is_planned_and_stored(tmp_path):
+def test_a_budget_is_planned_and_stored(tmp_path, capsys):
     folder = tmp_path / "budget"
     request = conduct.Request("digits", "adamw,momentum", steps=5, budget="0.1s", seed=3)
     summary, _ = conduct.race(request, folder, jobs=1)
@@ -477,12 +655,23 @@ def test_a_budget_is_planned_and_stored(tmp_path):
     assert "--trials 1 --seeds 5 --steps 5 --seed 3" in summary["reproduce"]
     assert "--budget 0.1s" in summary["provenance"]["command"]
     assert any("Nothing was tuned" in line for line in caveats(summary))
+    warning = (
+        "The budget of 0.1s allows less than the least race (1 trial, 5 seeds per entry); "
+        "the race exceeds it"
+    )
+    assert f"{warning}." in caveats(summary)
+    assert f"{warning}." in Page((folder / "report.html").read_text()).text
+    assert capsys.readouterr().err == f"steepest: {warning}\n"
 
 
 # --- what is said
 
 
 PLAN = Plan("digits", ("adamw", "adam", "momentum"), trials=1, seeds=6, steps=2, seed=0)
+
+
+def test_no_budget_no_warning(raced):
+    assert not any("budget" in line for line in caveats(raced[1]))
 
 
 def made_up(tests, plan=PLAN, diverged=None):
@@ -549,13 +738,98 @@ def test_equal_runs_are_no_nan():
     assert any("sign test" in line for line in caveats(summary))
 
 
+def test_what_is_the_same_on_every_seed_has_no_interval():
+    summary = made_up({"adamw": EVEN, "adam": EVEN, "momentum": EVEN})
+    assert summary["verdict"].endswith("; the same as adamw on every seed: adam, momentum.")
+    assert "remain possible" not in summary["verdict"]
+    assert summary["entries"]["adam"]["difference"]["low"] is None
+    assert {row[0]: row[3] for row in rows(summary)}["adam"] == "+0.00 on every seed"
+    five = [v[:5] for v in (EVEN, [v + 0.25 for v in EVEN])]
+    shifted = made_up(
+        dict(zip(("adamw", "adam"), five, strict=True)),
+        replace(PLAN, entries=("adamw", "adam"), seeds=5),
+    )
+    assert "the same difference on every seed: adam by +25.00 points." in shifted["verdict"]
+
+
+def test_an_interval_of_shares_ends_at_all():
+    tests = {"adamw": [0.0, 1.0] * 3, "adam": [1.0, 0.0] * 3, "momentum": EVEN}
+    d = made_up(tests)["entries"]["adam"]["difference"]
+    assert (d["low"], d["high"]) == (-1, 1)
+
+
+def test_a_partial_report_says_what_was_run():
+    tests = {"adamw": EVEN[:2], "adam": UNEVEN[:1]}
+    summary = made_up(tests, replace(PLAN, entries=("adamw", "adam"), trials=4, seeds=6))
+    said = caveats(summary)[0]
+    assert "So far each entry had 1 of 4 planned tuning trials" in said
+    assert "1 to 2 of 6 planned fresh seeds" in said
+    text = Page(report.page(summary)).text
+    assert "Median and quartiles of n=1 to 2 of 6 planned fresh seeds" in text
+    assert "n=1 of 4 planned per entry" in text
+    assert "planned: 2 entries, each with 4 tuning trials" in text
+    assert "1 to 2 of 6 planned fresh seeds" in str(terminal._table(summary, 120).title)
+
+
+def test_the_caption_by_second_counts_the_runs_that_have_an_end():
+    def text(summary):
+        return report._figures(summary, ["C0"] * 3)[1]["text"]
+
+    summary = made_up({"adamw": EVEN, "adam": EVEN, "momentum": EVEN})
+    assert "Median of n=6 fresh seeds against training time on one thread" in text(summary)
+    summary["entries"]["adam"]["diverged"]["fresh"] = 2
+    assert "Median of n=6 fresh seeds" in text(summary)
+    assert "the n=4 to 6 of them per entry that did not diverge" in text(summary)
+
+
+def test_a_curve_by_hand():
+    def run(*values, diverged=None):
+        return Result(list(range(1, len(values) + 1)), list(values), diverged=diverged)
+
+    results = [run(0.1, 0.5), run(0.2, 0.6), run(0.3, 0.9), run(0.4, diverged="nan")]
+    curve = _curve(DIGITS, results)  # the diverged one counts as 0 from then on
+    assert curve["steps"] == [1, 2]
+    assert curve["median"] == pytest.approx([0.25, 0.55])
+    assert curve["low"] == pytest.approx([0.175, 0.375])
+    assert curve["high"] == pytest.approx([0.325, 0.675])
+
+
+@pytest.mark.parametrize("width", [80, 99, 100, 120])
+def test_a_narrow_terminal_keeps_names_whole_and_leaves_out_the_times(width):
+    tests = {"adamw": EVEN, "adam": UNEVEN, "momentum": [v + 0.03 for v in UNEVEN]}
+    console = Console(file=io.StringIO(), width=width)
+    console.print(terminal._table(made_up(tests), width))
+    text = console.file.getvalue()
+    assert all(f" {name} " in text for name in tests)
+    assert ("seconds to" in text) == ("ms/step" in text) == (width >= 100)
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_trial_is_named_without_doubt(raced):
+    chosen = raced[1]["entries"]["adamw"]["best_trial"]
+    assert f"trial {chosen} (of 0\u20131)" in Page((raced[0] / "report.html").read_text()).text
+
+
+def test_claims_hold_together_and_intervals_alone(raced):
+    said = " ".join(caveats(raced[1]))
+    assert "the claims hold at 5 % together; each interval stands alone" in said
+
+
+def test_sensitivity_is_dots():
+    summary = made_up({"adamw": EVEN, "adam": EVEN, "momentum": EVEN})
+    figure = report._figures(summary, ["C0"] * 3)[2]
+    part = figure["svg"].split('id="e0-2"')[1].split('id="e1-2"')[0]
+    assert "<use" in part
+    assert "<path" not in part.split("<defs>")[0]
+
+
 def test_target_is_reached_at_the_first_evaluation_that_meets_it():
     summary = made_up({"adamw": EVEN, "adam": UNEVEN, "momentum": [0.95] * 6})
     assert summary["entries"]["adamw"]["steps_to_target"] == [None] * 5 + [2]
     assert summary["entries"]["momentum"]["steps_to_target"] == [2] * 6
     assert summary["entries"]["momentum"]["timing"]["seconds_to_target"] == [1.0] * 6
     assert {row[0]: row[4] for row in rows(summary)} == {
-        "adamw": "never (1/6)", "adam": "never (1/6)", "momentum": "2 (6/6)",
+        "adamw": "> 2 (1/6)", "adam": "> 2 (1/6)", "momentum": "2 (6/6)",
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RACE_MODULES = ("optuna", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
+RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
 INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 
@@ -111,7 +112,8 @@ def show(
         str, typer.Argument(help="A rule, as `steepest list` names it.", metavar="NAME")
     ],
     backend: Annotated[
-        str | None, typer.Option(help="cpu or foreach: the code generated from the rule.")
+        str | None,
+        typer.Option(help="cpu, foreach or eager: what it runs, generated or as written."),
     ] = None,
 ) -> int:
     """Print the source of an optimizer, or the loop that is generated from it."""
@@ -143,8 +145,10 @@ def bench(
 
     if only is not None and only not in bench.SETS:
         raise BadCall(f"--set {only}: expected one of {', '.join(bench.SETS)}")
-    if not 0 < seconds < float("inf") or (threads is not None and threads < 1):
-        raise BadCall("--seconds and --threads: expected a number above 0")
+    if not 0 < seconds < float("inf"):
+        raise BadCall(f"--seconds {seconds:g}: expected a number above 0")
+    if threads is not None and threads < 1:
+        raise BadCall(f"--threads {threads}: expected a whole number of 1 or more")
     found = bench.run([only] if only else list(bench.SETS), seconds, threads)
     print(json.dumps(found, indent=2) if as_json else bench.table(found))
     return 0
@@ -173,6 +177,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from steepest.race import BadCall
     from steepest.race.workers import WorkerError
 
+    for stream in (sys.stdout, sys.stderr):  # not every terminal can show every sign
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code: Any = app(args=arguments, standalone_mode=False)
         return int(code or 0)

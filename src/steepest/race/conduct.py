@@ -7,7 +7,9 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -22,9 +24,17 @@ from steepest.race import BadCall, entries, protocol, report, tasks, trials
 from steepest.race.protocol import TUNING, Plan, Trial
 from steepest.race.store import Store
 from steepest.race.summary import summarise
+from steepest.race.wording import over_budget
 from steepest.race.workers import Pool
 
+try:
+    import fcntl
+except ImportError:  # Windows: there two races in one folder are not noticed
+    fcntl = None
+
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "optuna")
+MOST = 100_000
+"""Trials, seeds or steps that can be meant."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,8 @@ class Request:
             value = getattr(self, option)
             if value is not None and value < 1:
                 raise BadCall(f"--{option} {value}: expected a whole number of 1 or more")
+            if value is not None and value > MOST:
+                raise BadCall(f"--{option} {value}: expected at most {MOST:,}")
         if self.budget is not None:
             protocol.parse_budget(self.budget)
             if self.trials is not None:
@@ -71,16 +83,17 @@ def race(
     """
     started = perf_counter()
     request.check()
-    store = _open(request, folder, resume)
-    with Pool(jobs, trials.run) as pool:
+    if resume and not folder.exists():
+        raise BadCall(_NOTHING.format(folder))
+    with _locked(folder), Pool(jobs, trials.run) as pool:
+        store = _open(request, folder, resume)
         interrupted = False
         try:
+            plan = store.plan if store else _plan(request, jobs, pool, started)
+            task, first = tasks.get(plan.task), protocol.tuning(plan)
             if store is None:
-                store = Store.create(
-                    folder, _plan(request, jobs, pool, started), provenance(request)
-                )
-            task, plan = tasks.get(store.plan.task), store.plan
-            _run(pool, store, protocol.tuning(plan), "tuning")
+                store = Store.create(folder, plan, provenance(request))
+            _run(pool, store, first, "tuning")
             tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
             chosen = {
                 entry: protocol.best(task, [pair for pair in tuned if pair[0].entry == entry])
@@ -91,7 +104,7 @@ def race(
             if store is None:
                 raise
             interrupted = True
-    return rebuild(folder), interrupted
+        return rebuild(folder), interrupted
 
 
 def rebuild(folder: Path) -> dict[str, Any]:
@@ -110,18 +123,58 @@ def _write(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _open(request: Request, folder: Path, resume: bool) -> Store | None:
-    """The store to continue, or None where a new one is to be made in a folder made ready."""
+_NOTHING = "no race in '{}' to continue: leave --resume out"
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """`folder`, made where it is missing, for this race alone; BadCall if another one runs in it.
+
+    The lock ends with the process, however that ends.
+    """
+    path = folder / ".lock"
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        except OSError as error:
+            raise BadCall(
+                f"cannot write to '{folder}' ({error.strerror}): choose another folder with --out"
+            ) from error
+        if fcntl is None:
+            break
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                break
+        except BlockingIOError:
+            os.close(lock)
+            raise BadCall(
+                f"another race is running in '{folder}': wait for it, or choose another folder "
+                f"with --out"
+            ) from None
+        except FileNotFoundError:
+            pass
+        except OSError:  # a file system without locks
+            break
+        os.close(lock)  # its last holder has just removed it: once more
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise BadCall(
-            f"cannot write to '{folder}' ({error.strerror}): choose another folder with --out"
-        ) from error
-    ours = (".writable", "study.db.new")  # what a kill before the first trial may have left
+        yield
+    finally:
+        with suppress(OSError):
+            if fcntl is None:  # Windows removes no open file
+                os.close(lock)
+            path.unlink()
+        if fcntl is not None:
+            os.close(lock)
+
+
+def _open(request: Request, folder: Path, resume: bool) -> Store | None:
+    """The store to continue, or None where a new one is to be made in `folder`."""
+    ours = (".lock", "study.db.new")  # what a kill before the first trial may have left
     if all(path.name.startswith(ours) for path in folder.iterdir()):
+        if resume:
+            raise BadCall(_NOTHING.format(folder))
         return None
     if not resume:
         raise BadCall(
@@ -129,13 +182,20 @@ def _open(request: Request, folder: Path, resume: bool) -> Store | None:
             f"choose another folder with --out"
         )
     store = Store(folder)
-    asked = {key: value for key, value in asdict(request).items() if value is not None}
-    for key, value in asked.items():
-        if store.plan.request.get(key) != value:
+    plan = store.plan
+    field = request.optimizers and ",".join(entries.parse(request.optimizers))
+    kept = {
+        **asdict(plan),
+        "optimizers": ",".join(plan.entries),
+        "budget": plan.request.get("budget"),
+    }
+    for option, value in asdict(replace(request, optimizers=field)).items():
+        if value is not None and value != kept[option]:
+            name = option if option == "task" else f"--{option}"
+            began = f"without {name}" if kept[option] is None else f"with {kept[option]}"
             raise BadCall(
-                f"--resume with {key} {value!r}: the race in '{folder}' was started with "
-                f"{store.plan.request.get(key, 'the default')!r}; leave it out, or choose another "
-                f"folder with --out"
+                f"--resume with {name} {value}: the race in '{folder}' was started {began}; "
+                f"leave it out, or choose another folder with --out"
             )
     now = provenance(request)
     for what in ("versions", "data_sha256"):
@@ -165,15 +225,19 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         for i in range(jobs)  # all workers at once, as in the race
     ]
     measured = [result for _, result in pool.map(pilots)]
-    count, seeds = protocol.affordable(
-        seconds=protocol.parse_budget(request.budget) - (perf_counter() - started),
-        field=len(plan.entries),
-        jobs=jobs,
-        run=max(result.wall_seconds for result in measured),
-        warm=max(result.warm_seconds for result in measured),
-        seeds=request.seeds,
-    )
-    return replace(plan, trials=count, seeds=seeds)
+    cost = {
+        "seconds": protocol.parse_budget(request.budget) - (perf_counter() - started),
+        "field": len(plan.entries),
+        "jobs": jobs,
+        "run": max(result.wall_seconds for result in measured),
+        "warm": max(result.warm_seconds for result in measured),
+    }
+    count, seeds = protocol.affordable(**cost, seeds=request.seeds)
+    short = count + seeds > protocol.runs_within(**cost)
+    plan = replace(plan, trials=count, seeds=seeds, over_budget=short)
+    if short:
+        print(f"steepest: {over_budget(asdict(plan))}", file=sys.stderr)
+    return plan
 
 
 def _run(pool: Pool, store: Store, planned: Iterable[Trial], phase: str) -> None:

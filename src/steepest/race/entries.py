@@ -23,7 +23,7 @@ def parse(text: str | None) -> tuple[str, ...]:
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
         if name not in steepest.rules:
-            near = get_close_matches(name, list(steepest.rules), n=1, cutoff=0.4)
+            near = get_close_matches(name.lower(), list(steepest.rules), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(steepest.rules)}"
             raise BadCall(
                 f"unknown optimizer {name!r}: expected known names separated by commas; {hint}"

@@ -34,7 +34,9 @@ class Plan:
     steps: int
     seed: int
     request: dict[str, Any] = field(default_factory=dict)
-    """The options that were given, to notice a --resume that asks for another race."""
+    """The options that were given, as they were written."""
+    over_budget: bool = False
+    """The budget allows less than the least race, which is run all the same."""
 
     @property
     def baseline(self) -> str:
@@ -149,6 +151,11 @@ def fresh(plan: Plan, chosen: dict[str, Trial]) -> list[Trial]:
     ]
 
 
+def runs_within(seconds: float, field: int, jobs: int, run: float, warm: float) -> int:
+    """Runs of each of `field` entries that `seconds` of wall time allow; see `affordable`."""
+    return int(jobs * (seconds - field * warm) / run / field)
+
+
 def affordable(
     seconds: float, field: int, jobs: int, run: float, warm: float, seeds: int | None
 ) -> tuple[int, int]:
@@ -158,7 +165,7 @@ def affordable(
     step of an entry in a worker. Seeds stay at 10 where at least one trial then fits, never
     fall below 5, and are not touched if given.
     """
-    runs = int(jobs * (seconds * PLANNED_SHARE - field * warm) / run / field)
+    runs = runs_within(seconds * PLANNED_SHARE, field, jobs, run, warm)
     if seeds is None:
         seeds = min(SEEDS, max(LEAST_SEEDS, runs - 1))
     return max(1, runs - seeds), seeds

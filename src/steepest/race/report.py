@@ -10,12 +10,11 @@ from typing import Any
 import matplotlib
 import matplotlib.colors
 from jinja2 import Environment
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from steepest.race.wording import caveats, columns, number, rows, units
+from steepest.race.wording import caveats, columns, counted, number, rows, spread, units
 
 INK = "#010203"
 """Drawn in this colour, shown as `currentColor`: axes and text follow light, dark and print."""
@@ -53,7 +52,6 @@ def page(summary: dict[str, Any]) -> str:
         .render(
             s=summary,
             plan=summary["plan"],
-            n=summary["plan"]["seeds"],
             caveats=caveats(summary),
             columns=columns(summary),
             rows=table,
@@ -66,7 +64,7 @@ def page(summary: dict[str, Any]) -> str:
 
 
 def _figures(summary: dict[str, Any], colors: list[Any]) -> list[dict[str, Any]]:
-    n, trials = summary["plan"]["seeds"], summary["plan"]["trials"]
+    n, trials = counted(summary, "test"), counted(summary, "tuning")
     entries = list(summary["entries"].values())
     if not any(entry["tuning"] for entry in entries):
         return []
@@ -95,7 +93,7 @@ def _figures(summary: dict[str, Any], colors: list[Any]) -> list[dict[str, Any]]
         tried = [t for t in entry["tuning"] if "lr" in t["hyperparameters"]]
         pairs = sorted((t["hyperparameters"]["lr"], scale * t["validation"]) for t in tried)
         if pairs:
-            axes.plot(*zip(*pairs, strict=True), marker="o", ms=4, **{**style, "lw": 0.8})
+            axes.plot(*zip(*pairs, strict=True), marker="o", ms=4, **{**style, "ls": "none"})
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")
 
@@ -110,7 +108,7 @@ def _figures(summary: dict[str, Any], colors: list[Any]) -> list[dict[str, Any]]
                 ("By step", f"Median and quartiles of n={n} fresh seeds.", by_step, "step", wide),
                 (
                     "By second",
-                    f"Median of n={n} fresh seeds against training time on one thread, "
+                    f"Median of n={n} fresh seeds against {_training_time(entries)} on one thread, "
                     f"evaluation left out.",
                     by_second,
                     "seconds of training",
@@ -129,6 +127,17 @@ def _figures(summary: dict[str, Any], colors: list[Any]) -> list[dict[str, Any]]
     ]
 
 
+def _training_time(entries: list[dict[str, Any]]) -> str:
+    """What stands on the axis of seconds: without the runs that diverged, which have no end."""
+    if not any(entry["diverged"]["fresh"] for entry in entries):
+        return "training time"
+    finished = spread([len(e["test"]) - e["diverged"]["fresh"] for e in entries])
+    return (
+        f"the median training time of the n={finished} of them per entry that did not diverge "
+        "(in the metric the others count as the worst)"
+    )
+
+
 def _draw(
     entries: list[dict[str, Any]],
     colors: list[Any],
@@ -137,7 +146,7 @@ def _draw(
     ylabel: str,
     limits: tuple[float, float] | None,
     index: int,
-) -> Markup:
+) -> str:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": f"steepest-{index}"}):
         figure = Figure(SIZE, layout="constrained")
         FigureCanvasSVG(figure)
@@ -152,5 +161,4 @@ def _draw(
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     text = buffer.getvalue()
-    svg = text[text.index("<svg") :].replace(INK, "currentColor")
-    return Markup(svg)
+    return text[text.index("<svg") :].replace(INK, "currentColor")

@@ -81,8 +81,6 @@ def compare(differences: Mapping[str, Sequence[float]]) -> dict[str, Difference]
         if len(d) >= 2 and not _constant(d):
             interval = stats.ttest_1samp(d, 0.0).confidence_interval(level)
             low, high = float(interval.low), float(interval.high)
-        elif len(d) >= 2 and abs(d.mean()) <= NO_SPREAD:
-            low = high = 0.0
         claim = len(d) >= LEAST and adjusted[name] <= ALPHA
         judged[name] = Difference(
             len(d), float(d.mean()), low, high, level, p[name], adjusted.get(name), claim

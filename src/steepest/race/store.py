@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,8 @@ from steepest.race.protocol import Plan, Result, Trial, final
 from steepest.race.tasks import get
 
 STUDY = "race"
+FORMAT = 1
+"""Of what is stored; one higher whenever an older store can no longer be read."""
 
 
 class Store:
@@ -30,17 +35,16 @@ class Store:
         path = folder / "study.db"
         if not path.is_file():
             raise BadCall(f"no study.db in '{folder}': expected the folder of a race")
+        _look(path)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._path = path
         try:
             self._study = optuna.load_study(study_name=STUDY, storage=_storage(path))
-            attributes = self._study.user_attrs
-            stored = attributes["plan"]
-        except Exception as error:  # sqlalchemy, sqlite or optuna: not a race's database
-            raise BadCall(
-                f"'{path}' is not the store of a race ({type(error).__name__}): expected a "
-                f"study.db that `steepest race` wrote"
-            ) from error
+        except Exception as error:  # optuna refuses tables of another version of itself
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise BadCall(f"optuna {optuna.__version__} cannot read '{path}': {why}") from error
+        attributes = self._study.user_attrs
+        stored = attributes["plan"]
         self.plan = Plan(**{**stored, "entries": tuple(stored["entries"])})
         self.provenance: dict[str, Any] = attributes["provenance"]
 
@@ -52,9 +56,10 @@ class Store:
         for leftover in folder.glob("study.db.new*"):  # SQLite's journal among them
             leftover.unlink()
         direction = "maximize" if get(plan.task).maximize else "minimize"
-        with _writing(unfinished):
+        with _writing(unfinished, "run the same command again"):
             storage = _storage(unfinished)
             study = optuna.create_study(study_name=STUDY, storage=storage, direction=direction)
+            study.set_user_attr("format", FORMAT)
             study.set_user_attr("provenance", provenance)
             study.set_user_attr("plan", asdict(plan))
             storage.remove_session()
@@ -76,34 +81,69 @@ class Store:
             intermediate_values=dict(zip(result.steps, result.validation, strict=True)),
             user_attrs={"trial": asdict(trial), "result": asdict(result)},
         )
-        with _writing(self._path):
+        with _writing(self._path, "run the same command with --resume"):
             self._study.add_trial(kept)
 
     def results(self) -> list[tuple[Trial, Result]]:
-        """All finished trials: tuning first, then by entry and index."""
-        pairs = [
-            (Trial(**t.user_attrs["trial"]), Result(**t.user_attrs["result"]))
-            for t in self._study.get_trials(deepcopy=False)
-        ]
+        """All finished trials, each once: tuning first, then by entry and index."""
+        pairs: dict[tuple[str, str, int], tuple[Trial, Result]] = {}
+        for kept in self._study.get_trials(deepcopy=False):
+            trial = Trial(**kept.user_attrs["trial"])
+            pairs.setdefault(trial.key, (trial, Result(**kept.user_attrs["result"])))
         order = {entry: i for i, entry in enumerate(self.plan.entries)}
         return sorted(
-            pairs, key=lambda pair: (-ord(pair[0].phase[0]), order[pair[0].entry], pair[0].index)
+            pairs.values(),
+            key=lambda pair: (-ord(pair[0].phase[0]), order[pair[0].entry], pair[0].index),
         )
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, again: str) -> Iterator[None]:
     """A full or failing disk as one line; what was stored before stays valid."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        cause = error
+        cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise OSError(
-            f"cannot write '{path}' ({cause}): make room, then run the same command with --resume"
-        ) from error
+        full = getattr(cause, "errno", None) == errno.ENOSPC or "full" in str(cause)
+        remedy = "make room" if full else "mend that"
+        raise OSError(f"cannot write '{path}' ({cause}): {remedy}, then {again}") from error
+
+
+def _look(path: Path) -> None:
+    """BadCall unless `path` is a store of this format. A foreign file is not written to.
+
+    Optuna would add its tables first and then miss the study.
+    """
+    # a kill in the middle of a write leaves a journal, which a read-only connection cannot undo
+    mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
+    query = (
+        "select value_json from studies join study_user_attributes using (study_id) "
+        "where study_name = ? and key = ?"
+    )
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)) as found:
+            plan, version = (found.execute(query, (STUDY, key)).fetchone() for key in _NEEDED)
+    except sqlite3.Error as error:
+        raise BadCall(_NO_STORE.format(path, error)) from error
+    if plan is None:
+        raise BadCall(_NO_STORE.format(path, f"no study named {STUDY!r} in it"))
+    number = json.loads(version[0]) if version else None
+    if number != FORMAT:
+        raise BadCall(
+            f"'{path}' is of format {number}, written by another version of steepest: expected "
+            f"format {FORMAT}; read it with the version that wrote it, or start a new race"
+        )
+
+
+_NEEDED = ("plan", "format")
+_NO_STORE = "'{}' is not the store of a race ({}): expected a study.db that `steepest race` wrote"
 
 
 def _storage(path: Path) -> RDBStorage:
-    return RDBStorage(f"sqlite:///{path}")
+    # opened by path, not by URL: in a URL the signs ?, %, # and {} of a folder mean something
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(path, check_same_thread=False)
+
+    return RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})

@@ -43,7 +43,11 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
             }
         )
         for entry, difference in differences.items():
-            found[entry]["difference"] = asdict(difference)
+            judged = asdict(difference)
+            if task.proportion and difference.low is not None and difference.high is not None:
+                # a t interval does not know that shares cannot differ by more than all
+                judged |= {"low": max(-1.0, difference.low), "high": min(1.0, difference.high)}
+            found[entry]["difference"] = judged
     summary = {
         "task": task.name,
         "metric": task.metric,

@@ -52,6 +52,14 @@ def verdict(summary: dict[str, Any]) -> str:
         text = f"As tuned here, at n={n} fresh seeds: " + "; ".join(parts)
         if rest:
             text += f". Not told apart from {base}: {', '.join(rest)}"
+    fixed = [e for e in rest if judged[e].low is None]  # without spread there is no interval
+    equal = [e for e in fixed if judged[e].p == 1]
+    if equal:
+        text += f"; the same as {base} on every seed: {', '.join(equal)}"
+    shifted = [e for e in fixed if e not in equal]
+    if shifted:
+        each = ", ".join(f"{e} by {number(summary, judged[e].mean, signed=True)}" for e in shifted)
+        text += f"; the same difference on every seed: {each}{units(summary)[1]}"
     edges = [abs(x) for e in rest for x in (judged[e].low, judged[e].high) if x is not None]
     if edges:
         text += (
@@ -64,18 +72,27 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     """What a reader must know to read the verdict right."""
     plan, base = summary["plan"], summary["baseline"]
     n = plan["seeds"]
-    lines = [
-        f"Every entry had {plan['trials']} tuning {_plural('trial', plan['trials'])} of "
-        f"{plan['steps']} steps; the best by validation {summary['metric']} was run again on "
-        f"{n} fresh {_plural('seed', n)}."
-    ]
+    if summary["complete"]:
+        lines = [
+            f"Every entry had {plan['trials']} tuning {_plural('trial', plan['trials'])} of "
+            f"{plan['steps']} steps; the best by validation {summary['metric']} was run again on "
+            f"{n} fresh {_plural('seed', n)}."
+        ]
+    else:
+        lines = [
+            f"So far each entry had {counted(summary, 'tuning')} tuning trials of "
+            f"{plan['steps']} steps and {counted(summary, 'test')} fresh seeds of the best of them "
+            f"by validation {summary['metric']}."
+        ]
+    if plan["over_budget"]:
+        lines.append(over_budget(plan) + ".")
     compared = _compared(summary)
     if compared:
         lines.append(
             f"Differences are paired by seed (n={n}): same initial weights and order of data. "
             f"Two-sided t intervals, Holm-corrected over {len(compared)} "
-            f"{_plural('comparison', len(compared))} at 5 %: an interval leaves out zero only "
-            f"where a difference is claimed."
+            f"{_plural('comparison', len(compared))}: the claims hold at 5 % together; "
+            f"each interval stands alone."
         )
         if any(d["difference"]["low"] is None for d in compared.values()) and n > 1:
             lines.append(
@@ -99,6 +116,29 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     if plan["trials"] == 1:
         lines.append(f"Nothing was tuned: the one trial is the defaults, for {base} too.")
     return lines
+
+
+def over_budget(plan: dict[str, Any]) -> str:
+    """What to know about a budget that cannot be met, before the race and after it."""
+    trials, seeds = plan["trials"], plan["seeds"]
+    return (
+        f"The budget of {plan['request']['budget']} allows less than the least race "
+        f"({trials} {_plural('trial', trials)}, {seeds} {_plural('seed', seeds)} per entry); "
+        f"the race exceeds it"
+    )
+
+
+def spread(counts: Sequence[int]) -> str:
+    """The counts of all entries as text: 10, or 3 to 5."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def counted(summary: dict[str, Any], what: str) -> str:
+    """How many "tuning" trials or "test" runs each entry had, and was to have if that is more."""
+    found = spread([len(entry[what]) for entry in summary["entries"].values()])
+    planned = summary["plan"]["trials" if what == "tuning" else "seeds"]
+    return found if found == str(planned) else f"{found} of {planned} planned"
 
 
 def _plural(word: str, count: int) -> str:
@@ -157,6 +197,8 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         if d.low is not None and d.high is not None:
             low, high = (number(summary, x, signed=True) for x in (d.low, d.high))
             difference += f" [{low}, {high}]"
+        elif n > 1:
+            difference += " on every seed"
     elif name == summary["baseline"]:
         difference = "baseline"
     bytes_each = UNKNOWN
@@ -167,8 +209,8 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         str(n),
         metric,
         difference,
-        _reached(entry["steps_to_target"], "{:.0f}"),
-        _reached(timing["seconds_to_target"], "{:.2f}"),
+        _reached(entry["steps_to_target"], "{:.0f}", [summary["plan"]["steps"]]),
+        _reached(timing["seconds_to_target"], "{:.2f}", timing["training_seconds"]),
         UNKNOWN if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",
         UNKNOWN if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
         bytes_each,
@@ -176,10 +218,15 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
     ]
 
 
-def _reached(values: Sequence[float | None], form: str) -> str:
-    """Median over seeds with the share of seeds that reached the target at all."""
+def _reached(values: Sequence[float | None], form: str, ends: Sequence[float]) -> str:
+    """Median over seeds with the share of seeds that reached the target at all.
+
+    Where half of them did not, the median lies beyond the end of a run.
+    """
     if not values:
         return UNKNOWN
     middle = st.median(math.inf if v is None else v for v in values)
     share = f" ({sum(v is not None for v in values)}/{len(values)})"
-    return ("never" if math.isinf(middle) else form.format(middle)) + share
+    if not math.isinf(middle):
+        return form.format(middle) + share
+    return (f"> {form.format(st.median(ends))}" if ends else "never") + share
