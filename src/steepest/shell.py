@@ -212,7 +212,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
         # v.data = ..., v.share_memory_() change the memory and not the object. Looking at every
         # address is dear where tensors are tiny: there the first one's speak for all
-        tiny = sum(p.numel() for p in self.state) < 1024 * len(self.state)
+        tiny = sum(p.numel() for p in self.state) < (1 << 14) * len(self.state)
         self._checked = slice(16) if tiny else slice(None)
         self._addresses = list(map(Tensor.data_ptr, self._snapshot[self._checked]))
 
