@@ -169,6 +169,8 @@ class CompiledPart(Part):
         self.n = len(params)
         self.strides = [p.stride() for p in params]
         self.contiguous = all(map(Tensor.is_contiguous, params))
+        # what can be transposed in its own memory
+        self.matrices = [p for p in params if p.dim() > 1 and p.is_contiguous()]
         self.nbytes, self.shapes = list(map(_nbytes, params)), list(map(_shape, params))
         self.addresses = list(map(Tensor.data_ptr, params))
         self.held = [p.detach() for p in params]  # no other tensor takes an address from them
@@ -185,8 +187,8 @@ class CompiledPart(Part):
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         params, grads = self.params, [p.grad for p in self.params]
-        if list(map(Tensor.data_ptr, params)) != self.addresses or (
-            self.contiguous and not all(map(Tensor.is_contiguous, params))
+        if list(map(Tensor.data_ptr, params)) != self.addresses or not all(
+            map(Tensor.is_contiguous, self.matrices)
         ):
             raise Stale
         stepped, given, sized = params, None, False

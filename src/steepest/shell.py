@@ -90,7 +90,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._static = self.family.static
         self._snapshot: list[Any] = []
         self._addresses: list[int] = []
-        self._checked = slice(0)
+        self._checked, self._by_identity = slice(0), True
         _alive.add(self)
 
     # groups
@@ -199,7 +199,12 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _state_was_replaced(self) -> bool:
         """Whether the state has other tensors, as after `state[k] = v.to(...)`, or other memory."""
         flat = list(chain.from_iterable(map(dict.values, self.state.values())))
-        if len(flat) != len(self._snapshot) or not all(map(is_, flat, self._snapshot)):
+        try:
+            if flat != self._snapshot:  # the same object is equal unasked
+                return True
+        except RuntimeError:  # two different tensors of several elements have no truth
+            return True
+        if self._by_identity and not all(map(is_, flat, self._snapshot)):
             return True
         return list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
 
@@ -210,6 +215,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                     self.state[p].update(state)
                     part.states[k] = self.state[p]
         self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
+        # of one element, an equal copy passes for the original
+        self._by_identity = any(p.numel() == 1 for p in self.state)
         # v.data = ..., v.share_memory_() change the memory and not the object. Looking at every
         # address is dear where tensors are tiny: there the first one's speak for all
         tiny = sum(p.numel() for p in self.state) < (1 << 14) * len(self.state)
