@@ -21,6 +21,10 @@ def test_a_block_of_code_runs(block):
             del steepest.rules[name]
 
 
+def test_nothing_in_the_readme_waits_to_be_filled_in():
+    assert not re.search(r"\b(SPEED|TODO|TBD|FIRST_\w+)\b", README)
+
+
 def test_the_readme_names_commands_that_exist():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in re.findall(r"\$ make (\w+)", README):
