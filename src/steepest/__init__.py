@@ -1,9 +1,9 @@
 """Optimizers for PyTorch, each one function written as in its paper, and a fair race of them."""
 
 from . import formulas as formulas
+from .classes import classes as _classes
+from .classes import optimizer
 from .definition import Rule, rule, rules
-from .shell import classes as _classes
-from .shell import optimizer
 
 __version__ = "0.1.0"
 

@@ -7,16 +7,17 @@ rule.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
-from .definition import Rule, inside, rules
+from .definition import Rule, inside, nearest, rules
 from .formulas import modifiers
 
 Group = Mapping[str, Any]
@@ -69,6 +70,32 @@ class Family:
         if "heavy" in rule.choices:
             choices["heavy"] = group["momentum"] > 0
         return Selection(rule, tuple(before), tuple(choices.items()))
+
+    def bind(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a constructor by name; TypeError for one too many, twice or unknown."""
+        if len(args) > len(self.arguments):
+            raise TypeError(
+                f"{self.name} takes at most {1 + len(self.arguments)} positional arguments"
+            )
+        for name, value in zip(self.arguments, args, strict=False):
+            if name in options:
+                raise TypeError(f"{self.name} got {name!r} twice")
+            options[name] = value
+        known = {*self.arguments, *self.captured}
+        options = {n: v for n, v in options.items() if n in known or n not in WITHOUT_EFFECT}
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{self.name} has no argument {name!r}; {nearest(name, known)}")
+        return options
+
+    def misspelt(self, group: Group) -> None:
+        """TypeError for an entry that is nearly an option; a group may carry those of others."""
+        known = {*self.arguments, *self.captured, "params", "param_names"}
+        for name in group:
+            if name not in known and difflib.get_close_matches(name, known, 1, 0.8):
+                raise TypeError(
+                    f"{self.name}: a group has no option {name!r}; {nearest(name, known)}"
+                )
 
     def scalar(self, group: Group, name: str, rule: Rule) -> float:
         """The value of a rule's scalar in a group, betas and their like taken apart."""

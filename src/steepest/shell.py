@@ -4,8 +4,6 @@ stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
 import threading
 import warnings
@@ -20,7 +18,6 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import families as house
-from .definition import Rule, find, nearest, rules
 from .plan import BACKENDS, Part, Stale, describe, parts, program_of
 
 _NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
@@ -43,23 +40,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     family: ClassVar[house.Family]
 
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
-        arguments = self.family.arguments
-        if len(args) > len(arguments):
-            raise TypeError(
-                f"{self._called} takes at most {1 + len(arguments)} positional arguments"
-            )
-        for name, value in zip(arguments, args, strict=False):
-            if name in options:
-                raise TypeError(f"{self._called} got {name!r} twice")
-            options[name] = value
+        options = self.family.bind(args, options)
         if backend not in (None, *BACKENDS):
             raise ValueError(f"backend={backend!r} was given, expected one of {BACKENDS} or None")
-        for name in [n for n in house.WITHOUT_EFFECT if n not in arguments]:
-            options.pop(name, None)
-        known = {*arguments, *self.family.captured}
-        for name in options:
-            if name not in known:
-                raise TypeError(f"{self._called} has no argument {name!r}; {nearest(name, known)}")
         self.backend = backend
         self._begin()
         if isinstance(params, (str, dict)) or not isinstance(params, Iterable):
@@ -72,8 +55,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 f"{self._called}: params is empty, expected at least one tensor; pass "
                 "model.parameters(), and a new generator if this one was used up"
             )
-        super().__init__(params, {**arguments, **options})
-        if options.get("amsgrad") and options.get("rectify", arguments.get("rectify")):
+        super().__init__(params, {**self.family.arguments, **options})
+        if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
                 "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
                 "0.2.1; pass rectify=False to use the maximum",
@@ -105,12 +88,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 'one with "params": the tensors'
             )
         group = {**self.defaults, **param_group}
-        known = {*self.defaults, *self.family.captured, "params", "param_names"}
-        for name in param_group:  # groups may carry entries of others; a misspelt option is none
-            if name not in known and difflib.get_close_matches(name, known, 1, 0.8):
-                raise TypeError(
-                    f"{self._called}: a group has no option {name!r}; {nearest(name, known)}"
-                )
+        self.family.misspelt(param_group)
         self.family.validate(group)
         for name, source in self.family.captured.items():
             group.setdefault(name, float(group[source]))
@@ -288,7 +266,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         self._begin()
 
     def __reduce__(self) -> Any:
-        return _revive, (self.family.members[0].name, self._called), self.__getstate__()
+        from .classes import revive  # which makes its classes of this one
+
+        return revive, (self.family.members[0].name, self._called), self.__getstate__()
 
 
 _uncompiled_step = torch._disable_dynamo(RuleOptimizer._step)
@@ -312,65 +292,3 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def make_class(family: house.Family) -> type[RuleOptimizer]:
-    """The torch.optim.Optimizer class of a family."""
-    text = "\n\n".join(inspect.cleandoc(r.__doc__ or r.name) for r in family.members)
-    made = type(family.name, (RuleOptimizer,), {"family": family, "__module__": "steepest"})
-    made.__doc__ = f"{text}\n\n{inspect.cleandoc(RuleOptimizer.__doc__ or '')}"
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
-    last = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None)
-    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown, last])  # type: ignore[attr-defined]
-    return made
-
-
-classes: dict[str, type[RuleOptimizer]] = {
-    name: make_class(f) for name, f in house.families.items()
-}
-_by_rule: dict[str, type[RuleOptimizer]] = {
-    f.members[0].name: classes[name] for name, f in house.families.items()
-}
-
-
-def class_of(rule: str | Rule) -> type[RuleOptimizer]:
-    """The class of a rule, or of its name; the class's own name will do too."""
-    if isinstance(rule, str):
-        if rule in classes:
-            return classes[rule]
-        rule = find(rule)
-    if not isinstance(rule, Rule):
-        raise TypeError(
-            f"{rule!r} was given, expected a rule or its name; decorate it with @steepest.rule"
-        )
-    known = _by_rule.get(rule.name)
-    if known is None or known.family.members[0] is not rule:
-        _by_rule[rule.name] = known = make_class(house.of(rule))
-    return known
-
-
-def _revive(rule: str, called: str) -> RuleOptimizer:
-    if rule not in rules:
-        raise ValueError(
-            f"this {called} steps by the rule {rule!r}, which is not defined here; import the "
-            "module that defines it, then load again"
-        )
-    kind = class_of(called if called in classes else rule)
-    return kind.__new__(kind)
-
-
-def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> RuleOptimizer:
-    """An optimizer by name or rule: `optimizer("adabelief", model, lr=1e-3)`.
-
-    params: a torch.nn.Module, or whatever torch.optim takes. hyper: the arguments of the class; the
-    members of a pair may be given on their own (`beta1=0.5` for `betas=(0.5, default)`).
-    Raises ValueError for an unknown name, with the nearest known one.
-    """
-    kind = class_of(rule)
-    for name, (pair, index) in house.PAIRS.items():
-        if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
-            values = list(hyper.get(pair, kind.family.arguments[pair]))
-            values[index] = hyper.pop(name)
-            hyper[pair] = tuple(values)
-    return kind(params.parameters() if isinstance(params, torch.nn.Module) else params, **hyper)

@@ -92,7 +92,7 @@ def source(program: Program) -> str:
         if node.op == "input":
             node.label = spelt(node.value)
         text = f"real(rows[row + {i}])"
-        constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i]}")
+        constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i][4:-1]}")
     outputs = list(program.outputs.items())
     lines = printer.assignments(program.body, [n for _, n in outputs if n.op != "const"], "x")
     for name, node in outputs:  # an output that is another tensor's old value is read before

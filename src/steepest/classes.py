@@ -1,0 +1,75 @@
+"""The public classes: one torch.optim.Optimizer per family, found by name or by rule."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from . import families as house
+from .definition import Rule, find, rules
+from .shell import RuleOptimizer
+
+
+def make_class(family: house.Family) -> type[RuleOptimizer]:
+    """The torch.optim.Optimizer class of a family."""
+    text = "\n\n".join(inspect.cleandoc(r.__doc__ or r.name) for r in family.members)
+    made = type(family.name, (RuleOptimizer,), {"family": family, "__module__": "steepest"})
+    made.__doc__ = f"{text}\n\n{inspect.cleandoc(RuleOptimizer.__doc__ or '')}"
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
+    last = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None)
+    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown, last])  # type: ignore[attr-defined]
+    return made
+
+
+classes: dict[str, type[RuleOptimizer]] = {
+    name: make_class(f) for name, f in house.families.items()
+}
+_by_rule: dict[str, type[RuleOptimizer]] = {
+    f.members[0].name: classes[name] for name, f in house.families.items()
+}
+
+
+def class_of(rule: str | Rule) -> type[RuleOptimizer]:
+    """The class of a rule, or of its name; the class's own name will do too."""
+    if isinstance(rule, str):
+        if rule in classes:
+            return classes[rule]
+        rule = find(rule)
+    if not isinstance(rule, Rule):
+        raise TypeError(
+            f"{rule!r} was given, expected a rule or its name; decorate it with @steepest.rule"
+        )
+    known = _by_rule.get(rule.name)
+    if known is None or known.family.members[0] is not rule:
+        _by_rule[rule.name] = known = make_class(house.of(rule))
+    return known
+
+
+def revive(rule: str, called: str) -> RuleOptimizer:
+    """An empty optimizer of that class, for pickle and copy to fill."""
+    if rule not in rules:
+        raise ValueError(
+            f"this {called} steps by the rule {rule!r}, which is not defined here; import the "
+            "module that defines it, then load again"
+        )
+    kind = class_of(called if called in classes else rule)
+    return kind.__new__(kind)
+
+
+def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> RuleOptimizer:
+    """An optimizer by name or rule: `optimizer("adabelief", model, lr=1e-3)`.
+
+    params: a torch.nn.Module, or whatever torch.optim takes. hyper: the arguments of the class; the
+    members of a pair may be given on their own (`beta1=0.5` for `betas=(0.5, default)`).
+    Raises ValueError for an unknown name, with the nearest known one.
+    """
+    kind = class_of(rule)
+    for name, (pair, index) in house.PAIRS.items():
+        if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
+            values = list(hyper.get(pair, kind.family.arguments[pair]))
+            values[index] = hyper.pop(name)
+            hyper[pair] = tuple(values)
+    return kind(params.parameters() if isinstance(params, torch.nn.Module) else params, **hyper)
