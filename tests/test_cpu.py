@@ -16,7 +16,7 @@ from torch import nn
 
 import steepest
 from steepest.backends import cpu, machine, threads
-from steepest.plan import parts, program_of
+from steepest.plan import Wanted, parts, program_of
 
 LARGE = 1 << 20  # elements: enough for a second thread
 
@@ -260,7 +260,7 @@ def test_what_the_loop_cannot_walk_goes_to_foreach():
              nn.Parameter(torch.randn(0)), channels_last,
              nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)
-    found = parts(selection, kinds, lambda p: {}, None, False)
+    found = parts(Wanted(selection), kinds, lambda p: {}, lambda p: 0)
     compiled = [len(p.params) for p in found if type(p).__name__ == "CompiledPart"]
     assert compiled == [3]
     assert program_of(selection) is found[0].program

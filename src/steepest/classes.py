@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import families as house
-from .definition import Rule, find, rules
+from .definition import Rule, rules
 from .shell import RuleOptimizer
 
 
@@ -19,33 +19,26 @@ def make_class(family: house.Family) -> type[RuleOptimizer]:
     made.__doc__ = f"{text}\n\n{inspect.cleandoc(RuleOptimizer.__doc__ or '')}"
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
-    last = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None)
-    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown, last])  # type: ignore[attr-defined]
+    shown += [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d)
+        for n, d in {"backend": None, **house.STORAGE}.items()
+    ]
+    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown])  # type: ignore[attr-defined]
     return made
 
 
 classes: dict[str, type[RuleOptimizer]] = {
     name: make_class(f) for name, f in house.families.items()
 }
-_by_rule: dict[str, type[RuleOptimizer]] = {
-    f.members[0].name: classes[name] for name, f in house.families.items()
-}
+_by_family: dict[int, type[RuleOptimizer]] = {id(c.family): c for c in classes.values()}
 
 
 def class_of(rule: str | Rule) -> type[RuleOptimizer]:
     """The class of a rule, or of its name; the class's own name will do too."""
-    if isinstance(rule, str):
-        if rule in classes:
-            return classes[rule]
-        rule = find(rule)
-    if not isinstance(rule, Rule):
-        raise TypeError(
-            f"{rule!r} was given, expected a rule or its name; decorate it with @steepest.rule"
-        )
-    known = _by_rule.get(rule.name)
-    if known is None or known.family.members[0] is not rule:
-        _by_rule[rule.name] = known = make_class(house.of(rule))
-    return known
+    family = house.family_of(rule)
+    if id(family) not in _by_family:
+        _by_family[id(family)] = make_class(family)  # which keeps the family, and so its id
+    return _by_family[id(family)]
 
 
 def revive(rule: str, called: str) -> RuleOptimizer:

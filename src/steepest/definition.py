@@ -11,6 +11,9 @@ from .formulas import words
 from .trace import Program, TraceError, trace
 
 rules: dict[str, "Rule"] = {}
+COMPENSATION = "compensation"
+"""The key of Kahan's second number in `optimizer.state[p]`, beside those of the rule."""
+_EVERYWHERE = {"params", "backend", "weight_decay", "maximize", "rule", "rounding", "seed"}
 
 
 class Rule:
@@ -31,6 +34,8 @@ class Rule:
     search: hyperparameter -> (low, high), the log-uniform range that a race tunes it in.
     decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled".
     counts: whether the step count is saved; else `t` is 1 at the first step and 2 ever after.
+    sparse: what a sparse gradient does: "rows" steps those that it has (all at the first step),
+        "dense" fills it up with zeros, "" refuses it.
     """
 
     def __init__(
@@ -43,9 +48,10 @@ class Rule:
         decay: str = "decoupled",
         counts: bool = True,
         forgets: Iterable[str] = (),
+        sparse: str = "",
     ) -> None:
         self.function, self.name = function, function.__name__
-        self.decay, self.counts = decay, counts
+        self.decay, self.counts, self.sparse = decay, counts, sparse
         self.__doc__, self.__wrapped__ = function.__doc__, function
         self.__name__ = self.name
         self.forgets = frozenset(forgets)
@@ -53,12 +59,10 @@ class Rule:
         named: dict[str, str] = dict(keys or {})
         self.keys = {n: named.get(n) or n for n in (*self.states, *self.carried)}
         keyed = [*self.keys.values()]
-        if "step" in keyed or len({*keyed}) < len(keyed):
-            self._refuse(f"its states have the keys {keyed}", "give each its own, and not 'step'")
-        if taken := {"params", "backend", "weight_decay", "maximize"} & {
-            *self.scalars,
-            *self.choices,
-        }:
+        if {"step", COMPENSATION} & {*keyed} or len({*keyed}) < len(keyed):
+            cure = f"give each its own, and not 'step' or {COMPENSATION!r}"
+            self._refuse(f"its states have the keys {keyed}", cure)
+        if taken := _EVERYWHERE & {*self.scalars, *self.choices}:
             self._refuse(f"a scalar is called {min(taken)!r}", "rename it: every class has that")
         self.limits = {
             n: (limit, "") if isinstance(limit, str) else limit
@@ -70,6 +74,8 @@ class Rule:
             self.search["lr"] = (self.defaults["lr"] / 30, self.defaults["lr"] * 30)
         if decay not in ("coupled", "decoupled"):
             self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
+        if sparse not in ("", "rows", "dense"):
+            self._refuse(f"sparse={sparse!r}", 'say sparse="rows", "dense" or ""')
         known = {*self.states, *self.carried, *self.defaults, *self.choices}
         about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets}
         for word, name in ((w, n) for w, names in about.items() for n in names or ()):
@@ -183,8 +189,9 @@ def inside(interval: str, value: float) -> bool:
 def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
     """Make an optimizer of a function, and register it under the function's name.
 
-    `@rule` or `@rule(keys=..., limits=..., search=..., decay=..., counts=..., forgets=...)`; what
-    these say is described at `Rule`. Raises TypeError, naming the rule, the argument and the cure.
+    `@rule` or `@rule(keys=..., limits=..., search=..., decay=..., counts=..., forgets=...,
+    sparse=...)`; what these say is described at `Rule`. Raises TypeError, naming the rule, the
+    argument and the cure.
     """
     if function is None:
         return lambda f: rule(f, **about)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .definition import Rule, inside, nearest, rules
+from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
 
 Group = Mapping[str, Any]
@@ -27,6 +27,9 @@ PAIRS = {
 }  # fmt: skip
 # accepted, so that a program need not change; the backend is chosen by device
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
+# where the bytes are, for every class; they stand in a group only if they were given
+STORAGE = {"rounding": None, "seed": 0}
+ROUNDINGS = ("stochastic", "kahan")
 _DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple", "fixed_decay"}
 
 
@@ -81,7 +84,7 @@ class Family:
             if name in options:
                 raise TypeError(f"{self.name} got {name!r} twice")
             options[name] = value
-        known = {*self.arguments, *self.captured}
+        known = {*self.arguments, *self.captured, *STORAGE}
         options = {n: v for n, v in options.items() if n in known or n not in WITHOUT_EFFECT}
         for name in options:
             if name not in known:
@@ -90,7 +93,7 @@ class Family:
 
     def misspelt(self, group: Group) -> None:
         """TypeError for an entry that is nearly an option; a group may carry those of others."""
-        known = {*self.arguments, *self.captured, "params", "param_names"}
+        known = {*self.arguments, *self.captured, *STORAGE, "params", "param_names", "rule"}
         for name in group:
             if name not in known and difflib.get_close_matches(name, known, 1, 0.8):
                 raise TypeError(
@@ -133,13 +136,25 @@ class Family:
                 raise ValueError(
                     f"{self.name}: {what}={value!r} was given, expected a number in {interval}{why}"
                 )
+        rounding, seed = group.get("rounding"), group.get("seed", 0)
+        if rounding not in (None, *ROUNDINGS):
+            raise ValueError(
+                f"{self.name}: rounding={rounding!r} was given, expected one of {ROUNDINGS} or None"
+            )
+        if not isinstance(seed, int) or isinstance(seed, bool):
+            raise TypeError(f"{self.name}: seed={seed!r} was given, expected a whole number")
+        if rounding and group.get("differentiable"):
+            raise ValueError(
+                f"{self.name}: rounding={rounding!r} was given with differentiable=True, expected "
+                "one of them; autograd does not go through a rounding"
+            )
         if complaint := self.check(group):
             raise ValueError(f"{self.name}: {complaint}")
 
     @cached_property
     def keys(self) -> set[str]:
         """Every key that a state of this family may have."""
-        return {"step"}.union(*(r.keys.values() for r in self.members))
+        return {"step", COMPENSATION}.union(*(r.keys.values() for r in self.members))
 
     @cached_property
     def static(self) -> list[str]:
@@ -147,7 +162,7 @@ class Family:
         values = {PAIRS.get(n, (n,))[0] for r in self.members for n in r.defaults}
         return [
             n for n in self.arguments if n not in values - {"momentum"} and n not in WITHOUT_EFFECT
-        ]
+        ] + ["rule", *STORAGE]
 
     @cached_property
     def captured(self) -> dict[str, str]:
@@ -258,3 +273,21 @@ def select_defaults(rule: Rule) -> Selection:
 
 
 families = _all()
+"""Class name -> family."""
+_by_rule = {f.members[0].name: f for f in families.values()}
+
+
+def family_of(rule: str | Rule) -> Family:
+    """The family of a rule, of its name, or of its class's name."""
+    if isinstance(rule, str):
+        if rule in families:
+            return families[rule]
+        rule = find(rule)
+    if not isinstance(rule, Rule):
+        raise TypeError(
+            f"{rule!r} was given, expected a rule or its name; decorate it with @steepest.rule"
+        )
+    known = _by_rule.get(rule.name)
+    if known is None or known.members[0] is not rule:
+        known = _by_rule[rule.name] = of(rule)
+    return known

@@ -9,24 +9,37 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import codecs
 from .backends import eager, foreach
+from .definition import COMPENSATION
 from .families import Selection
+from .formulas import modifiers
 from .trace import Program, host_function
 
-HALVES = (torch.float16, torch.bfloat16)
 BACKENDS = ("cpu", "foreach", "eager")
 _nbytes, _shape, _dtype = attrgetter("nbytes"), attrgetter("shape"), attrgetter("dtype")
 _device, _layout = attrgetter("device"), attrgetter("layout")
+_address = Tensor.data_ptr
 
 
 class Stale(Exception):  # noqa: N818  a signal, caught by the shell
     """The parameters are no longer those that the plan was made for."""
+
+
+class Wanted(NamedTuple):
+    """What a group asks for; backend None: the fastest for each tensor."""
+
+    selection: Selection
+    backend: str | None = None
+    differentiable: bool = False
+    rounding: str | None = None
+    seed: int = 0
 
 
 @cache
@@ -46,9 +59,14 @@ def describe(tensor: Any) -> str:
     return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
 
 
-def check_gradient(rule: str, p: Tensor, g: Tensor) -> None:
+def check_gradient(selection: Selection, p: Tensor, g: Tensor, sparse: bool = False) -> None:
     """Raise for a gradient that no backend can take."""
-    if g.layout is not torch.strided:
+    rule = selection.rule.name
+    if g.layout is not torch.strided and not sparse:
+        if takes_sparse(selection, g):
+            raise Stale
+        if selection.rule.sparse and g.layout is torch.sparse_coo:
+            rule += " with weight decay"
         raise RuntimeError(
             f"{rule}: a gradient of layout {g.layout} was given for a parameter of shape "
             f"{tuple(p.shape)}, expected a dense one; build the embedding with sparse=False, or "
@@ -61,38 +79,64 @@ def check_gradient(rule: str, p: Tensor, g: Tensor) -> None:
         )
 
 
-class Part:
-    """Parameters of one device and dtype, their states in columns, their counts in one vector."""
+def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
+    """Whether the gradient is sparse and the rule can step the rows that it has."""
+    return (
+        g is not None
+        and g.layout is torch.sparse_coo
+        and bool(selection.rule.sparse)
+        and {*selection.modifiers} <= {modifiers.maximize}
+    )
 
-    differentiable = False
+
+def local(x: Any) -> Any:
+    """This process's share of a DTensor; any other tensor itself."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+class Part:
+    """Parameters of one device and dtype, their states in columns, their counts in one vector.
+
+    owners are the optimizer's parameters, params what is stepped: of a sharded owner, its shard.
+    """
 
     def __init__(
-        self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]
+        self,
+        wanted: Wanted,
+        owners: list[Tensor],
+        old: list[dict[str, Any]],
+        firsts: Sequence[int] = (),
     ) -> None:
-        self.selection, self.program, self.params = selection, program_of(selection), params
-        rule, program, n = selection.rule, self.program, len(params)
+        self.wanted, self.selection = wanted, wanted.selection
+        self.sharded = hasattr(owners[0], "to_local")
+        self.owners, params = owners, [local(p) for p in owners] if self.sharded else owners
+        self.program, self.params, self.firsts = program_of(wanted.selection), params, firsts
+        rule, program, n = wanted.selection.rule, self.program, len(params)
         self.rule = rule.name
+        self.stochastic = wanted.rounding == "stochastic" and params[0].dtype is torch.bfloat16
+        self.compensated = wanted.rounding == "kahan" and params[0].dtype in codecs.HALVES
         keeps = rule.counts and bool(program.states or program.carried or program.counts)
         self.steps = torch.zeros(n, dtype=torch.float32)
         self.carried = torch.tensor(
             [[start] * n for start in rule.carried.values()], dtype=torch.float64
         ).reshape(-1, n)
-        self.columns: list[list[Tensor]] = [[] for _ in program.states]
+        keys = [rule.keys[s] for s in program.states]
+        keys += [COMPENSATION] * self.compensated
+        self.columns: list[list[Tensor]] = [[] for _ in keys]
         self.states: list[dict[str, Any] | None] = []
         views = self.steps.unbind()
         # in fp16 AdaBelief's eps is zero, and the square of a small gradient too
-        kind = torch.float32 if params[0].dtype in HALVES else params[0].dtype
+        kind = torch.float32 if params[0].dtype in codecs.HALVES else params[0].dtype
         self.kind = kind.to_real()
-        for k, (p, state) in enumerate(zip(params, old, strict=True)):
+        for k, (p, state) in enumerate(zip(owners, old, strict=True)):
             born = bool(state) or p.grad is not None
             new = dict(state)
-            keys = [rule.keys[s] for s in program.states]
             held = [key for key in keys if state.get(key) is not None]
             if state:
                 # without a saved count, what is there tells a first step from a later one
                 self.steps[k] = float(state["step"]) if "step" in state else float(bool(held))
-            if self.steps[k] > 0 and len(held) < len(keys):
-                missing = sorted({*keys} - {*held})
+            # a compensation begins at zero at any time
+            if self.steps[k] > 0 and (missing := sorted({*keys} - {*held, COMPENSATION})):
                 raise RuntimeError(
                     f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
                     f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(state)}. Load "
@@ -102,13 +146,14 @@ class Part:
                 new["step"] = views[k]
             for key, column in zip(keys, self.columns, strict=True):
                 if state.get(key) is None and born:
-                    new[key] = torch.zeros_like(p, dtype=kind, memory_format=torch.preserve_format)
+                    wide = p.dtype if key == COMPENSATION else kind
+                    new[key] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
                 elif born and (new[key].shape != p.shape or new[key].device != p.device):
                     raise RuntimeError(
                         f"{self.rule}: state {key!r} is {describe(new[key])}, expected one like "
                         f"its parameter, {describe(p)}; load the state after moving the model"
                     )
-                column.append(new[key].detach() if born else p)
+                column.append(local(new[key].detach() if born else p))
             for i, name in enumerate(rule.carried):
                 if (value := state.get(rule.keys[name])) is not None:
                     self.carried[i, k] = float(value)
@@ -118,9 +163,9 @@ class Part:
 
     def gradients(self) -> tuple[list[int], list[Tensor]]:
         """Where there is a gradient: the indices, and the gradients, checked."""
-        grads = [p.grad for p in self.params]
+        grads = self.given()
         at = [k for k, g in enumerate(grads) if g is not None]
-        some: list[Tensor] = [grads[k] for k in at]  # type: ignore[misc]
+        some: list[Tensor] = [grads[k] for k in at]
         if self.unborn and not self.unborn.isdisjoint(at):
             raise Stale
         params = self.params if len(at) == len(grads) else [self.params[k] for k in at]
@@ -132,8 +177,22 @@ class Part:
             or not set(map(_device, some)) <= {like.device}
         ):
             for p, g in zip(params, some, strict=True):
-                check_gradient(self.rule, p, g)
+                check_gradient(self.selection, p, g)
         return at, some
+
+    def given(self) -> list[Any]:
+        """What stands as gradient, shards for shards."""
+        if not self.sharded:
+            return [p.grad for p in self.params]
+        if list(map(_address, map(local, self.owners))) != list(map(_address, self.params)):
+            raise Stale
+        grads: list[Any] = []
+        for p in self.owners:
+            g: Any = p.grad
+            if g is not None and hasattr(g, "placements") and g.placements != p.placements:  # type: ignore[attr-defined]
+                g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
+            grads.append(local(g))
+        return grads
 
     def rows(self, at: list[int]) -> list[tuple[list[int], float, list[float]]]:
         """The indices by equal counts and carried scalars: (indices, t, carried)."""
@@ -161,11 +220,16 @@ class CompiledPart(Part):
     """The CPU's compiled loop, for dense float32 or float64 parameters."""
 
     def __init__(
-        self, selection: Selection, params: list[Tensor], old: list[dict[str, Any]]
+        self,
+        wanted: Wanted,
+        owners: list[Tensor],
+        old: list[dict[str, Any]],
+        firsts: Sequence[int] = (),
     ) -> None:
         from .backends import cpu
 
-        super().__init__(selection, params, old)
+        super().__init__(wanted, owners, old, firsts)
+        params = self.params
         self.n = len(params)
         self.strides = [p.stride() for p in params]
         self.contiguous = all(map(Tensor.is_contiguous, params))
@@ -180,18 +244,19 @@ class CompiledPart(Part):
                     s.dtype != params[k].dtype or s.stride() != self.strides[k]
                 ):
                     # a state loaded in another dtype or layout: one that the loop can walk along p
-                    column[k] = torch.empty_like(params[k]).copy_(s)
-                    self.states[k][selection.rule.keys[key]] = column[k]  # type: ignore[index]
+                    state, name = self.states[k], self.selection.rule.keys[key]
+                    state[name] = torch.empty_like(owners[k]).copy_(state[name])  # type: ignore[index]
+                    column[k] = local(state[name].detach())  # type: ignore[index]
         self.work = cpu.Work(self.program, params, self.columns, self.steps, self.carried)
         self.scratch: dict[int, Tensor] = {}
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
-        params, grads = self.params, [p.grad for p in self.params]
+        params, grads = self.params, self.given()
         if list(map(Tensor.data_ptr, params)) != self.addresses or not all(
             map(Tensor.is_contiguous, self.matrices)
         ):
             raise Stale
-        stepped, given, sized = params, None, False
+        stepped, given, sized = self.owners, None, False
         try:
             given = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
             sized = not self.unborn and list(map(_nbytes, grads)) == self.nbytes
@@ -201,7 +266,7 @@ class CompiledPart(Part):
             at, grads = self.gradients()
             if list(map(_nbytes, params)) != self.nbytes:
                 raise Stale
-            given, stepped = np.zeros(self.n, np.int64), [params[k] for k in at]
+            given, stepped = np.zeros(self.n, np.int64), [self.owners[k] for k in at]
             given[at] = list(map(Tensor.data_ptr, grads))
             self.straighten(at, grads, given)
         elif not (self.contiguous and all(map(Tensor.is_contiguous, grads))):  # type: ignore[arg-type]
@@ -233,65 +298,129 @@ class CompiledPart(Part):
             given[[k for k, _ in odd]] = list(map(Tensor.data_ptr, copies))
 
 
-def _view(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _load(x: Tensor, kind: torch.dtype) -> Tensor:
-    """As the rule sees it: complex numbers as pairs in place, another dtype as a copy."""
-    return _view(x.resolve_conj()).to(kind)
-
-
 class ForeachPart(Part):
     """torch._foreach calls, for whatever has no kernel."""
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
-        kind = self.kind
-        run, host = _foreach_of(self.selection, kind.itemsize)
         order = dict(zip(at, grads, strict=True))
-        # t stands first among the program's scalars, if it is there
-        lead = self.program.counts
-        slots = len(self.program.slots)
 
         @torch.no_grad()
         def step() -> None:
             for indices, t, carried in self.rows(at):
-                values = host(*([t] if lead else []), *scalars, *carried)
                 lists = [[column[k] for k in indices] for column in (self.params, *self.columns)]
-                p, *states = loaded = [[_load(x, kind) for x in tensors] for tensors in lists]
-                run(p, [_load(order[k], kind) for k in indices], *states, values[:slots])
-                for tensors, new in zip(lists, loaded, strict=True):
-                    if any(x.dtype not in (kind, kind.to_complex()) for x in tensors):
-                        torch._foreach_copy_(list(map(_view, tensors)), new)
-                self.count(indices, t, values[slots:])
+                self.advance(lists, [order[k] for k in indices], indices, t, carried, scalars)
+
+        return step
+
+    def advance(
+        self,
+        lists: list[list[Tensor]],
+        grads: list[Tensor],
+        indices: list[int],
+        t: float,
+        carried: list[float],
+        scalars: list[float],
+    ) -> None:
+        """Step the tensors, parameters first and then states, all of the same count t."""
+        run, host = _foreach_of(self.selection, self.kind.itemsize)
+        # t stands first among the program's scalars, if it is there
+        values = host(*([t] if self.program.counts else []), *scalars, *carried)
+        slots = len(self.program.slots)
+        loaded = self.load(lists)
+        run(loaded[0], [codecs.load(g, self.kind) for g in grads], *loaded[1:], values[:slots])
+        self.store(lists, loaded, indices, t)
+        self.count(indices, t, values[slots:])
+
+    def load(self, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+        """What the rule reads: without the compensation, which is part of the parameter."""
+        loaded = [[codecs.load(x, self.kind) for x in tensors] for tensors in lists]
+        if self.compensated:
+            compensation = loaded.pop()
+            torch._foreach_add_(loaded[0], compensation)
+        return loaded
+
+    def store(
+        self, lists: list[list[Tensor]], loaded: list[list[Tensor]], indices: list[int], t: float
+    ) -> None:
+        """Write back what was stepped in copies."""
+        params, *states = lists
+        if self.compensated:
+            codecs.store_compensated(params, loaded[0], states.pop())
+        elif self.stochastic:
+            firsts = [self.firsts[k] for k in indices]
+            codecs.store_stochastic(params, loaded[0], firsts, self.wanted.seed, t)
+        else:
+            codecs.store(params, loaded[0], self.kind)
+        for old, new in zip(states, loaded[1:], strict=True):
+            codecs.store(old, new, self.kind)
+
+
+class SparsePart(ForeachPart):
+    """The rows that a sparse gradient has, for rules that leave a row without gradient alone."""
+
+    def ready(self, scalars: list[float]) -> Callable[[], None]:
+        grads = self.given()
+        at = [k for k, g in enumerate(grads) if g is not None]
+        if not all(takes_sparse(self.selection, grads[k]) for k in at):
+            raise Stale
+        if not self.unborn.isdisjoint(at):
+            raise Stale
+        for k in at:
+            check_gradient(self.selection, self.params[k], grads[k], sparse=True)
+
+        @torch.no_grad()
+        def step() -> None:
+            for indices, t, carried in self.rows(at):
+                pieces = []
+                for k in indices:
+                    g = grads[k].coalesce()
+                    # the first step is of all rows: a state may have a start other than zero
+                    every = t == 1 or self.selection.rule.sparse == "dense"
+                    rows = ... if every else tuple(g.indices())
+                    pieces.append((rows, g.to_dense() if every else g.values()))
+                columns = [[c[k] for k in indices] for c in (self.params, *self.columns)]
+                lists = [[x[rows] for x, (rows, _) in zip(c, pieces, strict=True)] for c in columns]
+                self.advance(lists, [g for _, g in pieces], indices, t, carried, scalars)
+                for column, tensors in zip(columns, lists, strict=True):
+                    for x, (rows, _), new in zip(column, pieces, tensors, strict=True):
+                        if rows is not ...:  # else it was a view
+                            x[rows] = new
 
         return step
 
 
-class ReferencePart(Part):
+class ReferencePart(ForeachPart):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
         values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
+        differentiable = self.wanted.differentiable
 
         def step() -> None:
             for k, g in zip(at, grads, strict=True):
                 t, state = float(self.steps[k]) + 1, self.states[k] or {}
                 values.update(zip(rule.carried, self.carried[:, k].tolist(), strict=True), t=t)
-                with torch.set_grad_enabled(self.differentiable):
-                    states = [state[rule.keys[s]] for s in program.states]
-                    p = self.params[k]
-                    loaded = [_load(x, self.kind) for x in (p, g, *states)]
-                    new, carried = eager.run(program, choices, loaded, values)
-                    _view(p).copy_(new.pop(rule.tensors[0]))
-                    for name, old in zip(program.states, states, strict=True):
-                        if name in new and self.differentiable:
-                            state[rule.keys[name]] = new[name]
-                        elif name in new:
-                            _view(old).copy_(new[name])
+                with torch.set_grad_enabled(differentiable):
+                    lists = [[column[k]] for column in (self.params, *self.columns)]
+                    if differentiable:  # as the last step left them, with their history
+                        lists[1:] = [[state[rule.keys[s]]] for s in program.states]
+                    loaded = self.load(lists)
+                    tensors = [x for (x,) in loaded]
+                    tensors.insert(1, codecs.load(g, self.kind))
+                    new, carried = eager.run(program, choices, tensors, values)
+                    if not differentiable:
+                        for old, name in zip(
+                            loaded, (rule.tensors[0], *program.states), strict=True
+                        ):
+                            if name in new:
+                                old[0].copy_(new[name])
+                        self.store(lists, loaded, [k], t)
+                    else:
+                        codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
+                        state.update((rule.keys[name], x) for name, x in new.items())
                 self.count([k], t, carried)
 
         return step
@@ -312,28 +441,35 @@ def compiled_for(p: Tensor) -> bool:
 
 
 def parts(
-    selection: Selection,
+    wanted: Wanted,
     params: Sequence[Tensor],
     state: Callable[[Tensor], dict[str, Any]],
-    backend: str | None,
-    differentiable: bool,
+    firsts: Callable[[Tensor], int],
 ) -> list[Part]:
     """The group's parameters shared out among the backends."""
     kinds: dict[Any, list[Tensor]] = {}
+    rule, backend = wanted.selection.rule.name, wanted.backend
     for p in params:
         if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
             raise RuntimeError(
-                f"{selection.rule.name}: a parameter of shape {tuple(p.shape)} and strides "
+                f"{rule}: a parameter of shape {tuple(p.shape)} and strides "
                 f"{p.stride()} was given, expected one whose elements have memory of their own; "
                 "expand it in the model, not in the optimizer"
             )
+        if wanted.rounding == "stochastic" and p.dtype == torch.float16:
+            raise RuntimeError(
+                f"{rule}: rounding='stochastic' was given for {describe(p)}, expected "
+                "torch.bfloat16 (or 32 bits and more, which need none); take rounding='kahan'"
+            )
         kind: type[Part] = ForeachPart
-        if differentiable or backend == "eager":
+        if takes_sparse(wanted.selection, p.grad):
+            kind = SparsePart
+        elif wanted.differentiable or backend == "eager":
             kind = ReferencePart
-        elif backend != "foreach" and compiled_for(p):
+        elif backend != "foreach" and compiled_for(local(p)):
             kind = CompiledPart
-        kinds.setdefault((kind, p.device, p.dtype), []).append(p)
-    found = [kind(selection, ps, [state(p) for p in ps]) for (kind, *_), ps in kinds.items()]
-    for part in found:
-        part.differentiable = differentiable
-    return found
+        kinds.setdefault((kind, p.device, p.dtype, hasattr(p, "to_local")), []).append(p)
+    return [
+        kind(wanted, ps, [state(p) for p in ps], [firsts(p) for p in ps])
+        for (kind, *_), ps in kinds.items()
+    ]

@@ -9,7 +9,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import accumulate, chain
 from operator import is_
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from . import families as house
-from .plan import BACKENDS, Part, Stale, describe, parts, program_of
+from .plan import BACKENDS, Part, Stale, Wanted, describe, parts, program_of
 
 _NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
@@ -32,6 +32,11 @@ class RuleOptimizer(torch.optim.Optimizer):
     `capturable` and `print_change_log` are accepted without effect: the device chooses the backend.
     differentiable=True steps by the reference and lets autograd through. backend: "cpu", "foreach"
     or "eager", where None (the default) takes the fastest for each tensor.
+
+    rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
+    (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the
+    nearest, with what that cuts off in a second number of 16 bits, the state "compensation". A
+    group may say `rule`, the name of a rule of its own, whose defaults it then takes.
 
     Raises ValueError for a value out of its limits, TypeError for an unknown argument, each saying
     what was given and what was expected; a step that raises has changed nothing.
@@ -55,6 +60,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                 f"{self._called}: params is empty, expected at least one tensor; pass "
                 "model.parameters(), and a new generator if this one was used up"
             )
+        if options.get("rounding") is None:
+            options = {n: v for n, v in options.items() if n not in house.STORAGE}
+        elif options["rounding"] == "stochastic":
+            options.setdefault("seed", 0)
         super().__init__(params, {**self.family.arguments, **options})
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
@@ -70,7 +79,6 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _begin(self) -> None:
         self._lock = threading.RLock()
         self._parts: dict[int, tuple[Any, list[Tensor], Any, Any, list[Part]]] = {}
-        self._static = self.family.static
         self._snapshot: list[Any] = []
         self._addresses: list[int] = []
         self._checked, self._by_identity = slice(0), True
@@ -87,14 +95,18 @@ class RuleOptimizer(torch.optim.Optimizer):
                 f"{self._called}: a group with the keys {sorted(param_group)} was given, expected "
                 'one with "params": the tensors'
             )
-        group = {**self.defaults, **param_group}
-        self.family.misspelt(param_group)
-        self.family.validate(group)
-        for name, source in self.family.captured.items():
+        family = self._family(param_group)
+        group = {**(self.defaults if family is self.family else family.arguments), **param_group}
+        family.misspelt(param_group)
+        family.validate(group)
+        for name, source in family.captured.items():
             group.setdefault(name, float(group[source]))
+        known = {*group, "param_names"}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(group)
+        for name in {*group} - known:  # torch has put the options of this class beside its own
+            del group[name]
         params = group["params"]
         if len({id(p) for p in params}) < len(params):
             warnings.warn(
@@ -102,6 +114,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                 "steps it twice)",
                 stacklevel=4,
             )
+
+    def _family(self, group: dict[str, Any]) -> house.Family:
+        rule = group.get("rule")
+        return self.family if rule is None else house.family_of(rule)
 
     # the step
 
@@ -151,28 +167,40 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _ready(self) -> list[Callable[[], None]]:
         work: list[Callable[[], None]] = []
         new: list[Part] = []
-        number = self.family.scalar
         for index in [i for i in self._parts if i >= len(self.param_groups)]:
             del self._parts[index]  # a group was removed
         for index, group in enumerate(self.param_groups):
             params = group["params"]
-            watched = [group.get(name) for name in self._static]
+            family = self._family(group)
+            watched = [group.get(name) for name in family.static]
             watched = [float(v) if isinstance(v, Tensor) else v for v in watched]
             known, old, made, program, mine = self._parts.get(index, _NOTHING)
             same = len(params) == len(old) and all(map(is_, params, old))
             if known != watched or not same:
-                wanted = self.family.select(group), group.get("differentiable", False)
-                program = program_of(wanted[0])
+                wanted = Wanted(
+                    family.select(group),
+                    self.backend,
+                    bool(group.get("differentiable")),
+                    group.get("rounding"),
+                    group.get("seed", 0),
+                )
+                program = program_of(wanted.selection)
                 if wanted != made or not same:
                     unique = list({id(p): p for p in params}.values())
                     mine = parts(
-                        wanted[0], unique, lambda p: self.state.get(p, {}), self.backend, wanted[1]
+                        wanted, unique, lambda p: self.state.get(p, {}), self._first().__getitem__
                     )
                     new += mine
                 self._parts[index] = watched, list(params), wanted, program, mine
-            scalars = [number(group, n, program.rule) for n in program.scalars if n != "t"]
+            scalars = [family.scalar(group, n, program.rule) for n in program.scalars if n != "t"]
             work += [part.ready(scalars) for part in mine]
         return [lambda: self._commit(new), *work] if new else work
+
+    def _first(self) -> dict[Tensor, int]:
+        """The number of a parameter's first element, counted through all groups."""
+        every = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        starts = accumulate((p.numel() for p in every), initial=0)
+        return dict(zip(every, starts, strict=False))
 
     def _state_was_replaced(self) -> bool:
         """Whether the state has other tensors, as after `state[k] = v.to(...)`, or other memory."""
@@ -188,7 +216,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _commit(self, new: list[Part]) -> None:
         for part in new:
-            for k, (p, state) in enumerate(zip(part.params, part.states, strict=True)):
+            for k, (p, state) in enumerate(zip(part.owners, part.states, strict=True)):
                 if state:
                     self.state[p].update(state)
                     part.states[k] = self.state[p]

@@ -6,7 +6,7 @@ from .words import carried, maximum, where
 _BUFFER = {"keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled"}
 
 
-@rule(decay="coupled", search={"lr": (1e-3, 1.0)})
+@rule(decay="coupled", search={"lr": (1e-3, 1.0)}, sparse="rows")
 def sgd(p, g, *, lr=1e-3):
     """(Stochastic) gradient descent. Robbins and Monro 1951, doi:10.1214/aoms/1177729586.
 
@@ -16,7 +16,7 @@ def sgd(p, g, *, lr=1e-3):
     return p - lr * g
 
 
-@rule(**_BUFFER, search={"lr": (1e-3, 1.0)})
+@rule(**_BUFFER, search={"lr": (1e-3, 1.0)}, sparse="dense")
 def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     """Momentum as torch.optim.SGD has it. Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
 
@@ -28,7 +28,7 @@ def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     return p - lr * b, b
 
 
-@rule(**_BUFFER, search={"lr": (1e-3, 1.0)})
+@rule(**_BUFFER, search={"lr": (1e-3, 1.0)}, sparse="dense")
 def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     """Nesterov momentum as torch.optim.SGD has it. Nesterov 1983; Sutskever et al. 2013, PMLR
     28(3).

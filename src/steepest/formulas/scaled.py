@@ -36,7 +36,7 @@ def rprop(
     return p - z * sign(g), g, z
 
 
-@rule(keys={"v": "sum"}, decay="coupled", search={"lr": (1e-3, 1.0)})
+@rule(keys={"v": "sum"}, decay="coupled", search={"lr": (1e-3, 1.0)}, sparse="rows")
 def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10):
     """Adagrad. Duchi, Hazan and Singer 2011, JMLR 12.
 
