@@ -256,7 +256,7 @@ def test_every_loop_calls_the_c_library_alone():
 def test_what_the_loop_cannot_walk_goes_to_foreach():
     gaps = nn.Parameter(torch.randn(4, 6)[:, ::2])
     channels_last = nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
-    kinds = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3).bfloat16()), gaps,
+    kinds = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3).half()), gaps,
              nn.Parameter(torch.randn(0)), channels_last,
              nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ def store_stochastic(
         torch.arange(first, first + x.numel(), device=x.device)
         for first, x in zip(firsts, new, strict=True)
     ]
-    bits += torch.where(finite, noise(torch.cat(numbers), seed, t), 0)
+    bits += torch.where(finite, noise(torch.cat(numbers), key(seed, t)), 0)
     bits &= torch.where(finite, ~0xFFFF, -1)  # a nan's mark may be in the low half
     pieces = bits.view(torch.float32).split([x.numel() for x in new])
     torch._foreach_copy_(
@@ -55,20 +56,31 @@ def store_stochastic(
     )
 
 
-def noise(numbers: Tensor, seed: int, t: float) -> Tensor:
-    """16 random bits for each element number, as int32: a hash of seed, step and number.
+def key(seed: int, t: float) -> int:
+    """64 bits for the noise of one step."""
+    digest = hashlib.blake2b(f"{seed} {int(t)}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def noise(numbers: Tensor, key: int) -> Tensor:
+    """16 random bits for each element number, as int32: a hash of number and key.
 
     Rounds of a key, a shift and an odd factor. That a generator may be a hash of a counter: Salmon
     et al. 2011, doi:10.1145/2063384.2063405.
     """
-    digest = hashlib.blake2b(f"{seed} {int(t)}".encode(), digest_size=12).digest()
-    keys = [int.from_bytes(digest[i : i + 4], signed=True, byteorder="big") for i in (0, 4, 8)]
-    x = (numbers ^ (numbers >> 32)).to(torch.int32)
-    for key, factor in zip(keys, (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39), strict=True):
-        x ^= key
-        x ^= (x >> 16) & 0xFFFF
-        x *= factor
+    low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
+    x = _wrapped(numbers ^ (numbers >> 32)) ^ _wrapped(low)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x ^= (x >> shift) & (0xFFFFFFFF >> shift)  # a logical shift
+        x *= _wrapped(factor)
+        if shift == 16:
+            x ^= _wrapped(high)
     return (x >> 16) & 0xFFFF
+
+
+def _wrapped(x: Any) -> Any:
+    """Into the range of int32, modulo 2**32."""
+    return x.to(torch.int32) if isinstance(x, Tensor) else (x + 2**31) % 2**32 - 2**31
 
 
 def store_compensated(

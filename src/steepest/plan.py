@@ -238,16 +238,23 @@ class CompiledPart(Part):
         self.nbytes, self.shapes = list(map(_nbytes, params)), list(map(_shape, params))
         self.addresses = list(map(Tensor.data_ptr, params))
         self.held = [p.detach() for p in params]  # no other tensor takes an address from them
-        for key, column in zip(self.program.states, self.columns, strict=True):
+        for key, column in zip(self.program.states, self.columns, strict=False):
             for k, s in enumerate(column):
-                if k not in self.unborn and (
-                    s.dtype != params[k].dtype or s.stride() != self.strides[k]
-                ):
+                if k not in self.unborn and (s.dtype != self.kind or s.stride() != self.strides[k]):
                     # a state loaded in another dtype or layout: one that the loop can walk along p
                     state, name = self.states[k], self.selection.rule.keys[key]
-                    state[name] = torch.empty_like(owners[k]).copy_(state[name])  # type: ignore[index]
+                    state[name] = torch.empty_like(owners[k], dtype=self.kind).copy_(state[name])  # type: ignore[index]
                     column[k] = local(state[name].detach())  # type: ignore[index]
-        self.work = cpu.Work(self.program, params, self.columns, self.steps, self.carried)
+        storage = wanted.rounding or "nearest" if params[0].dtype in codecs.HALVES else ""
+        self.work = cpu.Work(
+            self.program,
+            params,
+            self.columns,
+            self.steps,
+            self.carried,
+            storage,
+            firsts or [0] * self.n,
+        )
         self.scratch: dict[int, Tensor] = {}
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
@@ -275,11 +282,17 @@ class CompiledPart(Part):
             self.straighten(range(self.n), grads, given)
 
         def step() -> None:
-            self.work.run(given, scalars)
+            self.work.run(given, scalars, self.keys() if self.stochastic else 0)
             torch.autograd.graph.increment_version(stepped)
             del grads[:]  # held until here: the loop has read their memory
 
         return step
+
+    def keys(self) -> list[int]:
+        """The key of each parameter's noise, by seed and count."""
+        steps = self.steps.tolist()
+        key = {t: codecs.key(self.wanted.seed, t + 1) for t in {*steps}}
+        return [key[t] for t in steps]
 
     def straighten(self, at: Sequence[int], grads: list[Any], given: Any) -> None:
         """Copy gradients of other strides than their parameter's, and put the copies' addresses."""
@@ -427,10 +440,10 @@ class ReferencePart(ForeachPart):
 
 
 def compiled_for(p: Tensor) -> bool:
-    """Whether the CPU's loop can step the parameter: dense memory, float32 or float64."""
+    """Whether the CPU's loop can step the parameter: dense memory, and not float16."""
     return (
         p.device.type == "cpu"
-        and p.dtype in (torch.float32, torch.float64)
+        and p.dtype in (torch.float32, torch.float64, torch.bfloat16)
         and type(p) in (Tensor, torch.nn.Parameter)
         and p.layout is torch.strided
         and p.numel() > 0

@@ -331,7 +331,9 @@ class Printer:
 RESERVED = frozenset({
     "torch", "full", "address", "addresses", "job", "n", "integers", "doubles", "singles", "reals",
     "real", "float64", "rows", "row_of", "row", "steps", "carried", "scalar", "k", "chunks",
-    "count", "borders", "piece", "take", "c", "i", "zero", "fit", "host",
+    "count", "borders", "piece", "take", "c", "i", "zero", "fit", "host", "halves", "widen",
+    "narrow", "cut", "dither", "firsts", "keys", "first", "key", "compensation", "now", "grad",
+    "new", "low",
 })  # fmt: skip
 
 

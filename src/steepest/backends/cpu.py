@@ -1,4 +1,5 @@
-"""The CPU: one compiled loop over raw pointers for all tensors of a group, float32 or float64.
+"""The CPU: one compiled loop over raw pointers for all tensors of a group. Parameters are float32,
+float64 or, with states of float32, bfloat16.
 
 The program is printed as a Python function and compiled by numba; the machine code is kept on disk
 (`machine.py`), so that later processes load it without importing numba. Work is cut into pieces of
@@ -19,7 +20,8 @@ from . import machine, threads
 CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
 
 # the job: one array of int64 that the loop reads its addresses and sizes from
-(NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS, ONLY) = range(13)  # fmt: skip  # noqa: E501
+(NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS,
+ ONLY, FIRSTS, KEYS) = range(15)  # fmt: skip
 
 _SOURCE = """\
 def {name}(address):
@@ -38,7 +40,7 @@ def {name}(address):
         if job[12] != 0:
             return
     chunks, count, borders = integers(job[9]), job[10], integers(job[11])
-    while True:
+{noise}    while True:
         piece = take(job)
         if piece >= job[1]:
             return
@@ -47,7 +49,7 @@ def {name}(address):
             if addresses[n + k] == 0:
                 continue
             row = row_of[k]
-{pointers}{constants}            for i in range(chunks[count + c], chunks[2 * count + c]):
+{pointers}{constants}{counter}            for i in range(chunks[count + c], chunks[2 * count + c]):
 {loop}"""
 
 
@@ -66,8 +68,11 @@ def _indent(lines: Sequence[str], depth: int) -> str:
     return "".join(f"{'    ' * depth}{line}\n" for line in lines)
 
 
-def source(program: Program) -> str:
-    """The loop as a Python function of one argument, the address of its job."""
+def source(program: Program, storage: str = "") -> str:
+    """The loop as a Python function of one argument, the address of its job.
+
+    storage: how bfloat16 parameters are rounded, "nearest", "stochastic" or "kahan"; "" for others.
+    """
     p, g = program.rule.tensors[:2]
     tensors = [spelt(x) for x in (p, g, *program.states)]
     scalars = [spelt(s) for s in program.scalars if s != "t"]
@@ -84,9 +89,17 @@ def source(program: Program) -> str:
     start = [f"{old} = 0.0" for old, _ in memo] + [f"next_{c} = 0.0" for c in carried]
     write = [f"carried[{i} * n + k] = next_{c}" for i, c in enumerate(carried)]
 
+    dithered = storage == "stochastic"
     printer = _Loop(program, taken={*RESERVED, *tensors})
     for name in program.rule.tensors:
         printer.names[program.inputs[name]] = f"{spelt(name)}[i]"
+    start_of_loop, halves = [], tensors[:2] if storage else []
+    if storage:
+        printer.names |= {program.inputs[p]: "now", program.inputs[g]: "grad"}
+        start_of_loop = [f"now, grad = widen({tensors[0]}[i]), widen({tensors[1]}[i])"]
+    if storage == "kahan":
+        start_of_loop.append("now = now + widen(compensation[i])")
+        tensors, halves = [*tensors, "compensation"], [*halves, "compensation"]
     constants = ["zero = real(0.0)"]
     for i, node in enumerate(program.slots):
         if node.op == "input":
@@ -94,11 +107,23 @@ def source(program: Program) -> str:
         text = f"real(rows[row + {i}])"
         constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i][4:-1]}")
     outputs = list(program.outputs.items())
-    lines = printer.assignments(program.body, [n for _, n in outputs if n.op != "const"], "x")
+    lines = start_of_loop + printer.assignments(
+        program.body, [n for _, n in outputs if n.op != "const"], "x"
+    )
     for name, node in outputs:  # an output that is another tensor's old value is read before
         if not node.host and node.op == "input" and node.value != name:
-            lines.append(f"{printer.name(node, 'x')} = {spelt(node.value)}[i]")
-    lines += [f"{spelt(name)}[i] = {printer.expression(node)}" for name, node in outputs]
+            old = printer.names[node]
+            lines.append(f"{printer.name(node, 'x')} = {old}")
+    for name, node in outputs:
+        value = printer.expression(node)
+        if name != p or not storage:
+            lines.append(f"{spelt(name)}[i] = {value}")
+        elif storage == "stochastic":
+            lines.append(f"{tensors[0]}[i] = dither({value}, first + i, key)")
+        else:
+            lines += [f"new = {value}", "low = narrow(new)", f"{tensors[0]}[i] = low"]
+            if storage == "kahan":
+                lines.append("compensation[i] = narrow(cut(new, widen(low)))")
     return _SOURCE.format(
         name=program.rule.name,
         slots=slots,
@@ -106,8 +131,14 @@ def source(program: Program) -> str:
         changed=_indent([*read, f"if {test}:"], 3),
         host=_indent(compute, 4) + _indent(write, 3),
         pointers=_indent(
-            [f"{x} = reals(addresses[{i} * n + k])" for i, x in enumerate(tensors)], 3
+            [
+                f"{x} = {'halves' if x in halves else 'reals'}(addresses[{i} * n + k])"
+                for i, x in enumerate(tensors)
+            ],
+            3,
         ),
+        noise=_indent(["firsts, keys = integers(job[13]), integers(job[14])"] * dithered, 1),
+        counter=_indent(["first, key = firsts[k], keys[k]"] * dithered, 3),
         constants=_indent(constants, 3),
         loop=_indent(lines, 4),
     )
@@ -127,8 +158,11 @@ class Work:
         states: Sequence[Sequence[Tensor]],
         steps: Tensor,
         carried: Tensor,
+        storage: str = "",
+        firsts: Sequence[int] = (),
     ) -> None:
-        self.loop = machine.load(program.rule.name, source(program), params[0].element_size())
+        size = max(params[0].element_size(), 4)
+        self.loop = machine.load(program.rule.name, source(program, storage), size)
         n, sizes = len(params), [p.numel() for p in params]
         self.scalars = np.zeros(max(len(program.scalars), 1))
         self.table = _int64(2 + len(states), n)
@@ -139,20 +173,26 @@ class Work:
         self.arrays = (
             self.table, steps.numpy(), carried.numpy(), self.scalars,
             np.zeros((n, max(len(program.slots), 1))), _int64(n), chunks, borders,
+            np.array(firsts, np.int64), _int64(n),
         )  # fmt: skip
         at = [a.ctypes.data for a in self.arrays]
-        self.job = _int64(13)
+        self.keys = self.arrays[-1]
+        self.job = _int64(15)
         self.job[[TENSORS, PIECES, COUNT]] = n, len(borders) - 1, chunks.shape[1]
-        self.job[[ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, BORDERS]] = at
+        self.job[
+            [ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, BORDERS, FIRSTS, KEYS]
+        ] = at
         self.address, self.elements, self.pieces = (
             self.job.ctypes.data,
             sum(sizes),
             len(borders) - 1,
         )
 
-    def run(self, gradients: Any, scalars: Sequence[float]) -> None:
-        """One step: addresses of the gradients (0: none) and the values of the scalars but t."""
-        self.table[1] = gradients
+    def run(self, gradients: Any, scalars: Sequence[float], keys: Any = 0) -> None:
+        """One step: addresses of the gradients (0: none), the values of the scalars but t, and the
+        keys of the noise.
+        """
+        self.table[1], self.keys[:] = gradients, keys
         self.scalars[: len(scalars)] = scalars
         count = threads.wanted(self.elements, self.pieces)
         self.job[NEXT], self.job[ONLY] = -1, count > 1

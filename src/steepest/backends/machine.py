@@ -149,6 +149,64 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "real": real, "float64": types.float64, "reals": pointer(real), "take": take,
         "integers": pointer(types.int64), "doubles": pointer(types.float64),
         "singles": pointer(types.float32), "sqrt": math.sqrt, "sign": sign,
+        "halves": pointer(types.uint16), **_halves(), "fit": helper(fits[itemsize]),
         "maximum": helper(words.larger), "minimum": helper(words.smaller),
-        "fit": helper(fits[itemsize]),
+    }  # fmt: skip
+
+
+def _halves() -> dict[str, Any]:
+    """bfloat16 in generated source: the upper half of a float32's bits, kept as uint16.
+
+    In LLVM's own words, as numba computes integers in 64 bits, which halves the lanes.
+    """
+    from llvmlite import ir
+    from numba import extending, types
+
+    word, half, single = ir.IntType(32), ir.IntType(16), ir.FloatType()
+
+    def number(value: int) -> Any:
+        return ir.Constant(word, value)
+
+    def intrinsic(emit: Callable[..., Any], result: Any, *kinds: Any) -> Any:
+        names = ", ".join("abc"[: len(kinds)])
+        scope: dict[str, Any] = {
+            "found": result(*kinds), "emit": lambda c, builder, s, args: emit(builder, *args)
+        }  # fmt: skip
+        exec(f"def word(context, {names}): return found, emit", scope)  # numba counts its arguments
+        return extending.intrinsic(scope["word"])
+
+    def widen(b: Any, x: Any) -> Any:
+        return b.bitcast(b.shl(b.zext(x, word), number(16)), single)
+
+    def upper(b: Any, x: Any, add: Callable[[Any], Any]) -> Any:
+        bits = b.bitcast(x, word)
+        finite = b.icmp_unsigned("!=", b.and_(bits, number(0x7F800000)), number(0x7F800000))
+        # a nan keeps its quiet bit, or cut off it would be an inf
+        other = b.select(b.fcmp_unordered("uno", x, x), b.or_(bits, number(0x400000)), bits)
+        rounded = b.select(finite, b.add(bits, add(bits)), other)
+        return b.trunc(b.lshr(rounded, number(16)), half)
+
+    def narrow(b: Any, x: Any) -> Any:
+        # to the nearest, a tie to the even one
+        odd = lambda bits: b.and_(b.lshr(bits, number(16)), number(1))  # noqa: E731
+        return upper(b, x, lambda bits: b.add(number(0x7FFF), odd(bits)))
+
+    def dither(b: Any, x: Any, element: Any, key: Any) -> Any:
+        # the same hash as in codecs.py
+        high = lambda n: b.trunc(b.lshr(n, ir.Constant(ir.IntType(64), 32)), word)  # noqa: E731
+        h = b.xor(b.xor(b.trunc(element, word), high(element)), b.trunc(key, word))
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            h = b.mul(b.xor(h, b.lshr(h, number(shift))), number(factor))
+            h = b.xor(h, high(key)) if shift == 16 else h
+        return upper(b, x, lambda _: b.lshr(h, number(16)))
+
+    def cut(b: Any, x: Any, low: Any) -> Any:
+        rest = b.fsub(x, low)  # nan of two infinities: beyond the largest number nothing is cut off
+        return b.select(b.fcmp_ordered("ord", rest, rest), rest, ir.Constant(single, 0.0))
+
+    bits, real, integer = types.uint16, types.float32, types.int64
+    return {
+        "widen": intrinsic(widen, real, bits), "narrow": intrinsic(narrow, bits, real),
+        "dither": intrinsic(dither, bits, real, integer, integer),
+        "cut": intrinsic(cut, real, real, real),
     }  # fmt: skip
