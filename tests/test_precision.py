@@ -1,7 +1,10 @@
 """Parameters of 16 bits: what rounding keeps of small steps, and what AMP does around a step."""
 
 import math
+import runpy
+import statistics
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,6 +62,23 @@ def test_plain_bfloat16_stays_exactly_where_it_is():
     ones = torch.ones(COUNT, dtype=BF16)
     assert run("adamw", ones, BF16, None) == 0
     assert run("adabelief", ones, BF16, None, backend="foreach") == 0
+
+
+def test_a_small_language_model_ends_where_float32_does():
+    bench = runpy.run_path(str(Path(__file__).parents[1] / "bench" / "precision.py"))
+    torch.set_num_threads(1)
+    ends = {
+        kind: [
+            bench["final_loss"](seed, dtype, rounding, "adabelief", 1e-3, 150) for seed in range(3)
+        ]
+        for kind, (dtype, rounding) in bench["KINDS"].items()
+    }
+    wanted = ends.pop("float32")
+    spread, lost = statistics.stdev(wanted), ends.pop("bfloat16, to the nearest")
+    for found in ends.values():
+        assert abs(statistics.fmean(found) - statistics.fmean(wanted)) < spread
+    # the same seeds, so that the loss of plain bfloat16 shows beyond the spread of the seeds
+    assert min(a - b for a, b in zip(lost, wanted, strict=True)) > 0
 
 
 # the two codecs

@@ -256,6 +256,7 @@ class CompiledPart(Part):
             firsts or [0] * self.n,
         )
         self.scratch: dict[int, Tensor] = {}
+        self.seen, self.half = False, params[0].dtype in codecs.HALVES
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         params, grads = self.params, self.given()
@@ -266,7 +267,10 @@ class CompiledPart(Part):
         stepped, given, sized = self.owners, None, False
         try:
             given = np.fromiter(map(Tensor.data_ptr, grads), np.int64, self.n)  # type: ignore[arg-type]
-            sized = not self.unborn and list(map(_nbytes, grads)) == self.nbytes
+            # the first gradients are looked at closely; torch itself refuses a later one of another
+            # shape or dtype, but for those that were put in place by p.grad.data
+            sized = self.seen and not self.unborn and list(map(_nbytes, grads)) == self.nbytes
+            sized = sized and not (self.half and {*map(_dtype, grads)} != {params[0].dtype})
         except (TypeError, RuntimeError, NotImplementedError):  # None, sparse or no storage
             pass
         if not sized:
@@ -276,6 +280,7 @@ class CompiledPart(Part):
             given, stepped = np.zeros(self.n, np.int64), [self.owners[k] for k in at]
             given[at] = list(map(Tensor.data_ptr, grads))
             self.straighten(at, grads, given)
+            self.seen = True
         elif not (self.contiguous and all(map(Tensor.is_contiguous, grads))):  # type: ignore[arg-type]
             if list(map(_shape, grads)) != self.shapes:
                 self.gradients()
@@ -411,6 +416,14 @@ class ReferencePart(ForeachPart):
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
         values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
         differentiable = self.wanted.differentiable
+        if differentiable and torch.is_grad_enabled():
+            for k in at:
+                if self.params[k].is_leaf and self.params[k].requires_grad:
+                    raise RuntimeError(
+                        f"{self.rule}: differentiable=True was given for a leaf that requires "
+                        f"grad, {describe(self.params[k])}, expected what autograd can change in "
+                        "place; pass clones, [p.clone() for p in model.parameters()]"
+                    )
 
         def step() -> None:
             for k, g in zip(at, grads, strict=True):

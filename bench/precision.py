@@ -1,0 +1,91 @@
+"""A character LSTM with bfloat16 parameters against the same one with float32: its last loss.
+
+Text: the help topics of Python's own pydoc. Every seed draws weights and batches; the four kinds
+share them. Printed: mean and standard deviation over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import statistics
+from collections.abc import Iterator
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor, nn
+
+import steepest
+
+LENGTH, BATCH, WIDTH, LAST = 24, 16, 48, 20
+KINDS = {
+    "float32": (torch.float32, None),
+    "bfloat16, to the nearest": (torch.bfloat16, None),
+    "bfloat16, stochastic": (torch.bfloat16, "stochastic"),
+    "bfloat16, kahan": (torch.bfloat16, "kahan"),
+}
+
+
+class CharLSTM(nn.Module):
+    """Next-character logits, (batch, length, characters), of (batch, length) numbers."""
+
+    def __init__(self, characters: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, 16)
+        self.lstm = nn.LSTM(16, WIDTH, batch_first=True)
+        self.head = nn.Linear(WIDTH, characters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embedding(x))[0])
+
+
+def text() -> tuple[Tensor, int]:
+    """The characters as numbers, and how many different ones there are."""
+    joined = "".join(topics[name] for name in sorted(topics))[:200_000]
+    found = sorted(set(joined))
+    return torch.tensor([found.index(c) for c in joined]), len(found)
+
+
+def batches(numbers: Tensor, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        at = torch.randint(len(numbers) - LENGTH - 1, (BATCH, 1), generator=generator)
+        piece = numbers[at + torch.arange(LENGTH + 1)]
+        yield piece[:, :-1], piece[:, 1:]
+
+
+def final_loss(
+    seed: int, dtype: torch.dtype, rounding: str | None, rule: str, lr: float, steps: int
+) -> float:
+    """The mean loss of the last steps."""
+    numbers, characters = text()
+    torch.manual_seed(seed)
+    model = CharLSTM(characters).to(torch.bfloat16).to(dtype)  # all kinds start at the same numbers
+    made = steepest.optimizer(rule, model, lr=lr, rounding=rounding, seed=seed)
+    losses = []
+    for x, y in batches(numbers, seed, steps):
+        made.zero_grad()
+        loss = nn.functional.cross_entropy(model(x).float().flatten(0, 1), y.flatten())
+        loss.backward()
+        made.step()
+        losses.append(loss.item())
+    return statistics.fmean(losses[-LAST:])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rule", default="adamw")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=5)
+    given = parser.parse_args()
+    digest = hashlib.sha256("".join(topics[name] for name in sorted(topics)).encode()).hexdigest()
+    print(
+        f"{given.rule}, lr {given.lr:g}, {given.steps} steps, n={given.seeds}, text {digest[:12]}"
+    )
+    for kind, (dtype, rounding) in KINDS.items():
+        ends = [
+            final_loss(seed, dtype, rounding, given.rule, given.lr, given.steps)
+            for seed in range(given.seeds)
+        ]
+        print(f"{kind:26}{statistics.fmean(ends):8.4f} +- {statistics.stdev(ends):.4f}", flush=True)
