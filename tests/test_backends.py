@@ -450,3 +450,19 @@ def test_a_loaded_state_keeps_the_dtype_it_was_saved_in(dtype, saved, backend):
 
 
 PLAIN_ADAM = next(s for s in PLAIN if s.rule == "adam")
+
+
+def test_parameters_of_two_devices_and_dtypes_are_stepped_apart():
+    """The meta device stands for a second one: it has shapes and no numbers."""
+    shapes = [("cpu", torch.float32), ("meta", torch.float32), ("cpu", torch.float64),
+              ("meta", torch.bfloat16), ("cpu", torch.bfloat16)]  # fmt: skip
+    params = [torch.nn.Parameter(torch.ones(3, device=d, dtype=t)) for d, t in shapes]
+    made = steepest.AdaBelief(params, lr=0.1)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        made.step()
+    for p, (device, _) in zip(params, shapes, strict=True):
+        assert made.state[p]["exp_avg"].device.type == device
+        assert made.state[p]["step"] == 2
+        assert device == "meta" or (p < 1).all()
