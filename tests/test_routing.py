@@ -111,3 +111,17 @@ def test_schedulers_move_every_group():
     stepped([made], ps, 1)
     scheduler.step()
     assert [g["lr"] for g in made.param_groups] == [0.05, 0.5]
+
+
+def test_param_groups_route_by_name():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    routes = [{"rule": "momentum", "where": "1.weight", "lr": 0.5}]
+    made = steepest.AdamW(steepest.param_groups(model, weight_decay=0.0, rules=routes), lr=1e-3)
+    before = model[1].weight.detach().clone()
+    model(torch.ones(5, 4)).sum().backward()
+    made.step()
+    gradient = model[1].weight.grad
+    torch.testing.assert_close(model[1].weight.detach(), before - 0.5 * gradient)
+    assert set(made.state[model[1].weight]) == {"momentum_buffer"}
+    assert set(made.state[model[0].weight]) == {"step", "exp_avg", "exp_avg_sq"}
