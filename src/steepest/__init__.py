@@ -5,6 +5,7 @@ import typing as _typing
 from . import formulas as formulas
 from .classes import classes as _classes
 from .classes import optimizer
+from .conversion import convert
 from .definition import Rule, rule, rules
 from .groups import param_groups
 
@@ -17,4 +18,4 @@ if _typing.TYPE_CHECKING:  # a class per family of rules: type checkers do not r
     def __getattr__(name: str) -> type[RuleOptimizer]: ...
 
 
-__all__ = ["Rule", "optimizer", "param_groups", "rule", "rules", *_classes]
+__all__ = ["Rule", "convert", "optimizer", "param_groups", "rule", "rules", *_classes]

@@ -115,7 +115,9 @@ class Part:
         self.rule = rule.name
         self.stochastic = wanted.rounding == "stochastic" and params[0].dtype is torch.bfloat16
         self.compensated = wanted.rounding == "kahan" and params[0].dtype in codecs.HALVES
-        keeps = rule.counts and bool(program.states or program.carried or program.counts)
+        kept = program.states or program.carried or program.counts
+        # the noise of stochastic rounding is of the step count too
+        keeps = self.stochastic or (rule.counts and bool(kept))
         self.steps = torch.zeros(n, dtype=torch.float32)
         self.carried = torch.tensor(
             [[start] * n for start in rule.carried.values()], dtype=torch.float64

@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate, chain
 from operator import is_
 from typing import Any, ClassVar
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from . import checkpoint
 from . import families as house
-from .plan import BACKENDS, Part, Stale, Wanted, describe, parts, program_of
+from .plan import BACKENDS, Part, Stale, Wanted, parts, program_of
 
 _NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
@@ -232,59 +233,36 @@ class RuleOptimizer(torch.optim.Optimizer):
     # checkpoints
 
     @torch._disable_dynamo
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  torch's returns nothing
+        self, state_dict: dict[str, Any], strict: bool = True
+    ) -> checkpoint.Loaded:
         """Take over a checkpoint of this class or, where torch.optim has the class, of torch's.
 
-        States keep the dtype they were saved in and share no memory with `state_dict`; options that
-        the checkpoint does not know keep their defaults. Raises ValueError for a state of unknown
-        keys or of another shape, and changes nothing then.
+        Parameters are matched by name if they have names there and here (`named_parameters()`;
+        what DDP, FSDP and torch.compile put before them does not count), else by order. A group
+        takes the options of the saved group that its parameters come from; those that the
+        checkpoint does not know keep their values, and those that nobody here knows are kept and
+        named in a UserWarning. States keep the dtype they were saved in and share no memory with
+        `state_dict`; their elements are not looked at.
+
+        strict=False loads what matches, and the report says what did not; a parameter without a
+        match begins anew. Without names it takes groups of the same sizes, and stops in each at
+        the first parameter of another shape, for what follows may have moved.
+
+        Raises ValueError or TypeError for a checkpoint that is damaged, of another optimizer or
+        of another model, and changes nothing then.
         """
-        if not _well_formed(state_dict):
-            found = list(state_dict) if isinstance(state_dict, dict) else type(state_dict).__name__
-            raise ValueError(
-                f"{self._called}: {found} was given, expected an optimizer's state_dict with the "
-                "keys 'state' and 'param_groups'"
-            )
-        pairs: list[tuple[Tensor, dict[str, Any]]] = []
-
-        def check(_: Any, loaded: dict[str, Any]) -> None:  # what earlier hooks made of it
-            groups = loaded["param_groups"]
-            saved = chain.from_iterable(g["params"] for g in groups)
-            mine = chain.from_iterable(g["params"] for g in self.param_groups)
-            pairs[:] = [(p, loaded["state"].get(k, {})) for k, p in zip(saved, mine, strict=False)]
-            for p, state in pairs:
-                self._check_state(p, state)
-            for group in groups:
-                self.family.validate({**self.defaults, **group})
-
-        hook = self.register_load_state_dict_pre_hook(check)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            hook.remove()
-        for p, state in pairs:
-            for key, value in state.items():
-                if isinstance(value, Tensor):  # torch has cast it, or shares its memory
-                    device = value.device if key == "step" else p.device
-                    self.state[p][key] = value.detach().to(device, copy=True)
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
-                group.setdefault(name, default)
-            for name, source in self.family.captured.items():
-                group.setdefault(name, float(group.get("initial_lr", group[source])))
-
-    def _check_state(self, p: Tensor, state: dict[str, Any]) -> None:
-        for key, value in state.items():
-            if key not in self.family.keys:
-                raise ValueError(
-                    f"{self._called}: the checkpoint has a state {key!r}, expected some of "
-                    f"{sorted(self.family.keys)}; it was saved by another optimizer"
-                )
-            if isinstance(value, Tensor) and value.dim() and value.shape != p.shape:
-                raise ValueError(
-                    f"{self._called}: the checkpoint's {key!r} is {describe(value)}, its parameter "
-                    f"{describe(p)}; load it into the model that it was saved with"
-                )
+        if not isinstance(state_dict, Mapping):
+            checkpoint.read(self._called, state_dict)
+        saved: Any = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            made = hook(self, saved)
+            saved = saved if made is None else made
+        state, groups, report = checkpoint.load(self, saved, strict, stacklevel=5)
+        self.__setstate__({"state": state, "param_groups": groups})
+        for done in self._optimizer_load_state_dict_post_hooks.values():
+            done(self)
+        return report
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "backend": self.backend}
@@ -301,15 +279,6 @@ class RuleOptimizer(torch.optim.Optimizer):
 
 _uncompiled_step = torch._disable_dynamo(RuleOptimizer._step)
 _watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
-
-
-def _well_formed(saved: Any) -> bool:
-    return (
-        isinstance(saved, dict)
-        and {"state", "param_groups"} <= saved.keys()
-        and all(isinstance(g, dict) and "params" in g for g in saved["param_groups"])
-        and all(isinstance(s, dict) for s in saved["state"].values())
-    )
 
 
 def _after_fork() -> None:

@@ -1,0 +1,511 @@
+"""Checkpoints: which parameter takes which saved state, and what is refused.
+
+`load` reads everything and writes nothing; the shell puts what it returns in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .definition import Rule
+from .families import STORAGE, WITHOUT_EFFECT, Family
+from .plan import describe, program_of
+
+# what torch.compile, activation checkpoints and FSDP put into the names of parameters
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+# what torch's schedulers leave in a group
+SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
+# entries of a group that are no options
+NOTES = {"params", "param_names", "name", "rule"}
+# torch sets these whatever was saved: an Adam's checkpoint goes on decoupled in AdamW
+FIXED: dict[str, dict[str, Any]] = {"AdamW": {"decoupled_weight_decay": True}}
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a load has matched, by the names of the parameters, or by group and place.
+
+    missing: here, and not in the checkpoint; unexpected: the other way round; reshaped: the saved
+    state has another shape. Missing and reshaped parameters begin anew.
+    """
+
+    matched: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    reshaped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        about = {
+            "missing": "not in the checkpoint, begun anew",
+            "unexpected": "in the checkpoint alone",
+            "reshaped": "of another shape there, begun anew",
+        }
+        lines = [f"{len(self.matched)} parameters matched"]
+        found = {name: getattr(self, name) for name in about}
+        lines += [f"{len(x)} {n} ({about[n]}): {_listed(x)}" for n, x in found.items() if x]
+        return "\n".join(lines)
+
+
+class Saved(NamedTuple):
+    """A parameter in a checkpoint; name: "" if it has none."""
+
+    key: int | str
+    name: str
+    label: str
+    group: int
+    state: dict[str, Any]
+
+
+class Slot(NamedTuple):
+    """A parameter of the optimizer that loads."""
+
+    tensor: Tensor
+    name: str
+    label: str
+    group: int
+
+
+class Pair(NamedTuple):
+    """A parameter and what was saved of it; fresh: its state begins anew."""
+
+    slot: Slot
+    saved: Saved
+    fresh: bool = False
+
+
+def _listed(names: Iterable[Any]) -> str:
+    names = [str(n) for n in names]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def canonical(name: str) -> str:
+    """A parameter's name without what torch.compile, DDP, FSDP and their like put into it."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+# reading
+
+
+def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
+    """Groups and parameters of a checkpoint; ValueError for what is none."""
+
+    def refuse(what: str, cure: str = "it is damaged, or no optimizer's state_dict") -> None:
+        raise ValueError(f"{called}: the checkpoint {what}; {cure}")
+
+    if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
+        given = [*saved] if isinstance(saved, Mapping) else type(saved).__name__
+        raise ValueError(
+            f"{called}: {given} was given, expected an optimizer's state_dict with the keys "
+            "'state' and 'param_groups'"
+        )
+    states, groups = saved["state"], saved["param_groups"]
+    whole = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
+    if not (whole and all(isinstance(g, Mapping) and "params" in g for g in groups)
+            and all(isinstance(s, Mapping) for s in states.values())):  # fmt: skip
+        raise ValueError(
+            f"{called}: a damaged checkpoint was given, expected an optimizer's state_dict: "
+            "'state' a dict of dicts, 'param_groups' a list of dicts with 'params'"
+        )
+    found: list[Saved] = []
+    for i, group in enumerate(groups):
+        if odd := [k for k in group if not isinstance(k, str)]:
+            refuse(f"has an option {odd[0]!r} in group {i}, expected names")
+        keys, names, rule = group["params"], group.get("param_names"), group.get("rule")
+        if rule is not None and not isinstance(rule, (str, Rule)):
+            refuse(f"has in group {i} a rule that is a {type(rule).__name__}, expected its name")
+        if not isinstance(keys, (list, tuple)) or not all(
+            isinstance(k, (int, str)) and not isinstance(k, bool) for k in keys
+        ):
+            refuse(f"has in group {i} params that are no list of numbers or names")
+        if names is not None and (
+            not isinstance(names, (list, tuple))
+            or len(names) != len(keys)
+            or not all(isinstance(n, str) and n for n in names)
+        ):
+            refuse(f"has in group {i} param_names that are no list of one name per parameter")
+        # torch.distributed.checkpoint calls parameters by their names, in the loading group's order
+        if keys and all(isinstance(k, str) and not k.isdigit() for k in keys):
+            names = keys
+        for j, key in enumerate(keys):
+            label = names[j] if names is not None else f"parameter {j} of group {i}"
+            found.append(Saved(key, names[j] if names else "", label, i, dict(states.get(key, {}))))
+    return [dict(g) for g in groups], found
+
+
+def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None:
+    """ValueError for parameters in two groups, and states of parameters in none."""
+    groups: dict[int | str, int] = {}
+    twice = [r.key for r in rows if groups.setdefault(r.key, r.group) != r.group]
+    astray = [k for k in saved["state"] if k not in groups]
+    for keys, where in ((twice, "in two groups"), (astray, "in no group")):
+        if keys:
+            raise ValueError(
+                f"{called}: the checkpoint has {_listed(map(repr, keys))} of its parameters "
+                f"{where}; it is damaged"
+            )
+
+
+def number(value: Any) -> float:
+    """A real number, or a tensor of one, as a float; nan for anything else."""
+    try:
+        if isinstance(value, Tensor):
+            if value.numel() != 1 or value.layout is not torch.strided or value.is_complex():
+                return math.nan
+            return float(value.detach())
+        return float(value) if isinstance(value, Real) else math.nan
+    except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError):
+        return math.nan
+
+
+def _fits(default: Any, value: Any) -> str:
+    """What was expected of an option, if its value has not the type of the default."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, (bool, int)) else "True or False"
+    if isinstance(default, (int, float)):
+        return "a number" if math.isnan(number(value)) else ""
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "a str"
+    if isinstance(default, tuple):
+        good = isinstance(value, (tuple, list)) and len(value) == len(default)
+        good = good and not any(math.isnan(number(x)) for x in value)
+        return "" if good else "a pair of numbers"
+    return ""
+
+
+def check_group(called: str, index: int, family: Family, group: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError for options with which the group could not step."""
+    options = {**family.arguments, **dict.fromkeys(family.captured, 0.0)}
+    for name, default in options.items():
+        expected = _fits(default, group[name]) if name in group else ""
+        if expected and name not in WITHOUT_EFFECT:
+            raise ValueError(
+                f"{called}: {name}={group[name]!r} was given in the checkpoint's options for group "
+                f"{index}, expected {expected}; it is damaged, or of another optimizer"
+            )
+    if not isinstance(rounding := group.get("rounding"), (str, type(None))):
+        raise ValueError(
+            f"{called}: rounding is a {type(rounding).__name__}, expected a str or None"
+        )
+    family.validate(group)
+    program_of(family.select(group))
+
+
+def scalar_keys(family: Family) -> set[str]:
+    """The keys of a state that are single numbers."""
+    return {"step"}.union(*([r.keys[n] for n in r.carried] for r in family.members))
+
+
+def needed(rule: Rule, state: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    """What a state lacks of the keys that the rule's next step reads."""
+    held = [k for k in keys if state.get(k) is not None]
+    counts = rule.counts and bool(held)
+    # without a saved count, what is there tells a first step from a later one
+    if (number(state["step"]) if "step" in state else bool(held)) == 0:
+        return []
+    carried = [rule.keys[n] for n in rule.carried]
+    wanted = [*keys, *carried, *["step"] * counts]
+    return [k for k in wanted if state.get(k) is None]
+
+
+def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: Any) -> None:
+    """Raise ValueError for a state that the group's rule cannot go on from."""
+
+    def refuse(what: str, cure: str = "it is damaged") -> None:
+        raise ValueError(f"{called}: the checkpoint's {what}; {cure}")
+
+    p, scalars = slot.tensor, scalar_keys(family)
+    for key, value in saved.state.items():
+        if key not in family.keys:
+            raise ValueError(
+                f"{called}: the checkpoint has a state {key!r} for {slot.label}, expected some of "
+                f"{sorted(family.keys)}; it was saved by another optimizer, see steepest.convert"
+            )
+        of, other = f"{key!r} of {slot.label}", f"its parameter {slot.label} is {describe(p)}"
+        if key in scalars:
+            x = number(value)
+            count = key == "step"
+            whole = not count or (0 <= x <= 2**53 and not x % 1)
+            if isinstance(value, bool) or not math.isfinite(x) or not whole:
+                given = describe(value) if math.isnan(x) and isinstance(value, Tensor) else value
+                refuse(f"{of} is {given!s}, expected a {'count' if count else 'finite number'}")
+        elif isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_nested or value.is_meta:
+                refuse(f"{of} has no dense memory, expected a tensor with elements")
+            if value.shape != p.shape:
+                cure = "load it into the model that it was saved with, or pass strict=False"
+                refuse(f"{key!r} is {describe(value)}, {other}", cure)
+            if value.is_complex() != p.is_complex() or not (
+                value.is_floating_point() or value.is_complex()
+            ):
+                refuse(f"{key!r} is {describe(value)}, {other}")
+            if hasattr(value, "to_local") != hasattr(p, "to_local"):
+                cure = "load it by torch.distributed.checkpoint.state_dict"
+                refuse(f"{of} and its parameter are not both sharded", cure)
+        elif value is not None:
+            refuse(f"{of} is a {type(value).__name__}, expected a tensor")
+    selection = family.select(group)
+    keys = [selection.rule.keys[s] for s in program_of(selection).states]
+    if missing := needed(selection.rule, saved.state, keys):
+        refuse(f"state of {slot.label} lacks {missing} and has {sorted(saved.state)}")
+
+
+# matching
+
+
+def misfit(slot: Slot, saved: Saved, scalars: set[str]) -> bool:
+    """Whether the saved state belongs to a parameter of another shape."""
+    return any(
+        isinstance(v, Tensor) and not v.is_nested and v.shape != slot.tensor.shape
+        for k, v in saved.state.items()
+        if k not in scalars
+    )
+
+
+def _named(what: str, called: str, rows: Sequence[Any], same: Any) -> dict[str, Any]:
+    """Rows by name, those of one parameter taken once."""
+    for spell in (canonical, str):  # a model may have a part called "module"
+        found: dict[str, Any] = {}
+        if all(same(found.setdefault(spell(row.name), row), row) for row in rows):
+            return found
+    raise ValueError(
+        f"{called}: two parameters of the {what} have one name; take the names of one model's "
+        "named_parameters()"
+    )
+
+
+def by_name(
+    called: str, slots: list[Slot], saved: list[Saved], strict: bool
+) -> tuple[list[Pair], list[str], list[str]]:
+    """Pairs, and the names that are missing and unexpected."""
+    mine = _named("optimizer", called, slots, lambda a, b: a.tensor is b.tensor)
+    theirs = _named("checkpoint", called, saved, lambda a, b: a.key == b.key)
+    missing = [slot.label for name, slot in mine.items() if name not in theirs]
+    unexpected = [row.label for name, row in theirs.items() if name not in mine]
+    if strict and (missing or unexpected):
+        lacks = f" lacks {_listed(missing)}" if missing else ""
+        has = f"{' and' if lacks else ''} has {_listed(unexpected)}" if unexpected else ""
+        raise ValueError(
+            f"{called}: the checkpoint{lacks}{has}{', which this optimizer has not' * bool(has)}; "
+            "pass strict=False to load what matches"
+        )
+    return [Pair(mine[n], theirs[n]) for n in mine if n in theirs], missing, unexpected
+
+
+def by_order(
+    called: str, slots: list[Slot], saved: list[Saved], sizes: list[int], theirs: list[int]
+) -> list[Pair]:
+    """Pairs by group and place."""
+    cure = "make the optimizer from named_parameters(), there and here, to load by name"
+    if len(sizes) != len(theirs):
+        raise ValueError(
+            f"{called}: the checkpoint has a different number of groups, {len(theirs)} and not "
+            f"{len(sizes)}; {cure}"
+        )
+    for i, (here, there) in enumerate(zip(sizes, theirs, strict=True)):
+        if here != there:
+            raise ValueError(
+                f"{called}: group {i} of the checkpoint has another size, {there} parameters and "
+                f"not {here}; {cure}"
+            )
+    return [Pair(a, b) for a, b in zip(slots, saved, strict=True)]
+
+
+def _slots(groups: list[dict[str, Any]], saved: list[Saved]) -> list[Slot]:
+    """The optimizer's parameters, called by the checkpoint's names where they have none."""
+    labels = iter([row.label for row in saved])
+    found: list[Slot] = []
+    for i, group in enumerate(groups):
+        names = group.get("param_names")
+        for j, p in enumerate(group["params"]):
+            other = next(labels, f"parameter {j} of group {i}")
+            found.append(Slot(p, names[j], names[j], i) if names else Slot(p, "", other, i))
+    return found
+
+
+# options
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return number(a) == number(b)
+    try:
+        return bool(a == b)
+    except (RuntimeError, TypeError, ValueError):  # arrays
+        return False
+
+
+def _copied(value: Any) -> Any:
+    """A copy that shares no memory; copy.deepcopy refuses a tensor with a history."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return copy.deepcopy(value)
+
+
+def merged(
+    called: str, index: int, groups: list[dict[str, Any]], sources: list[int], strict: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """The options of the saved groups that a group's parameters come from, and a complaint."""
+    first, *others = [groups[i] for i in sources] or [{}]
+    keys = {k: None for g in (first, *others) for k in g if k not in ("params", "param_names")}
+    taken = {k: first[k] for k in keys if k in first}
+    differ = [k for k in keys if any(k not in g or k not in first or not _equal(g[k], first[k])
+                                     for g in others)]  # fmt: skip
+    if not differ:
+        return taken, []
+    complaint = (
+        f"{called}: group {index} has parameters of the checkpoint's groups "
+        f"{_listed(sources)}, which differ in {_listed(differ)}"
+    )
+    if strict:
+        raise ValueError(f"{complaint}; group them as they were saved, or pass strict=False")
+    kept = {k: v for k, v in taken.items() if k not in differ}
+    return kept, [f"{complaint}; this optimizer's values are kept"]
+
+
+def unknown(family: Family, taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Options that may be another optimizer's: numbers and pairs that nobody here knows.
+
+    A flag of torch, what a scheduler leaves, an entry that the group has here too (`lr_scale`), and
+    whatever is no number (`name`) are in order.
+    """
+    known = {*family.arguments, *family.captured, *STORAGE, *WITHOUT_EFFECT, *SCHEDULED, *NOTES}
+
+    def option(value: Any) -> bool:
+        if isinstance(value, (tuple, list)):
+            return bool(value) and all(map(option, value))
+        return not math.isnan(number(value))
+
+    return [k for k, v in taken.items() if k not in known and k not in own and option(v)]
+
+
+# loading
+
+
+def load(
+    optimizer: Any, saved: Any, strict: bool, stacklevel: int
+) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]], Loaded]:
+    """State, groups and report that a checkpoint makes of an optimizer, which is left as it is."""
+    called = type(optimizer).__name__
+    groups, rows = read(called, saved)
+    own: list[dict[str, Any]] = optimizer.param_groups
+    slots = _slots(own, rows)
+    missing: list[str] = []
+    unexpected: list[str] = []
+    reshaped: list[str] = []
+    named = bool(slots) and all(s.name for s in slots) and all(r.name for r in rows) and bool(rows)
+    if named:
+        pairs, missing, unexpected = by_name(called, slots, rows, strict)
+        sources = [list(dict.fromkeys(b.group for a, b, _ in pairs if a.group == i))
+                   for i in range(len(own))]  # fmt: skip
+    else:
+        sizes = [[len(g["params"]) for g in gs] for gs in (own, groups)]
+        pairs = by_order(called, slots, rows, *sizes)
+        sources = [[i] for i in range(len(own))]
+    check_rows(called, saved, rows)
+    made, complaints, families = _options(optimizer, groups, sources, strict)
+    if not strict:
+        lost: set[int] = set()
+        for k, (slot, row, _) in enumerate(pairs):
+            wrong = misfit(slot, row, scalar_keys(families[slot.group]))
+            if wrong or slot.group in lost:
+                pairs[k] = Pair(slot, row, fresh=True)
+                (reshaped if wrong else missing).append(slot.label)
+            if wrong and not named:  # what stands behind it may have moved up or down
+                lost.add(slot.group)
+    state = _states(called, pairs, families, made)
+    for complaint in complaints:
+        warnings.warn(complaint, stacklevel=stacklevel)
+    matched = tuple(dict.fromkeys(slot.label for slot, _, fresh in pairs if not fresh))
+    report = Loaded(matched, tuple(missing), tuple(unexpected), tuple(reshaped))
+    return state, made, report
+
+
+def _options(
+    optimizer: Any, groups: list[dict[str, Any]], sources: list[list[int]], strict: bool
+) -> tuple[list[dict[str, Any]], list[str], list[Family]]:
+    """The new groups, complaints to be made of them, and their families."""
+    called, made, complaints, families = type(optimizer).__name__, [], [], []
+    foreign: dict[str, None] = {}
+    for index, (own, places) in enumerate(zip(optimizer.param_groups, sources, strict=True)):
+        family = optimizer._family(own)
+        taken, complaint = merged(called, index, groups, places, strict)
+        complaints += complaint
+        if "rule" in taken and optimizer._family({**own, "rule": taken["rule"]}) is not family:
+            raise ValueError(
+                f"{called}: the checkpoint steps group {index} by the rule {taken['rule']!r}, here "
+                f"it has {own.get('rule')!r}; route its parameters as they were"
+            )
+        foreign.update(dict.fromkeys(unknown(family, taken, own)))
+        # an option from after the checkpoint was saved keeps the value that it has here
+        defaults = optimizer.defaults if family is optimizer.family else family.arguments
+        try:
+            new = {k: _copied(v) for k, v in taken.items() if k not in ("params", "rule")}
+        except TypeError as error:
+            raise ValueError(
+                f"{called}: the checkpoint's options of group {index} cannot be copied, {error}; "
+                "it is damaged"
+            ) from None
+        group = {**new, **defaults, **own, **new}  # in the order of the checkpoint
+        for name, source in family.captured.items() if places else ():
+            if name not in taken and not math.isnan(number(group[source])):
+                group[name] = number(group.get("initial_lr", group[source]))
+        group |= {k: v for k, v in FIXED.get(family.name, {}).items() if k in group}
+        names = groups[places[0]].get("param_names") if places else None
+        if names is not None and "param_names" not in own:
+            group["param_names"] = list(names)
+        check_group(called, index, family, group)
+        made.append(group)
+        families.append(family)
+    if foreign:
+        complaints.append(
+            f"{called}: the checkpoint's groups have {_listed(foreign)}, which this optimizer does "
+            "not know; kept in the groups, without effect"
+        )
+    return made, complaints, families
+
+
+def _states(
+    called: str, pairs: list[Pair], families: list[Family], groups: list[dict[str, Any]]
+) -> defaultdict[Tensor, dict[str, Any]]:
+    """Each parameter's state, checked and copied."""
+    owners: dict[int | str, Tensor] = {}
+    owned: dict[Tensor, int | str] = {}
+    for slot, row, _ in pairs:
+        p = slot.tensor
+        if owners.setdefault(row.key, p) is not p or owned.setdefault(p, row.key) != row.key:
+            raise ValueError(
+                f"{called}: the checkpoint has {slot.label} once and this optimizer twice, or the "
+                "other way round; tie parameters as they were when it was saved"
+            )
+    taken = [(slot, row) for slot, row, fresh in pairs if not fresh and row.state]
+    for slot, row in taken:
+        check_state(called, slot, row, families[slot.group], groups[slot.group])
+    state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
+    for slot, row in taken:
+        state[slot.tensor] = {k: _moved(k, v, slot.tensor) for k, v in row.state.items()}
+    return state
+
+
+def _moved(key: str, value: Any, p: Tensor) -> Any:
+    """A saved state on its parameter's device, in its own dtype and memory."""
+    if isinstance(value, Tensor):
+        device = value.device if key == "step" else p.device
+        return value.detach().resolve_conj().resolve_neg().to(device, copy=True)
+    return value if value is None or type(value) in (int, float) else float(value)
