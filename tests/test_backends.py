@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import steepest
-from oracles import ORACLES, PRECISE, Setting
 from steepest.backends import threads
+from steepest.check.oracles import ORACLES
+from steepest.check.settings import PRECISE, Setting
 
 BACKENDS = ("cpu", "foreach", "eager")
 STEPS = 8  # AdaBelief and RAdam are rectified from the sixth on

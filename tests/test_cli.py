@@ -178,7 +178,7 @@ def test_a_missing_extra_is_named_with_its_command(capsys, monkeypatch):
         assert "pip install 'steepest[race]'" in line
 
 
-@pytest.mark.parametrize("verb", ["race", "report", "list", "show", "bench"])
+@pytest.mark.parametrize("verb", ["race", "report", "list", "show", "bench", "check"])
 def test_every_help_has_an_example(verb, capsys):
     assert cli.main([verb, "--help"]) == 0
     assert f"Example: steepest {verb} " in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Every rule against an implementation that we did not write: in float64 to 1e-12, in float32 to
-the accuracy that the oracle itself has there. The table of oracles stands in `oracles.py`.
+the accuracy that the oracle itself has there. The table of oracles stands in
+`steepest.check.oracles`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,11 @@ import torch
 from torch import Tensor
 
 import steepest
-from oracles import (
-    CANCELLING,
-    LIMIT,
-    ORACLES,
-    PRECISE,
-    SETTINGS,
+from steepest.check.oracles import ORACLES, Maker
+from steepest.check.settings import CANCELLING, LIMIT, PRECISE, SETTINGS, Setting
+from steepest.check.trajectories import (
     SHAPES,
     STEPS,
-    Maker,
-    Setting,
     default_dtype,
     deviation,
     end_of,

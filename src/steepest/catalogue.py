@@ -8,7 +8,7 @@ from typing import Any
 
 from .backends import foreach
 from .definition import Rule, rules
-from .families import families, select_defaults
+from .families import family_of, select_defaults
 from .plan import BACKENDS, program_of
 from .trace import host_body
 
@@ -21,7 +21,7 @@ def facts(rule: Rule) -> dict[str, Any]:
     program = program_of(select_defaults(rule))
     return {
         "name": rule.name,
-        "class": next((f.name for f in families.values() if f.members[0] is rule), None),
+        "class": family_of(rule).name,
         "year": int(year[0]) if year else None,
         "paper": " ".join(source.split()),
         "states": [rule.keys[s] for s in program.states],

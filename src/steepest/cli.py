@@ -154,6 +154,51 @@ def bench(
     return 0
 
 
+@app.command(epilog="Example: steepest check torch.optim:AdamW --option lr=0.01 --only resume")
+def check(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="A rule or class of this package, or module:Class.", metavar="NAME|module:Class"
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All optimizers of this package instead of one.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="An examination or the beginning of its name.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Of the constructor, e.g. lr=0.1.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> int:
+    """Examine any torch optimizer: a line per examination, a reproduction for each that fails."""
+    import os
+
+    from steepest.check import TargetError, report
+    from steepest.check.subject import read_option
+    from steepest.race import BadCall
+
+    if (name is None) != every:
+        given = "NAME and --all were both" if every else "no NAME was"
+        raise BadCall(f"{given} given, expected NAME, module:Class or --all; see steepest list")
+    sys.path.insert(0, os.getcwd())  # the caller's own modules
+    try:
+        options = dict(read_option(text) for text in option or [])
+        targets = report.everyone() if name is None else [name]
+        found = dict(report.examined(targets, only, options))
+    except TargetError as error:
+        raise BadCall(str(error)) from None
+    if as_json:
+        shown = [report.as_json(target, findings) for target, findings in found.items()]
+        print(json.dumps(shown if every else shown[0], indent=2))
+    else:
+        for target, findings in found.items():
+            print("\n".join(report.lines(target, findings, failing_only=every)))
+    return int(any(f.outcome == "fail" for findings in found.values() for f in findings))
+
+
 def need_race() -> None:
     """BadCall with the pip command if a module of the extra `race` is missing."""
     from steepest.race import BadCall

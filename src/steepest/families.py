@@ -128,6 +128,11 @@ class Family:
                 raise ValueError(
                     f"{self.name}: {key}={given!r} was given, expected a pair of numbers"
                 )
+            if isinstance(given, torch.Tensor) and given.numel() != 1:
+                raise ValueError(
+                    f"{self.name}: {key} of shape {tuple(given.shape)} was given, expected a "
+                    "number or a tensor of one element"
+                )
             value = self.scalar(group, name, rule)
             interval, why = limits.get(name, ("[-inf, inf]", ""))
             if not inside(interval, value):
@@ -268,7 +273,7 @@ def _all() -> dict[str, Family]:
 
 def select_defaults(rule: Rule) -> Selection:
     """What the rule's class asks for when it is given nothing but parameters."""
-    family = next((f for f in families.values() if f.members[0] is rule), of(rule))
+    family = family_of(rule)
     return family.select(family.arguments)
 
 

@@ -1,0 +1,236 @@
+"""Construction: what is taken, what is refused, and how."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import torch
+
+from ..examination import examination
+from ..needs import argument, number, plain
+
+OPTIMIZER = "torch.optim.Optimizer(params, defaults): "
+
+
+@examination("params-tensor-refused", OPTIMIZER + "params is an iterable of Tensors or dicts")
+def params_tensor_refused(make: Any) -> None:
+    """A tensor in the place of the list of parameters is a TypeError."""
+    try:
+        make(torch.nn.Parameter(torch.ones(2, 2)))
+    except TypeError:
+        pass
+    else:
+        raise AssertionError("a tensor was taken as params, expected a TypeError")
+
+
+@examination("params-empty-refused", OPTIMIZER + "an empty parameter list is an error")
+def params_empty_refused(make: Any) -> None:
+    """An empty list of parameters is a ValueError."""
+    try:
+        make([])
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("an empty list was taken as params, expected a ValueError")
+
+
+@examination("params-other-refused", "torch.optim.Optimizer.add_param_group: only Tensors")
+def params_other_refused(make: Any) -> None:
+    """A number among the parameters is a TypeError."""
+    try:
+        make([torch.nn.Parameter(torch.ones(2, 2)), 1.0])
+    except TypeError:
+        pass
+    else:
+        raise AssertionError("params=[Parameter, 1.0] was taken, expected a TypeError")
+
+
+@examination("params-set-refused", OPTIMIZER + "params need a deterministic order; sets have none")
+def params_set_refused(make: Any) -> None:
+    """A set of parameters, which has no order to save a checkpoint by, is a TypeError."""
+    try:
+        make([{"params": {torch.nn.Parameter(torch.ones(2, 2))}}])
+    except TypeError:
+        pass
+    else:
+        raise AssertionError("a set was taken as params, expected a TypeError")
+
+
+@examination("non-leaf-refused", "torch.optim.Optimizer.add_param_group: can't optimize a non-leaf")
+def non_leaf_refused(make: Any) -> None:
+    """A tensor that autograd computed is a ValueError."""
+    try:
+        make([torch.nn.Parameter(torch.ones(2, 2)) * 2])
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("a non-leaf tensor was taken as a parameter, expected a ValueError")
+
+
+@examination(
+    "two-groups-refused", "torch.optim.Optimizer.add_param_group: groups share no parameter"
+)
+def two_groups_refused(make: Any) -> None:
+    """A parameter in two groups is a ValueError."""
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    try:
+        make([{"params": [p]}, {"params": [p]}])
+    except ValueError:
+        pass
+    else:
+        raise AssertionError("a parameter was taken in two groups, expected a ValueError")
+
+
+@examination(
+    "tied-parameter", "torch.optim.Optimizer.add_param_group: duplicates in a group", plain
+)
+def tied_parameter(make: Any) -> None:
+    """A parameter twice in one group is refused, or stepped as once, or as twice (torch does)."""
+    paths = []
+    for times, count in ((1, 1), (1, 2), (2, 1)):
+        p = torch.nn.Parameter(torch.ones(2, 2))
+        try:
+            optimizer = make([p] * times)
+        except ValueError as error:
+            print("found: refused:", error)
+            break
+        p.grad = torch.full((2, 2), 0.5)
+        for _ in range(count):
+            optimizer.step()
+        paths.append(p.detach()[0, 0].item())
+    else:
+        once, twice, tied = paths
+        said = f"stepped to {tied}, once leads to {once}, twice to {twice}"
+        assert tied in (once, twice), said
+        print("found:", said)
+
+
+@examination("params-generator", OPTIMIZER + "params is an iterable")
+def params_generator(make: Any) -> None:
+    """A generator, as model.parameters() is, and a group of one bare tensor are taken."""
+    model = torch.nn.Linear(2, 2, bias=False)
+    groups = make(model.parameters()).param_groups
+    assert groups[0]["params"][0] is model.weight, "the group lacks the generator's parameter"
+    groups = make([{"params": model.weight}]).param_groups
+    assert groups[0]["params"][0] is model.weight, "the group lacks the bare tensor"
+
+
+@examination("named-parameters", OPTIMIZER + "named parameters; state_dict saves param_names")
+def named_parameters(make: Any) -> None:
+    """model.named_parameters() is taken, and the names stand in the state_dict."""
+    model = torch.nn.Linear(2, 2, bias=False)
+    saved = make(model.named_parameters()).state_dict()
+    names = saved["param_groups"][0].get("param_names")
+    assert names == ["weight"], f"param_names is {names}, expected ['weight']"
+
+
+@examination("mixed-names-refused", "torch.optim.Optimizer: all params with or without names")
+def mixed_names_refused(make: Any) -> None:
+    """Parameters of which some have names and some have none are a ValueError."""
+    one, two = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    for params in ([("one", one), two], [{"params": [one]}, {"params": [("two", two)]}]):
+        try:
+            make(params)
+        except ValueError:
+            pass
+        else:
+            raise AssertionError("params with and without names were taken, expected a ValueError")
+
+
+_BAD = {
+    "lr-negative": "{'lr': -1e-2}",
+    "lr-two-elements": "{'lr': torch.tensor([1e-3, 1e-3])}",
+    "weight-decay-negative": "{'weight_decay': -0.1}",
+    "eps-negative": "{'eps': -1e-8}",
+    "beta-one": "{'betas': (1.0, 0.9)}",
+    "beta-negative": "{'betas': (0.9, -0.1)}",
+    "momentum-negative": "{'momentum': -0.5}",
+    "rho-above-one": "{'rho': 1.1}",
+    "lr-decay-negative": "{'lr_decay': -0.5}",
+    "momentum-decay-negative": "{'momentum_decay': -0.2}",
+    "etas-equal": "{'etas': (1.0, 1.5)}",
+    "nesterov-without-momentum": "{'momentum': 0.0, 'dampening': 0.0, 'nesterov': True}",
+}
+
+
+def _keys(options: str) -> list[str]:
+    written = ast.parse(options, mode="eval").body
+    assert isinstance(written, ast.Dict)
+    return [key.value for key in written.keys if isinstance(key, ast.Constant)]  # type: ignore[misc]
+
+
+@examination(
+    "refused",
+    "torch.testing._internal.common_optimizers: the error inputs of torch's classes",
+    cases={name: {"options": options} for name, options in _BAD.items()},
+    case_needs={
+        name: number("eps") if name.startswith("eps") else argument(*_keys(options))
+        for name, options in _BAD.items()
+    },
+)
+def refused(make: Any, options: Any) -> None:
+    """A value that makes no sense is a ValueError at construction."""
+    try:
+        make([torch.nn.Parameter(torch.ones(2, 2))], **options)
+        said = "was taken"
+    except Exception as error:
+        said = "" if isinstance(error, ValueError) else f"raised {type(error).__name__}: {error}"
+    assert not said, f"{options} {said}, expected a ValueError"
+
+
+@examination(
+    "refused-lr-nan",
+    "beyond torch: nan passes a check of lr < 0, and then every parameter is nan",
+    argument("lr"),
+    promised=False,
+)
+def refused_nan(make: Any) -> None:
+    """lr=nan is an error at construction."""
+    try:
+        make([torch.nn.Parameter(torch.ones(2, 2))], lr=float("nan"))
+    except (ValueError, TypeError):
+        pass
+    else:
+        raise AssertionError("lr=nan was taken, expected a ValueError")
+
+
+@examination("repr", "torch.optim.Optimizer.__repr__: the class and every option of every group")
+def representation(make: Any, name: Any) -> None:
+    """repr() names the class and the options."""
+    optimizer = make([torch.nn.Parameter(torch.ones(2, 2))])
+    text = repr(optimizer)
+    missing = [w for w in (name, *optimizer.defaults) if w not in text]
+    assert not missing, f"repr lacks {missing}: {text}"
+
+
+@examination(
+    "group-defaults", "torch.optim: options of a group that are left out take the defaults"
+)
+def group_defaults(make: Any) -> None:
+    """A group takes the constructor's options where it gives none, now and when it is added."""
+    optimizer = make([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}])
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 2))]})
+    for k, group in enumerate(optimizer.param_groups):
+        missing = [name for name in optimizer.defaults if name not in group]
+        assert not missing, f"group {k} lacks {missing}"
+
+
+@examination(
+    "added-group-refused",
+    "beyond torch: the constructor's checks hold for a group's own options",
+    argument("lr"),
+    promised=False,
+)
+def added_group_refused(make: Any) -> None:
+    """A group with a negative lr is a ValueError, at construction and in add_param_group."""
+    bad = {"params": [torch.nn.Parameter(torch.ones(2, 2))], "lr": -1.0}
+    optimizer = make([torch.nn.Parameter(torch.ones(2, 2))])
+    for way, call in (("the constructor", make), ("add_param_group", optimizer.add_param_group)):
+        try:
+            call([bad] if call is make else bad)
+        except ValueError:
+            pass
+        else:
+            raise AssertionError(f"{way} took a group of lr=-1.0, expected a ValueError")
+    assert len(optimizer.param_groups) == 1, "the refused group was added"

@@ -1,0 +1,217 @@
+"""Parameters and gradients of every layout, dtype and kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..examination import examination
+from ..needs import halves, plain, shape, sparse_taken
+from .helpers import drive
+
+KINDS = "torch.optim steps any strided floating-point tensor; "
+_LAYOUTS = {
+    "strided": "torch.ones(4, 6)[:, ::2]",
+    "transposed": "torch.ones(3, 4).t()",
+    "channels-last": "torch.ones(2, 3, 2, 2).to(memory_format=torch.channels_last)",
+    "vector": "torch.ones(5)",
+    "scalar": "torch.ones(())",
+}
+
+
+@examination(
+    "layout",
+    KINDS + "tensor views: strides are no part of a tensor's value",
+    plain,
+    cases={name: {"start": expression} for name, expression in _LAYOUTS.items()},
+    case_needs={
+        "channels-last": shape(2, 3, 2, 2), "vector": shape(5), "scalar": shape(),
+    },
+)  # fmt: skip
+def layout(make: Any, start: Any) -> None:
+    """The values after a few steps are those of a contiguous parameter."""
+    odd, even = torch.nn.Parameter(start), torch.nn.Parameter(start.clone().contiguous())
+    strides = odd.stride()
+    for p in (odd, even):
+        optimizer = make([p])
+        for t in range(3):
+            g = torch.arange(1.0, 1 + start.numel()).reshape(start.shape) - 2 * t
+            p.grad = torch.empty_like(p).copy_(g) if p is odd else g
+            optimizer.step()
+    assert odd.stride() == strides, f"the strides {strides} became {odd.stride()}"
+    torch.testing.assert_close(odd, even)
+
+
+@examination(
+    "gradient-layout",
+    KINDS + "tensor views: a gradient's strides need not be its parameter's",
+    plain,
+    cases={
+        "transposed": {"relaid": "lambda g: g.t().contiguous().t()"},
+        "strided": {"relaid": "lambda g: torch.stack([g, g], dim=-1)[..., 0]"},
+        "expanded": {"relaid": "lambda g: g.mean().expand(g.shape)"},
+    },
+)
+def gradient_layout(make: Any, relaid: Any) -> None:
+    """A gradient of other strides steps as a contiguous one of the same values does."""
+    odd: Any = torch.nn.Parameter(torch.ones(3, 4))
+    even = torch.nn.Parameter(torch.ones(3, 4))
+    one, two = make([odd]), make([even])
+    for t in range(3):
+        odd.grad = relaid(torch.arange(1.0, 13).reshape(3, 4) - 5 * t)
+        even.grad = odd.grad.clone(memory_format=torch.contiguous_format)
+        one.step()
+        two.step()
+    torch.testing.assert_close(odd, even)
+
+
+@examination("empty-parameter", KINDS + "a shape may have zeros", plain, shape(0, 2))
+def empty_parameter(make: Any) -> None:
+    """A parameter without elements does not disturb the others, and its state can be saved."""
+    empty, p, alone = (torch.nn.Parameter(torch.ones(n, 2)) for n in (0, 3, 3))
+    optimizer = make([empty, p])
+    for _ in range(2):
+        empty.grad, p.grad = torch.ones(0, 2), torch.full((3, 2), 0.5)
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    single = make([alone])
+    for _ in range(2):
+        alone.grad = torch.full((3, 2), 0.5)
+        single.step()
+    torch.testing.assert_close(p, alone)
+
+
+@examination(
+    "dtype",
+    KINDS + "every floating-point dtype",
+    plain,
+    cases={
+        name: {"dtype": f"torch.{name}"} for name in ("float64", "bfloat16", "float16")
+    },
+    case_needs={"float16": halves},
+)  # fmt: skip
+def dtype(make: Any, fast: Any, dtype: Any) -> None:
+    """A parameter stays finite, moves down the gradient, and keeps its dtype."""
+    p = torch.nn.Parameter(torch.full((3, 2), 0.01, dtype=dtype))
+    start = p.detach().clone()
+    optimizer = make([p], **fast)
+    for _ in range(10):
+        p.grad = torch.full_like(p, 0.5)
+        optimizer.step()
+    assert p.dtype == dtype, f"the parameter became {p.dtype}"
+    assert torch.isfinite(p).all(), f"the parameter became {p.tolist()}"
+    assert (p < start).all(), f"ten steps against 0.5 led from {start.tolist()} to {p.tolist()}"
+
+
+@examination(
+    "float16-small-gradients",
+    "beyond torch: in float16 squares below 6e-8 and an eps of 1e-8 are zero",
+    plain,
+    halves,
+    promised=False,
+    cases={"1e-4": {"size": "1e-4"}, "0": {"size": "0.0"}},
+)
+def float16_small_gradients(make: Any, size: Any) -> None:
+    """A float16 parameter stays finite where all gradients are small."""
+    p = torch.nn.Parameter(torch.ones(3, 2, dtype=torch.float16))
+    optimizer = make([p])
+    for _ in range(3):
+        p.grad = torch.full_like(p, size)
+        optimizer.step()
+    assert torch.isfinite(p).all(), f"after gradients of {size} the parameter is {p.tolist()}"
+
+
+@examination("mixed-dtypes", KINDS + "parameters of several dtypes in one group", plain)
+def mixed_dtypes(make: Any) -> None:
+    """Parameters of three dtypes in one group step as each does alone."""
+    dtypes = (torch.float32, torch.float64, torch.bfloat16)
+    joint, alone = ([torch.nn.Parameter(torch.ones(2, 2, dtype=d)) for d in dtypes] for _ in "ab")
+    drive(make(joint), joint, 4)
+    single = [make([p]) for p in alone]
+    for t in range(4):
+        drive(single[0], alone, 1, start=t)
+        single[1].step()
+        single[2].step()
+    for found, expected in zip(joint, alone, strict=True):
+        torch.testing.assert_close(found, expected, msg=lambda m, d=found.dtype: f"{d}: {m}")
+
+
+@examination(
+    "complex", "torch.optim: complex numbers are pairs, as torch.view_as_real has them", plain
+)
+def complex_parameter(make: Any) -> None:
+    """A complex parameter steps as its pairs of real numbers do, or is clearly refused."""
+    start = torch.tensor([[1 + 2j, -1 - 1j], [0.5 - 1j, 3j]])
+    gradient = torch.tensor([[0.5 - 1j, 2j], [1 + 1j, -0.25 + 0.5j]])
+    p = torch.nn.Parameter(start.clone())
+    pairs = torch.nn.Parameter(torch.view_as_real(start).clone())
+    refusal = ""
+    try:
+        optimizer = make([p])
+        for t in range(3):
+            p.grad = gradient * (1 - t)
+            optimizer.step()
+    except Exception as error:
+        refusal = f"{type(error).__name__}: {error}"
+    if refusal:
+        assert "complex" in refusal.lower(), f"a complex parameter led to {refusal}"
+        assert torch.equal(p, start), "the refusal came after the parameter was changed"
+        print("found: refused:", refusal)
+    else:
+        optimizer = make([pairs])
+        for t in range(3):
+            pairs.grad = torch.view_as_real(gradient * (1 - t)).clone()
+            optimizer.step()
+        torch.testing.assert_close(torch.view_as_real(p), pairs)
+        print("found: stepped as pairs of real numbers")
+
+
+@examination("sparse", "torch.sparse: SGD, Adagrad and SparseAdam take sparse gradients", plain)
+def sparse(make: Any) -> None:
+    """A sparse gradient, duplicates included, steps as the dense one does, or is clearly refused.
+
+    A refusal leaves every parameter of the group as it was, also those with dense gradients.
+    """
+    before, p, twin = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
+    optimizer, other = make([before, p]), make([twin])
+    rows, values = torch.tensor([[0, 2, 0, 1]]), torch.arange(1.0, 9).reshape(4, 2)
+    refusal = ""
+    try:
+        for _ in range(2):
+            before.grad = torch.full((3, 2), 0.5)
+            p.grad = torch.sparse_coo_tensor(rows, values, (3, 2), check_invariants=True)
+            optimizer.step()
+    except Exception as error:
+        refusal = f"{type(error).__name__}: {error}"
+    if refusal:
+        assert "sparse" in refusal.lower(), f"a sparse gradient led to {refusal}"
+        assert torch.equal(p, torch.ones(3, 2)), "the refusal came after its parameter was changed"
+        other = before.tolist()
+        assert other == [[1.0, 1.0]] * 3, f"before the refusal another parameter became {other}"
+        print("found: refused:", refusal)
+    else:
+        for _ in range(2):
+            twin.grad = torch.sparse_coo_tensor(
+                rows, values, (3, 2), check_invariants=True
+            ).to_dense()
+            other.step()
+        torch.testing.assert_close(p, twin)
+        print("found: stepped as the dense gradient")
+
+
+@examination(
+    "sparse-rows", "torch.optim.SparseAdam, SGD and Adagrad: sparse gradients", sparse_taken
+)
+def sparse_rows(make: Any, quiet_options: Any) -> None:
+    """Of an embedding, the rows that have a gradient move against it and the others stay."""
+    weight = torch.nn.Parameter(torch.ones(4, 2))
+    optimizer = make([weight], **quiet_options)
+    for _ in range(3):
+        optimizer.zero_grad()
+        rows = torch.nn.functional.embedding(torch.tensor([0, 2, 2]), weight, sparse=True)
+        rows.sum().backward()
+        optimizer.step()
+    moved = (weight.detach() < 1).all(dim=1).tolist()
+    assert moved == [True, False, True, False], f"the embedding became {weight.tolist()}"
+    assert torch.equal(weight[1::2], torch.ones(2, 2)), f"the embedding became {weight.tolist()}"

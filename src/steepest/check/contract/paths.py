@@ -1,0 +1,87 @@
+"""One formula, several ways through the code: they must agree, and agree with the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..examination import examination
+from ..needs import capturable, differentiated, known, own_backend, plain, taken
+from ..trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
+from .helpers import drive
+
+_CAPTURABLE = {
+    "one": "{'capturable': False}", "two": "{'capturable': True}",
+    "device": "torch.accelerator.current_accelerator()",
+}  # fmt: skip
+
+
+@examination(
+    "path",
+    "torch.optim: foreach, fused and capturable are implementations of one formula",
+    plain,
+    cases={
+        "foreach": {"one": "{'foreach': False}", "two": "{'foreach': True}"},
+        "fused": {"one": "{'fused': False}", "two": "{'fused': True}"},
+        "capturable": _CAPTURABLE,
+        "default": {"one": "{'foreach': False}", "two": "{}"},
+        "backend-cpu": {"one": "{'backend': 'eager'}", "two": "{'backend': 'cpu'}"},
+        "backend-foreach": {"one": "{'backend': 'eager'}", "two": "{'backend': 'foreach'}"},
+    },
+    case_needs={
+        "foreach": taken(foreach=True), "default": taken(foreach=False),
+        "fused": taken(fused=True), "capturable": capturable,
+        "backend-cpu": own_backend, "backend-foreach": own_backend,
+    },
+)  # fmt: skip
+def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
+    """Both ways make the same steps in float64, whatever else is switched on."""
+    for options in variants:
+        ends = []
+        for way in (one, two):
+            start = torch.ones(3, 2, dtype=torch.float64, device=device)
+            params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+            drive(make(params, **options, **way), params, 20)
+            ends.append(torch.cat([p.detach().flatten() for p in params]))
+        far = ((ends[0] - ends[1]).abs() / (ends[0].abs() + 1e-3)).max().item()
+        assert far < 1e-6, f"{two} with {options} is {far:.1e} off {one} after 20 steps"
+    print(f"found: they agree, with {len(variants)} sets of options")
+
+
+@examination("path-differentiable", "torch.optim: differentiable", plain, differentiated)
+def differentiable(make: Any) -> None:
+    """differentiable=True makes the same steps, and autograd goes through them."""
+    start = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+    q = start.clone()
+    q.retain_grad()
+    plain, scale = (
+        start.detach().clone(),
+        torch.tensor(0.5, dtype=torch.float64, requires_grad=True),
+    )
+    one, two = make([plain]), make([q], differentiable=True)
+    for t in range(3):
+        g = torch.tensor([[1.0, -0.5], [0.25, 2.0]], dtype=torch.float64) + t
+        plain.grad, q.grad = 0.5 * g, scale * g
+        one.step()
+        two.step()
+    torch.testing.assert_close(q.detach(), plain, rtol=1e-6, atol=1e-9)
+    assert q.grad_fn is not None, "the stepped parameter has no graph"
+
+
+@examination(
+    "trajectory",
+    "the method's paper, by an implementation that is independent of the one examined",
+    plain,
+    known,
+)
+def trajectory(make: Any, comparisons: Any) -> None:
+    """In float64 the path follows that of an independent implementation for 100 steps."""
+    worst, against = 0.0, ""
+    for setting in comparisons:
+        far = apart(make, setting)
+        against = setting.made_by.described
+        assert far <= setting.bound, f"{setting}: up to {far:.1e} off {against}, relatively"
+        worst = max(worst, far)
+    many = f"{len(comparisons)} settings of 100 steps"
+    print(f"found: within {worst:.0e} of {against} after every step, {many}")

@@ -1,0 +1,156 @@
+"""What an examination is: a short function whose source is run, and printed when it fails.
+
+The body of the function, with its helpers, its imports and the constructor of the class examined
+before it, makes a script of its own. The doctor executes that very text, so a reproduction cannot
+differ from what was found.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import inspect
+import textwrap
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+Need = Callable[["Subject"], str | None]
+"""Why an examination does not apply to a class; None if it does."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One examination: stable name, one line on what must hold, and who promises it.
+
+    function: its body is the script; it takes `make`, then values by name, each an expression
+    given by the case or by the subject. source: where torch documents the behaviour, or why it is
+    asked for where torch does not. promised: whether torch.optim promises it.
+    """
+
+    name: str
+    about: str
+    source: str
+    promised: bool
+    function: Callable[..., None] = field(repr=False)
+    case: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    needs: tuple[Need, ...] = field(default=(), repr=False)
+
+    def script(self, subject: Subject) -> str:
+        """The self-contained script for one class."""
+        body, names, values = _parts(self.function)
+        lines = [
+            f"{name} = {self.case[name] if name in self.case else subject.value(name)}"
+            for name in values
+        ]
+        names = (names - {*values}) | _read(ast.parse("\n".join([subject.make, *lines])))
+        imports, helpers = _environment(self.function, names)
+        head = [*sorted(imports.values(), key=_import_order), *subject.imports]
+        blocks = ["\n".join(head), *helpers, "\n".join([subject.make, *lines]) + "\n" + body]
+        return "\n\n".join(blocks) + "\n"
+
+
+table: dict[str, Examination] = {}
+"""Name -> examination, in the order of the report."""
+
+
+def examination(
+    name: str,
+    source: str,
+    *needs: Need,
+    promised: bool = True,
+    cases: Mapping[str, Mapping[str, str]] | None = None,
+    case_needs: Mapping[str, Need] | None = None,
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Enter a function in the table, once for each case: suffix -> argument -> expression."""
+
+    def enter(function: Callable[..., None]) -> Callable[..., None]:
+        about = " ".join(inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].split())
+        for suffix, case in (cases or {"": {}}).items():
+            full = f"{name}-{suffix}" if suffix else name
+            if full in table:
+                raise ValueError(f"two examinations are called {full!r}; rename one")
+            more = (case_needs[suffix],) if case_needs and suffix in case_needs else ()
+            text = f"{about[:-1]}: {suffix}." if suffix else about
+            table[full] = Examination(full, text, source, promised, function, case, needs + more)
+        return function
+
+    return enter
+
+
+@cache
+def _parts(function: Callable[..., None]) -> tuple[str, frozenset[str], tuple[str, ...]]:
+    """The body as text, the names that it reads, and the values that it takes after `make`."""
+    source = textwrap.dedent(inspect.getsource(function))
+    tree = ast.parse(source).body[0]
+    assert isinstance(tree, ast.FunctionDef)
+    first = tree.body[1]  # after the docstring
+    body = textwrap.dedent("\n".join(source.splitlines()[first.lineno - 1 :]))
+    values = tuple(a.arg for a in tree.args.args if a.arg != "make")
+    return body, _read(ast.Module(tree.body, [])), values
+
+
+def _read(tree: ast.AST) -> frozenset[str]:
+    """The names that a piece of source takes from outside."""
+    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    bound = {n.id for n in names if isinstance(n.ctx, ast.Store)}
+    bound |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    return frozenset(n.id for n in names) - bound
+
+
+def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], list[str]]:
+    """The imports (by module) and the sources of the helpers that those names need."""
+    imports: dict[str, str] = {}
+    helpers: dict[str, str] = {}
+
+    def need(name: str, scope: dict[str, Any]) -> None:
+        if name in helpers or name not in scope or hasattr(builtins, name):
+            return
+        value = scope[name]
+        if isinstance(value, types.ModuleType):
+            full = value.__name__
+            imports[full] = f"import {full}" if full == name else f"import {full} as {name}"
+        elif isinstance(value, types.FunctionType) and value.__module__.startswith(_HERE):
+            if value.__module__.endswith(".helpers"):
+                helpers[name] = ""  # first its own needs
+                source = _undocumented(inspect.getsource(value))
+                for inner in sorted(_read(ast.parse(source))):
+                    need(inner, value.__globals__)
+                del helpers[name]
+                helpers[name] = source
+            else:
+                imports[name] = f"from {value.__module__} import {name}"
+        elif hasattr(value, "__module__"):
+            imports[name] = f"from {value.__module__} import {name}"
+
+    scope = {"torch": torch, "functools": functools, **function.__globals__}
+    for name in sorted({*names, "torch"}):
+        need(name, scope)
+    return imports, list(helpers.values())
+
+
+def _undocumented(source: str) -> str:
+    """A helper without its docstring and annotations: the reader wants the lines alone."""
+    tree = ast.parse(source).body[0]
+    assert isinstance(tree, ast.FunctionDef)
+    del tree.body[0]
+    tree.returns = None
+    for argument in tree.args.args:
+        argument.annotation = None
+    return ast.unparse(tree)
+
+
+def _import_order(line: str) -> tuple[bool, str]:
+    module = line.split()[1].split(".")[0]
+    return module in ("torch", "steepest"), line
+
+
+_HERE = __name__.rsplit(".", 1)[0]

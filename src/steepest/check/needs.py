@@ -1,0 +1,164 @@
+"""What an examination needs of a class: each function returns the reason why it does not apply."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..classes import classes
+from .oracles import PACKAGES
+from .subject import Subject, limited, quiet
+from .trajectories import settings_of
+
+
+def dense(subject: Subject) -> str | None:
+    """It takes dense gradients."""
+    if subject.sparse_only:
+        return f"it takes only sparse gradients: {subject.complaint()}"
+    return None
+
+
+def plain(subject: Subject) -> str | None:
+    """It steps without a closure, on dense gradients."""
+    return "its step() needs a closure" if subject.closure_needed else dense(subject)
+
+
+def beyond_signs(subject: Subject) -> str | None:
+    """Its formula has more of the gradient than the sign."""
+    if subject.name == "Rprop":
+        return "Rprop moves by the sign alone, and in torch.optim's formula NaN has the sign 0"
+    return None
+
+
+def sparse_taken(subject: Subject) -> str | None:
+    """It takes sparse gradients."""
+    if subject.closure_needed:
+        return "its step() needs a closure"
+    said = subject.complaint(sparse=True)
+    return f"it refuses sparse gradients: {said}" if said else None
+
+
+def scheduled(subject: Subject) -> str | None:
+    """Its rule reads lr at every step."""
+    if subject.name == "Rprop":
+        return "the lr of Rprop is its first step size; it sets the others itself"
+    return argument("lr")(subject)
+
+
+def argument(*names: str) -> Callable[[Subject], str | None]:
+    """It has these arguments."""
+
+    def need(subject: Subject) -> str | None:
+        missing = [n for n in names if n not in subject.parameters]
+        return f"it has no argument {', '.join(missing)}" if missing else None
+
+    return need
+
+
+def number(name: str) -> Callable[[Subject], str | None]:
+    """It has this argument, and a number for it by default."""
+
+    def need(subject: Subject) -> str | None:
+        if missing := argument(name)(subject):
+            return missing
+        value = subject.options.get(name, subject.parameters[name].default)
+        return None if isinstance(value, (int, float)) else f"its {name} is no number: {value!r}"
+
+    return need
+
+
+def shape(*sizes: int) -> Callable[[Subject], str | None]:
+    """It does not refuse parameters of that shape outright."""
+
+    def need(subject: Subject) -> str | None:
+        p = torch.nn.Parameter(torch.ones(sizes))
+        try:
+            with quiet():
+                subject.construct([p])
+        except Exception as error:
+            return f"it refuses parameters of shape {sizes}: {' '.join(str(error).split())}"
+        return None
+
+    return need
+
+
+def elementwise(subject: Subject) -> str | None:
+    """It steps each element by its own gradient."""
+    return None if subject.elementwise else "an element's step depends on other elements"
+
+
+def known(subject: Subject) -> str | None:
+    """There is an independent implementation of its formula."""
+    if not subject.ours:
+        return None if subject.name in classes else f"no class of steepest is called {subject.name}"
+    settings = settings_of(subject.kind)
+    if not settings:
+        return f"steepest.check.oracles names no oracle of {subject.name}"
+    module = settings[0].made_by.module
+    if importlib.util.find_spec(module) is None:
+        return f"its oracle is missing: pip install {PACKAGES[module]}"
+    return None
+
+
+def own_backend(subject: Subject) -> str | None:
+    """It has our backends."""
+    return None if subject.ours else "it has no argument backend"
+
+
+def taken(**options: Any) -> Callable[[Subject], str | None]:
+    """It has these arguments, and takes these values of them on the CPU."""
+
+    def need(subject: Subject) -> str | None:
+        if (missing := argument(*options)(subject)) or subject.ours:
+            return missing or "it has no effect in this class"
+        try:
+            p = torch.nn.Parameter(torch.ones(2, 2))
+            p.grad = torch.ones(2, 2)
+            with quiet(), limited():
+                subject.construct([p], **options).step()
+        except Exception as error:
+            return f"refused on the CPU: {' '.join(str(error).split()) or type(error).__name__}"
+        return None
+
+    return need
+
+
+def halves(subject: Subject) -> str | None:
+    """It does not refuse float16 in so many words."""
+    said = subject.complaint(torch.float16)
+    return f"it refuses float16: {said}" if "float16" in said else None
+
+
+def differentiated(subject: Subject) -> str | None:
+    """It has the argument differentiable, and takes it with the other options."""
+    if missing := argument("differentiable")(subject):
+        return missing
+    try:
+        with quiet():
+            subject.construct([torch.nn.Parameter(torch.ones(2, 2))], differentiable=True)
+    except ValueError as error:
+        return f"it refuses differentiable=True: {error}"
+    return None
+
+
+def capturable(subject: Subject) -> str | None:
+    """It has the argument capturable, which torch allows on accelerators alone."""
+    if missing := argument("capturable")(subject):
+        return missing
+    return "it has no effect in this class" if subject.ours else accelerator(subject)
+
+
+def accelerator(subject: Subject) -> str | None:
+    """There is a device beside the CPU."""
+    found = torch.accelerator.is_available()
+    return None if found else "torch finds no accelerator on this machine"
+
+
+def fork(subject: Subject) -> str | None:
+    """The platform has fork."""
+    found = "fork" in multiprocessing.get_all_start_methods()
+    return None if found else "this platform cannot fork"

@@ -1,0 +1,299 @@
+"""What is examined: a class, how it is imported and constructed, and what it can be asked."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import io
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from .. import families as house
+from ..classes import class_of, classes
+from ..definition import Rule, nearest, rules
+from ..shell import RuleOptimizer
+
+SECONDS = 30
+"""What one script or trial may take before it is stopped and fails."""
+PATHS = ("foreach", "fused", "capturable", "differentiable", "maximize")
+"""Flags of torch's classes that have an examination of their own."""
+
+
+class TargetError(ValueError):
+    """The target is no optimizer class, or cannot be constructed as asked."""
+
+
+class Subject:
+    """A class under examination with the options that every construction of it gets.
+
+    target: a subclass of torch.optim.Optimizer, a rule or its name, the name of a class of this
+    package, or "module:Class". Raises TargetError with a sentence for anything else.
+    """
+
+    def __init__(self, target: Any, options: dict[str, Any] | None = None) -> None:
+        self.options = dict(options or {})
+        self.kind, module = resolve(target)
+        self.name = self.kind.__name__
+        self.parameters = _parameters(self.kind)
+        self._refuse_impossible()
+        module = module or _home(self.kind)
+        self.imports = [f"from {module} import {self.name}"] if module else []
+        self.namespace = {} if module else {self.name: self.kind}
+        given = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        self.make = (
+            f"make = functools.partial({self.name}{given})" if given else f"make = {self.name}"
+        )
+        if not module:
+            self.imports = [f"# {self.name} as defined in {self.kind.__module__}"]
+
+    def _refuse_impossible(self) -> None:
+        for name in self.options:
+            if name not in self.parameters and not self.takes_any:
+                raise TargetError(
+                    f"{self.name} has no argument {name!r}; {nearest(name, self.parameters)}"
+                )
+        missing = [
+            name
+            for name, p in self.parameters.items()
+            if p.default is p.empty and name not in self.options
+        ]
+        if missing:
+            raise TargetError(
+                f"{self.name} has no default for {', '.join(missing)}; give it by "
+                f"--option {missing[0]}=VALUE"
+            )
+
+    @cached_property
+    def takes_any(self) -> bool:
+        """Whether the constructor has **kwargs."""
+        kinds = {p.kind for p in inspect.signature(self.kind).parameters.values()}
+        return inspect.Parameter.VAR_KEYWORD in kinds
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is made of one of our rules."""
+        return issubclass(self.kind, RuleOptimizer)
+
+    def value(self, name: str) -> str:
+        """The expression of a value that an examination takes by name."""
+        return repr(_VALUES[name](self)) if name in _VALUES else _EXPRESSIONS[name](self)
+
+    def construct(self, params: Any, **more: Any) -> torch.optim.Optimizer:
+        """The optimizer as the scripts make it."""
+        return self.kind(params, **{**self.options, **more})
+
+    # what it can be asked, found out by trying
+
+    @cached_property
+    def closure_needed(self) -> bool:
+        """Whether step() cannot be called without a closure."""
+        signature = inspect.signature(self.kind.step)
+        return any(
+            p.name == "closure" and p.default is p.empty for p in signature.parameters.values()
+        )
+
+    @cached_property
+    def sparse_only(self) -> bool:
+        """Whether a dense gradient is refused where a sparse one is taken."""
+        return (
+            not self.closure_needed and bool(self.complaint()) and not self.complaint(sparse=True)
+        )
+
+    @cached_property
+    def elementwise(self) -> bool:
+        """Whether an element's step depends on its own gradient alone."""
+        found = []
+        for other in (0.5, 3.0):
+            p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
+            with quiet(), limited():
+                optimizer = self.construct([p])
+                for g in (0.3, -0.2):
+                    p.grad = torch.tensor([[g, other], [-other, other * g]]).double()
+                    optimizer.step()
+            found.append(p.detach()[0, 0].item())
+        return found[0] == found[1]
+
+    def complaint(self, dtype: torch.dtype = torch.float32, sparse: bool = False) -> str:
+        """What it says to one step on a parameter of that kind; nothing if it takes it."""
+        p = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
+        p.grad = torch.full_like(p, 0.5)
+        if sparse:
+            p.grad = p.grad.to_sparse(1)
+        try:
+            with quiet(), limited():
+                self.construct([p]).step()
+        except Exception as error:
+            return " ".join(str(error).split()) or type(error).__name__
+        return ""
+
+
+def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
+    """The class that a target names, and the module that it was named with."""
+    module = ""
+    if isinstance(target, str) and ":" in target:
+        module, _, name = target.partition(":")
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise TargetError(
+                f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW"
+            )
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name and f"{module}.".startswith(f"{error.name}."):
+                raise TargetError(f"{target}: there is no module {error.name!r}") from None
+            raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            raise TargetError(f"{target}: importing {module} raised {said}") from error
+        if not hasattr(loaded, name):
+            known = [n for n, v in vars(loaded).items() if _is_optimizer(v)]
+            raise TargetError(f"{target}: {module} has no {name!r}; {nearest(name, known)}")
+        target = getattr(loaded, name)
+    elif isinstance(target, str):
+        try:
+            target = class_of(target)
+        except ValueError:
+            known = {*rules, *classes}
+            raise TargetError(
+                f"{target!r} is no optimizer of this package; {nearest(target, known)} A class of "
+                "another one is given as module:Class"
+            ) from None
+    elif isinstance(target, Rule):
+        target = class_of(target)
+    if not _is_optimizer(target):
+        raise TargetError(
+            f"{target!r} was given, expected a subclass of torch.optim.Optimizer, a rule's name or "
+            "'module:Class'"
+        )
+    return target, module
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+
+
+def _parameters(kind: type) -> dict[str, inspect.Parameter]:
+    """The constructor's named arguments after `params`."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = [p for p in inspect.signature(kind).parameters.values() if p.kind in named]
+    return {p.name: p for p in found[1:]}
+
+
+def _home(kind: type) -> str:
+    """The shortest module that the class can be imported from; nothing if there is none."""
+    parts = kind.__module__.split(".")
+    for k in range(1, len(parts) + 1):
+        module = ".".join(parts[:k])
+        if getattr(sys.modules.get(module), kind.__name__, None) is kind and module != "__main__":
+            return module
+    return ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[io.StringIO]:
+    """No warnings, and what is printed caught: some classes greet whoever constructs them."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as said:
+        warnings.simplefilter("ignore")
+        yield said
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """TimeoutError in Python code that takes longer, where signals reach: in the main thread."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it did not end within {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# values by name
+
+
+def _known(subject: Subject, **values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in subject.parameters}
+
+
+_ODD: tuple[dict[str, Any], ...] = (
+    {"weight_decay": 0.1}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5},
+    {"momentum": 0.9, "nesterov": True}, {"momentum": 0.9, "centered": True},
+    {"betas": (0.8, 0.9), "eps": 1e-4}, {"rho": 0.95, "weight_decay": 0.9}, {"alpha": 0.9},
+    {"lr_decay": 0.1, "initial_accumulator_value": 0.1}, {"momentum_decay": 0.006},
+    {"lambd": 0.01, "t0": 3.0}, {"etas": (0.4, 1.4), "step_sizes": (1e-4, 10.0)},
+    {"lr": 0.01}, {"amsgrad": True, "weight_decay": 0.1}, {"final_lr": 0.01, "gamma": 0.05},
+)  # fmt: skip
+
+
+def _variants(subject: Subject) -> list[dict[str, Any]]:
+    """Options that other lines of code may stand behind: the odd ones, and each flag turned."""
+    found: list[dict[str, Any]] = [{}, *_ODD]
+    for name, parameter in subject.parameters.items():
+        default = subject.options.get(name, parameter.default)
+        if isinstance(default, bool):
+            found.append({name: not default})
+    return [options for options in found if _constructible(subject, options)]
+
+
+def _constructible(subject: Subject, options: dict[str, Any]) -> bool:
+    if not options.keys() <= subject.parameters.keys() - {*PATHS, *house.WITHOUT_EFFECT}:
+        return False
+    try:
+        subject.construct([torch.nn.Parameter(torch.ones(2, 2))], **options)
+    except Exception:
+        return False
+    return True
+
+
+def same_options(subject: Subject) -> dict[str, Any]:
+    """The options of a foreign class that ours of the same name has too, at the foreign values."""
+    family = house.families[subject.name]
+    values = {n: p.default for n, p in subject.parameters.items() if n in family.arguments}
+    values |= {n: v for n, v in subject.options.items() if n in family.arguments}
+    return {n: v for n, v in values.items() if n not in (*PATHS, *house.WITHOUT_EFFECT)}
+
+
+_VALUES: dict[str, Callable[[Subject], Any]] = {
+    "quiet_options": lambda s: _known(s, weight_decay=0.0, lambd=0.0),
+    "device": lambda s: "cpu",
+    "fast": lambda s: _known(s, lr=0.1),
+    "variants": _variants,
+    "name": lambda s: s.name,
+}
+
+
+def _comparisons(subject: Subject) -> str:
+    if subject.ours:
+        return f"settings_of({subject.name})"
+    return f"[same_name({subject.name!r}, {same_options(subject)!r})]"
+
+
+_EXPRESSIONS: dict[str, Callable[[Subject], str]] = {"comparisons": _comparisons}
+
+
+def read_option(text: str) -> tuple[str, Any]:
+    """`name=value` as (name, value): the value as Python writes it, else as text."""
+    name, sign, value = text.partition("=")
+    if not sign or not name.isidentifier():
+        raise TargetError(f"--option {text}: expected name=value, e.g. --option lr=0.1")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

@@ -1,0 +1,192 @@
+"""Paths of 100 steps, of a class and of its oracle, and how far they are apart."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..classes import classes
+from .oracles import Maker, Row, fixing
+from .settings import SETTINGS, Setting
+
+STEPS = 100
+SHAPES = ((16, 15), (60,))
+"""Of the parameters in float64; the last four elements have gradients that vanish at some steps."""
+LARGE = ((100, 100),)
+"""Of the parameter in float32: enough elements for a quantile of 99.9 %."""
+FOREIGN = 1e-9
+"""On the deviation of a class that claims no equality with ours: its name alone says so."""
+
+
+# one run
+
+
+@cache
+def gradients(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[list[Tensor]]:
+    """STEPS lists of gradients that depend on no parameter and spread over six orders of magnitude.
+
+    Every third element keeps its sign. In float64, of each tensor's last four elements the first
+    always has a zero gradient, the next one for the first ten steps, the others every other step.
+    """
+    random = torch.Generator().manual_seed(20)
+    made = []
+    for shape in shapes:
+        n = math.prod(shape)
+        scale = 10 ** (6 * torch.rand(n, generator=random, dtype=torch.float64) - 3)
+        g = torch.randn(STEPS, n, generator=random, dtype=torch.float64) * scale
+        g[:, ::3] = g[:, ::3].abs()
+        if dtype is torch.float64:
+            g[:, -4] = 0
+            g[:10, -3] = 0
+            g[::2, -2] = 0
+            g[1::2, -1] = 0
+        made.append([row.reshape(shape).to(dtype) for row in g])
+    return [list(row) for row in zip(*made, strict=True)]
+
+
+def starts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
+    """The parameters before the first step."""
+    random = torch.Generator().manual_seed(7)
+    return [torch.randn(s, generator=random, dtype=torch.float64).to(dtype) for s in shapes]
+
+
+def scheduled(lr: float, t: int) -> float:
+    """A learning rate that rises, falls and jumps; the first step already has another than `lr`."""
+    return lr * (1 + 0.5 * math.sin(0.3 * t)) * (0.1 if t > 60 else 1.0)
+
+
+Path = dict[str, Tensor]
+"""Key -> values after each step, of shape (steps, elements); the parameter's key is "p"."""
+
+
+def steps(
+    maker: Maker,
+    setting: Setting,
+    shapes: Sequence[tuple[int, ...]],
+    dtype: torch.dtype,
+    rounded: torch.dtype,
+    **more: Any,
+) -> Iterator[dict[str, Tensor]]:
+    """What an optimizer makes in `dtype`, step by step, of starts and gradients in `rounded`."""
+    params = [p.to(dtype).requires_grad_() for p in starts(shapes, rounded)]
+    with default_dtype(dtype):
+        optimizer = maker(params, **setting.hyper, **more)
+    group = optimizer.param_groups[0]
+    lr = group["lr"]
+    for t, grads in enumerate(gradients(shapes, rounded), start=1):
+        if setting.scheduled:
+            group["lr"] = scheduled(lr, t)
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g.to(dtype, copy=True)
+        with default_dtype(dtype):
+            optimizer.step()
+        made = {}
+        for key in ("p", *optimizer.state[params[0]]):
+            values = [p.detach() if key == "p" else optimizer.state[p][key] for p in params]
+            flat = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in values]
+            made[key] = torch.cat(flat)  # a copy, also of one tensor
+        yield made
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch keeps NAdam's mu_product and ASGD's eta in its default dtype, not the parameter's."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def path_of(maker: Maker, setting: Setting, **more: Any) -> Path:
+    """The whole path in float64."""
+    made = list(steps(maker, setting, SHAPES, torch.float64, torch.float64, **more))
+    return {key: torch.stack([row[key] for row in made]) for key in made[-1]}
+
+
+@cache
+def oracle(setting: Setting) -> Path:
+    """The oracle's path in float64, run once for all backends."""
+    return path_of(setting.made_by.oracle, setting)
+
+
+class End(NamedTuple):
+    """After the last step: the values, and the largest magnitude of each element on the way."""
+
+    values: dict[str, Tensor]
+    peaks: dict[str, Tensor]
+
+
+def end_of(maker: Maker, setting: Setting, dtype: torch.dtype, **more: Any) -> End:
+    """Where an optimizer ends in `dtype`, from starts and gradients that float32 holds exactly."""
+    peaks: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+    for made in steps(maker, setting, LARGE, dtype, torch.float32, **more):
+        for key, value in made.items():
+            peaks[key] = torch.maximum(peaks.get(key, value.abs()), value.abs())
+    return End(made, peaks)
+
+
+@cache
+def oracle_end(setting: Setting, dtype: torch.dtype) -> End:
+    """Where the oracle ends, run once for all backends."""
+    return end_of(setting.made_by.oracle, setting, dtype)
+
+
+def scales(path: Tensor) -> Tensor:
+    """Per step and element the largest value so far: a moment that passes zero keeps its scale."""
+    return path.abs().cummax(0).values
+
+
+def deviation(ours: Tensor, theirs: Tensor) -> float:
+    """The largest deviation at any step, relative to element's scale and to tensor's maximum."""
+    difference = (ours - theirs).abs()
+    if not difference.any():
+        return 0.0
+    if not bool(torch.isfinite(difference).all()):
+        return math.inf
+    tiny = torch.finfo(torch.float64).tiny
+    element = difference / scales(theirs).clamp_min(tiny)
+    tensor = difference.amax(1) / theirs.abs().amax(1).clamp_min(tiny)
+    return float(torch.maximum(element.amax(), tensor.amax()))
+
+
+# the comparisons of one class
+
+
+@cache
+def settings_of(kind: type) -> tuple[Setting, ...]:
+    """The settings whose optimizer is of that class of ours."""
+    found = []
+    for setting in SETTINGS:
+        with contextlib.suppress(TypeError):  # an option that only the rule's other class has
+            made = setting.made_by.ours([torch.zeros(1)], **setting.hyper)
+            if type(made) is kind:
+                found.append(setting)
+    return tuple(found)
+
+
+def same_name(name: str, options: dict[str, Any]) -> Setting:
+    """A foreign class against our reference of the same name, under the same options."""
+    ours = fixing(classes[name], backend="eager", **options)
+    return Setting(name, {}, row=Row("reference", ours, ours), bound=FOREIGN)
+
+
+def apart(make: Maker, setting: Setting, **more: Any) -> float:
+    """The largest relative deviation of an optimizer's path from the oracle's, over 100 steps.
+
+    A foreign class is compared in its parameters, ours in the states that both have as well.
+    """
+    row = setting.made_by
+    if row.kind == "reference":
+        ours, theirs = path_of(make, setting), path_of(row.oracle, setting)
+        return deviation(ours["p"], theirs["p"])
+    ours, theirs = path_of(row.ours, setting, **more), oracle(setting)
+    return max(deviation(ours[key], theirs[key]) for key in ours.keys() & theirs.keys())

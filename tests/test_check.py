@@ -1,0 +1,484 @@
+"""The doctor: what it finds, on what, and that its reproductions are true."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+import broken
+import steepest
+from steepest import check, cli
+from steepest.check import examinations, examine, report, subject
+from steepest.check.subject import Subject, TargetError, quiet
+from steepest.classes import classes
+
+NAMES = [each.name for each in examinations()]
+
+BEYOND = {
+    "added-group-refused", "float16-small-gradients-0", "float16-small-gradients-1e-4",
+    "load-missing-option", "load-no-alias", "load-other-shape", "nan-gradient-shows",
+    "refused-lr-nan",
+}  # fmt: skip
+"""What the examinations ask for beyond torch."""
+
+# class of torch -> what it promises and does not hold, as found
+TORCH = {
+    "ASGD": {"resume-float64", "resume-bfloat16", "load-state-dtype"},  # eta is cast by load
+    "Adafactor": {"empty-parameter"},
+    "Muon": {"refused-eps-negative"},
+    "NAdam": {"resume-float64", "resume-bfloat16", "load-state-dtype"},  # so is mu_product
+}
+APPLICABLE = {"LBFGS": 18, "SparseAdam": 20, "Muon": 105, "AdamW": 117}
+"""To how many examinations some classes can be put."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_settings):
+    torch.set_num_threads(1)
+
+
+@cache
+def found(target):
+    """The findings on a class, by name."""
+    return {f.name: f for f in examine(target)}
+
+
+def failing(target):
+    return {name for name, f in found(target).items() if f.outcome == "fail"}
+
+
+# the list
+
+
+def test_the_list_is_fixed():
+    assert len(NAMES) == len(set(NAMES)) == 129
+    assert {each.name for each in examinations() if not each.promised} == BEYOND
+    for each in examinations():
+        assert each.about.endswith(".")
+        assert each.source.startswith("beyond torch: ") == (not each.promised)
+        assert len(each.source) > 10
+
+
+def test_every_scheduler_of_torch_is_among_them():
+    module = torch.optim.lr_scheduler
+    base = module.LRScheduler
+    known = {n for n in module.__all__ if issubclass(getattr(module, n), base)} - {"LRScheduler"}
+    assert {n.removeprefix("scheduler-") for n in NAMES if n.startswith("scheduler-")} == known
+
+
+def test_torchs_own_inputs_are_covered():
+    pytest.importorskip("expecttest")
+    common = importlib.import_module("torch.testing._internal.common_optimizers")
+    refused = {
+        key
+        for each in examinations()
+        if each.name.startswith("refused") and "options" in each.case
+        for key in eval(each.case["options"], {"torch": torch})
+    }
+    # of one class alone
+    special = {"Adafactor": {"eps", "d", "beta2_decay"}, "Muon": {"adjust_lr_fn"}}
+    flags = {"capturable", "foreach", "fused", "differentiable", "maximize"}
+    assert {info.name for info in common.optim_db} == {
+        n for n, v in vars(torch.optim).items() if isinstance(v, type) and n != "Optimizer"
+    }
+    for info in common.optim_db:
+        own = special.get(info.name, set())
+        for wrong in info.optim_error_inputs_func(device="cpu", dtype=torch.float32):
+            given = wrong.optimizer_error_input.kwargs
+            assert not given or given.keys() & (refused | own | flags), (info.name, given)
+        with quiet():
+            variants = eval(Subject(info.optim_cls).value("variants"))
+        steps = {key for options in variants for key in options}
+        for right in info.optim_inputs_func(device="cpu"):
+            assert right.kwargs.keys() <= steps | own | flags | MORE.get(info.name, set())
+
+
+MORE = {
+    "LBFGS": {"lr", "tolerance_grad", "line_search_fn"},
+    "Adafactor": {"beta2_decay", "d"},
+    "Muon": {"ns_steps", "ns_coefficients", "nesterov"},
+}
+"""Options of torch's valid inputs of classes that have a single path through the code."""
+
+
+# ours, torch's, other packages'
+
+
+@pytest.mark.parametrize("name", classes)
+def test_ours_pass_whole(name):
+    assert not failing(name)
+    counts = report.count(found(name).values())
+    assert sum(counts.values()) == len(NAMES)
+    assert counts["not applicable"] <= 21
+    assert found(name)["trajectory"].outcome == "pass"
+    assert all(found(name)[f"path-backend-{b}"].outcome == "pass" for b in ("cpu", "foreach"))
+
+
+@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "SGD"])
+def test_ours_pass_whole_with_their_precision_options(name, rounding):
+    lines = examine(name, options={"rounding": rounding})
+    bad = {f.name for f in lines if f.outcome == "fail"}
+    assert not bad
+    assert all(f.outcome == "not applicable" for f in lines if f.name == "path-differentiable")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, v in vars(torch.optim).items() if isinstance(v, type) and n != "Optimizer"]
+)
+def test_torchs_own_keep_what_torch_promises(name):
+    target = f"torch.optim:{name}"
+    assert failing(target) - BEYOND == TORCH.get(name, set())
+    if name in APPLICABLE:
+        counts = report.count(found(target).values())
+        assert counts["pass"] + counts["fail"] == APPLICABLE[name]
+    for f in found(target).values():
+        assert bool(f.reproduction) == (f.outcome == "fail")
+        assert f.detail or f.outcome == "pass"
+
+
+def test_a_class_of_another_package_is_compared_with_ours_of_that_name():
+    line = found("torch.optim:AdamW")["trajectory"]
+    assert line.outcome == "pass"
+    assert "steepest's reference AdamW" in line.detail
+    line = found("pytorch_optimizer:AdaBelief")["trajectory"]
+    assert line.outcome == "pass"  # under its own default, rectify=False
+    line = found("pytorch_optimizer:AdaBound")["trajectory"]  # which adds 1e-15 inside the root
+    assert line.outcome == "fail"
+    assert "off steepest's reference AdaBound" in line.detail
+
+
+def test_what_other_packages_are_known_for():
+    assert failing("adabound:AdaBound") >= {
+        "lr-zero", "group-added-later", "closure", "version-counter", "copies-pickle", "sparse",
+    }  # fmt: skip
+    assert failing("adabelief_pytorch:AdaBelief") >= {
+        "memory-kept-float16", "closure", "version-counter", "copies-pickle", "sparse",
+    }  # fmt: skip
+    assert failing("pytorch_optimizer:AdaBelief") >= {
+        "late-gradient",
+        "gradient-unmodified-maximize",
+    }
+
+
+# planted faults
+
+
+def test_the_sound_copy_keeps_what_torch_promises():
+    assert failing(broken.Sound) <= BEYOND
+
+
+@pytest.mark.parametrize("fault", broken.FAULTS, ids=lambda c: c.__name__)
+def test_a_planted_fault_is_found_by_the_examination_meant_for_it(fault):
+    meant = broken.FAULTS[fault]
+    assert meant in failing(fault)
+    assert found(broken.Sound)[meant].outcome == "pass"
+    others = failing(fault) - failing(broken.Sound) - {meant}
+    assert len(others) <= 5, others
+
+
+@pytest.mark.parametrize("fault", broken.FAULTS, ids=lambda c: c.__name__)
+def test_its_reproduction_is_true(fault):
+    """Pasted, it fails in the same words; with the sound copy in the place of the class it runs."""
+    meant = broken.FAULTS[fault]
+    finding = found(fault)[meant]
+    with quiet(), pytest.raises(AssertionError) as raised:
+        exec(finding.reproduction, {"__name__": "pasted"})
+    assert " ".join(str(raised.value).split()) == finding.detail
+    cured = finding.reproduction.replace(fault.__name__, "Sound")
+    exec(cured, {"__name__": "pasted"})
+    assert len(finding.reproduction.splitlines()) <= 45
+    assert finding.reproduction.count("import") <= 4
+
+
+def test_every_reproduction_on_other_packages_is_true():
+    for target in ("adabound:AdaBound", "pytorch_optimizer:AdaBelief", "torch.optim:NAdam"):
+        for name in failing(target):
+            with quiet(), pytest.raises(Exception):  # noqa: B017  each raises its own
+                exec(found(target)[name].reproduction, {"__name__": "pasted"})
+
+
+class Odd(broken.Sound):
+    """Whatever is raised ends in a line."""
+
+    error: BaseException
+
+    def step(self, closure=None):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyError("odd"), SystemExit(3), RecursionError(), Warning("w")])
+def test_a_crash_is_a_failing_line(error, monkeypatch):
+    monkeypatch.setattr(Odd, "error", error, raising=False)
+    (line,) = examine(Odd, "direction-closure")
+    assert line.outcome == "fail"
+    assert line.detail.startswith(type(error).__name__)
+
+
+def test_a_step_that_never_ends_is_a_failing_line(monkeypatch):
+    class Endless(broken.Sound):
+        def begin(self, group):
+            while True:
+                pass
+
+    monkeypatch.setattr(subject, "SECONDS", 1)
+    (line,) = examine(Endless, "direction-closure")
+    assert line.outcome == "fail"
+    assert "did not end within 1 s" in line.detail
+
+
+def test_a_class_that_cannot_be_imported_is_named_in_its_reproduction():
+    class Local(broken.Scribbling):
+        pass
+
+    (line,) = examine(Local, "gradient-unmodified-plain")
+    assert "# Local as defined in test_check" in line.reproduction
+    with pytest.raises(AssertionError, match="the gradient"):
+        exec(line.reproduction, {"Local": Local})
+
+
+def test_an_examination_leaves_torch_as_it_was():
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    threads, kind = torch.get_num_threads(), torch.get_default_dtype()
+    examine(broken.Sound, ["trajectory", "hook", "no-graph", "two-threads"])
+    examine("adamw", "trajectory")
+    assert torch.equal(torch.rand(1), expected)
+    assert (threads, kind) == (torch.get_num_threads(), torch.get_default_dtype())
+    assert torch.is_grad_enabled()
+    assert not _global_optimizer_pre_hooks
+
+
+def test_the_scripts_for_an_accelerator_run(monkeypatch):
+    """With the CPU in its place, where there is none."""
+    if not torch.accelerator.is_available():
+        assert found("AdamW")["accelerator"].outcome == "not applicable"
+        here = torch.device("cpu")
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: here)
+    names = ["accelerator", "mixed-devices"]
+    for target in ("adamw", "torch.optim:AdamW"):
+        assert [(f.outcome, f.detail) for f in examine(target, names)] == [("pass", "")] * 2
+
+
+# what can be asked
+
+
+def test_a_target_has_many_names():
+    names = ["adamw", "AdamW", "steepest:AdamW", steepest.AdamW, steepest.rules["adamw"]]
+    lines = [examine(target, "repr") for target in names]
+    assert lines == lines[:1] * len(names)
+
+
+def test_options_reach_every_construction():
+    script = "make = functools.partial(Scribbling, lr=0.5, eps=0.1)\n"
+    (line,) = examine(
+        "broken:Scribbling", "gradient-unmodified-plain", options={"lr": 0.5, "eps": 0.1}
+    )
+    assert script in line.reproduction
+    with pytest.raises(AssertionError):
+        exec(line.reproduction, {})
+    (line,) = examine("torch.optim:AdamW", "trajectory", {"eps": 1e-3, "betas": (0.5, 0.6)})
+    assert line.outcome == "pass"
+
+
+def test_only_takes_names_and_their_beginnings():
+    assert [f.name for f in examine("sgd", ["repr", "hook-step"])] == [
+        "repr", "hook-step-pre", "hook-step-post",
+    ]  # fmt: skip
+
+
+def test_a_rule_of_the_users_own():
+    @steepest.rule
+    def halved(p, g, *, lr=1e-3):
+        """Half a step of gradient descent."""
+        return p - lr / 2 * g
+
+    lines = {f.name: f for f in examine(halved)}
+    assert {n for n, f in lines.items() if f.outcome == "fail"} <= {"copies-pickle"}
+    assert "names no oracle" in lines["trajectory"].detail
+    assert lines["path-backend-cpu"].outcome == "pass"
+
+
+BAD = {
+    "adamx": "did you mean 'adamax'?",
+    "torch.optim:AdamWW": "did you mean 'AdamW'?",
+    "nowhere.at.all:AdamW": "no module 'nowhere'",
+    "torch.optim:lr_scheduler": "expected a subclass of torch.optim.Optimizer",
+    "torch optim:SGD": "expected module:Class",
+    "pytorch_optimizer:SAM": "--option base_optimizer=VALUE",
+}
+
+
+@pytest.mark.parametrize("target", BAD)
+def test_a_bad_target_is_a_sentence(target):
+    with pytest.raises(TargetError) as raised:
+        examine(target)
+    assert BAD[target] in str(raised.value)
+
+
+def test_a_module_that_cannot_be_imported_says_why(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("import torch\n1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TargetError, match="importing half_written raised ZeroDivisionError"):
+        examine("half_written:Mine")
+
+
+# the command line
+
+
+def test_the_command_prints_a_line_each_and_the_reproductions(capsys):
+    assert cli.main(["check", "torch.optim:AdamW", "--only", "load", "--only", "repr"]) == 1
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [
+        ["pass", "repr"],
+        ["pass", "load-state-dtype"],
+    ]
+    assert "torch.optim:AdamW: 3 of 6 examinations pass, 3 fail, 0 not applicable" in lines
+    assert "from torch.optim import AdamW" in lines
+    assert err == ""
+    assert cli.main(["check", "torch.optim:LBFGS", "--only", "repr", "--only", "sparse"]) == 0
+    assert "n.a.  sparse" in capsys.readouterr().out
+
+
+def test_the_command_as_json(capsys):
+    assert cli.main(["check", "adabound:AdaBound", "--json", "--only", "lr-zero"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["package"] == "adabound 0.0.5"
+    assert told["torch"] == torch.__version__
+    assert (told["examinations"], told["pass"], told["fail"], told["not applicable"]) == (
+        1,
+        0,
+        1,
+        0,
+    )
+    (line,) = told["findings"]
+    assert "ZeroDivisionError" in line["detail"]
+    assert "from adabound import AdaBound" in line["reproduction"]
+
+
+def test_the_command_takes_options_and_modules_of_the_folder(capsys, tmp_path, monkeypatch):
+    source = inspect.getsource(broken).split("class Uncorrected")[0]
+    (tmp_path / "mine_alone.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    call = ["check", "mine_alone:Sound", "--only", "repr", "--option", "betas=(0.5, 0.6)"]
+    assert cli.main(call) == 0
+    assert "1 of 1 examinations pass" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("check", ("no NAME", "--all")),
+        ("check adam --all", ("NAME and --all",)),
+        ("check adamx", ("'adamx'", "did you mean 'adamax'")),
+        ("check adam --only resum", ("'resum'", "did you mean 'resume'")),
+        ("check adam --option lr", ("--option lr", "name=value")),
+        ("check adam --option beta=1", ("'beta'", "did you mean 'betas'")),
+        ("check torch.optim:Adan", ("'Adan'", "did you mean 'Adam'")),
+    ],
+)
+def test_a_bad_call_gets_one_helpful_line_and_exit_code_2(call, words, capsys):
+    assert cli.main(call.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert all(word in err for word in words), err
+
+
+def test_all_of_ours_at_once(capsys, monkeypatch):
+    monkeypatch.setattr(report, "classes", {name: classes[name] for name in ("SGD", "AdamW")})
+    assert cli.main(["check", "--all", "--only", "closure", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["target"], each["pass"]) for each in told] == [("SGD", 1), ("AdamW", 1)]
+
+
+def test_its_help_has_an_example(capsys):
+    assert cli.main(["check", "--help"]) == 0
+    assert "Example: steepest check " in capsys.readouterr().out
+
+
+# the suite
+
+
+def test_the_suite_runs_under_pytest(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "import torch\n"
+        "from steepest.check.suite import Suite\n\n\n"
+        "class TestAdamW(Suite):\n"
+        "    optimizer = torch.optim.AdamW\n"
+        "    known = {'load-no-alias': 'torch shares the tensors', 'repr': 'not at all'}\n"
+    )
+    names = "load or repr or accelerator or resume or scheduler"
+    call = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", names, "-rsxf"]
+    ran = subprocess.run(
+        call, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    outcomes = ran.stdout.splitlines()[-1]
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "3 failed" in outcomes, outcomes
+    assert "1 xfailed" in outcomes
+    assert "1 skipped" in outcomes
+    assert "repr passes now; take it out of `known`" in ran.stdout
+    assert "torch finds no accelerator" in ran.stdout
+    assert "make = AdamW" in ran.stdout
+
+
+# passports and pages
+
+
+def test_a_passport_says_what_was_compared():
+    text = check.passport("adabelief", list(found("AdaBelief").values()))
+    assert text.startswith("## AdaBelief\n")
+    assert "Oracle (package): adabelief-pytorch==0.2.1, 17 settings of 100 steps." in text
+    assert "rectify (RAdam's warm-up, which the paper never used) is on by default" in text
+    assert report.summary(list(found("AdaBelief").values())) in text
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[1] / "docs" / "doctor.py"
+    spec = importlib.util.spec_from_file_location("docs_doctor", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def masked(text):
+    """Without figures, which depend on machine and thread."""
+    return re.sub(r"-?(\b(nan|inf)\b|\d[\d.]*(e[-+]?\d+)?)", "#", text)
+
+
+@pytest.mark.parametrize("page", ["doctor.md", "passports.md"])
+def test_the_pages_are_what_the_script_writes(page, script):
+    def again(target):
+        return list(found(target.removeprefix("steepest:")).values())
+
+    made = script.page(again) if page == "doctor.md" else script.passports(again)
+    written = (Path(script.__file__).parent / page).read_text(encoding="utf-8")
+    assert masked(written) == masked(made), "run: python docs/doctor.py"
+    own = [row for row in made.splitlines() if row.startswith(("| **", "- Examinations"))]
+    assert all(row in written for row in own), "run: python docs/doctor.py"
+
+
+def test_the_snippets_of_the_page_run(script, tmp_path, capsys):
+    text = (Path(script.__file__).parent / "doctor.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(first, {})
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    space = {}
+    exec(second, space)
+    assert space["TestMine"].known
