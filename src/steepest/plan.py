@@ -6,6 +6,7 @@ writes nothing; the function that it returns writes and no longer fails.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import attrgetter
@@ -94,6 +95,28 @@ def local(x: Any) -> Any:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
+def offset(p: Any) -> int:
+    """The number of the first element of this process's rows, within the whole tensor."""
+    if not hasattr(p, "to_local") or not p.numel():
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, at = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(at))
+
+
+def adopted(scalars: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
+    """The vector whose elements the scalars are, if they lie one behind the other in one memory."""
+    if not scalars or not all(isinstance(x, Tensor) and x.dtype is dtype for x in scalars):
+        return None
+    first = scalars[0]
+    places = [(x.untyped_storage().data_ptr(), x.storage_offset(), x.device.type) for x in scalars]
+    memory, start, _ = places[0]
+    if places != [(memory, start + k, "cpu") for k in range(len(scalars))]:
+        return None
+    return first.as_strided((len(scalars),), (1,), start)
+
+
 class Part:
     """Parameters of one device and dtype, their states in columns, their counts in one vector.
 
@@ -118,10 +141,14 @@ class Part:
         kept = program.states or program.carried or program.counts
         # the noise of stochastic rounding is of the step count too
         keeps = self.stochastic or (rule.counts and bool(kept))
-        self.steps = torch.zeros(n, dtype=torch.float32)
-        self.carried = torch.tensor(
-            [[start] * n for start in rule.carried.values()], dtype=torch.float64
-        ).reshape(-1, n)
+        # another process may count in the same memory: it is kept where it can be
+        counts = adopted([state.get("step") for state in old], torch.float32)
+        self.steps = torch.zeros(n, dtype=torch.float32) if counts is None else counts
+        scalars = [state.get(rule.keys[c]) for c in rule.carried for state in old]
+        if (carried := adopted(scalars, torch.float64)) is None:
+            starts = [[start] * n for start in rule.carried.values()]
+            carried = torch.tensor(starts, dtype=torch.float64)
+        self.carried = carried.reshape(-1, n)
         keys = [rule.keys[s] for s in program.states]
         keys += [COMPENSATION] * self.compensated
         self.columns: list[list[Tensor]] = [[] for _ in keys]
@@ -184,8 +211,11 @@ class Part:
 
     def given(self) -> list[Any]:
         """What stands as gradient, shards for shards."""
-        if not self.sharded:
-            return [p.grad for p in self.params]
+        return self.shards() if self.sharded else [p.grad for p in self.params]
+
+    @torch.no_grad()  # else to_local goes through autograd, for every tensor
+    def shards(self) -> list[Any]:
+        """This process's shares of the gradients, placed as the parameters are."""
         if list(map(_address, map(local, self.owners))) != list(map(_address, self.params)):
             raise Stale
         grads: list[Any] = []
@@ -497,7 +527,11 @@ def parts(
         elif backend != "foreach" and compiled_for(local(p)):
             kind = CompiledPart
         kinds.setdefault((kind, p.device, p.dtype, hasattr(p, "to_local")), []).append(p)
+    dithered = wanted.rounding == "stochastic"
     return [
-        kind(wanted, ps, [state(p) for p in ps], [firsts(p) for p in ps])
+        kind(
+            wanted, ps, [state(p) for p in ps],
+            [firsts(p) + (offset(p) if dithered else 0) for p in ps],
+        )
         for (kind, *_), ps in kinds.items()
-    ]
+    ]  # fmt: skip

@@ -216,11 +216,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         return list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
 
     def _commit(self, new: list[Part]) -> None:
-        for part in new:
-            for k, (p, state) in enumerate(zip(part.owners, part.states, strict=True)):
-                if state:
-                    self.state[p].update(state)
-                    part.states[k] = self.state[p]
+        born = {p: (part, k) for part in new for k, p in enumerate(part.owners) if part.states[k]}
+        # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
+        # state in this order, and a shard may be empty in one process alone
+        for p in chain.from_iterable(group["params"] for group in self.param_groups):
+            if p in born:
+                part, k = born.pop(p)
+                self.state[p].update(part.states[k])
+                part.states[k] = self.state[p]
         self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
         # of one element, an equal copy passes for the original
         self._by_identity = any(p.numel() == 1 for p in self.state)
@@ -277,7 +280,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         return revive, (self.family.members[0].name, self._called), self.__getstate__()
 
 
-_uncompiled_step = torch._disable_dynamo(RuleOptimizer._step)
+_uncompiled_step = torch._disable_dynamo(RuleOptimizer.step)
 _watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
 
 

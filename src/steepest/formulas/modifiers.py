@@ -1,5 +1,7 @@
 """What stands before a rule: small functions of (p, g) and scalars, composed before the trace."""
 
+from .words import where
+
 
 def maximize(p, g):
     """Ascend instead of descend."""
@@ -18,6 +20,9 @@ def decoupled(p, g, *, lr, weight_decay):
     return p * (1 - lr * weight_decay), g
 
 
-def fixed(p, g, *, weight_decay):
-    """AdaBelief's fixed_decay: the parameter shrinks by the same share whatever lr is."""
-    return p * (1 - weight_decay), g
+def fixed(p, g, *, lr, weight_decay):
+    """AdaBelief's fixed_decay: the parameter shrinks by the same share whatever lr is.
+
+    Except at lr 0, where torch.distributed.checkpoint steps to make a state and nothing may move.
+    """
+    return p * where(lr > 0, 1 - weight_decay, 1), g
