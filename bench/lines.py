@@ -5,7 +5,7 @@ import io
 import tokenize
 from pathlib import Path
 
-ROOMS = ("definition.py", "trace.py", "plan.py", "shell.py", "backends")
+ROOMS = ("definition.py", "trace.py", "plan", "shell.py", "backends")
 SOURCE = Path(__file__).parent.parent / "src" / "steepest"
 
 

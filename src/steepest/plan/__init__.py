@@ -1,0 +1,73 @@
+"""A plan: one group's parameters and states laid out for the backends, kept from step to step.
+
+A part is a share of the group that one backend steps in one go. `ready` checks everything and
+writes nothing; the function that it returns writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compiled import CompiledPart
+from .listed import ForeachPart, ReferencePart, SparsePart
+from .part import Part, Stale, Wanted, describe, local, offset, program_of, takes_sparse
+
+__all__ = ["BACKENDS", "Part", "Stale", "Wanted", "describe", "parts", "program_of"]
+BACKENDS = ("cpu", "foreach", "eager")
+
+
+def compiled_for(p: Tensor) -> bool:
+    """Whether the CPU's loop can step the parameter: dense memory, and not float16."""
+    return (
+        p.device.type == "cpu"
+        and p.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and type(p) in (Tensor, torch.nn.Parameter)
+        and p.layout is torch.strided
+        and p.numel() > 0
+        and not p.is_neg()
+        # a copy that preserves the format has the strides of dense memory alone
+        and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
+    )
+
+
+def parts(
+    wanted: Wanted,
+    params: Sequence[Tensor],
+    state: Callable[[Tensor], dict[str, Any]],
+    firsts: Callable[[Tensor], int],
+) -> list[Part]:
+    """The group's parameters shared out among the backends."""
+    kinds: dict[Any, list[Tensor]] = {}
+    rule, backend = wanted.selection.rule.name, wanted.backend
+    for p in params:
+        if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
+            raise RuntimeError(
+                f"{rule}: a parameter of shape {tuple(p.shape)} and strides "
+                f"{p.stride()} was given, expected one whose elements have memory of their own; "
+                "expand it in the model, not in the optimizer"
+            )
+        if wanted.rounding == "stochastic" and p.dtype == torch.float16:
+            raise RuntimeError(
+                f"{rule}: rounding='stochastic' was given for {describe(p)}, expected "
+                "torch.bfloat16 (or 32 bits and more, which need none); take rounding='kahan'"
+            )
+        kind: type[Part] = ForeachPart
+        if takes_sparse(wanted.selection, p.grad):
+            kind = SparsePart
+        elif wanted.differentiable or backend == "eager":
+            kind = ReferencePart
+        elif backend != "foreach" and compiled_for(local(p)):
+            kind = CompiledPart
+        kinds.setdefault((kind, p.device, p.dtype, hasattr(p, "to_local")), []).append(p)
+    dithered = wanted.rounding == "stochastic"
+    return [
+        kind(
+            wanted, ps, [state(p) for p in ps],
+            [firsts(p) + (offset(p) if dithered else 0) for p in ps],
+        )
+        for (kind, *_), ps in kinds.items()
+    ]  # fmt: skip
