@@ -1,6 +1,10 @@
-"""An Adam in plain torch, and six copies of it with one planted fault each."""
+"""An Adam in plain torch, copies of it with one planted fault each, and some odd but sound ones."""
 
 from __future__ import annotations
+
+import os
+import threading
+import time
 
 import torch
 
@@ -118,3 +122,167 @@ FAULTS = {
     Dividing: "zero-gradient",
 }
 """Each faulty class, and the examination that is meant for its fault."""
+
+
+class Decayed(torch.optim.Optimizer):
+    """Adam with weight decay, amsgrad and foreach; its methods are what the faults replace."""
+
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False,
+        foreach=False,
+    ):  # fmt: skip
+        super().__init__(
+            params,
+            {
+                "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+                "amsgrad": amsgrad, "foreach": foreach,
+            },
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self.begin(group)
+            for p, g in self.pairs(group):
+                self.update(p, g + self.times * group["weight_decay"] * p, group)
+        return loss
+
+    def update(self, p, g, group):
+        state, (beta1, beta2) = self.state[p], self.betas(group)
+        if not state:
+            state |= {"step": 0, "m": torch.zeros_like(p), "v": torch.zeros_like(p)}
+            if group["amsgrad"]:
+                state["max"] = torch.zeros_like(p)
+        state["step"] += 1
+        state["m"].mul_(beta1).add_(g, alpha=1 - beta1)
+        v = state["v"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        if group["amsgrad"]:
+            v = torch.maximum(state["max"], v, out=state["max"])
+        root = (v / (1 - beta2 ** state["step"])).sqrt() + self.eps(group)
+        p.sub_(group["lr"] * state["m"] / (1 - beta1 ** state["step"]) / root)
+
+    times = 1
+
+    def begin(self, group):
+        pass
+
+    def pairs(self, group):
+        return [(p, p.grad) for p in group["params"] if p.grad is not None]
+
+    def betas(self, group):
+        return group["betas"]
+
+    def eps(self, group):
+        return group["eps"]
+
+
+class FirstBetas(Decayed):
+    """The betas of the first group, for all."""
+
+    def betas(self, group):
+        return self.param_groups[0]["betas"]
+
+
+class Overwriting(Decayed):
+    """add_param_group puts the default betas in the place of the group's."""
+
+    def add_param_group(self, param_group):
+        super().add_param_group({**param_group, "betas": self.defaults["betas"]})
+
+
+class DefaultEps(Decayed):
+    """The eps of the constructor, for all groups."""
+
+    def eps(self, group):
+        return self.defaults["eps"]
+
+
+class Unmaximized(Decayed):
+    """The maximum of amsgrad is zero after loading."""
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            if "max" in state:
+                state["max"].zero_()
+
+
+class Misaligned(Decayed):
+    """On the second path, the gradients slip down where one is missing."""
+
+    def pairs(self, group):
+        gradients = [p.grad for p in group["params"] if p.grad is not None]
+        return zip(group["params"], gradients) if group["foreach"] else super().pairs(group)  # noqa: B905
+
+
+class DecayingAlways(Decayed):
+    """Decay also where there is no gradient."""
+
+    def begin(self, group):
+        for p in group["params"]:
+            if p.grad is None:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+
+
+class DecayedTwice(Decayed):
+    """Decay is applied twice; only its formula, known by its name, can tell."""
+
+    times = 2
+
+
+REALISTIC = {
+    FirstBetas: "group-options-betas",
+    Overwriting: "group-options-betas",
+    DefaultEps: "group-options-eps",
+    Unmaximized: "resume-float32",
+    Misaligned: "path-foreach",
+    DecayingAlways: "no-gradient-weight-decay",
+}
+"""Each faulty class, and the examination that is meant for its fault."""
+
+
+class HangsForked(torch.optim.SGD):
+    """Never ends in a forked child."""
+
+    parent = os.getpid()
+
+    def step(self, closure=None):
+        while os.getpid() != self.parent and os.getppid() == self.parent:  # no orphans
+            time.sleep(0.1)
+        return super().step(closure)
+
+
+class HangsThread(torch.optim.SGD):
+    """Never ends in a second thread."""
+
+    def step(self, closure=None):
+        while threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        return super().step(closure)
+
+
+class Centralizing(torch.optim.SGD):
+    """Sound: the gradient without its mean over each row, in the place of the gradient."""
+
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and p.dim() > 1:
+                    p.grad = p.grad - p.grad.mean(1, keepdim=True)
+        super().step()
+        return loss
+
+
+class WarmingUp(Decayed):
+    """Sound: stands still for its first five steps."""
+
+    def update(self, p, g, group):
+        before = p.clone()
+        super().update(p, g, group)
+        if self.state[p]["step"] <= 5:
+            p.copy_(before)

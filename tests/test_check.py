@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 
@@ -38,7 +41,7 @@ TORCH = {
     "Muon": {"refused-eps-negative"},
     "NAdam": {"resume-float64", "resume-bfloat16", "load-state-dtype"},  # so is mu_product
 }
-APPLICABLE = {"LBFGS": 18, "SparseAdam": 20, "Muon": 105, "AdamW": 117}
+APPLICABLE = {"LBFGS": 18, "SparseAdam": 20, "Muon": 108, "AdamW": 120}
 """To how many examinations some classes can be put."""
 
 
@@ -61,7 +64,7 @@ def failing(target):
 
 
 def test_the_list_is_fixed():
-    assert len(NAMES) == len(set(NAMES)) == 129
+    assert len(NAMES) == len(set(NAMES)) == 135
     assert {each.name for each in examinations() if not each.promised} == BEYOND
     for each in examinations():
         assert each.about.endswith(".")
@@ -119,7 +122,7 @@ def test_ours_pass_whole(name):
     assert not failing(name)
     counts = report.count(found(name).values())
     assert sum(counts.values()) == len(NAMES)
-    assert counts["not applicable"] <= 21
+    assert counts["not applicable"] <= 27
     assert found(name)["trajectory"].outcome == "pass"
     assert all(found(name)[f"path-backend-{b}"].outcome == "pass" for b in ("cpu", "foreach"))
 
@@ -435,6 +438,238 @@ def test_the_suite_runs_under_pytest(tmp_path):
     assert "repr passes now; take it out of `known`" in ran.stdout
     assert "torch finds no accelerator" in ran.stdout
     assert "make = AdamW" in ran.stdout
+
+
+# what a hostile review found
+
+
+def script_of(name, target):
+    return next(e for e in examinations() if e.name == name).script(Subject(target))
+
+
+@pytest.mark.parametrize("fault", broken.REALISTIC, ids=lambda c: c.__name__)
+def test_a_realistic_fault_is_found(fault):
+    meant = broken.REALISTIC[fault]
+    (line,) = examine(fault, meant)
+    assert line.outcome == "fail"
+    (line,) = examine(broken.Decayed, meant)
+    assert line.outcome == "pass", line.detail
+    with quiet(), pytest.raises(AssertionError):
+        exec(examine(fault, meant)[0].reproduction, {"__name__": "pasted"})
+
+
+def test_a_foreign_class_is_compared_in_every_setting_that_both_take():
+    doubled = type("Adam", (broken.DecayedTwice,), {})
+    (line,) = examine(doubled, "trajectory")
+    assert line.outcome == "fail"
+    assert "weight_decay=0.1" in line.detail
+    (line,) = examine(type("Adam", (broken.Decayed,), {}), "trajectory")
+    assert line.outcome == "pass", line.detail
+    assert int(re.search(r"(\d+) settings", line.detail)[1]) >= 5
+
+
+@pytest.mark.parametrize("target", [broken.Centralizing, broken.WarmingUp])
+def test_sound_optimizers_of_another_kind_raise_no_alarm(target):
+    names = ["direction", "scheduler", "closure", "lr-zero", "lr-scheduled", "direction-closure"]
+    assert {f.name: f.detail for f in examine(target, names) if f.outcome == "fail"} == {}
+
+
+def test_an_alias_is_imported_by_the_name_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "aliased.py").write_text(
+        "from torch.optim import SGD as Plain\n\n\nclass SGD(Plain):\n"
+        "    def step(self, closure=None):\n        raise RuntimeError('the wrong class')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = examine("aliased:Plain", "direction")[0]
+    assert line.outcome == "pass", line.detail
+    assert "from aliased import Plain as SGD" in script_of("direction", "aliased:Plain")
+
+
+def test_what_hangs_in_a_child_or_a_thread_ends(tmp_path):
+    """Each script says so and exits, with shorter waits in the place of its own."""
+    ran = []
+    for target, name in (("HangsForked", "forked-child"), ("HangsThread", "two-threads")):
+        script = script_of(name, f"broken:{target}")
+        for waits in ("poll(20)", "join(10)", "join(5)"):
+            script = script.replace(waits, waits.split("(")[0] + "(0.5)")
+        path = tmp_path / f"{name}.py"
+        path.write_text(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{script}")
+        call = [sys.executable, str(path)]
+        ran.append(subprocess.run(call, capture_output=True, text=True, timeout=60, check=False))
+    assert "AssertionError: the child did not step" in ran[0].stderr
+    assert "AssertionError: a thread did not end" in ran[1].stderr
+
+
+def test_a_hanging_child_is_not_waited_for_beyond_the_limit():
+    assert "daemon=True" in script_of("forked-child", "sgd")
+    for name in ("forked-child", "two-threads", "data-loader"):
+        waits = re.findall(r"(?:poll|join)\((\d+)\)|timeout=(\d+)", script_of(name, "sgd"))
+        times = [int(a or b) for a, b in waits]
+        assert times
+        assert max(times) <= 20 < subject.SECONDS
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (float("inf"), 'float("inf")'), (float("-inf"), 'float("-inf")'),
+        (torch.tensor([float("nan")]), 'torch.tensor([float("nan")], dtype=torch.float32)'),
+        (torch.optim.SGD, "torch.optim.SGD"), ((1,), "(1,)"), ([], "[]"), ((), "()"),
+        ({"a": [torch.optim.SGD, 2.0]}, "{'a': [torch.optim.SGD, 2.0]}"), ("x", "'x'"),
+    ],
+)  # fmt: skip
+def test_options_are_written_as_expressions(value, text):
+    made, modules = subject.written(value)
+    assert made == text
+    space = {"torch": torch, **{m.split(".")[0]: __import__(m) for m in modules}}
+    assert str(eval(made, space)) == str(value)
+
+
+def test_an_option_that_cannot_be_written_is_a_sentence():
+    with pytest.raises(TargetError, match="which a reproduction can write"):
+        examine("sgd", "repr", {"momentum": object()})
+
+
+def test_options_of_any_kind_run():
+    for options in ({"lr": torch.tensor(0.01)}, {"lr": float("inf")}):
+        assert examine("torch.optim:AdamW", "repr", options)[0].outcome == "pass"
+    (line,) = examine("pytorch_optimizer:SAM", "repr", {"base_optimizer": torch.optim.SGD})
+    assert line.outcome == "pass", line.detail
+
+
+def test_the_words_of_an_option():
+    read = subject.read_option
+    words = {
+        "false": False,
+        "True": True,
+        "NONE": None,
+        "none": None,
+        "inf": float("inf"),
+        "x": "x",
+    }
+    assert {w: read(f"a={w}")[1] for w in words} == words
+    assert read("a=torch.optim:SGD") == ("a", torch.optim.SGD)
+    assert read("a='torch.optim:SGD'") == ("a", "torch.optim:SGD")
+    with pytest.raises(TargetError, match="no module 'nowhere'"):
+        read("a=nowhere:SGD")
+
+
+def test_a_class_that_always_raises_is_a_target_error():
+    class Never(broken.Sound):
+        def __init__(self, params):
+            raise RuntimeError("needs a licence")
+
+    with pytest.raises(TargetError, match=r"RuntimeError: needs a licence; give .* --option"):
+        examine(Never)
+
+
+def test_a_step_that_asks_for_a_closure_is_not_called_without_one():
+    (line,) = examine("pytorch_optimizer:AliG", "no-gradient")[:1]
+    assert (line.outcome, line.detail) == ("not applicable", "its step() needs a closure")
+
+
+def test_a_trial_that_raises_has_a_reproduction(monkeypatch):
+    monkeypatch.setattr(Odd, "error", KeyError("odd"), raising=False)
+    (line,) = examine(Odd, "nan-gradient-contained")
+    assert line.outcome == "fail"
+    assert "optimizer.step()" in line.reproduction
+
+
+def test_the_callers_alarm_is_kept():
+    rung = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    try:
+        signal.alarm(50)
+        examine("torch.optim:SGD", "repr")
+        assert 40 < signal.alarm(0) <= 50
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+TAKEN = {
+    "SGD": [{"momentum": 0.9}, {"maximize": True}], "Rprop": [{"foreach": True}],
+    "AdamW": [{"foreach": True}], "Adam": [{"amsgrad": True, "maximize": True}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_torchs_own_with_options(name):
+    for options in TAKEN[name]:
+        lines = examine(f"torch.optim:{name}", options=options)
+        assert {f.name for f in lines if f.outcome == "fail"} <= BEYOND, options
+
+
+def test_json_of_a_class_with_an_option_and_of_a_module_that_prints(capsys, tmp_path, monkeypatch):
+    (tmp_path / "greeting.py").write_text(
+        "import torch\nprint('hello')\n\n\nclass Mine(torch.optim.SGD):\n"
+        "    def __init__(self, params, k):\n        print('hello again')\n"
+        "        super().__init__(params)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli.main(["check", "greeting:Mine", "--json", "--only", "repr", "--option", "k=1"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["pass"] == 1
+    assert err == "hello\n"
+
+
+def test_the_table_is_as_wide_as_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    detail = "\x1b[1mbold\x1b[0m\nand " + "long " * 300
+    lines = list(report.lines("x", [check.Finding("repr", "About.", "fail", detail, "script")]))
+    assert len(lines[0]) <= 100
+    assert "\x1b" not in "".join(lines)
+    assert "bold and long" in lines[0]
+    assert "long " * 299 in lines[2]
+
+
+def test_an_unknown_name_is_answered_in_whole_sentences():
+    with pytest.raises(TargetError, match=r"[a-z]\. A class of another one"):
+        examine("qqqq")
+
+
+def test_the_suite_is_imported_from_the_package_only_when_asked_for():
+    code = "import sys, steepest.check; assert 'pytest' not in sys.modules; steepest.check.Suite"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert check.Suite.__module__ == "steepest.check.suite"
+    with pytest.raises(AttributeError, match="no attribute 'Suit'"):
+        check.Suit  # noqa: B018
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="it counts processes by /proc")
+def test_an_interrupt_ends_all_workers_without_a_traceback():
+    code = "import sys; from steepest import cli; sys.exit(cli.main(['check', '--all']))"
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+        for _ in range(600):
+            if len(children.read_text().split()) >= 2:
+                break
+            time.sleep(0.1)
+        workers = children.read_text().split()
+        assert workers
+        time.sleep(0.5)
+        os.killpg(run.pid, signal.SIGINT)
+        err = run.communicate(timeout=60)[1]
+    finally:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == cli.INTERRUPTED
+    assert err in ("", "steepest: interrupted\n")  # by the version of typer
+    for _ in range(100):  # the tracker of resources ends by itself, a moment later
+        if not any(map(running, workers)):
+            break
+        time.sleep(0.1)
+    assert not [pid for pid in workers if running(pid)]
+
+
+def running(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 # passports and pages

@@ -469,7 +469,7 @@ def _options(
         for name, source in family.captured.items() if places else ():
             if name not in taken and not math.isnan(number(group[source])):
                 group[name] = number(group.get("initial_lr", group[source]))
-        group |= {k: v for k, v in FIXED.get(family.name, {}).items() if k in group}
+        group |= {k: own.get(k, v) for k, v in FIXED.get(family.name, {}).items() if k in group}
         names = groups[places[0]].get("param_names") if places else None
         if names is not None and "param_names" not in own:
             group["param_names"] = list(names)

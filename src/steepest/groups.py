@@ -255,8 +255,8 @@ def _meant(entry: Any, place: _Place) -> bool:
 
 
 def _number(name: str, value: Any, interval: str) -> None:
-    good = isinstance(value, Real) and not isinstance(value, bool) and value >= 0
-    if not good or (not 0 < value <= 1 if interval == "(0, 1]" else math.isinf(value)):
+    good = isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0
+    if not good or (not 0 < float(value) <= 1 if interval == "(0, 1]" else math.isinf(value)):
         raise ValueError(f"{name}={value!r} was given, expected a number in {interval}")
 
 

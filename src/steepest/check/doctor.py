@@ -74,10 +74,10 @@ def _examined(each: Examination, subject: Subject) -> Finding:
     script = ""
     try:
         with quiet():
+            script = each.script(subject)
             for need in each.needs:
                 if reason := need(subject):
                     return Finding(each.name, each.about, "not applicable", reason)
-            script = each.script(subject)
         code = compile(script, f"<{each.name}>", "exec")
         remark = _run(code, dict(subject.namespace))
         return Finding(each.name, each.about, "pass", remark)

@@ -59,6 +59,52 @@ def argument(*names: str) -> Callable[[Subject], str | None]:
     return need
 
 
+def descending(subject: Subject) -> str | None:
+    """It goes downhill."""
+    return "with maximize=True it goes uphill" if subject.options.get("maximize") else None
+
+
+def lr_tensor_taken(subject: Subject) -> str | None:
+    """It has an lr, and no option with which torch allows it to be a float alone."""
+    if missing := argument("lr")(subject):
+        return missing
+    if subject.ours or not subject.options.get("foreach"):
+        return None
+    try:
+        with quiet():
+            subject.construct([torch.nn.Parameter(torch.ones(2, 2))], lr=torch.tensor(0.1))
+    except ValueError as error:
+        return f"with foreach=True it refuses it: {error}"
+    return None
+
+
+def _form(value: Any) -> int:
+    """A tuple's length; 0 for a number, -1 for anything else."""
+    if isinstance(value, (tuple, list)):
+        return len(value)
+    return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
+
+
+def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
+    """It has this argument, by default of the same form, and takes these values of it."""
+
+    def need(subject: Subject) -> str | None:
+        if missing := argument(name)(subject):
+            return missing
+        now = subject.options.get(name, subject.parameters[name].default)
+        if _form(now) != _form(values[0]):
+            return f"its {name} is {now!r}, of another form than {values[0]}"
+        for value in values:
+            try:
+                with quiet():
+                    subject.construct([torch.nn.Parameter(torch.ones(2, 2))], **{name: value})
+            except Exception as error:
+                return f"it refuses {name}={value}: {' '.join(str(error).split())}"
+        return None
+
+    return need
+
+
 def number(name: str) -> Callable[[Subject], str | None]:
     """It has this argument, and a number for it by default."""
 
@@ -137,10 +183,12 @@ def differentiated(subject: Subject) -> str | None:
     """It has the argument differentiable, and takes it with the other options."""
     if missing := argument("differentiable")(subject):
         return missing
+    if subject.options.get("foreach") and not subject.ours:
+        return "autograd does not go through foreach=True"
     try:
         with quiet():
             subject.construct([torch.nn.Parameter(torch.ones(2, 2))], differentiable=True)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return f"it refuses differentiable=True: {error}"
     return None
 

@@ -7,6 +7,9 @@ import functools
 import importlib.metadata
 import multiprocessing
 import os
+import re
+import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -17,7 +20,7 @@ import torch
 from ..classes import classes
 from .doctor import Finding, Outcome, examine
 from .examination import table
-from .subject import Subject
+from .subject import resolve
 
 OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "not applicable")
 
@@ -37,8 +40,41 @@ def examined(
         yield targets[0], examine(targets[0], only, options)
         return
     work = functools.partial(examine, only=only, options=options)
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        yield from zip(targets, pool.map(work, targets), strict=True)
+    context, mine = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=_uninterrupted)
+    try:
+        with _no_interrupt():  # inherited by the workers, which import for seconds
+            made = [pool.submit(work, target) for target in targets]
+        for target, each in zip(targets, made, strict=True):
+            yield target, each.result()
+    except BaseException:
+        with _no_interrupt():
+            workers = {*multiprocessing.active_children()} - mine
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+        raise
+    pool.shutdown()
+
+
+def _uninterrupted() -> None:
+    """Ctrl-C reaches the workers too, and is the parent's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """SIGINT waits until the end, where the platform can hold it back."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def count(findings: Sequence[Finding]) -> dict[Outcome, int]:
@@ -57,13 +93,22 @@ def summary(findings: Sequence[Finding]) -> str:
 def lines(target: str, findings: Sequence[Finding], failing_only: bool = False) -> Iterator[str]:
     """A line for each examination, the summary, and the reproductions of what failed."""
     width = max(len(name) for name in table) + 2
+    room = max(shutil.get_terminal_size((120, 24)).columns - width - 6, 20)
     for f in findings if not failing_only else [f for f in findings if f.outcome == "fail"]:
         word = "n.a." if f.outcome == "not applicable" else f.outcome
-        yield f"{word:6}{f.name:{width}}{f.detail or f.about}"
+        text = plain_text(f.detail or f.about)
+        short = text if len(text) <= room else text[: room - 3] + "..."
+        yield f"{word:6}{f.name:{width}}{short}"
     yield f"{target}: {summary(findings)}"
     for f in findings:
         if f.outcome == "fail":
-            yield f"\n# {f.name}: {f.about}\n# found: {f.detail}\n{f.reproduction}".rstrip()
+            head = f"\n# {f.name}: {f.about}\n# found: {plain_text(f.detail)}\n"
+            yield (head + f.reproduction).rstrip()
+
+
+def plain_text(text: str) -> str:
+    """Without the codes that colour a terminal, and on one line."""
+    return " ".join(re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", text).split())
 
 
 def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
@@ -80,7 +125,7 @@ def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
 
 def package(target: Any) -> str:
     """The distribution that a class comes from and its version; nothing if there is none."""
-    top = Subject(target).kind.__module__.split(".")[0]
+    top = resolve(target)[0].__module__.split(".")[0]
     names = [top, *importlib.metadata.packages_distributions().get(top, [])]
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -7,9 +7,12 @@ import contextlib
 import importlib.util
 import inspect
 import io
+import math
+import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -41,19 +44,32 @@ class Subject:
 
     def __init__(self, target: Any, options: dict[str, Any] | None = None) -> None:
         self.options = dict(options or {})
-        self.kind, module = resolve(target)
+        self.kind, named = resolve(target)
         self.name = self.kind.__name__
         self.parameters = _parameters(self.kind)
         self._refuse_impossible()
-        module = module or _home(self.kind)
-        self.imports = [f"from {module} import {self.name}"] if module else []
+        module = named or _home(self.kind)
+        shown = target.partition(":")[2] if named else self.name
+        self.imports = [f"from {module} import {shown}" + f" as {self.name}" * (shown != self.name)]
         self.namespace = {} if module else {self.name: self.kind}
-        given = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        self._values: dict[str, str] = {}
+        given = "".join(f", {name}={self._written(v)}" for name, v in self.options.items())
         self.make = (
             f"make = functools.partial({self.name}{given})" if given else f"make = {self.name}"
         )
         if not module:
-            self.imports = [f"# {self.name} as defined in {self.kind.__module__}"]
+            self.imports[0] = f"# {self.name} as defined in {self.kind.__module__}"
+        self._refuse_unconstructible()
+
+    def _refuse_unconstructible(self) -> None:
+        try:
+            with quiet(), limited():
+                self.construct([torch.nn.Parameter(torch.ones(2, 2))])
+        except Exception as error:
+            raise TargetError(
+                f"{self.name} cannot be constructed on one parameter: {_sentence(error)}; give "
+                "what it needs by --option NAME=VALUE"
+            ) from error
 
     def _refuse_impossible(self) -> None:
         for name in self.options:
@@ -85,7 +101,16 @@ class Subject:
 
     def value(self, name: str) -> str:
         """The expression of a value that an examination takes by name."""
-        return repr(_VALUES[name](self)) if name in _VALUES else _EXPRESSIONS[name](self)
+        if name not in self._values:
+            found = _VALUES[name](self)
+            self._values[name] = found if name in _EXPRESSIONS else self._written(found)
+        return self._values[name]
+
+    def _written(self, value: Any) -> str:
+        """The expression of a value; what it needs is added to the imports."""
+        text, modules = written(value)
+        self.imports += [line for m in modules if (line := f"import {m}") not in self.imports]
+        return text
 
     def construct(self, params: Any, **more: Any) -> torch.optim.Optimizer:
         """The optimizer as the scripts make it."""
@@ -95,11 +120,11 @@ class Subject:
 
     @cached_property
     def closure_needed(self) -> bool:
-        """Whether step() cannot be called without a closure."""
+        """Whether step() cannot be called without a closure, by its signature or its words."""
         signature = inspect.signature(self.kind.step)
         return any(
             p.name == "closure" and p.default is p.empty for p in signature.parameters.values()
-        )
+        ) or ("closure" in self.complaint().lower())
 
     @cached_property
     def sparse_only(self) -> bool:
@@ -110,15 +135,18 @@ class Subject:
 
     @cached_property
     def elementwise(self) -> bool:
-        """Whether an element's step depends on its own gradient alone."""
+        """Whether an element's step depends on its own gradient alone; so it seems if it raises."""
         found = []
         for other in (0.5, 3.0):
             p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
-            with quiet(), limited():
-                optimizer = self.construct([p])
-                for g in (0.3, -0.2):
-                    p.grad = torch.tensor([[g, other], [-other, other * g]]).double()
-                    optimizer.step()
+            try:
+                with quiet(), limited():
+                    optimizer = self.construct([p])
+                    for g in (0.3, -0.2):
+                        p.grad = torch.tensor([[g, other], [-other, other * g]]).double()
+                        optimizer.step()
+            except Exception:
+                return True  # the examination raises it again, and has a reproduction
             found.append(p.detach()[0, 0].item())
         return found[0] == found[1]
 
@@ -132,7 +160,7 @@ class Subject:
             with quiet(), limited():
                 self.construct([p]).step()
         except Exception as error:
-            return " ".join(str(error).split()) or type(error).__name__
+            return _sentence(error, kind=False)
         return ""
 
 
@@ -140,32 +168,17 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
     """The class that a target names, and the module that it was named with."""
     module = ""
     if isinstance(target, str) and ":" in target:
-        module, _, name = target.partition(":")
-        if not all(part.isidentifier() for part in module.split(".")):
-            raise TargetError(
-                f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW"
-            )
-        try:
-            loaded = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name and f"{module}.".startswith(f"{error.name}."):
-                raise TargetError(f"{target}: there is no module {error.name!r}") from None
-            raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
-        except Exception as error:
-            said = f"{type(error).__name__}: {error}"
-            raise TargetError(f"{target}: importing {module} raised {said}") from error
-        if not hasattr(loaded, name):
-            known = [n for n, v in vars(loaded).items() if _is_optimizer(v)]
-            raise TargetError(f"{target}: {module} has no {name!r}; {nearest(name, known)}")
-        target = getattr(loaded, name)
+        module = target.partition(":")[0]
+        target = _imported(target)
     elif isinstance(target, str):
         try:
             target = class_of(target)
         except ValueError:
             known = {*rules, *classes}
+            hint = nearest(target, known)
             raise TargetError(
-                f"{target!r} is no optimizer of this package; {nearest(target, known)} A class of "
-                "another one is given as module:Class"
+                f"{target!r} is no optimizer of this package; {hint}{'.' * (hint[-1] != '?')} "
+                "A class of another one is given as module:Class"
             ) from None
     elif isinstance(target, Rule):
         target = class_of(target)
@@ -175,6 +188,33 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
             "'module:Class'"
         )
     return target, module
+
+
+def _imported(target: str) -> Any:
+    """What stands behind "module:Class"."""
+    module, _, name = target.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # ours may be JSON
+            loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise TargetError(f"{target}: there is no module {error.name!r}") from None
+        raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise TargetError(f"{target}: importing {module} raised {said}") from error
+    if not hasattr(loaded, name):
+        known = [n for n, v in vars(loaded).items() if _is_optimizer(v)]
+        raise TargetError(f"{target}: {module} has no {name!r}; {nearest(name, known)}")
+    return getattr(loaded, name)
+
+
+def _sentence(error: Exception, kind: bool = True) -> str:
+    said = " ".join(str(error).split())
+    name = type(error).__name__
+    return (f"{name}: {said}" if kind else said) if said else name
 
 
 def _is_optimizer(value: Any) -> bool:
@@ -216,13 +256,16 @@ def limited() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise TimeoutError(f"it did not end within {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    before, began = signal.signal(signal.SIGALRM, stop), time.monotonic()
+    left, again = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # an alarm of the caller's
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if left:
+            rest = max(left - (time.monotonic() - began), 0.01)
+            signal.setitimer(signal.ITIMER_REAL, rest, again)
 
 
 # values by name
@@ -245,18 +288,24 @@ _ODD: tuple[dict[str, Any], ...] = (
 def _variants(subject: Subject) -> list[dict[str, Any]]:
     """Options that other lines of code may stand behind: the odd ones, and each flag turned."""
     found: list[dict[str, Any]] = [{}, *_ODD]
+    steps = not subject.complaint()  # else there is only the construction to try
     for name, parameter in subject.parameters.items():
         default = subject.options.get(name, parameter.default)
         if isinstance(default, bool):
             found.append({name: not default})
-    return [options for options in found if _constructible(subject, options)]
+    return [{}, *(options for options in found[1:] if _usable(subject, options, steps))]
 
 
-def _constructible(subject: Subject, options: dict[str, Any]) -> bool:
+def _usable(subject: Subject, options: dict[str, Any], steps: bool) -> bool:
     if not options.keys() <= subject.parameters.keys() - {*PATHS, *house.WITHOUT_EFFECT}:
         return False
+    p = torch.nn.Parameter(torch.ones(2, 2))
+    p.grad = torch.ones(2, 2)
     try:
-        subject.construct([torch.nn.Parameter(torch.ones(2, 2))], **options)
+        with quiet(), limited():
+            optimizer = subject.construct([p], **options)
+            if steps:
+                optimizer.step()
     except Exception:
         return False
     return True
@@ -267,7 +316,58 @@ def same_options(subject: Subject) -> dict[str, Any]:
     family = house.families[subject.name]
     values = {n: p.default for n, p in subject.parameters.items() if n in family.arguments}
     values |= {n: v for n, v in subject.options.items() if n in family.arguments}
-    return {n: v for n, v in values.items() if n not in (*PATHS, *house.WITHOUT_EFFECT)}
+    without = {*PATHS, *house.WITHOUT_EFFECT} - {"maximize"}
+    return {n: v for n, v in values.items() if n not in without}
+
+
+def written(value: Any) -> tuple[str, list[str]]:
+    """A value as an expression, and the modules that it names beside torch. TargetError if none."""
+    if isinstance(value, type):
+        home = _home(value)
+        if home:
+            return f"{home}.{value.__name__}", [home]
+        raise TargetError(f"{value!r} is an option, expected a class that can be imported")
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")', []
+    if isinstance(value, torch.Tensor):
+        text, modules = written(value.tolist())
+        return f"torch.tensor({text}, dtype={value.dtype})", modules
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        texts, many = zip(*map(written, value), strict=True) if value else ((), ())
+        inside = ", ".join(texts) + "," * (type(value) is tuple and len(value) == 1)
+        return f"({inside})" if type(value) is tuple else f"[{inside}]", [
+            m for some in many for m in some
+        ]
+    if type(value) is dict:
+        pairs = [(written(k), written(v)) for k, v in value.items()]
+        text = ", ".join(f"{k[0]}: {v[0]}" for k, v in pairs)
+        return f"{{{text}}}", [m for k, v in pairs for m in k[1] + v[1]]
+    try:
+        eval(repr(value), {"torch": torch})
+    except Exception:
+        raise TargetError(
+            f"{value!r} is an option, expected a number, text, tensor, class, or tuples, lists and "
+            "dicts of them, which a reproduction can write"
+        ) from None
+    return repr(value), []
+
+
+def _comparisons(subject: Subject) -> str:
+    if subject.ours:
+        return f"settings_of({subject.name})"
+    if subject.name not in house.families:
+        return "[]"
+    options, kind = same_options(subject), classes[subject.name]
+    both = [
+        v for v in _variants(subject) if v.keys() <= house.families[subject.name].arguments.keys()
+    ]
+    hypers = []
+    for hyper in both:
+        with contextlib.suppress(ValueError, TypeError):  # what ours refuses
+            kind([torch.zeros(1)], **{**options, **hyper})
+            hypers.append(hyper)
+    call = f"same_name({subject.name!r}, {subject._written(options)}, hyper)"
+    return f"[{call} for hyper in {subject._written(hypers)}]"
 
 
 _VALUES: dict[str, Callable[[Subject], Any]] = {
@@ -276,24 +376,27 @@ _VALUES: dict[str, Callable[[Subject], Any]] = {
     "fast": lambda s: _known(s, lr=0.1),
     "variants": _variants,
     "name": lambda s: s.name,
+    "comparisons": _comparisons,
 }
-
-
-def _comparisons(subject: Subject) -> str:
-    if subject.ours:
-        return f"settings_of({subject.name})"
-    return f"[same_name({subject.name!r}, {same_options(subject)!r})]"
-
-
-_EXPRESSIONS: dict[str, Callable[[Subject], str]] = {"comparisons": _comparisons}
+_EXPRESSIONS = {"comparisons"}
+"""Those that are expressions already."""
+_WORDS = {"true": True, "false": False, "none": None}
 
 
 def read_option(text: str) -> tuple[str, Any]:
-    """`name=value` as (name, value): the value as Python writes it, else as text."""
+    """`name=value` as (name, value): as Python writes it, else module:Class, else as text.
+
+    true, false and none are taken in any case, inf and nan as numbers.
+    """
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
         raise TargetError(f"--option {text}: expected name=value, e.g. --option lr=0.1")
+    if value.lower() in _WORDS:
+        return name, _WORDS[value.lower()]
+    if re.fullmatch(r"[+-]?(inf|nan)", value.lower()):
+        return name, float(value)
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return name, value
+        known = re.fullmatch(r"[\w.]+:\w+", value)
+        return name, _imported(value) if known else value

@@ -173,10 +173,10 @@ def settings_of(kind: type) -> tuple[Setting, ...]:
     return tuple(found)
 
 
-def same_name(name: str, options: dict[str, Any]) -> Setting:
-    """A foreign class against our reference of the same name, under the same options."""
+def same_name(name: str, options: dict[str, Any], hyper: dict[str, Any]) -> Setting:
+    """A foreign class against our reference of the same name; hyper stands before the options."""
     ours = fixing(classes[name], backend="eager", **options)
-    return Setting(name, {}, row=Row("reference", ours, ours), bound=FOREIGN)
+    return Setting(name, hyper, row=Row("reference", ours, ours), bound=FOREIGN)
 
 
 def apart(make: Maker, setting: Setting, **more: Any) -> float:

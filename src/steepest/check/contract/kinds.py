@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..examination import examination
-from ..needs import halves, plain, shape, sparse_taken
+from ..needs import descending, halves, plain, shape, sparse_taken
 from .helpers import drive
 
 KINDS = "torch.optim steps any strided floating-point tensor; "
@@ -86,6 +86,7 @@ def empty_parameter(make: Any) -> None:
     "dtype",
     KINDS + "every floating-point dtype",
     plain,
+    descending,
     cases={
         name: {"dtype": f"torch.{name}"} for name in ("float64", "bfloat16", "float16")
     },
@@ -201,7 +202,10 @@ def sparse(make: Any) -> None:
 
 
 @examination(
-    "sparse-rows", "torch.optim.SparseAdam, SGD and Adagrad: sparse gradients", sparse_taken
+    "sparse-rows",
+    "torch.optim.SparseAdam, SGD and Adagrad: sparse gradients",
+    sparse_taken,
+    descending,
 )
 def sparse_rows(make: Any, quiet_options: Any) -> None:
     """Of an embedding, the rows that have a gradient move against it and the others stay."""

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 
 from ..examination import examination
-from ..needs import argument, dense, plain, scheduled
+from ..needs import argument, dense, descending, grouped, lr_tensor_taken, plain, scheduled
 from .helpers import differences, drive, flat
 
 GROUPS = "torch.optim, per-parameter options: "
 STEP = "torch.optim.Optimizer.step: "
 
 
-@examination("direction", "torch.optim: a step follows the gradient downhill", plain)
+@examination("direction", "torch.optim: a step follows the gradient downhill", plain, descending)
 def direction(make: Any, fast: Any) -> None:
     """The loss of a small regression falls."""
     random = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(8, 3, generator=random), torch.nn.Parameter(torch.ones(3, 2))
+    x = torch.randn(8, 3, generator=random)
+    weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
     optimizer = make([weight], **fast)
     losses = []
     for _ in range(20):
@@ -31,11 +32,12 @@ def direction(make: Any, fast: Any) -> None:
     assert losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
 
 
-@examination("direction-closure", STEP + "closure reevaluates the model", dense)
+@examination("direction-closure", STEP + "closure reevaluates the model", dense, descending)
 def direction_closure(make: Any) -> None:
     """The loss falls when each step is given a closure, and a checkpoint goes on from there."""
     random = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(8, 3, generator=random), torch.nn.Parameter(torch.ones(3, 2))
+    x = torch.randn(8, 3, generator=random)
+    weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
     optimizer = make([weight])
 
     def closure() -> torch.Tensor:
@@ -44,7 +46,7 @@ def direction_closure(make: Any) -> None:
         loss.backward()
         return loss
 
-    losses = [float(optimizer.step(closure)) for _ in range(3)]
+    losses = [float(optimizer.step(closure)) for _ in range(12)]  # some warm up standing still
     saved, start = copy.deepcopy(optimizer.state_dict()), weight.detach().clone()
     losses += [float(optimizer.step(closure)) for _ in range(3)]
     assert losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
@@ -52,7 +54,7 @@ def direction_closure(make: Any) -> None:
     optimizer = make([weight])
     optimizer.load_state_dict(saved)
     resumed = [float(optimizer.step(closure)) for _ in range(3)]
-    assert resumed == losses[3:], f"after loading the losses are {resumed}, expected {losses[3:]}"
+    assert resumed == losses[12:], f"after loading the losses are {resumed}, expected {losses[12:]}"
 
 
 _SCHEDULERS = {
@@ -82,6 +84,7 @@ _SCHEDULERS = {
     "scheduler",
     "torch.optim.lr_scheduler: every scheduler drives any optimizer that has an lr",
     plain,
+    descending,
     argument("lr"),
     cases={
         name: {"schedule": f"lambda o: torch.optim.lr_scheduler.{call}"}
@@ -91,7 +94,8 @@ _SCHEDULERS = {
 def scheduler(make: Any, schedule: Any) -> None:
     """The loss falls under a scheduler, and the group's lr is the scheduler's."""
     random = torch.Generator().manual_seed(0)
-    x, weight = torch.randn(8, 3, generator=random), torch.nn.Parameter(torch.ones(3, 2))
+    x = torch.randn(8, 3, generator=random)
+    weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
     optimizer = make([weight], lr=0.01)
     scheduler = schedule(optimizer)
     plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -118,12 +122,12 @@ def lr_scheduled(make: Any) -> None:
         drive(optimizer, [p], 2)
         if changed:
             optimizer.param_groups[0]["lr"] = 0.01
-        drive(optimizer, [p], 3, start=2)
+        drive(optimizer, [p], 12, start=2)
         ends.append(p.detach())
     assert not torch.equal(*ends), "the path is that of the old learning rate"
 
 
-@examination("lr-tensor", "torch.optim: lr is a float or a Tensor", plain, argument("lr"))
+@examination("lr-tensor", "torch.optim: lr is a float or a Tensor", plain, lr_tensor_taken)
 def lr_tensor(make: Any) -> None:
     """lr=torch.tensor(0.1) steps as lr=0.1 does."""
     ends = []
@@ -143,7 +147,7 @@ def lr_zero(make: Any) -> None:
     moved = (p.detach() - 1).abs().max().item()
     assert moved <= 1e-5, f"with lr=0 the parameter moved by {moved}"
     optimizer.param_groups[0]["lr"] = 0.1
-    drive(optimizer, [p], 3, start=2)
+    drive(optimizer, [p], 12, start=2)
     assert torch.isfinite(p).all(), f"once lr was set the parameter became {p.tolist()}"
     assert not torch.equal(p, torch.ones(2, 2)), "once lr was set the parameter did not move"
 
@@ -177,6 +181,38 @@ def group_weight_decay(make: Any) -> None:
     for t in range(5):
         drive(one, alone, 1, start=t)
         two.step()
+    torch.testing.assert_close(joint[0], alone[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(joint[1], alone[1], rtol=1e-9, atol=1e-12)
+
+
+_OF_GROUPS: dict[str, tuple[Any, Any]] = {
+    "betas": ((0.9, 0.999), (0.5, 0.6)), "eps": (1e-8, 1e-2), "momentum": (0.9, 0.5),
+    "alpha": (0.99, 0.5), "rho": (0.9, 0.5),
+}  # fmt: skip
+
+
+@examination(
+    "group-options",
+    GROUPS + "any option of the constructor",
+    plain,
+    cases={
+        name: {"name": repr(name), "one": repr(one), "two": repr(two)}
+        for name, (one, two) in _OF_GROUPS.items()
+    },
+    case_needs={name: grouped(name, *values) for name, values in _OF_GROUPS.items()},
+)
+def group_options(make: Any, name: Any, one: Any, two: Any) -> None:
+    """Two groups with a value each of an option step as two optimizers with that value."""
+    joint, alone = (
+        [torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
+        for _ in range(2)
+    )
+    groups = [{"params": [joint[0]]}, {"params": [joint[1]], name: two}]
+    drive(make(groups, **{name: one}), joint, 5)
+    first, second = make(alone[:1], **{name: one}), make(alone[1:], **{name: two})
+    for t in range(5):
+        drive(first, alone, 1, start=t)
+        second.step()
     torch.testing.assert_close(joint[0], alone[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(joint[1], alone[1], rtol=1e-9, atol=1e-12)
 
@@ -242,7 +278,8 @@ def deterministic(make: Any) -> None:
 @examination("closure", STEP + "closure reevaluates the model and returns the loss", dense)
 def closure(make: Any) -> None:
     """The closure is called with autograd on, its gradients are used, and its loss is returned."""
-    p = torch.nn.Parameter(torch.ones(2, 2))
+    start = torch.arange(1.0, 5).reshape(2, 2)
+    p = torch.nn.Parameter(start.clone())
     optimizer = make([p])
     grad_mode = []
 
@@ -262,8 +299,10 @@ def closure(make: Any) -> None:
     assert grad_mode, "the closure was not called"
     assert all(grad_mode), "the closure was called with autograd off"
     assert loss is not None, "step(closure) returned None"
-    assert float(loss) == 4.0, f"step(closure) returned {float(loss)}, expected the loss 4.0"
-    assert not torch.equal(p, torch.ones(2, 2)), "the closure's gradients were not used"
+    assert float(loss) == 30.0, f"step(closure) returned {float(loss)}, expected the loss 30.0"
+    for _ in range(12):
+        optimizer.step(closure)
+    assert not torch.equal(p, start), "the closure's gradients were not used"
 
 
 @examination("no-closure", STEP + "without a closure it returns None", plain)

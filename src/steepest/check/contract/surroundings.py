@@ -45,14 +45,14 @@ def two_threads(make: Any) -> None:
     for p, optimizer in zip(params[:2], optimizers[:2], strict=True):
         drive(optimizer, [p], 10)
     threads = [
-        threading.Thread(target=drive, args=(optimizer, [p], 10))
+        threading.Thread(target=drive, args=(optimizer, [p], 10), daemon=True)
         for p, optimizer in zip(params[2:], optimizers[2:], strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
-    assert not any(thread.is_alive() for thread in threads), "a thread did not end within 60 s"
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads), "a thread did not end within 10 s"
     different = differences(flat(params[2:]), flat(params[:2]))
     assert not different, different[0]
 
@@ -72,14 +72,14 @@ def forked_child(make: Any) -> None:
         drive(optimizer, [p], 2, start=2)
         sender.send(p.tolist())
 
-    child = context.Process(target=work)
+    child = context.Process(target=work, daemon=True)
     child.start()
-    answered = receiver.poll(60)
+    answered = receiver.poll(20)
     result = receiver.recv() if answered else None
     child.join(5)
     if child.is_alive():
         child.kill()
-    assert answered, "the child did not step within 60 s"
+    assert answered, "the child did not step within 20 s"
     drive(optimizer, [p], 2, start=2)
     assert result == p.tolist(), f"the child went to {result}, the parent to {p.tolist()}"
 
@@ -94,7 +94,7 @@ def data_loader(make: Any) -> None:
         [1, 2, 3],  # type: ignore[arg-type]
         num_workers=1,
         multiprocessing_context="fork",
-        timeout=60,
+        timeout=20,
     )
     for batch in loader:
         drive(one, [p], 1, start=int(batch))
