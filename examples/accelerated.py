@@ -7,6 +7,7 @@ python accelerated.py --resume state-2
 
 import argparse
 import inspect
+import math
 import textwrap
 
 import torch
@@ -36,7 +37,8 @@ def main(resume: str | None) -> None:
     loader = DataLoader(chunks, batch_size=16, shuffle=True, drop_last=True)
     groups = steepest.param_groups(model, weight_decay=0.1, decay_embeddings=False)
     optimizer = steepest.AdaBelief(groups, lr=5e-3)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * len(loader))
+    steps = EPOCHS * math.ceil(len(loader) / 2)  # the schedule moves once per accumulated step
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
 
     start = 0
@@ -57,7 +59,8 @@ def main(resume: str | None) -> None:
                 scheduler.step()
                 optimizer.zero_grad()
             total += loss.item()
-        accelerator.print(f"epoch {epoch + 1}: loss {total / len(loader):.6f}")
+        rate = scheduler.get_last_lr()[0]
+        accelerator.print(f"epoch {epoch + 1}, lr {rate:.2g}: loss {total / len(loader):.6f}")
         accelerator.save_state(f"state-{epoch + 1}")
 
 

@@ -611,3 +611,16 @@ def test_every_trainable_parameter_stands_exactly_once(tree, embeddings, layer_d
         assert places == sorted(places)
     torch.optim.AdamW(groups)
     assert all(len(line) <= 100 for line in str(groups).splitlines())
+
+
+def test_a_frozen_top_leaves_the_rate_to_the_topmost_trained_layer():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    groups = param_groups(model, weight_decay=0.0, lr=1.0, layer_decay=0.5)
+    assert {g["lr"] for g in groups} == {1.0, 0.5}
+
+
+def test_a_tensor_rate_stays_the_callers_own():
+    rate = torch.tensor(0.1)
+    groups = param_groups(nn.Linear(2, 2), weight_decay=0.1, lr=rate)
+    assert all(g["lr"] is rate for g in groups)

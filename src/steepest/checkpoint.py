@@ -47,7 +47,7 @@ class Loaded:
 
     def __str__(self) -> str:
         about = {
-            "missing": "not in the checkpoint, begun anew",
+            "missing": "not in the checkpoint, or behind one of another shape; begun anew",
             "unexpected": "in the checkpoint alone",
             "reshaped": "of another shape there, begun anew",
         }
@@ -90,12 +90,14 @@ def _listed(names: Iterable[Any]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
-def canonical(name: str) -> str:
-    """A parameter's name without what torch.compile, DDP, FSDP and their like put into it."""
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
-    return ".".join(parts)
+def canonical(names: Sequence[str]) -> list[str]:
+    """The names of a model's parameters without what torch.compile, DDP, FSDP and their like put
+    into them. A model may have a part called "module": only before every name is that DDP's.
+    """
+    found = [[part for part in name.split(".") if part not in WRAPPERS] for name in names]
+    while found and all(len(parts) > 1 and parts[0] == "module" for parts in found):
+        found = [parts[1:] for parts in found]
+    return [".".join(parts) for parts in found]
 
 
 # reading
@@ -278,9 +280,10 @@ def misfit(slot: Slot, saved: Saved, scalars: set[str]) -> bool:
 
 def _named(what: str, called: str, rows: Sequence[Any], same: Any) -> dict[str, Any]:
     """Rows by name, those of one parameter taken once."""
-    for spell in (canonical, str):  # a model may have a part called "module"
+    full = [row.name for row in rows]
+    for names in (canonical(full), full):  # a model may have a part called like a wrapper
         found: dict[str, Any] = {}
-        if all(same(found.setdefault(spell(row.name), row), row) for row in rows):
+        if all(same(found.setdefault(n, row), row) for n, row in zip(names, rows, strict=True)):
             return found
     raise ValueError(
         f"{called}: two parameters of the {what} have one name; take the names of one model's "

@@ -34,21 +34,38 @@ def store(tensors: Sequence[Tensor], new: Sequence[Tensor], kind: torch.dtype) -
         torch._foreach_copy_(list(map(view, tensors)), list(new))
 
 
+def numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
+    """The numbers of a parameter's elements, or of those in the rows that the indices name.
+
+    first, for the first element in its memory, and so on in the order of the memory; in that of the
+    shape where the memory has gaps.
+    """
+    dense = torch.empty_like(p, device="meta").stride() == p.stride()
+    strides = p.stride() if dense else torch.empty(p.shape, device="meta").stride()
+    found = torch.tensor(first, device=p.device)
+    for index, stride in zip(rows, strides, strict=False):
+        found = found + index * stride
+    for size, stride in list(zip(p.shape, strides, strict=True))[len(rows) :]:
+        found = found[..., None] + torch.arange(size, device=p.device) * stride
+    return found
+
+
 def store_stochastic(
-    tensors: Sequence[Tensor], new: Sequence[Tensor], firsts: Sequence[int], seed: int, t: float
+    tensors: Sequence[Tensor],
+    new: Sequence[Tensor],
+    elements: Sequence[Tensor],
+    seed: int,
+    t: float,
 ) -> None:
     """Write float32 numbers into bfloat16 tensors, up or down with the odds of their distances.
 
-    firsts: the number of each tensor's first element, counted through the optimizer's parameters.
-    The noise is a function of seed, step t and an element's number alone.
+    elements: the numbers of the elements, counted through the optimizer's parameters. The noise is
+    a function of seed, step t and an element's number alone.
     """
     bits = torch.cat([x.reshape(-1) for x in new]).view(torch.int32)
     finite = (bits & 0x7F800000) != 0x7F800000
-    numbers = [
-        torch.arange(first, first + x.numel(), device=x.device)
-        for first, x in zip(firsts, new, strict=True)
-    ]
-    bits += torch.where(finite, noise(torch.cat(numbers), key(seed, t)), 0)
+    every = torch.cat([x.reshape(-1) for x in elements])
+    bits += torch.where(finite, noise(every, key(seed, t)), 0)
     bits &= torch.where(finite, ~0xFFFF, -1)  # a nan's mark may be in the low half
     pieces = bits.view(torch.float32).split([x.numel() for x in new])
     torch._foreach_copy_(

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -343,6 +344,9 @@ def _continued(
             value, why = value * factor, f"{why} times {factor:g}"
         if more:  # rounding may leave less than nothing
             value = (value + more).clamp_min(0)
+            if -more * torch.finfo(value.dtype).eps > 1e-3 * float(value.mean()):
+                lacks.append(key)  # the digits that are left are those of the rounding
+                continue
             why = f"{why}, {'with' if more > 0 else 'without'} the eps that EAdam adds up"
         made[key] = value
         found.append(("kept", key, why))
@@ -396,12 +400,22 @@ def _anew(
     return {"step": torch.tensor(0.0), COMPENSATION: old[COMPENSATION]}
 
 
+_WALK = 100_000
+"""Steps after which what NAdam carries, a product of numbers below 1, has long been zero."""
+
+
 def _carried(selection: Any, scalars: Mapping[str, float], t: float) -> dict[str, float]:
+    return dict(_walked(selection, tuple(scalars.items()), t))
+
+
+@lru_cache(maxsize=16)  # the parameters of a group mostly have the same options and count
+def _walked(selection: Any, options: tuple[tuple[str, float], ...], t: float) -> dict[str, float]:
     """The carried scalars after t steps with these options."""
+    scalars = dict(options)
     program, rule = program_of(selection), selection.rule
     host, values = host_function(program, 8), list(rule.carried.values())
     named = [scalars.get(n, 0.0) for n in program.scalars if n != "t"]
-    for k in range(1, int(t) + 1):
+    for k in range(1, int(min(t, _WALK)) + 1):
         made = host(*([float(k)] if program.counts else []), *named, *values)
         values = list(made[len(program.slots) :])
     return dict(zip(rule.carried, values, strict=True))

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 import torch
@@ -191,6 +192,7 @@ def param_groups(
             "at least one; set requires_grad=True on what is to be trained"
         )
     groups = []
+    top = max(level for _, level, _ in bins)  # of what is trained
     for (route, level, still), params in sorted(bins.items(), key=lambda item: item[0]):
         entry = routes[route] if route >= 0 else {}
         options = {k: v for k, v in entry.items() if k not in ("where", "name")}
@@ -204,7 +206,8 @@ def param_groups(
         if rate is not None:
             if not isinstance(rate, Tensor):
                 _number("lr", rate, "[0, inf)")
-            options["lr"] = rate * (layer_decay or 1.0) ** (len(labels) - 1 - level)
+            below = top - level
+            options["lr"] = rate * layer_decay**below if layer_decay is not None else rate
         options["weight_decay"] = 0.0 if still else options.get("weight_decay", weight_decay)
         words = [entry.get("name", entry.get("rule", f"rules[{route}]" if entry else ""))]
         title = " ".join(filter(None, [*words, labels[level], "no decay" if still else "decay"]))
@@ -252,7 +255,7 @@ def _meant(entry: Any, place: _Place) -> bool:
 
 
 def _number(name: str, value: Any, interval: str) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+    good = isinstance(value, Real) and not isinstance(value, bool) and value >= 0
     if not good or (not 0 < value <= 1 if interval == "(0, 1]" else math.isinf(value)):
         raise ValueError(f"{name}={value!r} was given, expected a number in {interval}")
 

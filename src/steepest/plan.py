@@ -1,7 +1,7 @@
 """A plan: one group's parameters and states laid out for the backends, kept from step to step.
 
 A part is a share of the group that one backend steps in one go. `ready` checks everything and
-writes nothing; the function that it returns writes and no longer fails.
+writes nothing; the function that it returns writes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .trace import Program, host_function
 BACKENDS = ("cpu", "foreach", "eager")
 _nbytes, _shape, _dtype = attrgetter("nbytes"), attrgetter("shape"), attrgetter("dtype")
 _device, _layout = attrgetter("device"), attrgetter("layout")
+_kind = attrgetter("dtype", "shape", "device")
 _address = Tensor.data_ptr
 
 
@@ -171,17 +172,26 @@ class Part:
                     f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(state)}. Load "
                     "a checkpoint of the same options, or clear optimizer.state to begin anew"
                 )
+            for key in {"step", COMPENSATION} - {*keys}:  # of options that are no longer asked for
+                new.pop(key, None)
             if keeps:
                 new["step"] = views[k]
             for key, column in zip(keys, self.columns, strict=True):
                 if state.get(key) is None and born:
                     wide = p.dtype if key == COMPENSATION else kind
                     new[key] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+                elif born and not isinstance(new[key], Tensor):
+                    raise RuntimeError(
+                        f"{self.rule}: state {key!r} is {new[key]!r}, expected a tensor like its "
+                        f"parameter, {describe(p)}; put one there, or clear optimizer.state"
+                    )
                 elif born and (new[key].shape != p.shape or new[key].device != p.device):
                     raise RuntimeError(
                         f"{self.rule}: state {key!r} is {describe(new[key])}, expected one like "
                         f"its parameter, {describe(p)}; load the state after moving the model"
                     )
+                elif born and new[key].dtype != (wide := p.dtype if key == COMPENSATION else kind):
+                    new[key] = new[key].detach().to(wide)
                 column.append(local(new[key].detach() if born else p))
             for i, name in enumerate(rule.carried):
                 if (value := state.get(rule.keys[name])) is not None:
@@ -189,9 +199,19 @@ class Part:
                 new[rule.keys[name]] = self.carried[i, k]
             self.states.append(new if born else None)
         self.unborn = {k for k, state in enumerate(self.states) if state is None}
+        self.kinds = list(map(_kind, params))
+        # torch lets no other gradient in, unless it was told to
+        leaves = [p for p in params if p.is_leaf]
+        self.loose = any(getattr(p, "grad_dtype", p.dtype) != p.dtype for p in leaves)
+
+    def check_params(self) -> None:
+        """Raise Stale if a parameter has another dtype, shape or device than at planning."""
+        if list(map(_kind, self.params)) != self.kinds:
+            raise Stale
 
     def gradients(self) -> tuple[list[int], list[Tensor]]:
         """Where there is a gradient: the indices, and the gradients, checked."""
+        self.check_params()
         grads = self.given()
         at = [k for k, g in enumerate(grads) if g is not None]
         some: list[Tensor] = [grads[k] for k in at]
@@ -249,7 +269,7 @@ class Part:
 
 
 class CompiledPart(Part):
-    """The CPU's compiled loop, for dense float32 or float64 parameters."""
+    """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
 
     def __init__(
         self,
@@ -270,12 +290,14 @@ class CompiledPart(Part):
         self.nbytes, self.shapes = list(map(_nbytes, params)), list(map(_shape, params))
         self.addresses = list(map(Tensor.data_ptr, params))
         self.held = [p.detach() for p in params]  # no other tensor takes an address from them
-        for key, column in zip(self.program.states, self.columns, strict=False):
+        names = [self.selection.rule.keys[s] for s in self.program.states]
+        names += [COMPENSATION] * self.compensated
+        for name, column in zip(names, self.columns, strict=True):
             for k, s in enumerate(column):
-                if k not in self.unborn and (s.dtype != self.kind or s.stride() != self.strides[k]):
-                    # a state loaded in another dtype or layout: one that the loop can walk along p
-                    state, name = self.states[k], self.selection.rule.keys[key]
-                    state[name] = torch.empty_like(owners[k], dtype=self.kind).copy_(state[name])  # type: ignore[index]
+                if k not in self.unborn and s.stride() != self.strides[k]:
+                    # a state loaded in another layout: one that the loop can walk along p
+                    state = self.states[k]
+                    state[name] = torch.empty_like(owners[k], dtype=s.dtype).copy_(state[name])  # type: ignore[index]
                     column[k] = local(state[name].detach())  # type: ignore[index]
         storage = wanted.rounding or "nearest" if params[0].dtype in codecs.HALVES else ""
         self.work = cpu.Work(
@@ -302,7 +324,8 @@ class CompiledPart(Part):
             # the first gradients are looked at closely; torch itself refuses a later one of another
             # shape or dtype, but for those that were put in place by p.grad.data
             sized = self.seen and not self.unborn and list(map(_nbytes, grads)) == self.nbytes
-            sized = sized and not (self.half and {*map(_dtype, grads)} != {params[0].dtype})
+            near = self.half or self.loose
+            sized = sized and not (near and {*map(_dtype, grads)} != {params[0].dtype})
         except (TypeError, RuntimeError, NotImplementedError):  # None, sparse or no storage
             pass
         if not sized:
@@ -336,7 +359,7 @@ class CompiledPart(Part):
         odd = [
             (k, g)
             for k, g, strides in zip(at, grads, map(Tensor.stride, grads), strict=True)
-            if strides != self.strides[k]
+            if strides != self.strides[k] or g.is_neg()
         ]
         if odd:
             for k, _ in odd:
@@ -398,18 +421,30 @@ class ForeachPart(Part):
         if self.compensated:
             codecs.store_compensated(params, loaded[0], states.pop())
         elif self.stochastic:
-            firsts = [self.firsts[k] for k in indices]
-            codecs.store_stochastic(params, loaded[0], firsts, self.wanted.seed, t)
+            elements = [self.elements(k) for k in indices]
+            codecs.store_stochastic(params, loaded[0], elements, self.wanted.seed, t)
         else:
             codecs.store(params, loaded[0], self.kind)
         for old, new in zip(states, loaded[1:], strict=True):
             codecs.store(old, new, self.kind)
 
+    def elements(self, k: int) -> Tensor:
+        """The numbers of a parameter's elements, for their noise."""
+        return codecs.numbers(self.params[k], self.firsts[k])
+
 
 class SparsePart(ForeachPart):
     """The rows that a sparse gradient has, for rules that leave a row without gradient alone."""
 
+    chosen: dict[int, Any]
+
+    def elements(self, k: int) -> Tensor:
+        """The numbers of the elements in the rows of this step."""
+        rows = self.chosen[k]
+        return codecs.numbers(self.params[k], self.firsts[k], () if rows is ... else rows)
+
     def ready(self, scalars: list[float]) -> Callable[[], None]:
+        self.check_params()
         grads = self.given()
         at = [k for k, g in enumerate(grads) if g is not None]
         if not all(takes_sparse(self.selection, grads[k]) for k in at):
@@ -422,12 +457,13 @@ class SparsePart(ForeachPart):
         @torch.no_grad()
         def step() -> None:
             for indices, t, carried in self.rows(at):
-                pieces = []
+                pieces, self.chosen = [], {}
                 for k in indices:
                     g = grads[k].coalesce()
                     # the first step is of all rows: a state may have a start other than zero
                     every = t == 1 or self.selection.rule.sparse == "dense"
                     rows = ... if every else tuple(g.indices())
+                    self.chosen[k] = rows
                     pieces.append((rows, g.to_dense() if every else g.values()))
                 columns = [[c[k] for k in indices] for c in (self.params, *self.columns)]
                 lists = [[x[rows] for x, (rows, _) in zip(c, pieces, strict=True)] for c in columns]

@@ -4,6 +4,7 @@ stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 
 from __future__ import annotations
 
+import copyreg
 import os
 import threading
 import warnings
@@ -19,6 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import checkpoint
 from . import families as house
+from .definition import Rule, rules
 from .plan import BACKENDS, Part, Stale, Wanted, parts, program_of
 
 _NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
@@ -37,7 +39,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
     (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the
     nearest, with what that cuts off in a second number of 16 bits, the state "compensation". A
-    group may say `rule`, the name of a rule of its own, whose defaults it then takes.
+    group may say `rule`, the name of a rule of its own, whose defaults it then takes; rounding and
+    seed are those of the optimizer in every group that says nothing else.
 
     Raises ValueError for a value out of its limits, TypeError for an unknown argument, each saying
     what was given and what was expected; a step that raises has changed nothing.
@@ -62,9 +65,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 "model.parameters(), and a new generator if this one was used up"
             )
         if options.get("rounding") is None:
-            options = {n: v for n, v in options.items() if n not in house.STORAGE}
-        elif options["rounding"] == "stochastic":
-            options.setdefault("seed", 0)
+            options.pop("rounding", None)
         super().__init__(params, {**self.family.arguments, **options})
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
@@ -78,7 +79,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         return type(self).__name__
 
     def _begin(self) -> None:
-        self._lock = threading.RLock()
+        if not hasattr(self, "_lock"):
+            self._lock = threading.RLock()
         self._parts: dict[int, tuple[Any, list[Tensor], Any, Any, list[Part]]] = {}
         self._snapshot: list[Any] = []
         self._addresses: list[int] = []
@@ -97,7 +99,15 @@ class RuleOptimizer(torch.optim.Optimizer):
                 'one with "params": the tensors'
             )
         family = self._family(param_group)
-        group = {**(self.defaults if family is self.family else family.arguments), **param_group}
+        if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
+            param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
+        defaults = self.defaults
+        if family is not self.family:  # only where the bytes are is for all
+            shared = {n: v for n, v in defaults.items() if n in house.STORAGE}
+            defaults = {**family.arguments, **shared}
+        group = {**defaults, **param_group}
+        if group.get("rounding") == "stochastic":
+            group.setdefault("seed", 0)
         family.misspelt(param_group)
         family.validate(group)
         for name, source in family.captured.items():
@@ -127,7 +137,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         one.
 
         All groups are checked and all loops compiled before the first write: a step that raises
-        (RuntimeError for a sparse or misfit gradient) has changed nothing.
+        (RuntimeError for a sparse or misfit gradient) has changed nothing, unless it was
+        interrupted in the middle of the writing (Ctrl-C).
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)
@@ -178,6 +189,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             known, old, made, program, mine = self._parts.get(index, _NOTHING)
             same = len(params) == len(old) and all(map(is_, params, old))
             if known != watched or not same:
+                self._check_options(family, group)
                 wanted = Wanted(
                     family.select(group),
                     self.backend,
@@ -187,6 +199,8 @@ class RuleOptimizer(torch.optim.Optimizer):
                 )
                 program = program_of(wanted.selection)
                 if wanted != made or not same:
+                    if old and not same and any("seed" in g for g in self.param_groups):
+                        raise Stale  # the elements of later groups have other numbers now
                     unique = list({id(p): p for p in params}.values())
                     mine = parts(
                         wanted, unique, lambda p: self.state.get(p, {}), self._first().__getitem__
@@ -196,6 +210,14 @@ class RuleOptimizer(torch.optim.Optimizer):
             scalars = [family.scalar(group, n, program.rule) for n in program.scalars if n != "t"]
             work += [part.ready(scalars) for part in mine]
         return [lambda: self._commit(new), *work] if new else work
+
+    def _check_options(self, family: house.Family, group: dict[str, Any]) -> None:
+        if missing := [n for n in family.arguments if n not in group]:
+            raise ValueError(
+                f"{self._called}: a group of the rule {family.name} lacks the options {missing}, "
+                "expected all of them; give a group its rule when it is added, not later"
+            )
+        family.validate(group)
 
     def _first(self) -> dict[Tensor, int]:
         """The number of a parameter's first element, counted through all groups."""
@@ -216,14 +238,22 @@ class RuleOptimizer(torch.optim.Optimizer):
         return list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
 
     def _commit(self, new: list[Part]) -> None:
-        born = {p: (part, k) for part in new for k, p in enumerate(part.owners) if part.states[k]}
+        born = {
+            p: (part, k)
+            for part in new
+            for k, p in enumerate(part.owners)
+            if part.states[k] or p in self.state
+        }
         # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
         # state in this order, and a shard may be empty in one process alone
         for p in chain.from_iterable(group["params"] for group in self.param_groups):
             if p in born:
                 part, k = born.pop(p)
-                self.state[p].update(part.states[k])
-                part.states[k] = self.state[p]
+                mine, planned = self.state[p], part.states[k] or {}
+                mine.update(planned)
+                for key in mine.keys() - planned.keys():
+                    del mine[key]
+                part.states[k] = mine
         self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
         # of one element, an equal copy passes for the original
         self._by_identity = any(p.numel() == 1 for p in self.state)
@@ -245,8 +275,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         what DDP, FSDP and torch.compile put before them does not count), else by order. A group
         takes the options of the saved group that its parameters come from; those that the
         checkpoint does not know keep their values, and those that nobody here knows are kept and
-        named in a UserWarning. States keep the dtype they were saved in and share no memory with
-        `state_dict`; their elements are not looked at.
+        named in a UserWarning. States keep the dtype they were saved in (until a
+        step that needs a wider one) and share no memory with `state_dict`; their elements are not
+        looked at.
 
         strict=False loads what matches, and the report says what did not; a parameter without a
         match begins anew. Without names it takes groups of the same sizes, and stops in each at
@@ -261,8 +292,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             made = hook(self, saved)
             saved = saved if made is None else made
-        state, groups, report = checkpoint.load(self, saved, strict, stacklevel=5)
-        self.__setstate__({"state": state, "param_groups": groups})
+        with self._lock:
+            state, groups, report = checkpoint.load(self, saved, strict, stacklevel=5)
+            self.__setstate__({"state": state, "param_groups": groups})
         for done in self._optimizer_load_state_dict_post_hooks.values():
             done(self)
         return report
@@ -277,6 +309,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __reduce__(self) -> Any:
         from .classes import revive  # which makes its classes of this one
 
+        if type(self).__module__ != "steepest":  # a subclass of the user's
+            return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
         return revive, (self.family.members[0].name, self._called), self.__getstate__()
 
 

@@ -201,8 +201,10 @@ def _halves() -> dict[str, Any]:
         return upper(b, x, lambda _: b.lshr(h, number(16)))
 
     def cut(b: Any, x: Any, low: Any) -> Any:
-        rest = b.fsub(x, low)  # nan of two infinities: beyond the largest number nothing is cut off
-        return b.select(b.fcmp_ordered("ord", rest, rest), rest, ir.Constant(single, 0.0))
+        # beyond the largest number, where low is inf, nothing is cut off
+        zero = ir.Constant(single, 0.0)
+        finite = b.fcmp_ordered("oeq", b.fsub(low, low), zero)
+        return b.select(finite, b.fsub(x, low), zero)
 
     bits, real, integer = types.uint16, types.float32, types.int64
     return {
