@@ -32,9 +32,21 @@ def _verbs() -> None:
 
 @app.command(epilog="Example: steepest race digits --optimizers adamw,momentum,eadam --budget 60s")
 def race(
-    task: Annotated[str, typer.Argument(help="A bundled task: digits.", metavar="TASK")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            help="digits, diabetes, text, digits-gan; fashion-mnist, mnist, tinyshakespeare with "
+            "--data; or a Python file with task(seed) or train(make_optimizer, report, seed).",
+            metavar="TASK|FILE.py",
+        ),
+    ],
     optimizers: Annotated[
-        str | None, typer.Option(help="Entries, separated by commas.", show_default="nine")
+        str | None,
+        typer.Option(
+            help="Entries, separated by commas: a rule or module:Class, with +cosine, +warmup or "
+            "+warmup+cosine for a schedule. adamw, momentum and eadam are always in.",
+            show_default="nine",
+        ),
     ] = None,
     trials: Annotated[
         int | None, typer.Option(help="Tuning trials per entry.", show_default="8")
@@ -56,24 +68,34 @@ def race(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the race in --out.")] = False,
     seed: Annotated[int | None, typer.Option(help="Study seed.", show_default="0")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Where the files of a task on your data lie.", metavar="DIR")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say how long it takes and what it could detect.")
+    ] = False,
 ) -> int:
     """Compare optimizers on a task: equal tuning, paired seeds, a verdict with its interval."""
     need_race()
     import os
 
-    from steepest.race import BadCall, conduct, terminal
+    from steepest.race import BadCall, conduct, tasks, terminal
 
-    request = conduct.Request(task, optimizers, trials, seeds, steps, budget, seed)
+    request = conduct.Request(task, optimizers, trials, seeds, steps, budget, seed, data)
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")
     request.check()
-    folder = out or Path(f"race-{task}")
+    if plan:
+        print(conduct.forecast(request, jobs))
+        return 0
+    folder = out or Path(f"race-{tasks.words(task)}")
     summary, interrupted = conduct.race(request, folder, jobs=jobs, resume=resume)
     terminal.show(summary)
     _say_where(folder)
     if interrupted:
-        again = shlex.join(["steepest", "race", task, "--out", str(folder), "--resume"])
+        where = ["--data", data] if data else []
+        again = shlex.join(["steepest", "race", task, *where, "--out", str(folder), "--resume"])
         say(f"interrupted; to continue: {again}")
         return INTERRUPTED
     return 0
@@ -214,7 +236,12 @@ def say(line: str) -> None:
 
 
 def _say_where(folder: Path) -> None:
-    print(f"report:  {folder / 'report.html'}\nsummary: {folder / 'summary.json'}")
+    for what, name in {
+        "report": "report.html",
+        "summary": "summary.json",
+        "runs": "runs.csv",
+    }.items():
+        print(f"{what + ':':<9}{folder / name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: Any = app(args=arguments, standalone_mode=False)
         return int(code or 0)
     except (BadCall, WorkerError, OSError) as error:
+        print(getattr(error, "trace", ""), end="", file=sys.stderr)  # of a task file's own lines
         say(str(error))
         return 2 if isinstance(error, BadCall) else 1
     except KeyboardInterrupt:

@@ -8,22 +8,23 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import steepest
-from steepest.race import BadCall, entries, protocol, report, tasks, trials
-from steepest.race.protocol import TUNING, Plan, Trial
+from steepest.race import BadCall, entries, planning, protocol, report, tables, tasks, trials
+from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
 from steepest.race.summary import summarise
+from steepest.race.tasks import Task
+from steepest.race.terminal import Progress
 from steepest.race.wording import over_budget
 from steepest.race.workers import Pool
 
@@ -48,6 +49,7 @@ class Request:
     steps: int | None = None
     budget: str | None = None
     seed: int | None = None
+    data: str | None = None
 
     def command(self) -> str:
         """The command line that asks for this."""
@@ -57,7 +59,7 @@ class Request:
 
     def check(self) -> None:
         """BadCall at the first option that cannot be meant."""
-        tasks.get(self.task)
+        tasks.get(self.task, self.data)  # first: its file may define rules
         entries.parse(self.optimizers)
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
@@ -89,17 +91,21 @@ def race(
         store = _open(request, folder, resume)
         interrupted = False
         try:
-            plan = store.plan if store else _plan(request, jobs, pool, started)
-            task, first = tasks.get(plan.task), protocol.tuning(plan)
             if store is None:
-                store = Store.create(folder, plan, provenance(request))
-            _run(pool, store, first, "tuning")
+                plan = _plan(request, jobs, pool, started)
+                task = _completed(tasks.get(plan.task, plan.data), plan, pool)
+                first = protocol.tuning(plan)
+                store = Store.create(folder, plan, provenance(request), task)
+            else:  # the files may have moved: what is in them has not changed
+                plan, task = replace(store.plan, task=request.task, data=request.data), store.task
+                first = protocol.tuning(plan)
+            _run(pool, store, first)
             tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
             chosen = {
                 entry: protocol.best(task, [pair for pair in tuned if pair[0].entry == entry])
                 for entry in plan.entries
             }
-            _run(pool, store, protocol.fresh(plan, chosen), "fresh seeds")
+            _run(pool, store, protocol.fresh(plan, chosen))
         except KeyboardInterrupt:
             if store is None:
                 raise
@@ -108,13 +114,36 @@ def race(
 
 
 def rebuild(folder: Path) -> dict[str, Any]:
-    """Write summary.json and report.html of `folder` from its store alone; the summary."""
+    """Write all but the store of `folder` anew, from the store alone; the summary."""
     store = Store(folder)
-    task = tasks.get(store.plan.task)
-    summary = summarise(task, store.plan, store.results(), store.provenance)
+    pairs = store.results()
+    task = _seen(store.task, store.plan, pairs)
+    backends = {
+        entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
+        for entry in store.plan.entries
+    }
+    known = {**store.provenance, "backends": backends}
+    with entries.declared(store.spaces):
+        summary = summarise(task, store.plan, pairs, known)
+    for entry, found in summary["entries"].items():
+        found["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, entry)]
     _write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     _write(folder / "report.html", report.page(summary))
+    _write(folder / "runs.csv", tables.runs(task, pairs))
+    _write(folder / "curves.csv", tables.curves(pairs))
     return summary
+
+
+def _seen(task: Task, plan: Plan, pairs: Sequence[tuple[Trial, Result]]) -> Task:
+    """The task with what only its runs tell: whether there is test data, and a target."""
+    ended = [(t, r) for t, r in pairs if not r.diverged]
+    tested = all(r.tested for t, r in ended if t.phase == FRESH)
+    target = task.target
+    if target is None:  # what the baseline ends at; until it has, what its first trial ended at
+        mine = [(t.phase, r.validation[-1]) for t, r in ended if t.entry == plan.baseline]
+        last = [v for phase, v in mine if phase == FRESH] or [v for _, v in mine[:1]]
+        target = median(last) if last else task.worst
+    return replace(task, test_data=tested, target=target)
 
 
 def _write(path: Path, text: str) -> None:
@@ -132,7 +161,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
     The lock ends with the process, however that ends.
     """
-    path = folder / ".lock"
+    path, made = folder / ".lock", not folder.exists()
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,6 +194,8 @@ def _locked(folder: Path) -> Iterator[None]:
             if fcntl is None:  # Windows removes no open file
                 os.close(lock)
             path.unlink()
+            if made:
+                folder.rmdir()  # which fails unless it is empty: of a race that never began
         if fcntl is not None:
             os.close(lock)
 
@@ -190,7 +221,9 @@ def _open(request: Request, folder: Path, resume: bool) -> Store | None:
         "budget": plan.request.get("budget"),
     }
     for option, value in asdict(replace(request, optimizers=field)).items():
-        if value is not None and value != kept[option]:
+        # a file and its data are known by what is in them, below
+        moved = option == "data" or (option == "task" and store.task.file and tasks.is_file(value))
+        if value is not None and value != kept[option] and not moved:
             name = option if option == "task" else f"--{option}"
             began = f"without {name}" if kept[option] is None else f"with {kept[option]}"
             raise BadCall(
@@ -198,7 +231,7 @@ def _open(request: Request, folder: Path, resume: bool) -> Store | None:
                 f"leave it out, or choose another folder with --out"
             )
     now = provenance(request)
-    for what in ("versions", "data_sha256"):
+    for what in ("versions", "task_sha256", "data_sha256"):
         if now[what] != store.provenance[what]:
             raise BadCall(
                 f"--resume with other {what} ({now[what]}) than the race began with "
@@ -208,23 +241,20 @@ def _open(request: Request, folder: Path, resume: bool) -> Store | None:
 
 
 def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
-    task = tasks.get(request.task)
+    task = tasks.get(request.task, request.data)
     plan = Plan(
-        task=task.name,
+        task=request.task,
         entries=entries.parse(request.optimizers),
         trials=request.trials or protocol.TRIALS,
         seeds=request.seeds or protocol.SEEDS,
         steps=request.steps or task.steps,
         seed=request.seed or 0,
         request={key: value for key, value in asdict(request).items() if value is not None},
+        data=request.data,
     )
     if request.budget is None:
         return plan
-    pilots = [
-        Trial(task.name, "pilot", plan.baseline, i, 0, plan.steps, entries.defaults(plan.baseline))
-        for i in range(jobs)  # all workers at once, as in the race
-    ]
-    measured = [result for _, result in pool.map(pilots)]
+    measured = [result for _, result in pool.map(_pilots(plan, [plan.baseline], jobs))]
     cost = {
         "seconds": protocol.parse_budget(request.budget) - (perf_counter() - started),
         "field": len(plan.entries),
@@ -240,23 +270,101 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     return plan
 
 
-def _run(pool: Pool, store: Store, planned: Iterable[Trial], phase: str) -> None:
-    done = {trial.key for trial, _ in store.results()}
+def _pilots(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
+    """`count` runs of each of the entries `names` with its defaults; no seed of theirs is raced."""
+    return [
+        Trial(
+            plan.task, PILOT, name, i, protocol.derive(plan.seed, PILOT, i), plan.steps,
+            entries.defaults(name), plan.data,
+        )
+        for i in range(count)
+        for name in names
+    ]  # fmt: skip
+
+
+def _completed(task: Task, plan: Plan, pool: Pool) -> Task:
+    """The task with what a pilot run tells of a file: that it runs, and how bad untrained is."""
+    if not task.file:
+        return task
+    ((_, result),) = pool.map(_pilots(plan, [plan.baseline], 1))
+    if task.worst is None and not result.validation:
+        raise BadCall(
+            f"{task.name}: the pilot run of {plan.baseline} diverged ({result.diverged}) before "
+            f"its first report: expected a metric; report earlier, or say WORST = ... in the file"
+        )
+    return task if task.worst is not None else replace(task, worst=result.validation[0])
+
+
+PILOT_PAIRS = 4
+"""Differences between two pilot runs from which `--plan` takes the spread of differences."""
+
+
+def forecast(request: Request, jobs: int) -> str:
+    """What `--plan` prints: how long the race would take, and which difference it could detect.
+
+    The spread is that of the baseline's defaults between one seed and another, as if pairing by
+    seed gained nothing: two entries at their defaults would say more about their defaults.
+    """
+    started = perf_counter()
+    request.check()
+    with Pool(jobs, trials.run) as pool:
+        plan = _plan(request, jobs, pool, started)
+        found = list(pool.map(_pilots(plan, [plan.baseline], 2 * PILOT_PAIRS)))
+    ends = {t.index: r.validation[-1] for t, r in found if not r.diverged}
+    pairs = [(i, i + 1) for i in range(0, 2 * PILOT_PAIRS, 2)]
+    return planning.text(
+        plan,
+        jobs,
+        max(result.wall_seconds for _, result in found),
+        max(result.warm_seconds for _, result in found),
+        [ends[i] - ends[j] for i, j in pairs if i in ends and j in ends],
+        proportion=tasks.get(plan.task, plan.data).proportion,
+    )
+
+
+def _run(pool: Pool, store: Store, planned: Iterable[Trial]) -> None:
+    known = store.results()
+    done = {trial.key for trial, _ in known}
+    agreed = _Agreement()
+    for trial, result in known:
+        agreed.check(trial, result)
     todo = [trial for trial in planned if trial.key not in done]
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    silent = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
-        shown = bar.add_task(f"{phase:<11}", total=len(todo))
+    with Progress(store.task, store.plan, known) as shown:
         for trial, result in pool.map(todo):
+            if result.diverged and trial.phase == FRESH:
+                result.test = store.task.worst
+            agreed.check(trial, result)
             store.add(trial, result)
-            bar.advance(shown)
+            shown.advance(trial, result)
+
+
+class _Agreement:
+    """What has to be the same in all runs for differences to be paired."""
+
+    def __init__(self) -> None:
+        self._first: dict[object, tuple[Trial, object]] = {}
+
+    def check(self, trial: Trial, result: Result) -> None:
+        """BadCall for the first run that differs from an earlier one."""
+        self._same("initial weights", ("weights", trial.seed), trial, result.initial)
+        if not result.diverged:
+            self._same("steps of the reports", "steps", trial, result.steps)
+            if trial.phase == FRESH:
+                self._same("presence of test=...", "tested", trial, result.tested)
+
+    def _same(self, what: str, key: object, trial: Trial, value: object) -> None:
+        other, before = self._first.setdefault(key, (trial, value))
+        if value != before:
+            raise BadCall(
+                f"{trial.task}: the {what} of {trial.entry} (seed {trial.seed}) are not those of "
+                f"{other.entry} (seed {other.seed}): expected the same for every entry; draw all "
+                f"that is random from the seed"
+            )
 
 
 def provenance(request: Request) -> dict[str, Any]:
     """Where and with what a race is run."""
+    task = tasks.get(request.task, request.data)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions = {"steepest": steepest.__version__, "python": platform.python_version(), **versions}
     return {
@@ -268,7 +376,8 @@ def provenance(request: Request) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         },
-        "data_sha256": tasks.get(request.task).data_hash(),
+        "task_sha256": task.source_hash,
+        "data_sha256": task.data_hash(),
     }
 
 

@@ -16,7 +16,7 @@ from steepest.race import BadCall, entries
 from steepest.race.tasks import Task
 
 TRIALS, SEEDS, LEAST_SEEDS = 8, 10, 5
-TUNING, FRESH = "tuning", "fresh"
+TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
 """Coordinates of a quasi-random point; an entry uses as many as it has knobs."""
 PLANNED_SHARE = 0.85
@@ -37,6 +37,8 @@ class Plan:
     """The options that were given, as they were written."""
     over_budget: bool = False
     """The budget allows less than the least race, which is run all the same."""
+    data: str | None = None
+    """The folder that a task on the user's data reads."""
 
     @property
     def baseline(self) -> str:
@@ -54,6 +56,7 @@ class Trial:
     seed: int
     steps: int
     hyper: dict[str, float]
+    data: str | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -77,6 +80,14 @@ class Result:
     """Median of one whole training step."""
     state_bytes: int = 0
     parameters: int = 0
+    measures: dict[str, float] = field(default_factory=dict)
+    """What else the last report said."""
+    tested: bool = True
+    """`test` is of test data; else of validation data."""
+    initial: str = ""
+    """Hash of the parameters before the first step."""
+    backends: list[str] = field(default_factory=list)
+    """What made the steps."""
     wall_seconds: float = 0.0
     warm_seconds: float = 0.0
     """Untimed first step of an entry in a worker (compilation), before the training."""
@@ -93,7 +104,8 @@ def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> lis
 
     Point i depends on (seed, i) and the ranges alone, not on `count`. Knob k of every entry takes
     coordinate k of the same point: entries with the same range try the same learning rates, so
-    that luck in drawing them is no difference between entries.
+    that luck in drawing them is no difference between entries. So the point of trial i of an entry
+    is a function of the study seed, the entry (its ranges) and i, whoever else takes part.
     """
     if not ranges or count < 1:
         return [{} for _ in range(count)]
@@ -121,7 +133,16 @@ def tuning(plan: Plan) -> list[Trial]:
         for entry in plan.entries
     }
     return [
-        Trial(plan.task, TUNING, e, i, derive(plan.seed, TUNING, i), plan.steps, hypers[e][i])
+        Trial(
+            plan.task,
+            TUNING,
+            e,
+            i,
+            derive(plan.seed, TUNING, i),
+            plan.steps,
+            hypers[e][i],
+            plan.data,
+        )
         for i in range(plan.trials)
         for e in plan.entries
     ]
@@ -129,7 +150,13 @@ def tuning(plan: Plan) -> list[Trial]:
 
 def final(task: Task, result: Result) -> float:
     """The last validation metric, or the worst possible one if the run diverged."""
-    return task.worst if result.diverged else result.validation[-1]
+    return _worst(task) if result.diverged else result.validation[-1]
+
+
+def _worst(task: Task) -> float:
+    if task.worst is None:
+        raise ValueError(f"task {task.name} has no worst metric yet: a pilot run measures it")
+    return task.worst
 
 
 def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:

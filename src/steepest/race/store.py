@@ -21,10 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from steepest.race import BadCall, entries
 from steepest.race.protocol import Plan, Result, Trial, final
-from steepest.race.tasks import get
+from steepest.race.tasks import Task, facts, get
 
 STUDY = "race"
-FORMAT = 1
+FORMAT = 2
 """Of what is stored; one higher whenever an older store can no longer be read."""
 
 
@@ -46,21 +46,37 @@ class Store:
         attributes = self._study.user_attrs
         stored = attributes["plan"]
         self.plan = Plan(**{**stored, "entries": tuple(stored["entries"])})
+        self.task = Task(**attributes["task"])
+        """Without its code: nothing of the user's is needed to read a race."""
+        self.spaces: dict[str, dict[str, tuple[float, float]]] = {
+            entry: {knob: (low, high) for knob, (low, high) in ranges.items()}
+            for entry, ranges in attributes["spaces"].items()
+        }
+        """Search ranges, as the entries declared them."""
         self.provenance: dict[str, Any] = attributes["provenance"]
 
     @staticmethod
-    def create(folder: Path, plan: Plan, provenance: dict[str, Any]) -> Store:
-        """A new store. It takes its name when it is whole: a kill leaves no half of one."""
+    def create(
+        folder: Path, plan: Plan, provenance: dict[str, Any], task: Task | None = None
+    ) -> Store:
+        """A new store; `task` as a pilot run has completed it.
+
+        It takes its name when it is whole: a kill leaves no half of one.
+        """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         unfinished = folder / "study.db.new"
         for leftover in folder.glob("study.db.new*"):  # SQLite's journal among them
             leftover.unlink()
-        direction = "maximize" if get(plan.task).maximize else "minimize"
+        task = task or get(plan.task, plan.data)
+        direction = "maximize" if task.maximize else "minimize"
         with _writing(unfinished, "run the same command again"):
             storage = _storage(unfinished)
             study = optuna.create_study(study_name=STUDY, storage=storage, direction=direction)
             study.set_user_attr("format", FORMAT)
             study.set_user_attr("provenance", provenance)
+            study.set_user_attr("task", facts(task))
+            spaces = {entry: entries.space(entry) for entry in plan.entries}
+            study.set_user_attr("spaces", spaces)
             study.set_user_attr("plan", asdict(plan))
             storage.remove_session()
             storage.engine.dispose()
@@ -71,11 +87,11 @@ class Store:
         """Keep one finished trial; its Optuna value is the last validation metric."""
         ranges = {
             knob: (low, high)
-            for knob, (low, high) in entries.space(trial.entry).items()
+            for knob, (low, high) in self.spaces[trial.entry].items()
             if low <= trial.hyper[knob] <= high  # a default may lie outside of the search range
         }
         kept = create_trial(
-            value=final(get(trial.task), result),
+            value=final(self.task, result),
             params={knob: trial.hyper[knob] for knob in ranges},
             distributions={k: FloatDistribution(*ranges[k], log=True) for k in ranges},
             intermediate_values=dict(zip(result.steps, result.validation, strict=True)),

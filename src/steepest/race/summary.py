@@ -10,8 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from steepest.race import BadCall
+from steepest.race import entries as field
+from steepest.race.lint import lint, untuned_because
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, best, final
-from steepest.race.statistics import compare, proportion_error
+from steepest.race.statistics import (
+    compare,
+    expected_best,
+    interquartile_mean,
+    lr_width,
+    proportion_error,
+)
 from steepest.race.tasks import Task
 from steepest.race.wording import verdict
 
@@ -29,7 +38,7 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
     found = {}
     for entry in plan.entries:
         tuned, fresh = by_entry[TUNING, entry], by_entry[FRESH, entry]
-        found[entry] = _entry(task, plan, tuned, fresh)
+        found[entry] = _entry(task, plan, entry, tuned, fresh)
     complete = len(pairs) == expected
     if complete:  # an interrupted race is not judged: whoever stops it has seen it
         differences = compare(
@@ -40,7 +49,8 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
                 ]
                 for entry in plan.entries
                 if entry != plan.baseline
-            }
+            },
+            maximize=task.maximize,
         )
         for entry, difference in differences.items():
             judged = asdict(difference)
@@ -59,34 +69,50 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         "complete": complete,
         "runs": {"finished": len(pairs), "planned": expected},
         "test_size": task.test_size,
+        "test_data": task.test_data,
         "plan": {**asdict(plan), "entries": list(plan.entries)},
         "reproduce": reproduce(plan),
         "entries": found,
         "provenance": provenance,
     }
-    if complete and task.proportion:
+    if complete and task.proportion and task.test_size:
         share = st.fmean(found[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
+    summary["lint"] = lint(summary)
     return {"verdict": verdict(summary), **summary}
 
 
-def _entry(task: Task, plan: Plan, tuned: Pairs, fresh: Pairs) -> dict[str, Any]:
+def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dict[str, Any]:
     chosen = best(task, tuned) if len(tuned) == plan.trials else None
     reached = [_target_index(task, result) for _, result in fresh]
     results = [result for _, result in fresh]
     one = next((result for _, result in (*fresh, *tuned)), None)
+    tests = [result.test for result in results if result.test is not None]
+    space = _space(name)
+    tuning = [
+        {
+            "hyperparameters": trial.hyper,
+            "validation": final(task, result),
+            "diverged": result.diverged,
+        }
+        for trial, result in tuned
+    ]
+    rates = [
+        (trial["hyperparameters"]["lr"], trial["validation"])
+        for trial in tuning
+        if "lr" in trial["hyperparameters"] and not trial["diverged"]
+    ]
     return {
+        "space": space,
+        "untuned": untuned_because(tuning) if chosen else None,
         "hyperparameters": chosen.hyper if chosen else None,
         "best_trial": chosen.index if chosen else None,
         "trials": len(tuned),
-        "tuning": [
-            {
-                "hyperparameters": trial.hyper,
-                "validation": final(task, result),
-                "diverged": result.diverged,
-            }
-            for trial, result in tuned
-        ],
+        "tuning": tuning,
+        "expected_best": expected_best(
+            [trial["validation"] for trial in tuning], maximize=task.maximize
+        ),
+        "lr_width": lr_width(rates, maximize=task.maximize),
         "seeds": [trial.seed for trial, _ in fresh],
         "validation": [final(task, result) for result in results],
         "best_validation": [
@@ -94,6 +120,7 @@ def _entry(task: Task, plan: Plan, tuned: Pairs, fresh: Pairs) -> dict[str, Any]
             for result in results
         ],
         "test": [result.test for result in results],
+        "interquartile_mean": interquartile_mean(tests) if tests else None,
         "steps_to_target": [
             None if i is None else result.steps[i]
             for i, result in zip(reached, results, strict=True)
@@ -121,10 +148,19 @@ def _entry(task: Task, plan: Plan, tuned: Pairs, fresh: Pairs) -> dict[str, Any]
     }
 
 
-def _target_index(task: Task, result: Result) -> int | None:
-    if result.diverged:
+def _space(name: str) -> dict[str, list[float]] | None:
+    """The search ranges; None where a report is rebuilt without the file that defines the entry."""
+    try:
+        return {knob: list(ends) for knob, ends in field.space(name).items()}
+    except (BadCall, KeyError):
         return None
-    reached = (i for i, v in enumerate(result.validation) if not task.better(task.target, v))
+
+
+def _target_index(task: Task, result: Result) -> int | None:
+    if result.diverged or task.target is None:
+        return None
+    target = task.target
+    reached = (i for i, v in enumerate(result.validation) if not task.better(target, v))
     return next(reached, None)
 
 
@@ -152,4 +188,6 @@ def reproduce(plan: Plan) -> str:
     """The command line that runs the same trials again, also where a budget had chosen them."""
     numbers = f"--trials {plan.trials} --seeds {plan.seeds} --steps {plan.steps} --seed {plan.seed}"
     field = ",".join(plan.entries)
-    return f"steepest race {shlex.quote(plan.task)} --optimizers {shlex.quote(field)} {numbers}"
+    data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
+    where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(field)}"
+    return f"steepest race {where} {numbers}"

@@ -1,17 +1,24 @@
-"""The summary of a race on a terminal."""
+"""A race in the terminal: a live table while it runs, the table with the verdict at its end."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
 from textwrap import fill
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from steepest.race.wording import caveats, columns, counted, number, rows, units
+from steepest.race.protocol import TUNING, Plan, Result, Trial
+from steepest.race.tasks import Task
+from steepest.race.wording import UNKNOWN, caveats, columns, counted, number, rows, units
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")
 """Columns that report.html has and a terminal has no room for."""
@@ -22,6 +29,114 @@ WIDTH = 120
 """Columns when the output is no terminal."""
 HEAD = 15
 """Columns at which a head is wrapped, so that the table fits 100."""
+REDRAWN = 4
+"""Times a second: as often as the remaining time needs, too seldom to flicker."""
+QUIET = 30.0
+"""Seconds between two lines where there is no terminal to draw in: short races stay silent."""
+
+
+class Progress:
+    """A race under way, on stderr; a context manager. Call `advance` after every finished trial.
+
+    `done` are the trials of an earlier start. In a terminal a table is drawn and goes at the end;
+    elsewhere (a file, a pipe, TERM=dumb) a plain line follows every 30 s. Test metrics are not
+    shown: whoever sees them may stop a race when he likes what he sees.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        done: Iterable[tuple[Trial, Result]] = (),
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._task, self._plan, self._clock = task, plan, clock
+        self._console = console or Console(stderr=True)
+        self._counts = {entry: {"tuning": 0, "runs": 0, "diverged": 0} for entry in plan.entries}
+        self._best: dict[str, float] = {}
+        self._total = len(plan.entries) * (plan.trials + plan.seeds)
+        for trial, result in done:
+            self._count(trial, result)
+        self._before = self._finished()
+        self._began = self._said = clock()
+        live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._live = None
+        if live:
+            self._live = Live(
+                get_renderable=self._render, console=self._console,
+                refresh_per_second=REDRAWN, transient=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def advance(self, trial: Trial, result: Result) -> None:
+        """Count a finished trial and show it."""
+        self._count(trial, result)
+        now = self._clock()
+        if self._live is None and now - self._said >= QUIET:
+            self._said = now
+            print(f"steepest: {self._line()}", file=self._console.file, flush=True)
+
+    def _count(self, trial: Trial, result: Result) -> None:
+        count = self._counts[trial.entry]
+        count["runs"] += 1
+        count["tuning"] += trial.phase == TUNING
+        count["diverged"] += result.diverged is not None
+        if trial.phase == TUNING and not result.diverged and result.validation:
+            last, best = result.validation[-1], self._best.get(trial.entry)
+            if best is None or self._task.better(last, best):
+                self._best[trial.entry] = last
+
+    def _finished(self) -> int:
+        return sum(count["runs"] for count in self._counts.values())
+
+    def _line(self) -> str:
+        finished = self._finished()
+        lost = sum(count["diverged"] for count in self._counts.values())
+        tuned = sum(count["tuning"] for count in self._counts.values())
+        phase = "tuning" if tuned < len(self._counts) * self._plan.trials else "fresh seeds"
+        left = "time left not known yet"
+        if finished > self._before:
+            pace = (self._clock() - self._began) / (finished - self._before)
+            left = f"about {timedelta(seconds=round(pace * (self._total - finished)))} left"
+        return (
+            f"{self._task.name}, {phase}: {finished} of {self._total} runs"
+            f"{f', {lost} diverged' if lost else ''}, {left}"
+        )
+
+    def _render(self) -> Group:
+        table = Table(box=box.SIMPLE, pad_edge=False)
+        unit = " (%)" if self._task.proportion else ""
+        table.add_column("entry", no_wrap=True, max_width=28)
+        table.add_column("runs", justify="right", no_wrap=True)
+        table.add_column("", width=16)
+        # the name of a metric is the user's: no markup
+        table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
+        table.add_column("diverged", justify="right")
+        runs = self._plan.trials + self._plan.seeds
+        for entry, count in self._counts.items():
+            best = self._best.get(entry)
+            shown = UNKNOWN
+            if best is not None:
+                shown = number({"proportion": self._task.proportion}, best)
+            table.add_row(
+                Text(entry),
+                f"{count['runs']}/{runs}",
+                ProgressBar(total=runs, completed=count["runs"], width=16),
+                shown,
+                str(count["diverged"]),
+            )
+        # the line comes first: a low window cuts at its end
+        return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
 
 
 def show(summary: dict[str, Any]) -> None:
@@ -34,10 +149,12 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _table(summary: dict[str, Any], width: int) -> Table:
-    target = number(summary, summary["target"]) + units(summary)[0]
+    title = f"{summary['task']}, {counted(summary, 'test')} fresh seeds"
+    if summary["target"] is not None:
+        title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
     table = Table(
         box=box.SIMPLE,
-        title=Text(f"{summary['task']}, {counted(summary, 'test')} fresh seeds, target {target}"),
+        title=Text(title),
         caption="mean ± sd; median (seeds that reached it); diverged: fresh (tuning)",
     )
     left_out = LEFT_OUT if width >= NARROW else LEFT_OUT + TIMES

@@ -2,84 +2,284 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import statistics
-from dataclasses import replace
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from statistics import median
 from time import perf_counter
+from types import MethodType
+from typing import Any, NoReturn
 
 import torch
+from torch import nn
 
-from steepest.race import entries, tasks
-from steepest.race.protocol import FRESH, Result, Trial
+from steepest.race import BadCall, entries, tasks
+from steepest.race.protocol import FRESH, PILOT, Result, Trial
+from steepest.race.tasks.shape import Make, Reporter, Setup, Task, TaskError
+from steepest.race.tasks.written import described, number, silenced, told
 
-_warm: set[tuple[str, str]] = set()
+HUGE = 1e8
+"""A weight beyond this is lost as surely as inf: what a task then raises is divergence."""
+
+_warm: set[str] = set()
+
+
+class Diverged(FloatingPointError):  # noqa: N818 - a result, no mistake
+    """The run cannot go on: something that was asked to be finite is not."""
+
+
+class Ended(BaseException):
+    """Ends a loop of the user's, through any `except Exception` of it."""
 
 
 def run(trial: Trial) -> Result:
     """Train as `trial` says, on one thread. A run that diverges is a result, not an error."""
     torch.set_num_threads(1)
-    start = perf_counter()
-    if (trial.task, trial.entry) not in _warm:  # compilation is not the entry's step time
-        _train(replace(trial, steps=1))
-        _warm.add((trial.task, trial.entry))
-    warm = perf_counter() - start
-    result = _train(trial)
+    task = tasks.get(trial.task, trial.data)
+    # what a task prints is shown once, in the pilot run
+    with silenced() if task.file and trial.phase != PILOT else nullcontext():
+        start = perf_counter()
+        if trial.entry not in _warm:  # compilation is not the entry's step time
+            _warm_up(trial)
+            _warm.add(trial.entry)
+        warm = perf_counter() - start
+        try:
+            result = _Run(trial, task).result
+        except BadCall as error:
+            if not task.file or isinstance(error, TaskError):
+                raise
+            raise TaskError(f"{Path(task.file).name}: {error}") from None
     result.warm_seconds = warm
     return result
 
 
-def _train(trial: Trial) -> Result:
-    task = tasks.get(trial.task)
-    started = perf_counter()
-    setup = task.build(trial.seed)
-    model = setup.model
-    optimizer = entries.make(trial.entry, list(model.parameters()), trial.hyper)
-    result = Result(parameters=sum(p.numel() for p in model.parameters()))
-    whole: list[float] = []
-    stepping: list[float] = []
-    spent = 0.0
-    try:
-        for step in range(1, trial.steps + 1):
+def _warm_up(trial: Trial) -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.ones(4, 4)
+    with suppress(Exception):  # it fails again in the run, where the error is told
+        entries.make(trial.entry, [weight], trial.hyper).step()
+
+
+class _Run:
+    def __init__(self, trial: Trial, task: Task) -> None:
+        self.trial, self.task, self.result = trial, task, Result()
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._initial = hashlib.sha256()
+        self._stepping: list[list[float]] = []
+        self._whole: list[float] = []
+        self._spent, self._mark = 0.0, perf_counter()
+        self._wrong: Exception | None = None
+        self._over = False
+        started = perf_counter()
+        self._train()
+        self._measure()
+        self.result.wall_seconds = perf_counter() - started
+
+    def _train(self) -> None:
+        trial, result, task = self.trial, self.result, self.task
+        try:
+            if task.train:
+                task.train(self.make_optimizer, self.report, trial.seed, trial.steps)
+            else:
+                declared(task, trial, self.make_optimizer, self.report)
+        except Ended:
+            pass
+        except ArithmeticError as error:  # FloatingPointError, OverflowError, ZeroDivisionError
+            if self._wrong:
+                raise
+            if trial.phase == PILOT and task.file and not isinstance(error, Diverged):
+                with told(Path(task.file), "the pilot run"):
+                    raise  # with nothing tuned yet it is more likely a mistake
+            result.diverged = str(error) or type(error).__name__
+        except BadCall as error:
+            # what a task raises on weights that are lost is divergence too
+            if self._wrong or trial.phase == PILOT or self._finite(HUGE):
+                raise
+            result.diverged = str(error)
+        if self._wrong:  # the user's loop has swallowed it
+            raise self._wrong
+        if not result.diverged and not result.steps:
+            late = f" up to step {trial.steps}" if self._over else ""
+            raise BadCall(f"it never called report(step, validation=...){late}")
+        if trial.phase == FRESH and result.diverged:
+            result.test = task.worst
+        elif trial.phase == FRESH and result.test is None:
+            result.tested, result.test = False, result.validation[-1]
+
+    def make_optimizer(self, params: Any) -> torch.optim.Optimizer:
+        """The candidate over a module's parameters, tensors or groups; its schedule steps in it."""
+        if not isinstance(params, (nn.Module, Iterable)) or isinstance(params, torch.Tensor):
+            self._refuse(f"make_optimizer({described(params)}): expected a module or parameters")
+        found = list(params.parameters() if isinstance(params, nn.Module) else params)
+        try:
+            optimizer = entries.make(self.trial.entry, found, self.trial.hyper)
+        except Exception as error:
+            self._wrong = error  # whatever the task makes of it
+            raise
+        for tensor in _parameters([optimizer]):
+            raw = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
+            self._initial.update(raw.numpy().tobytes())
+        self._optimizers.append(optimizer)
+        optimizer.step = MethodType(self._timed(optimizer.step), optimizer)
+        entries.schedule(self.trial.entry, optimizer, self.trial.steps)
+        self._mark = perf_counter()
+        return optimizer
+
+    def _timed(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        times: list[float] = []
+        self._stepping.append(times)
+
+        def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
+            inside = 0.0
+
+            def timed_closure() -> Any:  # the training inside of a closure is no optimizer's time
+                nonlocal inside
+                start = perf_counter()
+                try:
+                    assert closure
+                    return closure()
+                finally:
+                    inside += perf_counter() - start
+
             start = perf_counter()
-            optimizer.zero_grad()
-            loss = setup.loss(model, next(setup.batches))
-            if not math.isfinite(loss.item()):
-                raise FloatingPointError(f"training loss is {loss.item()} at step {step}")
-            loss.backward()
-            before = perf_counter()
-            optimizer.step()
+            value = inner() if closure is None else inner(timed_closure)
             end = perf_counter()
-            stepping.append(end - before)
-            whole.append(end - start)
-            spent += end - start
-            if step % task.every == 0 or step == trial.steps:
-                metric = _evaluate(setup, "validation")
-                if not math.isfinite(metric):
-                    raise FloatingPointError(f"model output is not finite at step {step}")
-                result.steps.append(step)
-                result.validation.append(metric)
-                result.seconds.append(spent)
-        if trial.phase == FRESH:
-            result.test = _evaluate(setup, "test")
-            if not math.isfinite(result.test):
-                raise FloatingPointError("model output on test data is not finite")
-    except ArithmeticError as error:  # FloatingPointError, OverflowError, ZeroDivisionError
-        result.diverged = str(error) or type(error).__name__
-        result.test = task.worst if trial.phase == FRESH else None
-    if whole:
-        result.step_seconds = statistics.median(stepping)
-        result.train_seconds = statistics.median(whole)
-    result.state_bytes = sum(
-        value.numel() * value.element_size()
-        for state in optimizer.state.values()
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    )
-    result.wall_seconds = perf_counter() - started
-    return result
+            times.append(end - start - inside)
+            self._whole.append(end - self._mark)
+            self._spent += end - self._mark
+            self._mark = end
+            return value
+
+        return step
+
+    def report(self, step: int, /, **metrics: Any) -> None:
+        """`report(step, validation=..., test=..., anything=...)`: feeds the race, may end the run.
+
+        The time from the last step to the return of this is evaluation, not training.
+        """
+        result, trial = self.result, self.trial
+        if self._over:
+            raise Ended
+        if isinstance(step, bool) or not hasattr(step, "__index__"):
+            self._refuse(f"report({described(step)}): expected the number of steps so far")
+        step, last = operator.index(step), result.steps[-1] if result.steps else -1
+        if step <= last:
+            said = f"report({step}) after report({last})" if result.steps else f"report({step})"
+            self._refuse(f"{said}: expected the number of steps so far, larger each time")
+        if step > trial.steps:
+            self._end()
+        if "validation" not in metrics:
+            given = ", ".join(f"{name}=..." for name in metrics) or "no metric"
+            self._refuse(
+                f"report({step}) with {given}: expected validation=..., and test=... where there "
+                f"is test data"
+            )
+        try:
+            values = {name: number(value) for name, value in metrics.items()}
+        except BadCall as error:
+            self._refuse(f"report({step}): {error}")
+        for name in ("validation", "test"):
+            if not math.isfinite(values.get(name, 0.0)):
+                data = "" if name == "validation" else " on test data"
+                self._diverge(f"model output is not finite{data} at step {step}")
+        if not self._finite():
+            self._diverge(f"a parameter is not finite at step {step}")
+        result.steps.append(step)
+        result.validation.append(values.pop("validation"))
+        result.seconds.append(self._spent)
+        result.tested = "test" in values
+        test = values.pop("test", None)
+        result.test = test if trial.phase == FRESH else None
+        result.measures = {n: v for n, v in values.items() if math.isfinite(v)}
+        self._mark = perf_counter()
+
+    def _finite(self, bound: float = math.inf) -> bool:
+        return all(
+            bool(((p.detach().abs() < bound) & p.detach().isfinite()).all())
+            for p in _parameters(self._optimizers)
+        )
+
+    def _refuse(self, line: str) -> NoReturn:
+        self._wrong = BadCall(line)
+        raise self._wrong
+
+    def _end(self) -> NoReturn:
+        self._over = True
+        raise Ended
+
+    def _diverge(self, why: str) -> NoReturn:
+        if self.trial.phase == PILOT and not self.result.steps:
+            self._refuse(f"{why}, in the first report of a pilot run: expected a finite metric")
+        self.result.diverged = why
+        self._end()
+
+    def _measure(self) -> None:
+        result, found = self.result, self._optimizers
+        calls = max(map(len, self._stepping), default=0)
+        if calls:  # several optimizers make one training step together
+            each = [median(times) * len(times) for times in self._stepping if times]
+            result.step_seconds = sum(each) / calls
+            result.train_seconds = median(self._whole) * len(self._whole) / calls
+        result.state_bytes = sum(
+            value.numel() * value.element_size()
+            for optimizer in found
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        )
+        result.parameters = sum(p.numel() for p in _parameters(found))
+        result.initial = self._initial.hexdigest()
+        result.backends = sorted({name for o in found for name in entries.backends(o)})
 
 
-def _evaluate(setup: tasks.Setup, split: str) -> float:
+def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    return [p for o in optimizers for group in o.param_groups for p in group["params"]]
+
+
+def declared(task: Task, trial: Trial, make_optimizer: Make, report: Reporter) -> None:
+    """The training loop of a task that only says what is trained."""
+    assert task.build
+    setup = task.build(trial.seed)
+    model, batches = setup.model, _endless(setup.batches)
+    optimizer = make_optimizer(model)
+    if trial.phase == PILOT:  # how bad is a model that has learned nothing?
+        report(0, validation=_evaluate(setup, "validation"))
+    for step in range(1, trial.steps + 1):
+        optimizer.zero_grad()
+        loss = setup.loss(model, next(batches))
+        if not math.isfinite(loss.item()):
+            raise Diverged(f"training loss is {loss.item()} at step {step}")
+        loss.backward()
+        optimizer.step()
+        if step % task.every == 0 or step == trial.steps:
+            found = {"validation": _evaluate(setup, "validation")}
+            tested = setup.test_data and step == trial.steps and trial.phase in (FRESH, PILOT)
+            if tested and math.isfinite(found["validation"]):
+                found["test"] = _evaluate(setup, "test")
+            report(step, **found)
+
+
+def _endless(batches: Iterable[Any]) -> Iterator[Any]:
+    total = 0
+    while True:
+        before = total
+        for batch in batches:
+            total += 1
+            yield batch
+        if total == before:
+            ended = (
+                f"ended after {total} and gave none when gone through again" if total else "none"
+            )
+            raise BadCall(
+                f"training batches: {ended}; return a list or a DataLoader with batches in "
+                f"it, or a generator without end"
+            )
+
+
+def _evaluate(setup: Setup, split: str) -> float:
     setup.model.eval()
     metric = setup.evaluate(setup.model, split)
     setup.model.train()

@@ -7,7 +7,7 @@ import statistics as st
 from collections.abc import Sequence
 from typing import Any
 
-from steepest.race.statistics import LEAST, Difference
+from steepest.race.statistics import LEAST, MOST_SEEDS, Difference
 
 UNKNOWN = "\u2013"
 """In the table: not measured (yet)."""
@@ -30,6 +30,8 @@ def verdict(summary: dict[str, Any]) -> str:
     """What the race showed, in plain words, with n."""
     runs, base, n = summary["runs"], summary["baseline"], summary["plan"]["seeds"]
     metric = f"test {summary['metric']}"
+    if not summary.get("test_data", True):
+        metric = f"validation {summary['metric']} of fresh seeds (the task has no test data)"
     if not summary["complete"]:
         return f"No verdict: {runs['finished']} of {runs['planned']} runs are finished."
     judged = {e: Difference(**d["difference"]) for e, d in _compared(summary).items()}
@@ -45,11 +47,13 @@ def verdict(summary: dict[str, Any]) -> str:
             each = ", ".join(f"{e} by {_size(summary, d)}" for e, d in side.items())
             parts.append(f"{word} than {base} in {metric}: {each}")
     rest = [entry for entry in judged if entry not in claims]
+    keep = "" if any(part.startswith("better") for part in parts) else f", so keep {base}"
     if not claims:
         what = "No entry can" if len(rest) > 1 else f"{rest[0]} cannot"
         text = f"{what} be told apart from {base} in {metric}, as tuned here, at n={n} fresh seeds"
+        text += keep
     else:
-        text = f"As tuned here, at n={n} fresh seeds: " + "; ".join(parts)
+        text = f"As tuned here, at n={n} fresh seeds: " + "; ".join(parts) + keep
         if rest:
             text += f". Not told apart from {base}: {', '.join(rest)}"
     fixed = [e for e in rest if judged[e].low is None]  # without spread there is no interval
@@ -60,12 +64,26 @@ def verdict(summary: dict[str, Any]) -> str:
     if shifted:
         each = ", ".join(f"{e} by {number(summary, judged[e].mean, signed=True)}" for e in shifted)
         text += f"; the same difference on every seed: {each}{units(summary)[1]}"
+    text += _more_seeds({entry: judged[entry] for entry in rest})
     edges = [abs(x) for e in rest for x in (judged[e].low, judged[e].high) if x is not None]
     if edges:
         text += (
             f"; differences up to {number(summary, max(edges))}{units(summary)[1]} remain possible"
         )
     return text + "."
+
+
+def _more_seeds(rest: dict[str, Difference]) -> str:
+    """How many seeds would tell the observed differences apart, were they the true ones."""
+    open_ = {entry: d for entry, d in rest.items() if d.low is not None and d.effect}
+    if not open_:
+        return ""
+    least = min(open_, key=lambda e: open_[e].seeds_needed or math.inf)
+    needed = open_[least].seeds_needed
+    if needed is None:
+        return f"; not even {MOST_SEEDS:,} seeds would tell differences as small as these"
+    which = least if len(rest) > 1 else "it"
+    return f"; about {needed:,} seeds would tell {which} apart if the difference is what it seems"
 
 
 def caveats(summary: dict[str, Any]) -> list[str]:
@@ -115,7 +133,41 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         )
     if plan["trials"] == 1:
         lines.append(f"Nothing was tuned: the one trial is the defaults, for {base} too.")
-    return lines
+    return lines + [f"{finding['text']}." for finding in summary.get("lint", ())]
+
+
+def beside(summary: dict[str, Any], name: str) -> str | None:
+    """What stands beside an entry's difference: effect size, share of seeds; None without any."""
+    entry = summary["entries"][name]
+    if entry["difference"] is None:
+        return None
+    d = Difference(**entry["difference"])
+    parts = []
+    if d.effect is not None:
+        parts.append(f"effect {d.effect:+.2f} standard deviations of the differences (Hedges)")
+    if d.improved is not None and d.improved_low is not None and d.improved_high is not None:
+        parts.append(
+            f"better than {summary['baseline']} on {100 * d.improved:.0f} % of n={d.n} seeds "
+            f"({100 * d.improved_low:.0f} to {100 * d.improved_high:.0f} %)"
+        )
+    if d.bootstrap_low is not None and d.bootstrap_high is not None:
+        ends = (number(summary, x, signed=True) for x in (d.bootstrap_low, d.bootstrap_high))
+        parts.append(f"BCa bootstrap interval {' to '.join(ends)}{units(summary)[1]}")
+    return "; ".join(parts)
+
+
+def care(summary: dict[str, Any], name: str) -> str | None:
+    """How careful one must be with an entry's learning rate; None where that is not known."""
+    width = summary["entries"][name].get("lr_width")
+    if not width or width["points"] < 2:
+        return None
+    text = (
+        f"{width['within']} neighbouring of n={width['points']} learning rates come within 1 % of "
+        f"the best: {width['at_least']:.1f} decades or more"
+    )
+    if width["at_most"] is None:
+        return f"{text}, up to the border of what was tried"
+    return f"{text}, {width['at_most']:.1f} at most"
 
 
 def over_budget(plan: dict[str, Any]) -> str:

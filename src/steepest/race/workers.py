@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
+from steepest.race import BadCall
+
 DEATHS = 3
 """Workers that one item may cost before the pool gives up on it."""
 
@@ -40,6 +42,8 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             return
         try:
             answer = work(item)
+        except BadCall as error:  # of the caller's own task or entry
+            answer = error
         except Exception as error:
             answer = _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
         pipe.send(answer)
@@ -67,16 +71,17 @@ class Pool:
         self._workers: dict[Connection, SpawnProcess] = {}
 
     def _hire(self) -> tuple[Connection, SpawnProcess]:
+        # no daemon: a task's DataLoader may have processes of its own
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._work), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, self._work))
         with _deaf_to_interrupt():
             process.start()
         theirs.close()
         return ours, process
 
     def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """(item, answer) as the answers come; WorkerError if an item raises."""
+        """(item, answer) as the answers come; WorkerError if an item raises, or its own BadCall."""
         waiting = deque((item, 0) for item in items)
         busy: dict[Connection, tuple[Any, int]] = {}
         while len(self._workers) < min(self._jobs, len(waiting)):
@@ -98,6 +103,8 @@ class Pool:
                     waiting.appendleft((item, deaths + 1))
                     self._workers.update([self._hire()])
                     continue
+                if isinstance(answer, BadCall):
+                    raise answer
                 if isinstance(answer, _Failure):
                     raise WorkerError(f"{answer.text} in {item}") from RuntimeError(answer.trace)
                 yield item, answer

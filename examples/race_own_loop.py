@@ -1,0 +1,32 @@
+"""A task of your own, with its own loop: steepest race race_own_loop.py --optimizers signs"""
+
+import torch
+from sklearn.datasets import load_wine
+from torch import nn
+
+import steepest
+from steepest.formulas.words import sign
+
+MAXIMIZE, STEPS = "accuracy", 120  # or MINIMIZE = "..."; --steps writes STEPS anew
+features, kinds = map(torch.tensor, load_wine(return_X_y=True))
+features = ((features - features.mean(0)) / features.std(0)).float()
+train_rows, validation, test = torch.randperm(178, generator=torch.Generator()).split([80, 49, 49])
+
+
+@steepest.rule  # an optimizer of your own may enter too
+def signs(p, g, m, *, lr=1e-2, beta=0.9):
+    m = beta * m + (1 - beta) * g
+    return p - lr * sign(m), m
+
+
+def train(make_optimizer, report, seed):  # torch, numpy and random are seeded already
+    model = nn.Sequential(nn.Linear(13, 16), nn.ReLU(), nn.Linear(16, 3))
+    optimizer = make_optimizer(model)  # a schedule, where the entry has one, steps inside
+    for step in range(1, STEPS + 1):
+        rows = train_rows[torch.randint(len(train_rows), (16,))]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(features[rows]), kinds[rows]).backward()
+        optimizer.step()
+        if step % 10 == 0:
+            right = (model(features).argmax(1) == kinds).float()
+            report(step, validation=right[validation].mean(), test=right[test].mean())

@@ -1,0 +1,85 @@
+"""runs.csv and curves.csv: every run of a race, for spreadsheets and data frames (RFC 4180)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from steepest.race.protocol import Result, Trial, final
+from steepest.race.summary import _target_index
+from steepest.race.tasks import Task
+
+Pairs = Sequence[tuple[Trial, Result]]
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""A text that begins so may be taken for a formula by a spreadsheet."""
+KEY = ("phase", "entry", "index", "seed")
+RUN = (
+    "final_validation", "best_validation", "test", "diverged", "steps_to_target",
+    "seconds_to_target", "steps", "training_seconds", "step_seconds", "train_step_seconds",
+    "wall_seconds", "state_bytes", "parameters", "backends",
+)  # fmt: skip
+
+
+def runs(task: Task, pairs: Pairs) -> str:
+    """One row for each run, as CSV; times are in seconds.
+
+    Hyperparameters are the columns `hyper.NAME`, what else was reported `measure.NAME`.
+
+    A diverged run has the reason in `diverged` and, as in the verdict, the worst metric as its
+    result. What was not measured or not reached is empty.
+    """
+    knobs = sorted({knob for trial, _ in pairs for knob in trial.hyper})
+    measures = sorted({name for _, result in pairs for name in result.measures})
+    better = max if task.maximize else min
+    rows = []
+    for trial, result in pairs:
+        at = _target_index(task, result)
+        rows.append(
+            [
+                *_key(trial),
+                *(trial.hyper.get(knob) for knob in knobs),
+                final(task, result),
+                better(result.validation, default=None),
+                result.test,
+                result.diverged,
+                None if at is None else result.steps[at],
+                None if at is None else result.seconds[at],
+                result.steps[-1] if result.steps else 0,
+                result.seconds[-1] if result.seconds else None,
+                result.step_seconds,
+                result.train_seconds,
+                result.wall_seconds,
+                result.state_bytes,
+                result.parameters,
+                " ".join(result.backends),
+                *(result.measures.get(name) for name in measures),
+            ]
+        )
+    extra = (f"hyper.{knob}" for knob in knobs), (f"measure.{name}" for name in measures)
+    return _csv((*KEY, *extra[0], *RUN, *extra[1]), rows)
+
+
+def curves(pairs: Pairs) -> str:
+    """One row for each evaluation of each run: its step, seconds of training, validation metric."""
+    rows = (
+        [*_key(trial), *point]
+        for trial, result in pairs
+        for point in zip(result.steps, result.seconds, result.validation, strict=True)
+    )
+    return _csv((*KEY, "step", "seconds", "validation"), rows)
+
+
+def _key(trial: Trial) -> tuple[str, str, int, int]:
+    return trial.phase, trial.entry, trial.index, trial.seed
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out).writerows([_safe(cell) for cell in row] for row in (head, *rows))
+    return out.getvalue()
+
+
+def _safe(cell: object) -> object:
+    """An apostrophe keeps a spreadsheet from running a text; numbers stay numbers."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,0 +1,66 @@
+"""What is trained in a race: bundled tasks, tasks on the user's data, tasks in the user's file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+
+from steepest.race import BadCall
+from steepest.race.tasks import gan, images, tables, text, written
+from steepest.race.tasks.shape import Setup, Task
+from steepest.race.tasks.shape import facts as facts
+
+__all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "get", "is_file", "words"]
+
+TASKS = {task.name: task for task in (images.DIGITS, tables.DIABETES, text.TOPICS, gan.DIGITS_GAN)}
+"""Without a download."""
+DATA_TASKS: dict[str, Callable[[Path], Task]] = {
+    "fashion-mnist": lambda folder: images.idx_task("fashion-mnist", folder),
+    "mnist": lambda folder: images.idx_task("mnist", folder),
+    "tinyshakespeare": text.shakespeare,
+}
+"""On files that the user has: `--data`."""
+
+
+def is_file(name: str) -> bool:
+    """Whether a task's name means a file of the user's own."""
+    return name.endswith(".py") or bool(re.search(r"[/\\]", name))
+
+
+def get(name: str, data: str | None = None) -> Task:
+    """The task called `name`, or in the file `name`; BadCall names what is wrong with either.
+
+    data: the folder that a task on the user's data reads.
+    """
+    if name in DATA_TASKS:
+        if data is None:
+            raise BadCall(f"task {name!r} reads files of yours: say with --data DIR where they lie")
+        return _on_data(name, data)
+    if data is not None:
+        raise BadCall(
+            f"--data {data} with the task {name!r}, which reads none: leave it out, or choose one "
+            f"of {', '.join(DATA_TASKS)}"
+        )
+    if name in TASKS:
+        return TASKS[name]
+    if is_file(name):
+        return written.load(Path(name))
+    known = [*TASKS, *DATA_TASKS]
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise BadCall(
+        f"unknown task {name!r}: expected one of {', '.join(known)}, or a Python file{hint}"
+    )
+
+
+@lru_cache(maxsize=2)
+def _on_data(name: str, data: str) -> Task:
+    return DATA_TASKS[name](Path(data))
+
+
+def words(name: str) -> str:
+    """A name for the folder of a race of this task."""
+    return Path(name).stem if is_file(name) else name

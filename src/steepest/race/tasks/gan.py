@@ -1,0 +1,122 @@
+"""A small GAN on scikit-learn's digits, judged in the features of a classifier trained here."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steepest.race.tasks.images import BATCH, digits, hash_of, shuffled
+from steepest.race.tasks.shape import Make, Reporter, Task
+
+NOISE, SAMPLES, STEPS, EVERY = 16, 1000, 1000, 100
+PRESENT = 0.02
+"""Share of the samples from which on a digit counts as drawn; a fair share is 0.1."""
+
+
+def _classifier() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(),
+                         nn.Linear(32, 10))  # fmt: skip
+
+
+@lru_cache(maxsize=1)
+def judge() -> nn.Sequential:
+    """The classifier whose last hidden layer gives the features: 400 steps on the training digits.
+
+    By plain torch, seeded, so that it depends on no entry.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _classifier()
+    images, labels = digits()["train"]
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    rows = shuffled(0, len(images), BATCH)
+    with torch.enable_grad():
+        for _ in range(400):
+            batch = next(rows)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return model.requires_grad_(False).eval()
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Frechet distance of the Gaussians with the moments of the rows of `a` and of `b`.
+
+    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017, arXiv:1706.08500); the
+    trace of the root is the sum of the roots of the eigenvalues of A B, which are not negative.
+    """
+    difference = a.mean(0) - b.mean(0)
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    roots = np.sqrt(np.linalg.eigvals(first @ second).real.clip(0)).sum()
+    return float(difference @ difference + np.trace(first) + np.trace(second) - 2 * roots)
+
+
+@lru_cache(maxsize=2)
+def _real(split: str) -> np.ndarray:
+    return judge()[:-1](digits()[split][0]).double().numpy()
+
+
+@torch.no_grad()
+def judged(images: Tensor, split: str) -> tuple[float, float]:
+    """(Frechet distance to the real images of `split`, share of the ten digits that are drawn)."""
+    features = judge()[:-1](images)
+    if not features.isfinite().all():
+        return float("nan"), float("nan")
+    drawn = judge()[-1](features).argmax(1).bincount(minlength=10) >= PRESENT * len(images)
+    return frechet(features.double().numpy(), _real(split)), drawn.double().mean().item()
+
+
+def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None:
+    torch.manual_seed(seed)
+    generator = nn.Sequential(
+        nn.Linear(NOISE, 64), nn.BatchNorm1d(64), nn.ReLU(),
+        nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Sigmoid(),
+    )  # fmt: skip
+    critic = nn.Sequential(
+        nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Dropout(0.3),
+        nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(64, 1),
+    )  # fmt: skip
+    fooling, telling = make_optimizer(generator), make_optimizer(critic)
+    images = digits()["train"][0].flatten(1)
+    rows = shuffled(seed, len(images), BATCH)
+    noise = torch.Generator().manual_seed(seed)
+    fixed = torch.randn(SAMPLES, NOISE, generator=noise)
+
+    def cost(pixels: Tensor, real: bool) -> Tensor:
+        scores = critic(2 * pixels - 1)
+        goal = torch.full_like(scores, float(real))
+        return nn.functional.binary_cross_entropy_with_logits(scores, goal)
+
+    for step in range(1, steps + 1):
+        real = images[next(rows)]
+        fake = generator(torch.randn(len(real), NOISE, generator=noise))
+        telling.zero_grad()
+        (cost(real, True) + cost(fake.detach(), False)).backward()
+        telling.step()
+        fooling.zero_grad()
+        cost(fake, True).backward()
+        fooling.step()
+        if step % EVERY == 0 or step == steps:
+            with torch.no_grad():
+                drawn = generator.eval()(fixed)
+            generator.train()
+            validation, modes = judged(drawn, "validation")
+            report(step, validation=validation, test=judged(drawn, "test")[0], modes=modes)
+
+
+DIGITS_GAN = Task(
+    name="digits-gan",
+    metric="Frechet distance",
+    maximize=False,
+    worst=200.0,  # one digit drawn again and again; noise has about 65
+    target=60.0,
+    steps=STEPS,
+    every=EVERY,
+    test_size=597,
+    proportion=False,
+    train=_train,
+    data_hash=partial(hash_of, digits),
+)

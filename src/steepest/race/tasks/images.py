@@ -1,0 +1,172 @@
+"""Classification of images: scikit-learn's digits, and files of the IDX format of MNIST."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steepest.race import BadCall
+from steepest.race.tasks.shape import Setup, Task
+
+Split = dict[str, tuple[Tensor, Tensor]]
+
+TRAIN, VALIDATION, TEST = 800, 400, 597
+"""Images of the digits task; few for training, so that the race does not end at 100 %."""
+BATCH = 32
+IDX_VALIDATION, IDX_BATCH, IDX_STEPS, IDX_EVERY = 5000, 64, 1000, 200
+EVALUATED = 1000
+"""Images evaluated at once."""
+
+
+@lru_cache(maxsize=1)
+def digits() -> Split:
+    """Split -> (images [n, 1, 8, 8] in [0, 1], classes)."""
+    from sklearn.datasets import load_digits  # heavy: only when raced
+
+    pixels, classes = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(TRAIN + VALIDATION + TEST)
+    images = torch.tensor(pixels[order] / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    labels = torch.tensor(classes[order])
+    ends = {
+        "train": (0, TRAIN),
+        "validation": (TRAIN, TRAIN + VALIDATION),
+        "test": (TRAIN + VALIDATION, len(order)),
+    }
+    return {name: (images[a:b], labels[a:b]) for name, (a, b) in ends.items()}
+
+
+def hash_of(splits: Callable[[], Split]) -> str:
+    """sha256 of all images and labels."""
+    digest = hashlib.sha256()
+    for images, labels in splits().values():
+        digest.update(images.numpy().tobytes())
+        digest.update(labels.to(torch.int64).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def shuffled(seed: int, size: int, batch: int) -> Iterator[Tensor]:
+    """Rows of each batch, epoch after epoch in a new order, without end."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(size, generator=generator).split(batch)
+
+
+def _network(side: int, hidden: int) -> nn.Module:
+    flat = 32 * (side // 4) ** 2
+    head = [nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, 10)] if hidden else []
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), *(head or [nn.Linear(flat, 10)]),
+    )  # fmt: skip
+
+
+def _setup(splits: Callable[[], Split], batch: int, hidden: int, seed: int) -> Setup:
+    torch.manual_seed(seed)
+    data = splits()
+    images, labels = data["train"]
+    model = _network(images.shape[-1], hidden)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module, split: str) -> float:
+        images, labels = data[split]
+        scores = torch.cat([model(part) for part in images.split(EVALUATED)])
+        if not scores.isfinite().all():
+            return float("nan")
+        return (scores.argmax(1) == labels).double().mean().item()
+
+    rows = shuffled(seed, len(images), batch)
+    return Setup(model, ((images[r], labels[r]) for r in rows), loss, evaluate)
+
+
+DIGITS = Task(
+    name="digits",
+    metric="accuracy",
+    maximize=True,
+    worst=0.0,
+    target=0.95,
+    steps=300,
+    every=TRAIN // BATCH,
+    test_size=TEST,
+    proportion=True,
+    build=partial(_setup, digits, BATCH, 0),
+    data_hash=partial(hash_of, digits),
+)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of unsigned bytes in an IDX file, gzipped or not; BadCall names a bad one.
+
+    Format: http://yann.lecun.com/exdb/mnist/ : two zero bytes, type 8, the number of dimensions,
+    each dimension as a big-endian 32-bit integer, then the bytes.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadCall(f"cannot read '{path}' ({error}): expected the published file") from error
+    head = 4 + 4 * raw[3] if len(raw) > 3 else 4
+    shape = tuple(np.frombuffer(raw[4:head][: (len(raw[4:head]) // 4) * 4], ">u4").tolist())
+    if raw[:3] != b"\0\0\x08" or len(raw) != head + math.prod(shape):
+        raise BadCall(
+            f"'{path}' is no IDX file of bytes, or cut short ({len(raw):,} bytes): get it again"
+        )
+    return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
+
+
+def _idx_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    found = []
+    for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        names = [f"{part}-{kind}.gz", f"{part}-{kind}"]
+        path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if path is None:
+            raise BadCall(f"--data {folder}: it has no {names[0]} (or {names[1]}), which is needed")
+        found.append(read_idx(path))
+        if found[-1].ndim != len(found[0].shape) - 2 * (len(found) - 1) or len(found[-1]) == 0:
+            raise BadCall(f"'{path}' has the shape {found[-1].shape}: expected {kind}")
+    images, labels = found
+    if len(images) != len(labels) or labels.max() > 9 or images.shape[1:] != (28, 28):
+        raise BadCall(
+            f"--data {folder}: {part} has images {images.shape} and labels {labels.shape} up to "
+            f"{labels.max()}: expected as many labels as images of 28 x 28, from 0 to 9"
+        )
+    return torch.from_numpy(images / np.float32(255))[:, None], torch.tensor(
+        labels, dtype=torch.long
+    )
+
+
+def idx_task(name: str, folder: Path) -> Task:
+    """A convolutional network of 106,000 parameters on the four published files in `folder`."""
+    images, labels = _idx_part(folder, "train")
+    if len(images) <= IDX_VALIDATION:
+        raise BadCall(f"--data {folder}: {len(images)} training images, expected over 5,000")
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    parts = {"validation": order[:IDX_VALIDATION], "train": order[IDX_VALIDATION:]}
+    data = {split: (images[rows], labels[rows]) for split, rows in parts.items()}
+    data["test"] = _idx_part(folder, "t10k")
+    return Task(
+        name=name,
+        metric="accuracy",
+        maximize=True,
+        worst=0.0,
+        target=0.85 if name == "fashion-mnist" else 0.97,
+        steps=IDX_STEPS,
+        every=IDX_EVERY,
+        test_size=len(data["test"][1]),
+        proportion=True,
+        build=partial(_setup, lambda: data, IDX_BATCH, 64),
+        data_hash=lru_cache(partial(hash_of, lambda: data)),
+    )

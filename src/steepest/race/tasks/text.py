@@ -1,0 +1,134 @@
+"""The next character of a text: an LSTM on Python's own documentation, or on the user's text."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from steepest.race import BadCall
+from steepest.race.tasks.shape import Setup, Task
+
+EVALUATED = 16_384
+"""Characters of validation and of test data that one evaluation reads, from their beginning."""
+LEAST = 20 * EVALUATED
+"""Characters of a text that leave as many for a twentieth of it."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text as numbers: nine tenths for training, then a twentieth each to choose and to test."""
+
+    splits: dict[str, Tensor]
+    characters: int
+    """Distinct ones."""
+    sha256: str
+
+
+def encode(text: str) -> Text:
+    """The text as numbers of its sorted distinct characters."""
+    known = {character: i for i, character in enumerate(sorted(set(text)))}
+    numbers = torch.tensor([known[character] for character in text])
+    ends = (len(text) * 18 // 20, len(text) * 19 // 20)
+    train, validation, test = numbers.tensor_split(ends)
+    splits = {"train": train, "validation": validation, "test": test}
+    return Text(splits, len(known), hashlib.sha256(text.encode()).hexdigest())
+
+
+@lru_cache(maxsize=1)
+def topics() -> Text:
+    """The documentation that `help()` shows, in the order of its names."""
+    from pydoc_data.topics import topics as found  # 0.7 MB
+
+    return encode("\n".join(found[name] for name in sorted(found)))
+
+
+class Characters(nn.Module):
+    """Embedding, one LSTM layer, a linear layer: [batch, length] -> [batch, length, characters]."""
+
+    def __init__(self, characters: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, width)
+        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, characters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(self.embedding(x))[0])
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the model and its windows."""
+
+    width: int
+    hidden: int
+    length: int
+    batch: int
+
+
+def _setup(read: Callable[[], Text], size: Size, seed: int) -> Setup:
+    torch.manual_seed(seed)
+    text = read()
+    train = text.splits["train"]
+    window = torch.arange(size.length + 1)
+
+    def batches() -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            starts = torch.randint(len(train) - size.length, (size.batch, 1), generator=generator)
+            yield train[starts + window]
+
+    def loss(model: nn.Module, rows: Tensor) -> Tensor:
+        scores = model(rows[:, :-1])
+        return nn.functional.cross_entropy(scores.flatten(0, 1), rows[:, 1:].flatten())
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module, split: str) -> float:
+        part = text.splits[split]
+        count = min(EVALUATED, len(part) - 1) // size.length
+        rows = part[torch.arange(count)[:, None] * size.length + window]
+        return loss(model, rows).item() / math.log(2)
+
+    model = Characters(text.characters, size.width, size.hidden)
+    return Setup(model, batches(), loss, evaluate)
+
+
+def _task(name: str, read: Callable[[], Text], size: Size, steps: int, target: float) -> Task:
+    return Task(
+        name=name,
+        metric="bits per character",
+        maximize=False,
+        worst=8.0,  # a byte for a character
+        target=target,
+        steps=steps,
+        every=max(1, steps // 12),
+        test_size=EVALUATED,
+        proportion=False,
+        build=partial(_setup, read, size),
+        data_hash=lambda: read().sha256,
+    )
+
+
+TOPICS = _task("text", topics, Size(width=16, hidden=64, length=32, batch=16), 200, 4.0)
+
+
+def shakespeare(path: Path) -> Task:
+    """The published input.txt, in the folder `path` or at it."""
+    file = path / "input.txt" if path.is_dir() else path
+    if not file.is_file():
+        raise BadCall(f"--data {path}: it has no input.txt, the published text, which is needed")
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadCall(f"cannot read '{file}' ({error}): expected a text in UTF-8") from error
+    if len(text) < LEAST:
+        raise BadCall(f"'{file}' has {len(text):,} characters: expected {LEAST:,} or more")
+    found = encode(text)
+    size = Size(width=32, hidden=128, length=64, batch=32)
+    return _task("tinyshakespeare", lambda: found, size, 600, 2.6)

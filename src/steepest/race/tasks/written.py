@@ -1,0 +1,265 @@
+"""A task in a Python file of the user's own, in one of two forms.
+
+`task(seed)` returns the model, loss(model, batch), the training batches and evaluate(model) or
+evaluate(model, split), and the race trains. `train(make_optimizer, report, seed)` is a whole loop:
+`make_optimizer(params_or_model)` hands out the candidate, a schedule inside; `report(step,
+validation=..., test=...)` tells how well it does. Constants of the file say the rest:
+
+MAXIMIZE or MINIMIZE   name of the metric (needed)
+STEPS                  optimizer steps of one run (300); `--steps` writes it anew
+EVERY                  steps between two evaluations (a twelfth of STEPS)
+TARGET                 validation metric whose first reaching is timed (what the baseline ends at)
+WORST                  metric that a diverged run counts as (that of the untrained model, or the
+                       first that a pilot run reports)
+TEST_CASES             the metric is a share of so many test cases: shown in %
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import math
+import os
+import random
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from steepest.race import BadCall
+from steepest.race.tasks.shape import Make, Reporter, Setup, Task, TaskError
+
+MODULE = "steepest_task"
+STEPS = 300
+EVALUATIONS = 12
+
+_loaded: dict[tuple[Path, str], tuple[ModuleType, Task]] = {}
+
+
+def load(path: Path) -> Task:
+    """The task in the file `path`; BadCall, with the user's lines, for what it cannot mean."""
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise BadCall(
+            f"cannot read the task file '{path}' ({error.strerror}): expected a Python file"
+        ) from None
+    digest = hashlib.sha256(source).hexdigest()
+    key = path.resolve(), digest
+    if key not in _loaded:
+        module = _imported(path.resolve(), source)
+        _loaded[key] = module, _read(module, path, digest)
+    return _loaded[key][1]
+
+
+def _imported(path: Path, source: bytes) -> ModuleType:
+    module = ModuleType(MODULE)
+    module.__file__ = str(path)
+    before = sys.modules.get(MODULE)
+    sys.modules[MODULE] = module
+    if str(path.parent) not in sys.path:  # as `python FILE` does
+        sys.path.insert(0, str(path.parent))
+    try:
+        with told(path, "the file itself"):
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException:
+        del sys.modules[MODULE]
+        if before:
+            sys.modules[MODULE] = before
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def told(path: Path, where: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Errors of the user's code as TaskError, with the traceback from the user's first line on.
+
+    passes: what is none, such as an arithmetic error of a run that diverges.
+    """
+    try:
+        yield
+    except (TaskError, *passes):  # of a part inside this one
+        raise
+    except (Exception, SystemExit) as error:
+        shown = traceback.TracebackException.from_exception(error)
+        theirs = [f.filename == str(path.resolve()) for f in shown.stack]
+        del shown.stack[: theirs.index(True) if any(theirs) else len(theirs)]
+        lines = [f.lineno for f in shown.stack if f.filename == str(path.resolve())]
+        if isinstance(error, SyntaxError) and error.filename == str(path.resolve()):
+            shown.stack.clear()
+            lines = [error.lineno]
+        what = f"{type(error).__name__}: {error}".removesuffix(": ")
+        if isinstance(error, SystemExit):
+            what = f"it calls sys.exit({error.code!r}), which a task may not: return, or raise"
+        if isinstance(error, BadCall):  # found by the race: the line says it all
+            what, shown = str(error), None
+        at = f"line {lines[-1]}, " if lines else ""
+        trace = "".join(shown.format()) if shown and lines else ""
+        raise TaskError(f"{path.name}, {at}{where}: {' '.join(what.split())}", trace) from None
+
+
+def _read(module: ModuleType, path: Path, digest: str) -> Task:
+    def bad(what: str) -> BadCall:
+        return BadCall(f"{path.name}: {what}")
+
+    def constant(name: str, kind: type, least: float = -math.inf) -> Any:
+        value = getattr(module, name, None)
+        fits = isinstance(value, (kind, int)) and not isinstance(value, bool)
+        if value is None or (fits and math.isfinite(value) and value >= least):
+            return value
+        whole = f"a whole number of {least} or more" if kind is int else "a finite number"
+        raise bad(f"{name} = {value!r}: expected {whole}")
+
+    found = [n for n in ("task", "train") if isinstance(getattr(module, n, None), FunctionType)]
+    if len(found) != 1:
+        given = "both task and train" if found else "neither task nor train"
+        raise bad(
+            f"it defines {given}: expected one function, task(seed) or "
+            f"train(make_optimizer, report, seed)"
+        )
+    function: FunctionType = getattr(module, found[0])
+    wanted = {"task": ("seed",), "train": ("make_optimizer", "report", "seed")}[found[0]]
+    try:
+        inspect.signature(function).bind(*wanted)
+    except TypeError as error:
+        raise bad(
+            f"{found[0]}{inspect.signature(function)}: expected {found[0]}({', '.join(wanted)}) "
+            f"({error})"
+        ) from None
+    named = [n for n in ("MAXIMIZE", "MINIMIZE") if hasattr(module, n)]
+    if len(named) != 1 or not isinstance(getattr(module, named[0]), str):
+        given = "; ".join(f"{n} = {getattr(module, n)!r}" for n in named) or "neither is given"
+        raise bad(
+            f'expected one line MAXIMIZE = "accuracy" or MINIMIZE = "loss", which names the metric '
+            f"of the verdict and its direction; {given}"
+        )
+    steps, cases = constant("STEPS", int, 1) or STEPS, constant("TEST_CASES", int, 1) or 0
+    return Task(
+        name=path.stem,
+        metric=getattr(module, named[0]),
+        maximize=named[0] == "MAXIMIZE",
+        worst=constant("WORST", float),
+        target=constant("TARGET", float),
+        steps=steps,
+        every=constant("EVERY", int, 1) or max(1, steps // EVALUATIONS),
+        test_size=cases,
+        proportion=cases > 0,
+        build=(lambda seed: _build(function, path, seed)) if found[0] == "task" else None,
+        train=(lambda *a: _train(module, path, *a)) if found[0] == "train" else None,
+        source_hash=digest,
+        file=str(path),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    """torch, numpy and random, so that a task that seeds nothing is reproducible all the same."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _train(
+    module: ModuleType, path: Path, make: Make, report: Reporter, seed: int, steps: int
+) -> None:
+    seed_everything(seed)
+    vars(module)["STEPS"] = steps
+    with told(path, "train()", (ArithmeticError,)):
+        module.train(make, report, seed)
+
+
+def _build(function: FunctionType, path: Path, seed: int) -> Setup:
+    seed_everything(seed)
+    with told(path, "task()"):
+        made = function(seed)
+        shape = "expected task(seed) to return (model, loss, batches, evaluate)"
+        if not isinstance(made, tuple) or len(made) != 4:
+            given = f"{len(made)} things" if isinstance(made, tuple) else f"a {type(made).__name__}"
+            raise BadCall(f"it returned {given}; {shape}")
+        model, loss, batches, evaluate = made
+        if not isinstance(model, nn.Module):
+            raise BadCall(f"the model is a {type(model).__name__}, no torch.nn.Module; {shape}")
+        if not any(p.requires_grad for p in model.parameters()):
+            raise BadCall("the model has no parameter to train; add one or set requires_grad")
+        for name, value in (("loss", loss), ("evaluate", evaluate)):
+            if not callable(value):
+                raise BadCall(f"{name} is a {type(value).__name__}, no function; {shape}")
+        if not hasattr(batches, "__iter__"):
+            raise BadCall(f"the batches are a {type(batches).__name__}, no iterable; {shape}")
+        split = _takes_split(evaluate)
+
+    def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
+        with told(path, "loss()", (ArithmeticError,)):
+            value = loss(model, batch)
+            if not isinstance(value, torch.Tensor) or value.numel() != 1:
+                raise BadCall(f"it returned {described(value)}: expected a tensor of one number")
+            if not value.requires_grad:
+                raise BadCall("no gradient flows to the loss it returned: no .item(), no no_grad")
+        return value.reshape(())
+
+    def evaluated(model: nn.Module, part: str) -> float:
+        with told(path, "evaluate()", (ArithmeticError,)), torch.no_grad():
+            return number(evaluate(model, part) if split else evaluate(model))
+
+    return Setup(model, _Batches(batches, path), loss_of, evaluated, test_data=split)
+
+
+def _takes_split(evaluate: Any) -> bool:
+    signature = inspect.signature(evaluate)
+    for arguments in (("model", "split"), ("model",)):
+        with contextlib.suppress(TypeError):
+            signature.bind(*arguments)
+            return len(arguments) == 2
+    raise BadCall(f"evaluate{signature}: expected evaluate(model) or evaluate(model, split)")
+
+
+@dataclass(frozen=True)
+class _Batches:
+    batches: Iterable[Any]
+    path: Path
+
+    def __iter__(self) -> Iterator[Any]:
+        with told(self.path, "the training batches"):  # no error of the race passes through here
+            yield from self.batches
+
+
+def described(value: Any) -> str:
+    """What a value is, for an error."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)}"
+    return (
+        repr(value) if isinstance(value, (str, bool, type(None))) else f"a {type(value).__name__}"
+    )
+
+
+def number(value: Any) -> float:
+    """A metric as a float; BadCall for what is no single number."""
+    if not isinstance(value, (str, bytes, bool)):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return float(value.item() if isinstance(value, np.ndarray) else value)
+    raise BadCall(f"the metric is {described(value)}: expected one number")
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """What the task prints, also from C or by logging, is thrown away."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with open(os.devnull, "w") as nothing:
+        for stream in (1, 2):
+            os.dup2(nothing.fileno(), stream)
+        try:
+            with contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+                yield
+        finally:
+            for stream, old in zip((1, 2), kept, strict=True):
+                os.dup2(old, stream)
+                os.close(old)

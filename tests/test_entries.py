@@ -1,0 +1,154 @@
+"""Who may enter: names, classes of others, schedules; against torch's own optimizers."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+from steepest.race import BadCall, entries, protocol
+from steepest.race.protocol import Plan
+
+
+def test_the_references_are_always_in():
+    assert entries.parse("adam") == ("adam", "adamw", "momentum", "eadam")
+    assert entries.parse("eadam,adam") == ("eadam", "adam", "adamw", "momentum")
+    assert entries.parse("adamw+cosine")[1:] == entries.REFERENCES  # another entry than adamw
+    assert set(entries.REFERENCES) <= set(entries.parse(None))
+    assert entries.parse("momentum")[0] in steepest.rules
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("adamx+cosine", "'adamx'.*did you mean 'adam"),
+        ("adam+cosin", "'cosin' is unknown: expected .cosine, .warmup or .warmup.cosine"),
+        ("adam+cosine+warmup", "'cosine.warmup' is unknown"),
+        ("adam+", "'' is unknown"),
+        ("torch.optim:Adaam", r"cannot be imported \(AttributeError.*expected module:Class"),
+        ("nowhere.at.all:Adam", r"cannot be imported \(ModuleNotFoundError"),
+        ("torch.nn:Linear", "no torch.optim.Optimizer class"),
+        ("torch.optim:lr_scheduler", "no torch.optim.Optimizer class"),
+        (":Adam", "cannot be imported"),
+        ("torch.optim:", "cannot be imported"),
+        ("adam,adam", "more than once"),
+        ("adam+cosine,adam+cosine", "more than once"),
+        ("stranger:NoDefault", "its default lr is none"),
+        ("stranger:Zero", "its default lr is 0.0"),
+    ],
+)
+def test_a_bad_entry_gets_one_helpful_line(text, said, strangers):
+    with pytest.raises(BadCall, match=said):
+        entries.parse(text)
+
+
+@pytest.fixture
+def strangers(tmp_path, monkeypatch):
+    """A module of the caller's own, in the folder where the command was called."""
+    (tmp_path / "stranger.py").write_text(
+        "from torch.optim import SGD, Optimizer\n"
+        "class NoDefault(SGD):\n    def __init__(self, params, lr): super().__init__(params, lr)\n"
+        "class Zero(SGD):\n    def __init__(self, params, lr=0.0): super().__init__(params, lr)\n"
+        "class Free(SGD):\n    def __init__(self, params): super().__init__(params, 0.1)\n"
+        "class Mine(SGD):\n    def __init__(self, params, lr=0.5): super().__init__(params, lr)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "stranger", raising=False)
+    entries._class.cache_clear()
+    yield
+    sys.modules.pop("stranger", None)
+    entries._class.cache_clear()
+
+
+def test_a_class_is_tuned_in_lr_around_its_default(strangers):
+    assert entries.parse("stranger:Mine")[0] == "stranger:Mine"
+    assert entries.defaults("stranger:Mine") == {"lr": 0.5}
+    assert entries.space("stranger:Mine")["lr"] == pytest.approx((0.5 / 30, 15))
+    assert entries.space("stranger:Free") == entries.defaults("stranger:Free") == {}
+    weight = nn.Parameter(torch.ones(2))
+    made = entries.make("stranger:Mine+cosine", [weight], {"lr": 0.25})
+    assert type(made).__name__ == "Mine"
+    assert made.param_groups[0]["lr"] == 0.25
+    assert entries.backends(made) == {"stranger:Mine"}
+    assert entries.make("stranger:Free", [weight], {}).param_groups[0]["lr"] == 0.1
+
+
+def test_a_schedule_changes_neither_space_nor_defaults():
+    assert entries.space("adam+warmup+cosine") == entries.space("adam")
+    assert entries.defaults("adam+cosine") == entries.defaults("adam")
+
+
+def rates(entry, steps):
+    """The learning rate of each step of an entry."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = entries.make(entry, [weight], {"lr": 1.0})
+    found = []
+    entries.schedule(entry, optimizer, steps)
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        weight.grad = torch.ones(2)
+        optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize("name", ["adam", "torch.optim:SGD"])
+def test_schedules_by_hand(name):
+    half = torch.arange(20, dtype=torch.float64) / 20
+    cosine = ((1 + torch.cos(torch.pi * half)) / 2).tolist()
+    assert rates(f"{name}+cosine", 20) == pytest.approx(cosine)
+    # a tenth of 20 steps from a third upwards, then the cosine over the other 18
+    rest = torch.arange(18, dtype=torch.float64) / 18
+    tail = ((1 + torch.cos(torch.pi * rest)) / 2).tolist()
+    assert rates(f"{name}+warmup+cosine", 20) == pytest.approx([1 / 3, 2 / 3, *tail])
+    assert rates(f"{name}+warmup", 20) == pytest.approx([1 / 3, 2 / 3] + [1] * 18)
+    assert rates(name, 3) == [1, 1, 1]
+
+
+@pytest.mark.parametrize("entry", ["adam+cosine", "adam+warmup", "adam+warmup+cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_schedule_of_a_very_short_run(entry, steps):
+    assert all(0 < rate <= 1 for rate in rates(entry, steps))
+
+
+def test_an_entry_with_a_schedule_steps_as_torch_does():
+    ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64)) for _ in "ab")
+    candidate = entries.make("adam+cosine", [ours], {"lr": 0.1})
+    entries.schedule("adam+cosine", candidate, 10)
+    oracle = torch.optim.Adam([theirs], lr=0.1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(oracle, 10)
+    for _ in range(10):
+        for weight in (ours, theirs):
+            weight.grad = weight.detach() ** 3
+        candidate.step()
+        oracle.step()
+        cosine.step()
+    assert torch.allclose(ours, theirs, rtol=1e-12, atol=0)
+
+
+def test_what_stepped_an_entry_is_named():
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = entries.make("adam", [weight], {"lr": 0.1})
+    weight.grad = torch.ones(4)
+    optimizer.step()
+    assert entries.backends(optimizer) == {"CompiledPart"}
+    other = entries.make("torch.optim:Adam", [weight], {"lr": 0.1})
+    assert entries.backends(other) == {"torch.optim.adam:Adam"}
+
+
+def test_a_class_that_cannot_be_made_is_named():
+    with pytest.raises(BadCall, match=r"'torch.optim:Adam' cannot be made with lr=-1 \(ValueError"):
+        entries.make("torch.optim:Adam", [nn.Parameter(torch.ones(1))], {"lr": -1.0})
+
+
+def test_point_and_seed_of_a_trial_are_its_own_whoever_else_takes_part():
+    def trials_of(entry, *field, trials):
+        plan = Plan("digits", (entry, *field), trials=trials, seeds=3, steps=5, seed=9)
+        found = [t for t in protocol.tuning(plan) if t.entry == entry]
+        return [(t.index, t.seed, t.hyper) for t in found]
+
+    for entry in ("adam", "torch.optim:SGD+cosine"):
+        alone = trials_of(entry, trials=4)
+        assert alone == trials_of(entry, "adamw", "momentum", "eadam", trials=9)[:4]
+    assert trials_of("adam", trials=3) != trials_of("momentum", trials=3)

@@ -1,0 +1,253 @@
+"""What a race may claim and promise, against scipy, closed forms and simulation."""
+
+import itertools
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate, stats
+
+from steepest.race import planning, statistics
+from steepest.race.protocol import Plan
+
+values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=7)
+
+
+# --- effect size
+
+
+@pytest.mark.parametrize("df", [2, 4, 9, 30])
+def test_hedges_correction_is_the_published_one(df):
+    d = np.arange(df + 1.0)
+    g = statistics.hedges(d)
+    correction = math.gamma(df / 2) / (math.sqrt(df / 2) * math.gamma((df - 1) / 2))
+    assert g == pytest.approx(d.mean() / d.std(ddof=1) * correction)
+    assert g == pytest.approx(d.mean() / d.std(ddof=1) * (1 - 3 / (4 * df - 1)), rel=0.04)
+    assert statistics.hedges(-d) == -g
+
+
+def test_hedges_has_no_bias_at_five_pairs():
+    rng = np.random.default_rng(0)
+    found = [statistics.hedges(rng.normal(0.8, 1, 5)) for _ in range(20_000)]
+    raw = [g * (4 / 2) ** 0.5 * math.gamma(1.5) / math.gamma(2) for g in found]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(raw) > 0.95  # without the correction
+
+
+def test_two_pairs_have_no_effect_size():
+    assert statistics.hedges([1.0, 2.0]) == 0
+
+
+# --- probability of improvement
+
+
+def test_improvement_counts_ties_half_and_its_interval_is_exact():
+    share, low, high = statistics.improvement([1, 2, 3, 4, 5, 6, 7, -1])
+    oracle = stats.binomtest(7, 8).proportion_ci(0.95, "exact")
+    assert (share, low, high) == (7 / 8, pytest.approx(oracle.low), pytest.approx(oracle.high))
+    # by the beta distribution
+    assert low == pytest.approx(stats.beta.ppf(0.025, 7, 2))
+    assert statistics.improvement([0.0] * 10) == (0.5, 0.0, 1.0)
+    assert statistics.improvement([1, 0, -1, 1e-17])[0] == 0.5
+    assert statistics.improvement([2.0] * 5)[:1] == (1.0,)
+
+
+@pytest.mark.parametrize(("win", "tie"), [(0.5, 0.0), (0.9, 0.0), (0.3, 0.4), (0.05, 0.9)])
+def test_the_interval_of_improvement_covers_the_truth(win, tie):
+    n = 10
+    covered = 0.0
+    for wins, ties in itertools.product(range(n + 1), repeat=2):  # every outcome by its chance
+        if wins + ties <= n:
+            chance = stats.multinomial.pmf(
+                [wins, ties, n - wins - ties], n, [win, tie, 1 - win - tie]
+            )
+            d = [1.0] * wins + [0.0] * ties + [-1.0] * (n - wins - ties)
+            _, low, high = statistics.improvement(d)
+            covered += float(chance) * (low <= win + tie / 2 <= high)
+    assert covered >= 0.95
+
+
+# --- bootstrap
+
+
+def test_bca_from_twenty_pairs_on():
+    d = np.random.default_rng(1).exponential(size=20)
+    assert statistics.bootstrap(d[:19]) is None
+    assert statistics.bootstrap([0.5] * 30) is None
+    interval = statistics.bootstrap(d)
+    assert interval == statistics.bootstrap(d)  # the same numbers in every report
+    assert interval is not None
+    low, high = interval
+    assert low < d.mean() < high
+    assert high - d.mean() > d.mean() - low  # skewed as the data are: BCa, not a t interval
+
+
+# --- power
+
+
+@pytest.mark.parametrize(("effect", "n", "alpha"), [(0.5, 10, 0.05), (1.2, 5, 0.05), (1, 12, 0.01)])
+def test_power_by_simulation(effect, n, alpha):
+    d = np.random.default_rng(2).normal(effect, 1, (20_000, n))
+    share = (stats.ttest_1samp(d, 0, axis=1).pvalue <= alpha).mean()
+    assert statistics.power(effect, n, alpha) == pytest.approx(share, abs=0.012)
+
+
+def test_power_by_integration():
+    # over the standard deviation: chi with n - 1 degrees of freedom
+    effect, n = 0.7, 8
+    edge = stats.t.isf(0.025, n - 1)
+
+    def found(s):
+        z, shift = edge * s / math.sqrt(n - 1), effect * math.sqrt(n)
+        return stats.chi.pdf(s, n - 1) * (stats.norm.sf(z - shift) + stats.norm.cdf(-z - shift))
+
+    assert statistics.power(effect, n) == pytest.approx(integrate.quad(found, 0, np.inf)[0])
+    assert statistics.power(0, n) == pytest.approx(0.05)
+    assert statistics.power(-effect, n) == statistics.power(effect, n)
+
+
+@pytest.mark.parametrize(("effect", "n"), [(1.0, 10), (0.5, 34), (0.2, 199)])
+def test_seeds_needed_are_the_published_numbers(effect, n):
+    # G*Power 3.1, difference from constant, two-tailed, alpha 0.05, power 0.8
+    assert statistics.seeds_needed(effect) == n
+
+
+@given(st.floats(0.05, 50), st.sampled_from([0.05, 0.01, 0.05 / 8]))
+def test_seeds_needed_is_the_least_number_with_power(effect, alpha):
+    n = statistics.seeds_needed(effect, alpha)
+    assert n is not None
+    assert statistics.power(effect, n, alpha) >= 0.8
+    assert n == 5 or statistics.power(effect, n - 1, alpha) < 0.8
+
+
+def test_no_number_of_seeds_for_no_difference():
+    assert statistics.seeds_needed(0.0) is None
+    assert statistics.seeds_needed(0.001) is None
+    assert statistics.seeds_needed(1e6) == 5
+
+
+# --- compare
+
+
+def test_compare_knows_the_direction():
+    d = {"a": [0.1, 0.2, 0.3, 0.4, 0.5, -0.1]}
+    up, down = (statistics.compare(d, maximize=m)["a"] for m in (True, False))
+    assert (up.improved, down.improved) == (pytest.approx(5 / 6), pytest.approx(1 / 6))
+    assert (up.mean, up.p, up.claim, up.effect) == (down.mean, down.p, down.claim, down.effect)
+
+
+def test_compare_asks_for_seeds_at_its_own_level():
+    rng = np.random.default_rng(3)
+    d = rng.normal(0.5, 1, 10)
+    alone = statistics.compare({"a": d})["a"]
+    among = statistics.compare({"a": d, "b": rng.normal(0, 1, 10), "c": -d})["a"]
+    assert alone.seeds_needed == statistics.seeds_needed(abs(statistics.hedges(d)), 0.05)
+    assert among.seeds_needed == statistics.seeds_needed(abs(statistics.hedges(d)), 1 - among.level)
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_false_claims_of_three_entries_stay_at_five_percent_together(heavy):
+    rng = np.random.default_rng(6)
+    races, false = 150, 0
+    for _ in range(races):
+        base, *others = rng.standard_t(2, (4, 5)) if heavy else rng.normal(size=(4, 5))
+        judged = statistics.compare({str(i): other - base for i, other in enumerate(others)})
+        false += any(d.claim for d in judged.values())
+    assert false <= stats.binom.ppf(0.975, races, 0.05)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, -1.0, 3e8, 1e-300]), min_size=1, max_size=25))
+def test_no_difference_makes_a_nan(d):
+    judged = asdict(statistics.compare({"a": d})["a"])
+    json.dumps(judged, allow_nan=False)
+    assert judged["improved_low"] <= judged["improved"] <= judged["improved_high"]
+
+
+# --- how careful one must be
+
+
+@given(values, st.booleans())
+def test_expected_best_is_the_mean_over_all_choices(tried, maximize):
+    best = max if maximize else min
+    got = statistics.expected_best(tried, maximize=maximize)
+    for k in range(1, len(tried) + 1):
+        every = [best(choice) for choice in itertools.combinations(tried, k)]
+        assert got[k - 1] == pytest.approx(math.fsum(every) / len(every), abs=1e-9)
+    assert got[-1] == best(tried)
+
+
+def test_expected_best_of_a_uniform_distribution_is_unbiased():
+    rng = np.random.default_rng(4)
+    curves = [statistics.expected_best(rng.random(8).tolist()) for _ in range(4000)]
+    assert np.mean(curves, axis=0) == pytest.approx([k / (k + 1) for k in range(1, 9)], abs=0.01)
+    assert statistics.expected_best([]) == []
+
+
+def test_width_of_the_learning_rates_near_the_best():
+    trials = [(1e-4, 0.5), (1e-3, 0.960), (3e-3, 0.965), (1e-2, 0.969), (1e-1, 0.2), (1.0, 0.965)]
+    width = statistics.lr_width(trials)
+    assert width is not None
+    assert width["at_least"] == pytest.approx(1.0)
+    assert width["at_most"] == pytest.approx(3.0)
+    assert (width["within"], width["points"]) == (3, 6)  # 1.0 is no neighbour
+    down = statistics.lr_width([(lr, -v) for lr, v in trials[::-1]], maximize=False)
+    assert down == width
+    ends = statistics.lr_width(trials[1:4])
+    assert ends is not None
+    assert ends["at_most"] is None
+    one = statistics.lr_width([(0.1, 0.0)])
+    assert one == {"at_least": 0.0, "at_most": None, "within": 1, "points": 1}
+    assert statistics.lr_width([]) is None
+
+
+def test_interquartile_mean():
+    assert statistics.interquartile_mean([0, 1, 2, 3, 4, 5, 6, 1e9]) == pytest.approx(3.5)
+
+
+# --- the plan
+
+
+@pytest.mark.parametrize(("n", "comparisons"), [(5, 1), (10, 1), (10, 8), (40, 2)])
+def test_the_detectable_difference_is_the_inverse_of_power(n, comparisons):
+    least = planning.detectable(0.02, n, comparisons)
+    assert statistics.power(least / 0.02, n, 0.05 / comparisons) == pytest.approx(0.8)
+    assert statistics.seeds_needed(least / 0.02 * 1.0001, 0.05 / comparisons) == n
+
+
+def test_too_few_seeds_detect_nothing():
+    with pytest.raises(ValueError, match="n=4: a claim needs at least 5"):
+        planning.detectable(1.0, 4)
+
+
+def test_the_interval_of_a_standard_deviation_covers_it():
+    rng = np.random.default_rng(5)
+    found = rng.normal(0, 3, (4000, 5)).std(axis=1, ddof=1)
+    covered = [low < 3 < high for low, high in (planning.sd_interval(s, 5) for s in found)]
+    assert np.mean(covered) == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_text_of_a_plan():
+    plan = Plan("digits", ("adamw", "momentum", "eadam"), trials=8, seeds=10, steps=300, seed=0)
+    # 54 runs on 2 workers are 27 turns of 2 s, and 3 first steps of 1 s
+    assert planning.duration(plan, 2, 2.0, 1.0) == 57
+    said = planning.text(plan, 2, 2.0, 1.0)
+    assert "54 runs, about 57 s with --jobs 2" in said
+    assert f"{planning.detectable(1.0, 10, 2):.2f} standard deviations" in said
+    known = planning.text(plan, 2, 2.0, 1.0, [0.01, -0.01, 0.02, 0.0], proportion=True)
+    sd = np.std([0.01, -0.01, 0.02, 0.0], ddof=1)
+    assert f"difference of {100 * planning.detectable(sd, 10, 2):.2f} points to adamw" in known
+    assert "as 4 pilot pairs" in known
+    assert "standard deviations" in planning.text(plan, 2, 2.0, 1.0, [0.0, 0.0])  # no spread seen
+
+
+def test_plans_without_a_verdict():
+    alone = Plan("digits", ("adamw",), trials=8, seeds=10, steps=300, seed=0)
+    assert "nothing to tell apart" in planning.text(alone, 1, 600.0, 0.0)
+    assert "3.0 h" in planning.text(alone, 1, 600.0, 0.0)
+    few = Plan("digits", ("adamw", "adam"), trials=1, seeds=4, steps=300, seed=0)
+    assert "No verdict: 4 fresh seeds" in planning.text(few, 1, 60.0, 0.0)
+    assert "10 min" in planning.text(few, 1, 60.0, 0.0)

@@ -1,0 +1,584 @@
+"""The tasks of a race: the bundled ones, those on the user's data, those in the user's file."""
+
+import gzip
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from torch import nn
+
+import steepest
+from steepest import cli
+from steepest.race import BadCall, conduct, tasks, trials
+from steepest.race.protocol import FRESH, PILOT, TUNING, Trial
+from steepest.race.store import Store
+from steepest.race.tasks import gan, images, tables, text, written
+from steepest.race.workers import Pool
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+class InProcess:
+    """A pool without processes: what the pilot run of a bad file says, at once."""
+
+    def __init__(self, jobs, work):
+        self.map = lambda items: ((item, work(item)) for item in items)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(conduct, "Pool", InProcess)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop(written.MODULE, None)
+
+
+DECLARED = """
+import torch
+from torch import nn
+MAXIMIZE = "accuracy"
+STEPS = 8
+DATA = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+def error(model, x):
+    return (model(x) - x.sum(1, keepdim=True)).square().mean()
+
+def loss(model, batch):
+    return error(model, batch)
+
+def evaluate(model, split):
+    return -error(model, DATA[-32:] if split == "test" else DATA[:32]).item()
+
+def task(seed):
+    return nn.Linear(4, 1), loss, DATA.split(16), evaluate
+"""
+OWN = """
+import torch
+from torch import nn
+MINIMIZE = "error"
+STEPS = 8
+DATA = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+
+def train(make_optimizer, report, seed):
+    model = nn.Linear(4, 1)
+    optimizer = make_optimizer(model)
+    for step in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        loss = (model(DATA) - DATA.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        if step % 2 == 0:
+            report(step, validation=loss.item(), test=2 * loss.item())
+"""
+
+
+def changed(source, old, new):
+    assert old in source
+    return source.replace(old, new)
+
+
+def declared(old, new):
+    return changed(DECLARED, old, new)
+
+
+def own(old, new):
+    return changed(OWN, old, new)
+
+
+RETURNED = "return nn.Linear(4, 1), loss, DATA.split(16), evaluate"
+REPORTED = "report(step, validation=loss.item(), test=2 * loss.item())"
+
+# name -> (source, words that the one line must have, whether the user's lines are shown)
+BAD = {
+    "a syntax error": (declared("def loss(", "def loss((("), ("SyntaxError", "line 11"), True),
+    "a missing import": (declared("import torch\n", "import torhc\n"), ("torhc", "line 2"), True),
+    "no function": (declared("def task(", "def tusk("), ("neither task nor train",), False),
+    "two functions": (DECLARED + "\ndef train(a, b, c): pass\n", ("both task and train",), False),
+    "no seed": (declared("def task(seed)", "def task()"), ("task()", "task(seed)"), False),
+    "no metric": (declared('MAXIMIZE = "accuracy"', ""), ("MAXIMIZE", "MINIMIZE"), False),
+    "two directions": (DECLARED + '\nMINIMIZE = "loss"\n', ("MAXIMIZE", "'loss'"), False),
+    "steps of none": (declared("STEPS = 8", "STEPS = 0"), ("STEPS = 0", "1 or more"), False),
+    "steps in words": (declared("STEPS = 8", "STEPS = '8'"), ("STEPS = '8'", "whole"), False),
+    "three things": (declared(", evaluate\n", "\n"), ("3 things", "(model, loss, batches"), False),
+    "no module": (declared("nn.Linear(4, 1),", "len,"), ("no torch.nn.Module",), False),
+    "nothing to train": (declared("nn.Linear(4, 1),", "nn.ReLU(),"), ("no parameter",), False),
+    "batches no iterable": (declared("DATA.split(16)", "16"), ("int", "no iterable"), False),
+    "no batches": (declared("DATA.split(16)", "[]"), ("training batches: none",), False),
+    "batches only once": (
+        declared("DATA.split(16)", "iter(DATA.split(16))"), ("ended after 4", "DataLoader"), False,
+    ),
+    "loss no scalar": (
+        declared("return error(model, batch)", "return model(batch)"),
+        ("loss()", "shape (16, 1)", "a tensor of one number"), False,
+    ),
+    "loss a number": (
+        declared("return error(model, batch)", "return 0.5"),
+        ("loss()", "a float", "a tensor of one number"), False,
+    ),
+    "loss without gradient": (
+        declared("return error(model, batch)", "return 0 * error(model, batch).detach()"),
+        ("no gradient",), False,
+    ),
+    "metric None": (declared("return -error", "-error"), ("evaluate()", "None"), False),
+    "metric a word": (declared("return -error", "return str(1) or -error"), ("'1'",), False),
+    "metric of three": (
+        declared("def evaluate", "def evaluate(m, s): return torch.ones(3)\ndef other"),
+        ("shape (3,)", "one number"), False,
+    ),
+    "metric nan": (
+        declared("return -error", "return 1e999 or -error"), ("not finite", "step 0"), False,
+    ),
+    "evaluate of three": (
+        declared("(model, split)", "(model, split, x)"), ("evaluate(model, split, x)",), False,
+    ),
+    "raises at the beginning": (declared("nn.Linear(", "nn.Lineal("), ("Lineal",), True),
+    "raises at step 5": (
+        own("optimizer.zero_grad()", "assert step < 5, 'five'"), ("AssertionError: five",), True,
+    ),
+    "divides by zero": (own("if step % 2", "if step % 0"), ("ZeroDivisionError", "line 16"), True),
+    "calls sys.exit": (own("optimizer.zero_grad()", "exit(3)"), ("sys.exit(3)", "line 12"), True),
+    "exits on import": (DECLARED + "\nraise SystemExit\n", ("sys.exit", "the file itself"), True),
+    "never reports": (own(REPORTED, "pass"), ("never called report",), False),
+    "reports too late": (own("(step, ", "(9 * step, "), ("never called", "up to step 8"), False),
+    "reports backwards": (own("(step, ", "(8 - step, "), ("report(4) after report(6)",), False),
+    "reports a word": (own("(step, ", "('one', "), ("report('one')",), False),
+    "no validation": (own("validation=", "accuracy="), ("accuracy=...", "validation="), False),
+    "reports None": (own("validation=loss.item()", "validation=None"), ("None", "line 17"), False),
+    "reports nan": (own("validation=loss.item()", "validation=1e999"), ("not finite",), False),
+    "a swallowed refusal": (
+        own(REPORTED, "\n            try: report(0)\n            except Exception: pass"),
+        ("report(0)", "no metric"), False,
+    ),
+    "hyperparameters of its own": (
+        own("make_optimizer(model)", "make_optimizer(model, lr=0.1)"), ("'lr'", "line 10"), True,
+    ),
+    "an optimizer of nothing": (own("(model)\n    for", "(None)\n    for"), ("(None)",), False),
+    "another device": (
+        own("nn.Linear(4, 1)", "nn.Linear(4, 1).to('cuda:99')"), ("line 9", "train()"), True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_gets_one_helpful_line_and_exit_code_2(name, elsewhere, capfd):
+    source, words, shown = BAD[name]
+    (elsewhere / "mine.py").write_text(source)
+    assert cli.main(["race", "mine.py", "--out", "out", "--jobs", "1"]) == 2
+    err = capfd.readouterr().err
+    *trace, line = err.strip().splitlines()
+    assert line.startswith("steepest: mine")
+    assert all(word in line for word in words), line
+    assert bool(trace) == shown, err
+    if shown:
+        assert "steepest/" not in trace[1]  # it begins with the user's lines
+        assert "mine.py" in trace[0] + trace[1]
+    assert not (elsewhere / "out").exists()
+
+
+def test_a_missing_file(capfd):
+    assert cli.main(["race", "nowhere/mine.py"]) == 2
+    assert "cannot read the task file 'nowhere/mine.py'" in capfd.readouterr().err
+
+
+def test_an_error_in_a_worker_is_the_users(elsewhere):
+    (elsewhere / "mine.py").write_text(BAD["raises at step 5"][0])
+    done = subprocess.run(
+        [sys.executable, "-m", "steepest", "race", "mine.py", "--jobs", "1"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "assert step < 5, 'five'" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("steepest: mine.py, line 12, train()")
+
+
+def trial(name, phase=FRESH, entry="momentum", steps=8, lr=0.05, data=None):
+    return Trial(str(name), phase, entry, 0, 7, steps, {"lr": lr}, data)
+
+
+@pytest.fixture
+def mine(elsewhere):
+    """Writes a task file and runs one trial of it."""
+
+    def run(source, **changes):
+        (elsewhere / "mine.py").write_text(source)
+        return trials.run(trial("mine.py", **changes))
+
+    return run
+
+
+def test_both_forms_are_the_loop_that_anybody_would_write(mine):
+    whole = own(REPORTED, "report(step, validation=loss.item())")
+    same = declared("DATA.split(16)", "[DATA]").replace('MAXIMIZE = "accuracy"', 'MINIMIZE = "e"')
+    one = mine(whole)
+    torch.manual_seed(7)
+    model = nn.Linear(4, 1)
+    data = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(9):
+        optimizer.zero_grad()
+        loss = (model(data) - data.sum(1, keepdim=True)).square().mean()
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+    assert one.steps == [2, 4, 6, 8]
+    assert one.validation == pytest.approx([losses[i] for i in (1, 3, 5, 7)], rel=1e-5)
+    assert one.parameters == 5
+    assert (one.tested, one.test) == (False, one.validation[-1])
+    judged = 'return -error(model, DATA[-32:] if split == "test" else DATA[:32])'
+    other = mine(changed(same, judged, "return error(model, DATA)") + "\nEVERY = 2\n")
+    assert other.initial == one.initial
+    # evaluated after the step, where the loop of its own reports the loss before it
+    assert other.validation[:3] == pytest.approx([losses[i] for i in (2, 4, 6)], rel=1e-5)
+
+
+def test_the_seed_decides_everything_that_a_naive_file_draws(mine):
+    naive = "import random\nimport numpy as np\n" + own(
+        "loss.backward()", "(loss * (random.random() + np.random.rand())).backward()"
+    )
+    one, other = mine(naive), mine(naive)
+    assert one.validation == other.validation
+    assert one.initial == other.initial
+    module = written._loaded[next(reversed(written._loaded))][1]
+    assert module.train
+
+
+def test_steps_are_written_into_the_file_and_end_any_loop(mine):
+    assert mine(OWN, steps=6).steps == [2, 4, 6]
+    endless = own("range(1, STEPS + 1)", "range(1, 1000)")
+    assert mine(endless, steps=6).steps == [2, 4, 6]
+    stubborn = changed(endless, REPORTED, f"\n            try: {REPORTED}\n"
+                       "            except Exception: pass")  # fmt: skip
+    assert mine(stubborn, steps=6).steps == [2, 4, 6]
+
+
+def test_tuning_keeps_no_test_metric(mine):
+    assert mine(OWN, phase=TUNING).test is None
+    fresh = mine(OWN)
+    assert fresh.tested
+    assert fresh.test == 2 * fresh.validation[-1]
+
+
+def test_other_metrics_are_kept(mine):
+    result = mine(own("test=2", "modes=step, test=2"))
+    assert result.measures == {"modes": 8.0}
+
+
+def test_a_run_that_diverges_is_a_result(mine):
+    assert "not finite at step" in mine(OWN, lr=1e30).diverged
+    rare = DECLARED + "\nEVERY = 8\n"
+    assert "training loss is" in mine(rare, lr=1e30).diverged
+    overflow = own("loss.backward()", "loss.backward(); 2.0 ** loss.item()")
+    assert mine(overflow, lr=10.0).diverged
+    # what a task raises on weights that are not finite is no mistake of the task
+    raising = own("loss.backward()", "assert loss < 1e300, 'too large'; loss.backward()")
+    assert mine(raising, lr=1e30).diverged
+    hidden = own(REPORTED, "report(step, validation=0.1)")
+    assert "a parameter is not finite" in mine(hidden, lr=1e30).diverged
+
+
+def test_a_pilot_run_says_how_bad_untrained_is(mine):
+    result = mine(DECLARED, phase=PILOT)
+    assert result.steps[0] == 0
+    task = tasks.get("mine.py")
+    setup = task.build(7)
+    assert result.validation[0] == setup.evaluate(setup.model, "validation")
+
+
+def test_evaluation_is_no_training_time(mine):
+    slow = "import time\n" + own(REPORTED, "time.sleep(0.2); " + REPORTED)
+    assert mine(slow).seconds[-1] < 0.6  # of which 0.8 s are asleep
+    slow = "time.sleep(0.05) or loss"
+    result = mine("import time\n" + own("optimizer.step()", f"optimizer.step(lambda: {slow})"))
+    assert result.step_seconds < 0.05 < result.train_seconds
+
+
+def test_prints_are_shown_in_the_pilot_run_alone(mine, capfd):
+    loud = own("optimizer.zero_grad()", "optimizer.zero_grad(); print('loud')")
+    mine(loud)
+    assert "loud" not in capfd.readouterr().out
+    mine(loud, phase=PILOT)
+    assert "loud" in capfd.readouterr().out
+
+
+def request(**changes):
+    return replace(conduct.Request("mine.py", "adamw,momentum,eadam", 1, 5, 8), **changes)
+
+
+def test_a_race_without_test_data_says_so(elsewhere):
+    (elsewhere / "mine.py").write_text(own(REPORTED, "report(step, validation=loss.item())"))
+    summary, _ = conduct.race(request(), elsewhere / "out", jobs=1)
+    assert not summary["test_data"]
+    for entry in summary["entries"].values():
+        assert entry["test"] == entry["validation"]
+    # no target was said: it is what the baseline ends at
+    assert summary["target"] == np.median(summary["entries"]["adamw"]["validation"])
+    assert summary["worst"] == Store(elsewhere / "out").task.worst > 0
+    assert summary["provenance"]["backends"]["adamw"] == ["CompiledPart"]
+    assert conduct.race(request(), elsewhere / "two", jobs=1)[0]["worst"] == summary["worst"]
+
+
+def test_a_report_needs_no_task_file(elsewhere):
+    rule = "\nimport steepest\n@steepest.rule\ndef gone(p, g, *, lr=0.1): return p - lr * g,\n"
+    (elsewhere / "mine.py").write_text(OWN + rule)
+    asked = request(optimizers="gone", trials=2)
+    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    (elsewhere / "mine.py").unlink()
+    del steepest.rules["gone"]
+    assert conduct.rebuild(elsewhere / "out") == summary
+
+
+def test_resume_wants_the_same_source_wherever_it_lies(elsewhere):
+    (elsewhere / "mine.py").write_text(OWN)
+    conduct.race(request(), elsewhere / "out", jobs=1)
+    (elsewhere / "moved").mkdir()
+    moved = shutil.copy(elsewhere / "mine.py", elsewhere / "moved" / "mine.py")
+    same = request(task=str(moved), steps=None)
+    assert conduct.race(same, elsewhere / "out", jobs=1, resume=True)[0]["complete"]
+    (elsewhere / "mine.py").write_text(OWN + "\n")
+    with pytest.raises(BadCall, match="other task_sha256"):
+        conduct.race(request(), elsewhere / "out", jobs=1, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (own("nn.Linear(4, 1)", "nn.Linear(4, 1); torch.seed(); nn.init.normal_(model.weight)"),
+         "the initial weights of momentum"),
+        (own("    model", "    global DATA; DATA = DATA[:-1]; model")
+         .replace("step % 2", "step % (2 if len(DATA) % 2 else 4)"), "the steps of the reports"),
+        (own("    model", "    global DATA; DATA = DATA[:-1]; model")
+         .replace("test=2", "**{} if len(DATA) < 58 else dict(test=2) or 2")
+         .replace("or 2 * loss.item()", ""), "presence of test"),
+    ],
+    ids=["weights", "steps", "test"],
+)  # fmt: skip
+def test_what_would_undo_the_pairing_is_refused(source, said, elsewhere):
+    (elsewhere / "mine.py").write_text(source)
+    with pytest.raises(BadCall, match=said):
+        conduct.race(request(), elsewhere / "out", jobs=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["race_declarative.py", "race_own_loop.py"])
+def test_an_example_is_raced(name, elsewhere):
+    source = (EXAMPLES / name).read_text()
+    lines = [x for x in source.splitlines() if x.strip()]
+    assert len(lines) <= 31
+    file = shutil.copy(EXAMPLES / name, elsewhere)
+    more = ",signs+cosine" if "signs" in source else ",torch.optim:SGD"
+    asked = conduct.Request(file, f"adamw{more}", trials=3, seeds=5)
+    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    assert summary["task"] == Path(name).stem
+    assert summary["metric"] == "accuracy"
+    assert summary["test_data"]
+    assert np.mean(summary["entries"]["momentum"]["test"]) > 0.85
+    assert [path.name for path in elsewhere.glob("*.py")] == [name]
+
+
+def test_a_dataloader_with_workers_of_its_own(elsewhere):
+    source = declared("DATA.split(16)", "torch.utils.data.DataLoader(DATA, 16, num_workers=1)")
+    (elsewhere / "mine.py").write_text(source)
+    with Pool(1, trials.run) as pool:  # a daemon may have no children
+        ((_, result),) = pool.map([trial("mine.py", steps=2)])
+    assert result.steps == [1, 2]
+
+
+# --- bundled
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_bundled_task_learns_and_the_seed_decides(name):
+    task = tasks.TASKS[name]
+    steps = {"digits-gan": 200, "text": 80}.get(name, 60)
+    result = trials.run(trial(name, entry="adamw", steps=steps, lr=5e-3))
+    again = trials.run(trial(name, entry="adamw", steps=steps, lr=5e-3))
+    assert result.diverged is None
+    assert (result.validation, result.test) == (again.validation, again.test)
+    assert result.initial == again.initial
+    assert result.tested
+    assert task.better(result.validation[-1], result.validation[0])
+    assert task.better(result.validation[-1], task.worst)
+    assert len(task.data_hash()) == 64
+    other = trials.run(replace(trial(name, entry="adamw", steps=1), seed=8))
+    assert other.initial != result.initial
+
+
+def test_diabetes_is_standardised_by_its_training_part():
+    data = tables.diabetes()
+    assert [len(data[part][1]) for part in ("train", "validation", "test")] == [222, 110, 110]
+    for values in data["train"]:
+        assert torch.allclose(values.mean(0), torch.zeros(()), atol=1e-5)
+        assert torch.allclose(values.std(0, correction=0), torch.ones(()), atol=1e-5)
+
+
+def test_a_text_is_split_without_overlap_and_hashed():
+    found = text.encode("abcdefghij" * 40)
+    parts = [found.splits[name] for name in ("train", "validation", "test")]
+    assert [len(p) for p in parts] == [360, 20, 20]
+    assert "".join("abcdefghij"[i] for p in parts for i in p) == "abcdefghij" * 40
+    assert found.characters == 10
+    assert found.sha256 == text.encode("abcdefghij" * 40).sha256 != text.encode("a" * 400).sha256
+
+
+def test_bits_per_character_of_a_model_that_knows_nothing():
+    setup = tasks.TASKS["text"].build(0)
+    for parameter in setup.model.parameters():
+        nn.init.zeros_(parameter)
+    bits = setup.evaluate(setup.model, "test")
+    assert bits == pytest.approx(math.log2(text.topics().characters), rel=1e-5)
+
+
+def test_the_frechet_distance_is_the_one_with_a_matrix_root():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(200, 5)), 2 + rng.normal(size=(300, 5)) @ rng.normal(size=(5, 5))
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = np.asarray(linalg.sqrtm(first @ second)).real
+    oracle = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(first + second - 2 * root)
+    assert gan.frechet(a, b) == pytest.approx(oracle)
+    assert gan.frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_judge_knows_digits_from_noise_and_counts_modes():
+    pixels, labels = images.digits()["test"]
+    assert (gan.judge()(pixels).argmax(1) == labels).float().mean() > 0.9
+    real, modes = gan.judged(pixels.flatten(1), "validation")
+    noise, _ = gan.judged(torch.rand(597, 64), "validation")
+    assert 0 < real < noise / 10
+    assert modes == 1
+    assert gan.judged(pixels[labels == 3].flatten(1), "validation")[1] <= 0.2
+    assert math.isnan(gan.judged(torch.full((9, 64), math.nan), "test")[0])
+
+
+# --- on the user's data
+
+
+def write_idx(path, array, kind=8):
+    head = bytes([0, 0, kind, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    raw = head + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+@pytest.fixture
+def idx(tmp_path, monkeypatch):
+    """A folder with a small Fashion-MNIST in which the class is the brightness."""
+    monkeypatch.setattr(images, "IDX_VALIDATION", 100)
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part, count, end in (("train", 400, ".gz"), ("t10k", 100, "")):
+        labels = rng.integers(0, 10, count)
+        pixels = 25 * labels[:, None, None] + rng.integers(0, 20, (count, 28, 28))
+        write_idx(folder / f"{part}-images-idx3-ubyte{end}", pixels)
+        write_idx(folder / f"{part}-labels-idx1-ubyte{end}", labels)
+    tasks._on_data.cache_clear()
+    yield folder
+    tasks._on_data.cache_clear()
+
+
+def test_a_task_on_published_files(idx):
+    task = tasks.get("fashion-mnist", str(idx))
+    assert task.test_size == 100
+    setup = task.build(0)
+    pixels, labels = next(iter(setup.batches))
+    assert pixels.shape == (64, 1, 28, 28)
+    assert 0 <= pixels.min() < pixels.max() <= 1
+    assert torch.allclose((pixels.mean(dim=(1, 2, 3)) * 255 - 9.5) / 25, labels.float(), atol=0.1)
+    assert 90_000 < sum(p.numel() for p in setup.model.parameters()) < 110_000
+    digest = task.data_hash()
+    raw = gzip.decompress((idx / "train-labels-idx1-ubyte.gz").read_bytes())
+    (idx / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(raw, 1))
+    tasks._on_data.cache_clear()
+    assert tasks.get("fashion-mnist", str(idx)).data_hash() == digest  # of what is in it
+    result = trials.run(trial("mnist", steps=3, data=str(idx)))
+    assert 0 <= result.test <= 1
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:999])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "said"),
+    [
+        ("train-images-idx3-ubyte.gz", Path.unlink, r"no train-images-idx3-ubyte\.gz \(or train-"),
+        ("t10k-labels-idx1-ubyte", Path.unlink, r"no t10k-labels-idx1-ubyte\.gz"),
+        ("train-images-idx3-ubyte.gz", lambda p: p.write_bytes(b"no gzip"), "cannot read"),
+        ("train-images-idx3-ubyte.gz", cut, "cannot read"),
+        ("t10k-images-idx3-ubyte", cut, "cut short"),
+        ("t10k-images-idx3-ubyte", lambda p: p.write_bytes(b""), r"cut short \(0 bytes\)"),
+        ("t10k-images-idx3-ubyte", lambda p: p.write_bytes(b"\0\0\x08\x03"), "cut short"),
+        ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((9, 2)), 13), "no IDX file"),
+        ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((9, 28, 28))), "as many labels"),
+        ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((100, 9, 9))), "of 28 x 28"),
+        ("t10k-labels-idx1-ubyte", lambda p: write_idx(p, np.full(100, 12)), "from 0 to 9"),
+        ("t10k-labels-idx1-ubyte", lambda p: write_idx(p, np.zeros((100, 1))), "has the shape"),
+    ],
+)
+def test_a_missing_or_broken_file_is_named(name, spoil, said, idx):
+    spoil(idx / name)
+    with pytest.raises(BadCall, match=said):
+        tasks.get("fashion-mnist", str(idx))
+
+
+def test_shakespeare_or_any_text(tmp_path):
+    task = "tinyshakespeare"
+    with pytest.raises(BadCall, match=r"no input\.txt"):
+        tasks.get(task, str(tmp_path))
+    (tmp_path / "input.txt").write_text("short")
+    with pytest.raises(BadCall, match=r"5 characters: expected 327,680"):
+        tasks.get(task, str(tmp_path))
+    (tmp_path / "input.txt").write_bytes(b"\xff" * 400_000)
+    with pytest.raises(BadCall, match="expected a text in UTF-8"):
+        tasks.get(task, str(tmp_path))
+    (tmp_path / "input.txt").write_text("to be or not to be; " * 20_000)
+    result = trials.run(trial(task, steps=2, data=str(tmp_path)))
+    assert result.tested
+    assert tasks.get(task, str(tmp_path / "input.txt")).data_hash()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("fashion-mnist", "say with --data DIR"),
+        ("digits --data here", "reads none: leave it out"),
+        ("fashion-mnist --data nowhere", "no train-images-idx3-ubyte.gz"),
+        ("digit", "did you mean 'digits'"),
+    ],
+)
+def test_a_bad_call_of_a_task(words, said, capfd):
+    assert cli.main(["race", *words.split()]) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_a_plan_runs_nothing_but_pilots(elsewhere, capfd):
+    (elsewhere / "mine.py").write_text(OWN)
+    assert cli.main(["race", "mine.py", "--plan", "--jobs", "2"]) == 0
+    out = capfd.readouterr().out
+    assert "9 entries, each with" in out
+    assert "difference" in out
+    assert [path.name for path in elsewhere.iterdir()] == ["mine.py"]
+
+
+def test_a_rule_of_the_file_may_enter(elsewhere):
+    rule = "\nimport steepest\n@steepest.rule\ndef mine_own(p, g, *, lr=0.1): return p - lr * g,\n"
+    (elsewhere / "mine.py").write_text(OWN + rule)
+    asked = request(optimizers="mine_own,mine_own+cosine")
+    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    assert list(summary["entries"])[:2] == ["mine_own", "mine_own+cosine"]
+    assert "mine_own" in steepest.rules
+    assert summary["entries"]["mine_own"]["tuning"][0]["hyperparameters"] == {"lr": 0.1}
