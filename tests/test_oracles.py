@@ -209,7 +209,9 @@ def test_a_run_moves_between_torch_and_us(rule, from_torch, backend):
             stays.step()
             moves.step()
             difference = (stay - move).detach().abs().max() / stay.detach().abs().max()
-            assert float(difference) <= LIMIT, t
+            # torch's SparseAdam counts in ints, and corrects in float32 by a count that is a tensor
+            loses = rule == "sparse_adam" and not from_torch
+            assert float(difference) <= (1e-9 if loses else LIMIT), t
 
 
 # a second opinion: pytorch-optimizer, where it has one of our rules

@@ -33,6 +33,8 @@ TAKEN = [
     ("SGD", {"lr": 0.05, "maximize": True}),
     ("SGD", {"lr": 0.05, "momentum": 0.9}),
     ("Adagrad", {"lr": 0.1}),
+    ("SparseAdam", {"lr": 0.1}),
+    ("SparseAdam", {"lr": 0.1, "betas": (0.5, 0.9), "maximize": True}),
     ("Adagrad", {"lr": 0.1, "lr_decay": 0.01, "initial_accumulator_value": 0.3}),
 ]
 
@@ -47,7 +49,8 @@ def test_sparse_gradients_as_torch_takes_them(name, options, backend):
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "options"), TAKEN)
+# the lazy one is no other Adam where a row has no gradient
+@pytest.mark.parametrize(("name", "options"), [x for x in TAKEN if x[0] != "SparseAdam"])
 def test_sparse_equals_dense(name, options):
     sparse, dense = embedding(), embedding(sparse=False)
     found = train(sparse, getattr(steepest, name)(sparse.parameters(), **options))

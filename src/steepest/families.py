@@ -232,6 +232,7 @@ _TORCH: dict[str, tuple[str, Callable[[Group], str]]] = {
     "Adamax": ("adamax", lambda g: "adamax"),
     "NAdam": ("nadam", lambda g: "nadam"),
     "RAdam": ("radam", lambda g: "radam"),
+    "SparseAdam": ("sparse_adam", lambda g: "sparse_adam"),
 }
 
 _BELIEF = {

@@ -111,6 +111,24 @@ def _foreign(module: str, name: str, **fixed: Any) -> Maker:
     return make
 
 
+def _sparse_adam(params: Params, **hyper: Any) -> Any:
+    """torch's SparseAdam, given gradients that have every row."""
+    optimizer: Any = optim.SparseAdam(params, **hyper)
+    plain_step = optimizer.step
+
+    def step() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for p in params:
+                if p.grad is not None:
+                    rows = torch.arange(len(p))[None]
+                    p.grad = torch.sparse_coo_tensor(rows, p.grad, p.shape)
+            plain_step()
+
+    optimizer.step = step
+    return optimizer
+
+
 # the table
 
 
@@ -172,6 +190,7 @@ ORACLES: dict[str, Row] = {
     "adamw": Row("torch", optim.AdamW, steepest.AdamW),
     "amsgrad": Row("torch", fixing(optim.Adam, amsgrad=True), fixing(steepest.Adam, amsgrad=True)),
     "nadam": Row("torch", optim.NAdam, steepest.NAdam),
+    "sparse_adam": Row("torch", _sparse_adam, steepest.SparseAdam),
     "radam": Row("torch", optim.RAdam, steepest.RAdam),
     "eadam": Row("transcription", EAdam, steepest.EAdam),
     "adabound": Row("package", _bound, steepest.AdaBound, "adabound"),

@@ -120,6 +120,7 @@ def _settings() -> Iterator[Setting]:
     yield from of("amsgrad", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.01, **decay, **ascent})
     yield from of("amsgrad", {}, {"betas": (0.8, 0.95), **decay}, row=SINGLE["amsgrad"])
     yield from of("amsgrad", {"amsgrad": True, "lr": 0.01, **decay}, row=ADAMW)
+    yield from of("sparse_adam", {}, {**betas, "eps": 1e-3}, {"lr": 0.01, **betas, **ascent})
     yield from of(
         "nadam",
         {},

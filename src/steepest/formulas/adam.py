@@ -31,6 +31,20 @@ def adamw(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     return adam.function(p, g, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
 
 
+@rule(keys=ADAM_KEYS, decay="coupled", search=LR, sparse="rows")
+def sparse_adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
+    """SparseAdam, as torch.optim has it: the lazy Adam of sparse gradients. Kingma and Ba 2015,
+    arXiv:1412.6980.
+
+    Adam that steps, of an embedding, the rows that a sparse gradient has, and leaves the averages
+    of the others alone; on a dense gradient, all rows. Differs from Adam also in that eps is beside
+    the root of the second moment before its correction.
+    """
+    m = average(beta1, m, g)
+    v = average(beta2, v, g**2)
+    return p - lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + eps), m, v
+
+
 @rule(keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, decay="coupled", search=LR)
 def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AMSGrad. Reddi, Kale and Kumar 2018, arXiv:1904.09237, algorithm 2.
