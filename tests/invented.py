@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from steepest.race import entries, tasks
-from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
+from steepest.race import protocol, tasks
+from steepest.race.protocol import TUNING, Plan, Result
 from steepest.race.summary import summarise
 
 DIGITS = tasks.get("digits")
@@ -17,30 +17,41 @@ PROVENANCE = {"command": "c", "versions": {"python": "3"}, "machine": {}, "data_
 def pairs(plan, task=DIGITS, *, evaluations=20, lost=()):
     """Results that differ by entry, learning rate and seed; `lost` (phase, entry, index) diverged.
 
-    Times depend on the entry alone. The last value of a curve is also the test metric.
+    Every fresh seed has the best of its own tuning trials. Times depend on the entry alone. The
+    last value of a curve is also the test metric. Ordered as a store gives them.
     """
-    rng, found = np.random.default_rng(0), []
-    for phase, count in ((TUNING, plan.trials), (FRESH, plan.seeds)):
-        for k, entry in enumerate(plan.entries):
-            for i in range(count):
-                hyper = {**entries.defaults(entry), "lr": 10 ** rng.uniform(-4, -1)}
-                ends = 0.96 - 0.02 * k - 0.03 * (np.log10(hyper["lr"]) + 2) ** 2 * (phase == TUNING)
-                steps = np.linspace(1, plan.steps, evaluations).round().astype(int)
-                values = (ends + 0.01 * rng.random()) * (1 - np.exp(-5 * steps / plan.steps))
-                if not task.proportion:
-                    values = 2 + k + 40 * (1 - values)
-                gone = "loss is nan" if (phase, entry, i) in lost else None
-                kept = evaluations // 2 if gone else evaluations
-                values = values[:kept].tolist()
-                result = Result(
-                    steps[:kept].tolist(), values, (steps[:kept] * 0.001 * (k + 1)).tolist(),
-                    test=None if phase == TUNING else task.worst if gone else values[-1],
-                    diverged=gone, step_seconds=1e-4, train_seconds=1e-3, state_bytes=80,
-                    parameters=10,
-                )  # fmt: skip
-                trial = Trial(plan.task, phase, entry, i, 100 + i, plan.steps, hyper)
-                found.append((trial, result))
-    return found
+    rng = np.random.default_rng(0)
+    place = plan.entries.index
+
+    def ran(trials):
+        ordered = sorted(trials, key=lambda trial: (place(trial.entry), trial.index))
+        return [(trial, result(trial)) for trial in ordered]
+
+    def result(trial):
+        k, tuned = place(trial.entry), trial.phase == TUNING
+        ends = 0.96 - 0.02 * k - 0.03 * (np.log10(trial.hyper["lr"]) + 2) ** 2 * tuned
+        steps = np.linspace(1, plan.steps, evaluations).round().astype(int)
+        values = (ends + 0.01 * rng.random()) * (1 - np.exp(-5 * steps / plan.steps))
+        if not task.proportion:
+            values = 2 + k + 40 * (1 - values)
+        gone = "loss is nan" if trial.key in lost else None
+        kept = evaluations // 2 if gone else evaluations
+        values = values[:kept].tolist()
+        return Result(
+            steps[:kept].tolist(), values, (steps[:kept] * 0.001 * (k + 1)).tolist(),
+            test=None if tuned else task.worst if gone else values[-1],
+            diverged=gone, step_seconds=1e-4, train_seconds=1e-3, state_bytes=80, parameters=10,
+        )  # fmt: skip
+
+    found = ran(protocol.tuning(plan))
+    chosen = {
+        entry: [
+            protocol.best(task, mine)
+            for mine in protocol.by_seed(plan, (p for p in found if p[0].entry == entry))
+        ]
+        for entry in plan.entries
+    }
+    return found + ran(protocol.fresh(plan, chosen))
 
 
 def race(names=FIELD, task=DIGITS, *, trials=6, seeds=6, steps=400, evaluations=20, lost=()):

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.race import BadCall, entries, protocol
-from steepest.race.protocol import Plan
+from steepest.race import BadCall, entries
 
 
 def test_the_references_are_always_in():
@@ -140,15 +139,3 @@ def test_what_stepped_an_entry_is_named():
 def test_a_class_that_cannot_be_made_is_named():
     with pytest.raises(BadCall, match=r"'torch.optim:Adam' cannot be made with lr=-1 \(ValueError"):
         entries.make("torch.optim:Adam", [nn.Parameter(torch.ones(1))], {"lr": -1.0})
-
-
-def test_point_and_seed_of_a_trial_are_its_own_whoever_else_takes_part():
-    def trials_of(entry, *field, trials):
-        plan = Plan("digits", (entry, *field), trials=trials, seeds=3, steps=5, seed=9)
-        found = [t for t in protocol.tuning(plan) if t.entry == entry]
-        return [(t.index, t.seed, t.hyper) for t in found]
-
-    for entry in ("adam", "torch.optim:SGD+cosine"):
-        alone = trials_of(entry, trials=4)
-        assert alone == trials_of(entry, "adamw", "momentum", "eadam", trials=9)[:4]
-    assert trials_of("adam", trials=3) != trials_of("momentum", trials=3)

@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import steepest
 from steepest.race.lint import HORIZONS, INCLUDES, RULES, lint, untuned_because
@@ -25,14 +27,22 @@ def tried(*pairs, knob="lr"):
     ]
 
 
-def entry(tuning, test, *, space=LR, validation=None, lost=0):
-    scores = [trial["validation"] for trial in tuning]
-    best = scores.index(max(scores))
+def entry(*turns, test, space=LR, validation=None, lost=0):
+    """An entry of 6 fresh seeds, each with a tuning of its own; one alone is that of every seed."""
+    turns = turns * len(TEST) if len(turns) == 1 else turns
+    assert len(turns) == len(TEST)
+    tuning, chosen = [], []
+    for turn in turns:
+        scores = [-1 if trial["diverged"] else trial["validation"] for trial in turn]
+        chosen.append(len(tuning) + scores.index(max(scores)))
+        tuning += copy.deepcopy(turn)
+    hypers = [tuning[i]["hyperparameters"] for i in chosen]
+    ordered = {knob: sorted(hyper[knob] for hyper in hypers) for knob in hypers[0]}
     return {
         "space": space,
         "untuned": untuned_because(tuning),
-        "hyperparameters": tuning[best]["hyperparameters"],
-        "best_trial": best,
+        "hyperparameters": {knob: [v[0], v[2], v[-1]] for knob, v in ordered.items()},
+        "chosen": chosen,
         "trials": len(tuning),
         "tuning": tuning,
         "validation": validation or test,
@@ -47,8 +57,9 @@ TEST = [0.950, 0.955, 0.960, 0.958, 0.952, 0.949]
 STEADY = [v + x for v, x in zip(TEST, (1e-4, 0, -1e-4, 1e-4, 0, 2e-4), strict=True)]
 
 
-def race(maximize=True, steps=2000, **entries):
-    entries = {"adamw": entry(GOOD, TEST), **entries}
+def race(maximize=True, steps=2000, trials=5, **entries):
+    entries = {"adamw": entry(GOOD[:trials], test=TEST), **entries}
+    assert {e["trials"] for e in entries.values()} == {trials * len(TEST)}
     for name, d in compare(
         {
             name: [a - b for a, b in zip(e["test"], TEST, strict=True)]
@@ -66,7 +77,7 @@ def race(maximize=True, steps=2000, **entries):
         "worst": 0.0,
         "baseline": "adamw",
         "runs": {"finished": 1, "planned": 1},
-        "plan": {"trials": 5, "seeds": len(TEST), "steps": steps, "over_budget": False},
+        "plan": {"trials": trials, "seeds": len(TEST), "steps": steps, "over_budget": False},
         "test_size": 597,
         "entries": entries,
     }
@@ -77,7 +88,7 @@ def findings(summary, name):
 
 
 def test_a_good_race_has_no_finding():
-    assert lint(race(adam=entry(GOOD, STEADY))) == []
+    assert lint(race(adam=entry(GOOD, test=STEADY))) == []
 
 
 def test_an_interrupted_race_is_not_judged():
@@ -85,9 +96,11 @@ def test_an_interrupted_race_is_not_judged():
 
 
 def test_every_finding_is_one_sentence_with_a_number_and_a_cure():
-    bad = entry(tried((1e-3, 0.9), (0.09, None), (0.01, None)), [0.1] * 6, lost=3)
-    edge = entry(tried((1e-3, 0.9), (1e-2, 0.93), (0.09, 0.96)), [0.90] * 5 + [0.91])
-    found = lint(race(steps=300, adabound=bad, adam=edge, momentum=entry(GOOD, STEADY)))
+    bad = entry(tried((1e-3, 0.9), (0.09, None), (0.01, None)), test=[0.1] * 6, lost=3)
+    edge = entry(tried((1e-3, 0.9), (1e-2, 0.93), (0.09, 0.96)), test=[0.90] * 5 + [0.91])
+    good = entry(GOOD[:3], test=STEADY)
+    planned = {**good, "schedule_steps": 500}
+    found = lint(race(steps=300, trials=3, adabound=bad, adam=edge, momentum=good, nadam=planned))
     assert {f["name"] for f in found} >= {"untuned", "diverged", "border", "schedule", "inclusion"}
     assert {f["name"] for f in found} <= set(RULES)
     for f in found:
@@ -97,20 +110,30 @@ def test_every_finding_is_one_sentence_with_a_number_and_a_cure():
         assert f["text"].count(";") == 1
         assert "\n" not in f["text"]
         assert f["text"][-1] != "."
+        # an entry's name stays as it is written, a word begins a sentence
+        assert f["text"].startswith(f["entry"]) or f["text"][0].isupper()
 
 
 # --- untuned
 
 
 def test_untuned():
-    one = entry(GOOD[:1], TEST)
-    none = entry([{**t, "hyperparameters": {}} for t in GOOD], TEST, space={})
-    lost = entry(tried((1e-3, 0.95), (0.1, None), (0.05, None)), TEST)
-    found = findings(race(a=one, b=none, c=lost), "untuned")
-    assert set(found) == {"a", "b", "c"}
-    assert "1 configuration" in found["a"]
+    bare = [{**t, "hyperparameters": {}} for t in GOOD[:3]]
+    none = entry(bare, test=TEST, space={})
+    lost = entry(tried((1e-3, 0.95), (0.1, None), (0.05, None)), test=TEST)
+    found = findings(race(trials=3, b=none, c=lost), "untuned")
+    assert set(found) == {"b", "c"}
     assert "0 knobs" in found["b"]
-    assert "all of its 2 trials but the defaults diverged" in found["c"]
+    assert "all of its 12 trials but the defaults diverged" in found["c"]
+    one = findings(race(trials=1, a=entry(GOOD[:1], test=TEST)), "untuned")
+    assert set(one) == {"adamw", "a"}
+    assert "1 configuration" in one["a"]
+
+
+def test_one_tuning_that_trains_is_enough():
+    lost, trains = (tried((1e-3, 0.95), (0.1, None), (0.05, last)) for last in (None, 0.1))
+    some = entry(*[lost] * 5, trains, test=TEST)
+    assert findings(race(trials=3, a=some), "untuned") == {}
 
 
 def test_one_trial_that_trains_is_tuning():
@@ -122,13 +145,52 @@ def test_one_trial_that_trains_is_tuning():
 # --- the border
 
 
+EDGE = tried((1e-3, 0.9), (1e-4, 0.8), (1e-2, 0.93), (0.08, 0.99))
+INSIDE = tried((1e-3, 0.9), (1e-4, 0.8), (1e-2, 0.99), (0.08, 0.93))
+
+
 @pytest.mark.parametrize(
     ("best", "side"), [(0.08, "upper"), (0.2, "upper"), (1.5e-5, "lower"), (1e-6, "lower")]
 )
 def test_the_best_at_the_border(best, side):
     tuning = tried((1e-3, 0.9), (1e-4, 0.8), (1e-2, 0.93), (best, 0.99))
-    found = findings(race(adam=entry(tuning, STEADY)), "border")
-    assert f"{best:.3g}, is the last of 4 tried at the {side} border" in found["adam"]
+    found = findings(race(trials=4, adam=entry(tuning, test=STEADY)), "border")
+    assert found == {
+        "adam": f"The best lr of adam is the last one tried at the {side} border of its range "
+        f"(1e-05 to 0.1) in 6 of 6 tunings; widen the range there"
+    }
+
+
+@pytest.mark.parametrize("count", range(7))
+def test_the_border_is_said_where_most_tunings_end_there(count):
+    turns = [INSIDE] * (6 - count) + [EDGE] * count
+    found = findings(race(trials=4, adam=entry(*turns, test=STEADY)), "border")
+    assert set(found) == ({"adam"} if count > 3 else set())
+    assert count <= 3 or f"in {count} of 6 tunings;" in found["adam"]
+
+
+def test_each_side_of_the_range_counts_alone():
+    low = tried((1e-3, 0.9), (1e-4, 0.8), (1e-2, 0.93), (2e-5, 0.99))
+    split = entry(*[EDGE, low] * 3, test=STEADY)
+    assert findings(race(trials=4, adam=split), "border") == {}
+    found = findings(race(trials=4, adam=entry(*[low] * 4, *[EDGE] * 2, test=STEADY)), "border")
+    assert "at the lower border of its range (1e-05 to 0.1) in 4 of 6" in found["adam"]
+
+
+def test_a_tuning_in_which_all_diverged_counts_for_nothing():
+    # its last rate is the same in all trials: only divergence keeps it from the border
+    lost = tried((0.08, None), (0.08, None), (0.08, None), (0.08, None))
+    three = race(trials=4, adam=entry(*[EDGE] * 3, *[lost] * 3, test=STEADY))
+    assert findings(three, "border") == {}
+    four = race(trials=4, adam=entry(*[lost] * 2, *[EDGE] * 4, test=STEADY))
+    assert "in 4 of 6 tunings;" in findings(four, "border")["adam"]
+
+
+def test_another_tuning_does_not_move_the_border():
+    # 0.05 is the last one that these tried, and they alone
+    near = tried((1e-3, 0.9), (1e-4, 0.8), (1e-2, 0.93), (0.05, 0.99))
+    mixed = entry(*[near] * 4, *[INSIDE] * 2, test=STEADY)
+    assert "in 4 of 6 tunings;" in findings(race(trials=4, adam=mixed), "border")["adam"]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +205,8 @@ def test_the_best_at_the_border(best, side):
     ],
 )
 def test_no_border(tuning):
-    assert findings(race(adam=entry(tuning, STEADY)), "border") == {}
+    summary = race(trials=len(tuning), adam=entry(tuning, test=STEADY))
+    assert findings(summary, "border") == {}
 
 
 def test_the_border_of_every_knob():
@@ -151,8 +214,8 @@ def test_the_border_of_every_knob():
     tuning = copy.deepcopy(GOOD)
     for trial, value in zip(tuning, (0.1, 1.0, 9.0, 0.01, 2.0), strict=True):
         trial["hyperparameters"]["final_lr"] = value
-    found = findings(race(adabound=entry(tuning, STEADY, space=space)), "border")
-    assert "the best final_lr of adabound, 9, is" in found["adabound"]
+    found = findings(race(adabound=entry(tuning, test=STEADY, space=space)), "border")
+    assert "The best final_lr of adabound is the last one tried at the upper" in found["adabound"]
 
 
 # --- few trials
@@ -164,39 +227,84 @@ def test_too_few_trials_for_the_knobs():
         {**t, "hyperparameters": {**t["hyperparameters"], "final_lr": 0.1 + i}}
         for i, t in enumerate(GOOD)
     ]
-    found = findings(race(adabound=entry(tuning, STEADY, space=two)), "few-trials")
+    found = findings(race(adabound=entry(tuning, test=STEADY, space=two)), "few-trials")
     assert found == {
         "adabound": "adabound has 2 knobs and 4 points beside its defaults; give --trials 9 or more"
     }
-    four = race(a=entry(GOOD[:4], TEST))
-    four["plan"]["trials"] = 4
-    assert "a has 1 knob and 3 points" in findings(four, "few-trials")["a"]
+    four = race(trials=4, a=entry(GOOD[:4], test=TEST))
+    assert "a has 1 knob and 3 points beside" in findings(four, "few-trials")["a"]
+    two = race(trials=2, a=entry(GOOD[:2], test=TEST))
+    assert "a has 1 knob and 1 point beside" in findings(two, "few-trials")["a"]
 
 
 # --- divergence
 
 
 def test_a_diverged_best():
-    all_lost = entry(tried((1e-3, None), (1e-2, None), (1e-4, None)), [0.0] * 6, lost=6)
-    found = findings(race(a=all_lost, b=entry(GOOD, STEADY, lost=2)), "diverged")
-    assert "all 3 tuning trials of a diverged" in found["a"]
-    assert "diverged on 2 of 6 fresh seeds" in found["b"]
+    lost = tried((1e-3, None), (1e-2, None), (1e-4, None), (1e-5, None), (0.1, None))
+    some = entry(*[lost] * 2, *[GOOD] * 4, test=[0.0] * 6, lost=6)
+    found = findings(race(a=some, b=entry(GOOD, test=STEADY, lost=2)), "diverged")
+    assert "All tuning trials of a diverged for 2 of 6 fresh seeds;" in found["a"]
+    assert "configuration of b diverged on 2 of 6 fresh seeds;" in found["b"]
 
 
 # --- worse than its default
 
+BEFORE = [0.95, 0.951, 0.949, 0.95, 0.952, 0.948]
+"""What the defaults reached in six tunings: close together, as the fresh runs below are not."""
+FRESH = [0.90, 0.97, 0.85, 0.89, 0.99, 0.80]
+
+
+def lucky(before):
+    """A baseline whose defaults reached `before`, and of which a better trial was chosen."""
+    others = ((0.04, 0.999), (1e-4, 0.3), (1e-5, 0.2), (1e-2, 0.9))
+    return [tried((1e-3, score), *others) for score in before]
+
 
 def test_a_baseline_tuned_worse_than_its_defaults():
-    lucky = tried((1e-3, 0.95), (0.04, 0.99), (1e-4, 0.3), (1e-5, 0.2), (1e-2, 0.9))
     fresh = [0.90, 0.91, 0.90, 0.89, 0.92, 0.90]
-    found = findings(race(adamw=entry(lucky, TEST, validation=fresh)), "worse-than-default")
+    tuned = entry(*lucky(BEFORE), test=TEST, validation=fresh)
+    found = findings(race(adamw=tuned), "worse-than-default")
     assert "reached 90.33 in validation on 6 fresh seeds, its defaults 95.00" in found["adamw"]
-    wide = [0.90, 0.97, 0.85, 0.89, 0.99, 0.80]  # a new run could reach 0.95 by chance
-    assert not findings(race(adamw=entry(lucky, TEST, validation=wide)), "worse-than-default")
     higher = [0.97 + x / 10 for x in fresh]
-    assert not findings(race(adamw=entry(lucky, TEST, validation=higher)), "worse-than-default")
-    down = race(maximize=False, adamw=entry(lucky, TEST, validation=higher))
-    assert findings(down, "worse-than-default")
+    tuned = entry(*lucky(BEFORE), test=TEST, validation=higher)
+    assert not findings(race(adamw=tuned), "worse-than-default")
+    assert findings(race(maximize=False, adamw=tuned), "worse-than-default")
+
+
+def test_worse_than_its_defaults_is_welchs_test():
+    decided = []
+    for shift in np.linspace(-0.1, 0.1, 101):
+        fresh = [v + shift for v in FRESH]
+        tuned = entry(*lucky(BEFORE), test=TEST, validation=fresh)
+        welch, student = (
+            stats.ttest_ind(BEFORE, fresh, equal_var=equal).pvalue for equal in (False, True)
+        )
+        said = bool(findings(race(adamw=tuned), "worse-than-default"))
+        assert said == (np.mean(BEFORE) > np.mean(fresh) and welch < 0.05)
+        decided.append((said, student < 0.05))
+    assert {(True, True), (False, True), (False, False)} <= set(decided)
+
+
+def test_defaults_without_spread_are_judged_without_a_warning():
+    for before, fresh in (([0.95] * 6, [*BEFORE[:5], 0.9]), ([0.95] * 6, [0.9] * 6)):
+        tuned = entry(*lucky(before), test=TEST, validation=fresh)
+        said = bool(findings(race(adamw=tuned), "worse-than-default"))
+        assert said == (fresh == [0.9] * 6)
+
+
+def test_defaults_that_diverged_or_were_chosen_are_no_measure():
+    fresh = [0.90, 0.91, 0.90, 0.89, 0.92, 0.90]
+    poor = [v - 0.8 for v in fresh]  # worse than those defaults even if one counts as 0
+    for before, said in (([*BEFORE[:5], 0.0], True), ([*BEFORE[:5], None], False)):
+        tuned = entry(*lucky(before), test=TEST, validation=poor)
+        assert bool(findings(race(adamw=tuned), "worse-than-default")) == said
+    # the defaults themselves, run again on other seeds: nothing lucky was chosen
+    kept = entry(tried(*[(10.0**-i, 0.95 - i / 100) for i in range(5)]), test=TEST)
+    assert kept["chosen"] == [0, 5, 10, 15, 20, 25]
+    assert not findings(race(adamw={**kept, "validation": fresh}), "worse-than-default")
+    untuned = entry(GOOD[:1], test=TEST, validation=fresh)
+    assert not findings(race(trials=1, adamw=untuned), "worse-than-default")
 
 
 # --- inclusion
@@ -205,7 +313,7 @@ LOSS = [v - 0.02 + x for v, x in zip(TEST, (0, 1e-3, 2e-3, 0, 1e-3, 0), strict=T
 
 
 def test_an_entry_that_loses_to_its_own_special_case():
-    summary = race(adam=entry(GOOD, LOSS), momentum=entry(GOOD, TEST))
+    summary = race(adam=entry(GOOD, test=LOSS), momentum=entry(GOOD, test=TEST))
     found = findings(summary, "inclusion")
     assert set(found) == {"adam"}  # adamw ties with momentum
     assert "adam (93.47) loses to momentum (95.40) at n=6" in found["adam"]
@@ -215,16 +323,18 @@ def test_an_entry_that_loses_to_its_own_special_case():
         {**t, "hyperparameters": {**t["hyperparameters"], "eps": 10.0**-i}}
         for i, t in enumerate(GOOD)
     ]
-    more = race(adam=entry(tuning, LOSS, space=searched), momentum=entry(GOOD, TEST))
+    more = race(adam=entry(tuning, test=LOSS, space=searched), momentum=entry(GOOD, test=TEST))
     assert "give it more trials" in findings(more, "inclusion")["adam"]
 
 
 def test_no_loss_no_inclusion():
-    won = race(adam=entry(GOOD, TEST), momentum=entry(GOOD, LOSS))
+    won = race(adam=entry(GOOD, test=TEST), momentum=entry(GOOD, test=LOSS))
     assert findings(won, "inclusion") == {}
     assert set(findings({**won, "maximize": False}, "inclusion")) == {"adam", "adamw"}
     noise = [v + x for v, x in zip(TEST, (0.02, -0.03, 0.01, -0.02, 0.0, 0.0), strict=True)]
-    assert not findings(race(adam=entry(GOOD, noise), momentum=entry(GOOD, TEST)), "inclusion")
+    assert not findings(
+        race(adam=entry(GOOD, test=noise), momentum=entry(GOOD, test=TEST)), "inclusion"
+    )
 
 
 def path(name, steps=400, **hyper):
@@ -262,17 +372,17 @@ def test_what_is_declared_as_included_is(general, special):
 
 
 def test_what_comes_after_the_end_of_the_run():
-    short = race(steps=300, adabound=entry(GOOD, STEADY), asgd=entry(GOOD, STEADY))
+    short = race(steps=300, adabound=entry(GOOD, test=STEADY), asgd=entry(GOOD, test=STEADY))
     found = findings(short, "schedule")
     assert "halfway to SGD at step 1,000 (gamma=0.001) and the run has 300;" in found["adabound"]
     assert "begins to average at step 1,000,000" in found["asgd"]
-    assert not findings(race(steps=1000, adabound=entry(GOOD, STEADY)), "schedule")
-    named = race(steps=300, **{"adabound+cosine": entry(GOOD, STEADY)})
+    assert not findings(race(steps=1000, adabound=entry(GOOD, test=STEADY)), "schedule")
+    named = race(steps=300, **{"adabound+cosine": entry(GOOD, test=STEADY)})
     assert "adabound+cosine" in findings(named, "schedule")
 
 
 def test_a_schedule_longer_than_the_run():
-    planned = {**entry(GOOD, STEADY), "schedule_steps": 500}
+    planned = {**entry(GOOD, test=STEADY), "schedule_steps": 500}
     assert "made for 500 steps" in findings(race(steps=300, x=planned), "schedule")["x"]
     assert not findings(race(steps=500, x=planned), "schedule")
 
@@ -287,53 +397,65 @@ def test_horizons_name_knobs_that_their_rules_have():
 
 def test_a_claim_smaller_than_the_test_sets_own_error():
     shifted = [v + 1e-3 + x for v, x in zip(TEST, (0, 1e-4, 0, 2e-4, 0, 1e-4), strict=True)]
-    summary = {**race(adam=entry(GOOD, shifted)), "test_standard_error": 0.0086}
+    summary = {**race(adam=entry(GOOD, test=shifted)), "test_standard_error": 0.0086}
     found = findings(summary, "test-noise")
     assert "adam differs by 0.11, less than the standard error 0.86" in found["adam"]
     assert findings({**summary, "test_standard_error": 0.0009}, "test-noise") == {}
-    assert findings(race(adam=entry(GOOD, shifted)), "test-noise") == {}
+    assert findings(race(adam=entry(GOOD, test=shifted)), "test-noise") == {}
 
 
 # --- in words
 
 
 def test_lint_is_spoken():
-    summary = race(adam=entry(GOOD[:1], STEADY))
+    lost = tried((1e-3, 0.95), (0.1, None), (0.05, None), (0.02, None), (0.09, None))
+    summary = race(adam=entry(lost, test=STEADY))
     summary["lint"] = lint(summary)
     assert any("adam is untuned" in line for line in caveats(summary))
 
 
+def test_a_race_in_which_nothing_was_tuned_says_so_once():
+    summary = race(trials=1, adam=entry(GOOD[:1], test=STEADY), sgd=entry(GOOD[:1], test=TEST))
+    summary["lint"] = lint(summary)
+    lines = caveats(summary)
+    assert [line for line in lines if "tuned" in line] == [
+        "Nothing was tuned: every entry, adamw too, ran with its defaults for 2000 steps on 6 "
+        "fresh seeds; give --trials 2 or more."
+    ]
+    assert "at n=6 fresh seeds, untuned, so keep adamw" in verdict(summary)
+
+
 def test_keep_the_baseline_is_a_verdict():
     noise = [v + x for v, x in zip(TEST, (0.02, -0.03, 0.02, -0.01, 0.01, 0.0), strict=True)]
-    said = verdict(race(adam=entry(GOOD, noise)))
+    said = verdict(race(adam=entry(GOOD, test=noise)))
     assert "adam cannot be told apart from adamw in test accuracy" in said
-    assert "at n=6 fresh seeds, so keep adamw" in said
-    worse = verdict(race(adam=entry(GOOD, LOSS)))
+    assert "at n=6 fresh seeds, each tuned anew with 5 trials, so keep adamw" in said
+    worse = verdict(race(adam=entry(GOOD, test=LOSS)))
     assert "worse than adamw in test accuracy: adam by 1.93 points" in worse
     assert "so keep adamw" in worse
-    better = verdict(race(maximize=False, adam=entry(GOOD, LOSS)))
+    better = verdict(race(maximize=False, adam=entry(GOOD, test=LOSS)))
     assert "better than adamw" in better
     assert "keep" not in better
 
 
 def test_the_verdict_says_how_many_seeds_would():
     noise = [v + x for v, x in zip(TEST, (0.02, -0.01, 0.03, -0.01, 0.02, 0.0), strict=True)]
-    summary = race(adam=entry(GOOD, noise))
+    summary = race(adam=entry(GOOD, test=noise))
     needed = summary["entries"]["adam"]["difference"]["seeds_needed"]
     assert 6 < needed < 100
     assert f"; about {needed} seeds would tell it apart if" in verdict(summary)
     zero = [v + x for v, x in zip(TEST, (0.01, -0.01, 0.01, -0.01, 0.01, -0.01001), strict=True)]
-    assert "not even 10,000 seeds would" in verdict(race(adam=entry(GOOD, zero)))
+    assert "not even 10,000 seeds would" in verdict(race(adam=entry(GOOD, test=zero)))
 
 
 def test_a_verdict_without_test_data_says_so():
-    said = verdict({**race(adam=entry(GOOD, LOSS)), "test_data": False})
+    said = verdict({**race(adam=entry(GOOD, test=LOSS)), "test_data": False})
     assert "validation accuracy of fresh seeds (the task has no test data)" in said
     assert "test accuracy" not in said
 
 
 def test_what_stands_beside_a_difference():
-    summary = race(adam=entry(GOOD, LOSS))
+    summary = race(adam=entry(GOOD, test=LOSS))
     text = beside(summary, "adam")
     assert "better than adamw on 0 % of n=6 seeds (0 to 46 %)" in text
     assert "standard deviations of the differences (Hedges)" in text
@@ -342,15 +464,17 @@ def test_what_stands_beside_a_difference():
 
 def test_how_careful_one_must_be():
     summary = race()
-    summary["entries"]["adamw"]["lr_width"] = {
-        "at_least": 0.5, "at_most": 1.25, "within": 2, "points": 5,
-    }  # fmt: skip
+    width = {"at_least": 0.5, "at_most": 1.25, "tunings": 6, "points": 5}
+    summary["entries"]["adamw"]["lr_width"] = width
     said = care(summary, "adamw")
-    assert said == (
-        "2 neighbouring of n=5 learning rates come within 1 % of the best: 0.5 decades or more, "
-        "1.2 at most"
-    )
-    summary["entries"]["adamw"]["lr_width"]["at_most"] = None
-    assert care(summary, "adamw").endswith("up to the border of what was tried")
-    summary["entries"]["adamw"]["lr_width"]["points"] = 1
+    assert "0.5 decades or more" in said
+    assert "1.2 decades at most" in said
+    assert said.endswith("(medians of n=6 tunings with up to 5 rates each)")
+    width |= {"at_most": None, "tunings": 1}
+    said = care(summary, "adamw")
+    assert "up to the border of what was tried" in said
+    assert said.endswith("(from n=1 tuning with up to 5 rates each)")
+    width["at_least"] = 0.0
+    assert "0.0" not in care(summary, "adamw")
+    width["points"] = 1
     assert care(summary, "adamw") is None

@@ -3,7 +3,6 @@
 import math
 import os
 import re
-from html.parser import HTMLParser
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
@@ -13,30 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import browser as chromium
-from invented import FIELD, LOSS, race
+from invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
+from page import Page
 from steepest.race import drawing, figures, report
+from steepest.race.protocol import Plan
+from steepest.race.summary import summarise
 from steepest.race.wording import verdict
 
 EVIL = "<script>alert(1)</script>$x$"
 LOST = (("fresh", "adam", 1), ("fresh", "adam", 4), ("tuning", "momentum", 0))
 TITLES = ["Difference to adamw, seed by seed", "By step", "By second", "By trials", "Sensitivity"]
-
-
-class Page(HTMLParser):
-    """What a browser would see: tags, text, and whatever it would load."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.loads, self.text = [], [], ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        loading = ("src", "href", "xlink:href", "data", "srcset", "action", "poster")
-        self.loads += [v for k, v in attrs if k in loading and not (v or "").startswith("#")]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def hostile():
@@ -89,9 +74,12 @@ def test_it_opens_with_the_verdict_and_every_figure_has_its_n_and_its_command():
     assert text.index(summary["verdict"]) < text.index("The field") < text.index(TITLES[0])
     found = html.split("<figure>")[1:]
     assert [re.search("<h3>(.*?)</h3>", figure)[1] for figure in found] == TITLES
-    for figure in found:
-        caption = Page(figure[figure.index("<figcaption>") :]).text
-        assert "n=6" in caption
+    for title, figure in zip(TITLES, found, strict=True):
+        caption = Page(figure[figure.index("<figcaption>") : figure.index("</fig")]).text
+        n = 36 if title in TITLES[3:] else 6  # 6 seeds with 6 trials each
+        assert set(re.findall(r"n=(\d+)", caption)) == (
+            {str(n), "4"} if title == TITLES[2] else {str(n)}
+        )
         assert summary["reproduce"] in caption
 
 
@@ -103,6 +91,13 @@ def test_it_loads_nothing_and_holds_no_script():
     assert "@import" not in html
     assert all(part.startswith("#") for part in html.split("url(")[1:])
     assert "default-src 'none'" in html
+
+
+def test_a_hostile_name_is_text():
+    page = Page(report.page(hostile()))
+    assert "script" not in page.tags
+    assert page.loads == []
+    assert page.text.count(EVIL) >= 8
 
 
 def test_a_long_race_of_many_stays_small():
@@ -119,10 +114,10 @@ def test_diverged_runs_are_shown():
     summary = race(lost=LOST)
     text = " ".join(Page(report.page(summary)).text.split())
     assert "adam (2 of 6 diverged)" in text
-    assert "momentum (n=6, 1 diverged)" in text
+    assert "momentum (n=36, 1 diverged)" in text
     panels = dict(zip(FIELD, drawings(summary)["Sensitivity"], strict=True))
     (_, y) = spots(panels["momentum"], "e1-l").T
-    assert len(y) == 6
+    assert len(y) == 36
     assert y.argmax() == 0  # the lost trial at the worse edge
     assert "n=4 to 6 of them per entry that did not diverge" in text
 
@@ -135,6 +130,30 @@ def test_a_race_without_test_data_or_target_says_so():
     assert "test cases" in Page(report.page(summary)).text
     del summary["test_standard_error"]
     assert "n=0" not in Page(report.page({**summary, "test_size": 0})).text
+
+
+def test_it_says_what_was_chosen_for_the_seeds():
+    summary = race()
+    low, middle, high = summary["entries"]["eadam"]["hyperparameters"]["lr"]
+    assert low < middle < high
+    page = Page(report.page(summary)).text
+    assert f"lr={middle:.3g} ({low:.3g} to {high:.3g})" in page
+    summary["entries"]["eadam"]["hyperparameters"]["lr"] = [0.0123, 0.0123, 0.0123]
+    assert "lr=0.0123 (" not in Page(report.page(summary)).text
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 60, 61, 70])
+def test_an_interrupted_race_has_a_report(done):
+    # of 2 entries with 6 seeds and 5 trials: within the tunings of one, and of the fresh seeds
+    plan = Plan("digits", FIELD[:2], 5, 6, 100, 0)
+    summary = summarise(DIGITS, plan, pairs(plan)[:done], PROVENANCE)
+    text = Page(report.page(summary)).text
+    assert summary["verdict"] == f"No verdict: {done} of 72 runs are finished."
+    assert summary["verdict"] in text
+    assert ("Sensitivity" in text) == (done > 0)
+    chosen = [entry["chosen"] for entry in summary["entries"].values()]
+    assert [c is not None for c in chosen] == [done >= 30, done >= 60]
+    assert ("lr=" in text) == (done >= 30)
 
 
 def test_other_measures_are_means_over_the_runs_that_reported_them():
@@ -228,6 +247,17 @@ def test_sensitivity_has_a_panel_for_each_entry_on_one_scale():
     x, y = spots(panels[3], "e3-l").T
     assert straight([math.log10(t["hyperparameters"]["lr"]) for t in tried], x)
     assert straight([t["validation"] for t in tried], y)
+
+
+def test_what_was_chosen_for_a_fresh_seed_is_ringed():
+    summary = race()
+    svg = drawings(summary)["Sensitivity"][1]
+    uses = [u for u in ElementTree.fromstring(svg).iter() if u.tag.endswith("use")]
+    drawn = [(float(u.get("x")), float(u.get("y"))) for u in uses]
+    ringed = [drawn.count(tuple(spot)) == 2 for spot in spots(svg, "e1-l").tolist()]
+    chosen = summary["entries"]["momentum"]["chosen"]
+    assert [i // 6 for i in chosen] == list(range(6))
+    assert [i for i, ring in enumerate(ringed) if ring] == chosen
 
 
 def test_an_untuned_entry_is_grey_in_every_figure():

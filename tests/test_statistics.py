@@ -7,14 +7,93 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from steepest.race import planning, statistics
 from steepest.race.protocol import Plan
 
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=9)
 values = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=7)
+
+
+# --- claims
+
+
+def test_holm_by_hand():
+    # sorted .005 .01 .03 .04, times 4 3 2 1, never falling
+    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
+
+
+@given(p_values, st.randoms(use_true_random=False))
+def test_holm_laws(p, random):
+    adjusted = statistics.holm(p)
+    assert all(a <= b <= min(1, len(p) * a + 1e-15) for a, b in zip(p, adjusted, strict=True))
+    order = np.argsort(p, kind="stable")
+    assert all(np.diff(np.array(adjusted)[order]) >= 0)
+    shuffled = random.sample(range(len(p)), len(p))
+    assert statistics.holm([p[i] for i in shuffled]) == [adjusted[i] for i in shuffled]
+
+
+def test_interval_and_p_are_those_of_a_paired_t_test():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 10))
+    judged = statistics.compare({"one": (a - b).tolist()})["one"]
+    oracle = stats.ttest_rel(a, b)
+    interval = oracle.confidence_interval(0.95)
+    assert (judged.n, judged.level) == (10, 0.95)
+    assert judged.mean == pytest.approx(a.mean() - b.mean())
+    assert (judged.low, judged.high) == pytest.approx((interval.low, interval.high))
+    assert judged.p == judged.p_holm == pytest.approx(oracle.pvalue)
+
+
+def test_an_interval_is_at_the_level_at_which_holm_tested_it():
+    rng = np.random.default_rng(2)
+    noise = {name: rng.normal(size=10).tolist() for name in ("far", "null", "none")}
+    noise["far"] = [5 + 0.1 * x for x in noise["far"]]
+    judged = statistics.compare(noise)
+    assert judged["far"].level == pytest.approx(1 - 0.05 / 3)
+    assert judged["null"].level == judged["none"].level == pytest.approx(1 - 0.05 / 2)
+    assert [judged[name].claim for name in noise] == [True, False, False]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(5, 12), st.integers(1, 6), st.floats(0, 3))
+def test_an_interval_leaves_out_zero_exactly_where_a_difference_is_claimed(seed, n, field, shift):
+    rng = np.random.default_rng(seed)
+    shifts = shift * rng.normal(size=field)
+    judged = statistics.compare(
+        {str(i): rng.normal(shifts[i], 1, n).tolist() for i in range(field)}
+    )
+    for d in judged.values():
+        assert d.low is not None
+        assert d.high is not None
+        assert d.p_holm is not None
+        assert d.claim == (d.low > 0 or d.high < 0) == (d.p_holm <= 0.05)
+
+
+def test_differences_without_spread_give_no_nan():
+    judged = statistics.compare({"same": [0.0] * 10, "shifted": [1 / 597 - 1e-17] * 9 + [1 / 597]})
+    same, shifted = judged["same"], judged["shifted"]
+    assert (same.low, same.high, same.p, same.claim) == (None, None, 1, False)
+    assert shifted.low is None
+    assert shifted.p == pytest.approx(stats.binomtest(10, 10).pvalue)  # the exact sign test
+    assert not statistics.compare({"five": [0.5] * 5})["five"].claim
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_no_claim_on_fewer_than_five_seeds(n):
+    judged = statistics.compare({"huge": [100 + 0.001 * i for i in range(n)]})["huge"]
+    assert not judged.claim
+    assert (judged.p is None) == (n == 1)
+
+
+def test_proportion_error():
+    assert statistics.proportion_error(0.5, 100) == pytest.approx(0.05)
+    assert statistics.proportion_error(1.0, 7) == 0
 
 
 # --- effect size
@@ -193,14 +272,14 @@ def test_width_of_the_learning_rates_near_the_best():
     assert width is not None
     assert width["at_least"] == pytest.approx(1.0)
     assert width["at_most"] == pytest.approx(3.0)
-    assert (width["within"], width["points"]) == (3, 6)  # 1.0 is no neighbour
+    assert width["points"] == 6  # of which 1.0 is as good, and no neighbour
     down = statistics.lr_width([(lr, -v) for lr, v in trials[::-1]], maximize=False)
     assert down == width
     ends = statistics.lr_width(trials[1:4])
     assert ends is not None
     assert ends["at_most"] is None
     one = statistics.lr_width([(0.1, 0.0)])
-    assert one == {"at_least": 0.0, "at_most": None, "within": 1, "points": 1}
+    assert one == {"at_least": 0.0, "at_most": None, "points": 1}
     assert statistics.lr_width([]) is None
 
 
@@ -232,10 +311,13 @@ def test_the_interval_of_a_standard_deviation_covers_it():
 
 def test_the_text_of_a_plan():
     plan = Plan("digits", ("adamw", "momentum", "eadam"), trials=8, seeds=10, steps=300, seed=0)
-    # 54 runs on 2 workers are 27 turns of 2 s, and 3 first steps of 1 s
-    assert planning.duration(plan, 2, 2.0, 1.0) == 57
-    said = planning.text(plan, 2, 2.0, 1.0)
-    assert "54 runs, about 57 s with --jobs 2" in said
+    # 3 x 10 x (8 + 1) = 270 runs on 4 workers are 68 turns of half a second, and 3 first steps
+    assert planning.duration(plan, 4, 0.5, 1.0) == 37
+    said = planning.text(plan, 4, 0.5, 1.0)
+    assert said.startswith(
+        "3 entries, each with 10 fresh seeds and 8 tuning trials for each of them, of 300 steps: "
+        "270 runs, about 37 s with --jobs 4."
+    )
     assert f"{planning.detectable(1.0, 10, 2):.2f} standard deviations" in said
     known = planning.text(plan, 2, 2.0, 1.0, [0.01, -0.01, 0.02, 0.0], proportion=True)
     sd = np.std([0.01, -0.01, 0.02, 0.0], ddof=1)
@@ -246,8 +328,9 @@ def test_the_text_of_a_plan():
 
 def test_plans_without_a_verdict():
     alone = Plan("digits", ("adamw",), trials=8, seeds=10, steps=300, seed=0)
-    assert "nothing to tell apart" in planning.text(alone, 1, 600.0, 0.0)
-    assert "3.0 h" in planning.text(alone, 1, 600.0, 0.0)
+    assert "nothing to tell apart" in planning.text(alone, 1, 120.0, 0.0)
+    assert "1 entry with 10 fresh seeds" in planning.text(alone, 1, 120.0, 0.0)
+    assert "90 runs, about 3.0 h" in planning.text(alone, 1, 120.0, 0.0)
     few = Plan("digits", ("adamw", "adam"), trials=1, seeds=4, steps=300, seed=0)
     assert "No verdict: 4 fresh seeds" in planning.text(few, 1, 60.0, 0.0)
-    assert "10 min" in planning.text(few, 1, 60.0, 0.0)
+    assert "16 runs, about 16 min" in planning.text(few, 1, 60.0, 0.0)

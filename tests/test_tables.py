@@ -25,7 +25,7 @@ def one(**changes):
 def test_every_run_is_a_row_with_its_hyperparameters():
     runs = pairs(PLAN)
     rows = read(tables.runs(DIGITS, runs))
-    assert len(rows) == 2 * (3 + 5)
+    assert len(rows) == 2 * 5 * (3 + 1)
     for row, (trial, result) in zip(rows, runs, strict=True):
         assert (row["phase"], row["entry"]) == (trial.phase, trial.entry)
         assert (int(row["index"]), int(row["seed"])) == (trial.index, trial.seed)
@@ -63,7 +63,7 @@ def test_a_diverged_run_has_its_reason_and_the_worst_metric():
 def test_curves_have_a_row_for_each_evaluation():
     runs = pairs(PLAN, evaluations=4, lost=[("fresh", "adamw", 2)])
     rows = read(tables.curves(runs))
-    assert len(rows) == sum(len(result.steps) for _, result in runs) == 16 * 4 - 2
+    assert len(rows) == sum(len(result.steps) for _, result in runs) == 40 * 4 - 2
     found = [(int(r["step"]), float(r["seconds"]), float(r["validation"])) for r in rows[:4]]
     first = runs[0][1]
     assert found == list(zip(first.steps, first.seconds, first.validation, strict=True))

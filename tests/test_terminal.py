@@ -48,13 +48,13 @@ def test_the_table_has_every_entry_with_its_best_its_runs_and_what_diverged():
     for trial, result in runs:
         progress.advance(trial, result)
     text = drawn(progress)
-    assert "fresh seeds: 27 of 27 runs, 2 diverged, about 0:00:00 left" in text
+    assert "fresh seeds: 75 of 75 runs, 2 diverged, about 0:00:00 left" in text
     for entry in PLAN.entries:
         tuned = [r.validation[-1] for t, r in runs
                  if (t.phase, t.entry) == ("tuning", entry) and not r.diverged]  # fmt: skip
         (line,) = [line for line in text.splitlines() if f" {entry} " in f" {line}"]
         words = line.split()
-        assert words[1] == "9/9"
+        assert words[1] == "25/25"  # 5 x (4 + 1)
         assert words[-2:] == [f"{100 * max(tuned):.2f}", "2" if entry == "momentum" else "0"]
 
 
@@ -82,12 +82,15 @@ def test_the_table_fits_its_terminal(width):
 
 def test_the_remaining_time_counts_the_runs_of_this_start_alone():
     runs = pairs(PLAN)
-    progress, _, clock = watched(done=runs[:7])
-    assert "tuning: 7 of 27 runs, time left not known yet" in drawn(progress)
+    progress, _, clock = watched(done=runs[:57])
+    assert "tuning: 57 of 75 runs, time left not known yet" in drawn(progress)
     clock.now += 50
-    for run in runs[7:12]:
+    for run in runs[57:59]:
         progress.advance(*run)
-    assert "fresh seeds: 12 of 27 runs, about 0:02:30 left" in drawn(progress)
+    assert "tuning: 59 of 75 runs, about 0:06:40 left" in drawn(progress)
+    for run in runs[59:62]:  # 3 entries x 5 seeds x 4 trials are over
+        progress.advance(*run)
+    assert "fresh seeds: 62 of 75 runs, about 0:02:10 left" in drawn(progress)
 
 
 def test_without_a_terminal_there_is_a_plain_line_now_and_then():
@@ -99,8 +102,8 @@ def test_without_a_terminal_there_is_a_plain_line_now_and_then():
             if i == 2:
                 assert console.file.getvalue() == ""
     lines = console.file.getvalue().splitlines()
-    assert lines[0] == "steepest: digits, tuning: 4 of 27 runs, about 0:03:27 left"
-    assert len(lines) == 27 // 4
+    assert lines[0] == "steepest: digits, tuning: 4 of 75 runs, about 0:10:39 left"
+    assert len(lines) == 75 // 4
     assert "\x1b" not in console.file.getvalue()
 
 
@@ -110,7 +113,7 @@ def test_a_dumb_terminal_is_none(monkeypatch):
     with progress:
         clock.now += 31
         progress.advance(*pairs(PLAN)[0])
-    assert console.file.getvalue().startswith("steepest: digits, tuning: 1 of 27 runs")
+    assert console.file.getvalue().startswith("steepest: digits, tuning: 1 of 75 runs")
     assert "\x1b" not in console.file.getvalue()
 
 
@@ -152,7 +155,7 @@ def test_in_a_real_terminal_it_never_writes_past_the_edge():
         process.kill()
     os.close(ours)
     assert b"Traceback" not in text
-    assert b"of 27 runs" in text
+    assert b"of 75 runs" in text
     assert b"end" in text
     plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", text).decode()
     assert max(len(line) for line in plain.replace("\r", "\n").splitlines()) <= 60

@@ -49,7 +49,8 @@ def race(
         ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Tuning trials per entry.", show_default="8")
+        int | None,
+        typer.Option(help="Tuning trials for each fresh seed of an entry.", show_default="8"),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(help="Fresh seeds per entry.", show_default="10")
@@ -109,6 +110,34 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a race.", meta
 
     terminal.show(conduct.rebuild(folder))
     _say_where(folder)
+    return 0
+
+
+@app.command(epilog="Example: steepest profile race-digits race-diabetes --out profile.html")
+def profile(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of finished races.", metavar="DIR DIR...")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Write a page with the figure.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> int:
+    """Compare optimizers across several races: a performance profile of steps to target."""
+    need_race()
+    from rich.console import Console
+
+    from steepest.race import profile
+
+    found = profile.profile([profile.read(folder) for folder in folders])
+    found["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
+    if out:
+        out.write_text(profile.page(found), encoding="utf-8")
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return 0
+    Console(file=sys.stdout).print(profile.table(found))
+    print("\n".join(profile.notes(found)))
+    if out:
+        print(f"page: {out}")
     return 0
 
 

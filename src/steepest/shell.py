@@ -74,6 +74,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                 stacklevel=3,
             )
 
+    def stepped_by(self) -> set[str]:
+        """What made the last step: CompiledPart, ForeachPart, SparsePart, ReferencePart."""
+        return {type(part).__name__ for *_, parts in self._parts.values() for part in parts}
+
     @property
     def _called(self) -> str:
         return type(self).__name__

@@ -102,7 +102,10 @@ def race(
             _run(pool, store, first)
             tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
             chosen = {
-                entry: protocol.best(task, [pair for pair in tuned if pair[0].entry == entry])
+                entry: [
+                    protocol.best(task, mine)
+                    for mine in protocol.by_seed(plan, (p for p in tuned if p[0].entry == entry))
+                ]
                 for entry in plan.entries
             }
             _run(pool, store, protocol.fresh(plan, chosen))
@@ -263,7 +266,7 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         "warm": max(result.warm_seconds for result in measured),
     }
     count, seeds = protocol.affordable(**cost, seeds=request.seeds)
-    short = count + seeds > protocol.runs_within(**cost)
+    short = seeds * (count + 1) > protocol.runs_within(**cost)
     plan = replace(plan, trials=count, seeds=seeds, over_budget=short)
     if short:
         print(f"steepest: {over_budget(asdict(plan))}", file=sys.stderr)

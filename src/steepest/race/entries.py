@@ -169,7 +169,6 @@ def schedule(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LRSched
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:
     """What stepped it: the package's own parts, by name, or a class of torch or of others."""
     if isinstance(optimizer, RuleOptimizer):
-        parts = (part for *_, mine in optimizer._parts.values() for part in mine)
-        return {type(part).__name__ for part in parts}
+        return optimizer.stepped_by()
     kind = type(optimizer)
     return {f"{kind.__module__}:{kind.__qualname__}"}

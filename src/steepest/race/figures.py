@@ -104,7 +104,7 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
 
     return {
         "title": f"Difference to {base}, seed by seed",
-        "text": f"Small marks: each of n={counted(summary, 'test')} fresh seeds, the entry less "
+        "text": f"Small marks: each of n={counted(summary, 'test', 'fresh seed')}, the entry less "
         f"{base} with the same initial weights and order of data. Large marks and bars: mean and "
         f"t interval, as in the table. Arrowhead at the edge: beyond the scale.",
         "drawings": [(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"), "", None)],
@@ -113,7 +113,7 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
 
 def _by_training(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """The validation metric by step and by second, each on linear and on logarithmic axes."""
-    entries, n = list(summary["entries"].values()), counted(summary, "test")
+    entries, n = list(summary["entries"].values()), counted(summary, "test", "fresh seed")
     curves = [
         {k: _scaled(summary, v) for k, v in e["curve"].items() if k != "steps"} for e in entries
     ]
@@ -142,12 +142,12 @@ def _by_training(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "title": "By step",
-            "text": f"Median and quartiles of n={n} fresh seeds.",
+            "text": f"Median and quartiles of n={n}.",
             "drawings": both(bands, "step", "s"),
         },
         {
             "title": "By second",
-            "text": f"Median of n={n} fresh seeds against {_training_time(entries)} on one thread, "
+            "text": f"Median of n={n} against {_training_time(entries)} on one thread, "
             f"evaluation left out.",
             "drawings": both(plain, "seconds of training", "t"),
         },
@@ -168,7 +168,11 @@ def _by_trials(summary: dict[str, Any]) -> dict[str, Any] | None:
         f"from the n={counted(summary, 'tuning')} that each entry had "
         f"(Dodge et al. 2019, arXiv:1909.03004).",
         "drawings": [
-            (lines(summary, counted_up, "tuning trials", _score(summary), limits, "k"), "", None)
+            (
+                lines(summary, counted_up, "tuning trials", _score(summary), limits, "k", True),
+                "",
+                None,
+            )
         ],
     }
 
@@ -180,8 +184,8 @@ def _sensitivity(summary: dict[str, Any]) -> dict[str, Any] | None:
         tried = [t for t in entry["tuning"] if t["hyperparameters"].get("lr", 0) > 0]
         scores = _scaled(summary, (t["validation"] for t in tried))
         lost = [bool(t["diverged"]) or math.isnan(v) for t, v in zip(tried, scores, strict=True)]
-        best = entry["best_trial"]
-        chosen = [best is not None and t is entry["tuning"][best] for t in tried]
+        best = [id(entry["tuning"][i]) for i in entry["chosen"] or ()]
+        chosen = [id(t) in best for t in tried]
         rates = [t["hyperparameters"]["lr"] for t in tried]
         found.append(list(zip(rates, scores, lost, chosen, strict=True)))
     rates = [rate for tried in found for rate, *_ in tried]
@@ -222,8 +226,8 @@ def _sensitivity(summary: dict[str, Any]) -> dict[str, Any] | None:
         "title": "Sensitivity",
         "text": f"{_score(summary).capitalize()} of every tuning trial "
         f"(n={counted(summary, 'tuning')} per entry, one seed each) against its learning rate, all "
-        f"of its hyperparameters varied at once; one scale for all. Ringed: chosen. "
-        f"Crosses at the edge: diverged; arrowhead at the edge: beyond the scale.",
+        f"of its hyperparameters varied at once; one scale for all. Ringed: chosen for a fresh "
+        f"seed. Crosses at the edge: diverged; arrowhead at the edge: beyond the scale.",
         "drawings": drawings,
     }
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 import steepest
 from steepest.race.statistics import ALPHA, LEAST, compare
+from steepest.race.wording import _plural
 
 Summary = dict[str, Any]
 Finding = tuple[str, str]
@@ -79,7 +80,7 @@ def untuned_because(tuning: list[dict[str, Any]]) -> str | None:
         return "nothing but the defaults was tried (1 configuration); give --trials 2 or more"
     if all(trial["diverged"] for trial in others):
         return (
-            f"all of its {len(others)} trials but the defaults diverged; "
+            f"all of its {len(others)} {_plural('trial', len(others))} but the defaults diverged; "
             f"lower its search range of lr"
         )
     return None
@@ -89,40 +90,45 @@ def diverged_best(summary: Summary) -> Iterator[Finding]:
     """The chosen configuration does not train."""
     for name, entry in summary["entries"].items():
         lost, n = entry["diverged"]["fresh"], len(entry["test"])
-        if entry["tuning"][entry["best_trial"]]["diverged"]:
+        hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"])
+        if hopeless:
             text = (
-                f"all {entry['trials']} tuning trials of {name} diverged, the one that was run "
-                f"again too; lower its search range of lr"
+                f"All tuning trials of {name} diverged for {hopeless} of {n} fresh "
+                f"{_plural('seed', n)}; lower its search range of lr"
             )
             yield name, text
         elif lost:
             text = (
-                f"the best configuration of {name} diverged on {lost} of {n} fresh seeds; it lies "
-                f"too close to instability: give it more trials or a lower range of lr"
+                f"The chosen configuration of {name} diverged on {lost} of {n} fresh "
+                f"{_plural('seed', n)}; it lies too close to instability: give it more trials or "
+                f"a lower range of lr"
             )
             yield name, text
 
 
 def border(summary: Summary) -> Iterator[Finding]:
-    """The best value of a knob is the last one tried, at the border of its range."""
+    """In most tunings the best value of a knob is the last one tried, at its range's border."""
+    trials, n = summary["plan"]["trials"], summary["plan"]["seeds"]
     for name, entry in summary["entries"].items():
-        best = entry["tuning"][entry["best_trial"]]
-        if len(entry["tuning"]) < TRIALS_TO_JUDGE or best["diverged"] or entry["untuned"]:
+        if trials < TRIALS_TO_JUDGE or entry["untuned"]:
             continue
-        equal = [t for t in entry["tuning"] if t["validation"] == best["validation"]]
         for knob, (low, high) in (entry["space"] or {}).items():
-            value = best["hyperparameters"][knob]
-            tried = [t["hyperparameters"][knob] for t in entry["tuning"]]
             inside = (high / low) ** EDGE
-            for side, last, near in (
-                ("lower", min(tried), value <= low * inside),
-                ("upper", max(tried), value >= high / inside),
-            ):
-                if near and all(t["hyperparameters"][knob] == last for t in equal):
+            at = {"lower": 0, "upper": 0}
+            for i, chosen in enumerate(entry["chosen"]):
+                tried = entry["tuning"][i * trials : (i + 1) * trials]
+                best = entry["tuning"][chosen]
+                equal = [t for t in tried if t["validation"] == best["validation"]]
+                ends = [t["hyperparameters"][knob] for t in equal if not t["diverged"]]
+                values = [t["hyperparameters"][knob] for t in tried]
+                at["lower"] += bool(ends) and max(ends) == min(values) <= low * inside
+                at["upper"] += bool(ends) and min(ends) == max(values) >= high / inside
+            for side, count in at.items():
+                if count > n / 2:
                     text = (
-                        f"the best {knob} of {name}, {value:.3g}, is the last of {len(tried)} "
-                        f"tried at the {side} border of its range ({low:g} to {high:g}); "
-                        f"widen the range there"
+                        f"The best {knob} of {name} is the last one tried at the {side} border of "
+                        f"its range ({low:g} to {high:g}) in {count} of {n} "
+                        f"{_plural('tuning', n)}; widen the range there"
                     )
                     yield name, text
 
@@ -134,31 +140,35 @@ def few_trials(summary: Summary) -> Iterator[Finding]:
         if 0 < points < POINTS_PER_KNOB * knobs:
             need = POINTS_PER_KNOB * knobs + 1
             text = (
-                f"{name} has {knobs} {'knob' if knobs == 1 else 'knobs'} and {points} points "
-                f"beside its defaults; give --trials {need} or more"
+                f"{name} has {knobs} {_plural('knob', knobs)} and {points} "
+                f"{_plural('point', points)} beside its defaults; give --trials {need} or more"
             )
             yield name, text
 
 
 def worse_than_default(summary: Summary) -> Iterator[Finding]:
-    """The chosen baseline falls short, on fresh seeds, of what its defaults reached in tuning.
+    """The tuned baseline falls short, on fresh seeds, of what its defaults reached in tuning.
 
-    By more than one new run could by chance: the 95 % prediction interval of the fresh runs.
+    By Welch's t test at 5 %: the seeds of tuning are other ones.
     """
-    name = summary["baseline"]
+    name, trials = summary["baseline"], summary["plan"]["trials"]
     entry = summary["entries"][name]
-    fresh, default = entry["validation"], entry["tuning"][0]
+    fresh, defaults = entry["validation"], entry["tuning"][::trials]
     n, shown = len(fresh), _shown(summary)
-    if entry["best_trial"] == 0 or default["diverged"] or n < LEAST:
+    if n < LEAST or any(trial["diverged"] for trial in defaults):
         return
-    mean = st.fmean(fresh)
-    reach = stats.t.isf(ALPHA / 2, n - 1) * st.stdev(fresh) * math.sqrt(1 + 1 / n)
-    short = (default["validation"] - mean) * (1 if summary["maximize"] else -1)
-    if short > reach:
+    if all(i % trials == 0 for i in entry["chosen"]):  # what was run again are the defaults
+        return
+    before = [trial["validation"] for trial in defaults]
+    short = (st.fmean(before) - st.fmean(fresh)) * (1 if summary["maximize"] else -1)
+    known = [x for v in (before, fresh) for x in (st.fmean(v), st.stdev(v), n)]
+    spread = known[1] + known[4]
+    test: Any = stats.ttest_ind_from_stats(*known, equal_var=False) if spread else None
+    if short > 0 and (test is None or test.pvalue < ALPHA):
         text = (
-            f"{name} as tuned reached {shown(mean)} in validation on {n} fresh seeds, its defaults "
-            f"{shown(default['validation'])} in tuning: a lucky trial was chosen; give more trials "
-            f"or longer runs"
+            f"{name} as tuned reached {shown(st.fmean(fresh))} in validation on {n} fresh seeds, "
+            f"its defaults {shown(st.fmean(before))} in tuning: lucky trials were chosen; give "
+            f"more trials or longer runs"
         )
         yield name, text
 
@@ -188,7 +198,7 @@ def schedule(summary: Summary) -> Iterator[Finding]:
         planned = entry.get("schedule_steps")
         if planned and planned > steps:
             text = (
-                f"the schedule of {name} is made for {planned:,} steps and the run has {steps:,}; "
+                f"The schedule of {name} is made for {planned:,} steps and the run has {steps:,}; "
                 f"shorten it, or give --steps {planned}"
             )
             yield name, text
@@ -196,7 +206,8 @@ def schedule(summary: Summary) -> Iterator[Finding]:
         if rule not in HORIZONS or rule not in steepest.rules:
             continue
         knob, acts, event = HORIZONS[rule]
-        value = {**steepest.rules[rule].defaults, **(entry["hyperparameters"] or {})}[knob]
+        chosen = {name: middle for name, (_, middle, _) in entry["hyperparameters"].items()}
+        value = {**steepest.rules[rule].defaults, **chosen}[knob]
         if acts(value) > steps:
             text = (
                 f"{name} {event} at step {acts(value):,.0f} ({knob}={value:g}) and the run has "

@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from steepest.race.protocol import Plan
 from steepest.race.statistics import ALPHA, LEAST, POWER, power
+from steepest.race.wording import _plural
 
 CONFIDENCE = 0.8
 """Of the interval around a standard deviation that few pilot runs gave."""
@@ -46,8 +47,7 @@ def duration(plan: Plan, jobs: int, run: float, warm: float) -> float:
     step of an entry in a worker.
     """
     field = len(plan.entries)
-    runs = field * (plan.trials + plan.seeds)
-    return math.ceil(runs / jobs) * run + field * warm
+    return math.ceil(plan.runs / jobs) * run + field * warm
 
 
 def text(
@@ -66,17 +66,20 @@ def text(
     share, said in points.
     """
     field = len(plan.entries)
-    runs = field * (plan.trials + plan.seeds)
     lines = [
-        f"{field} entries, each with {plan.trials} tuning trials and {plan.seeds} fresh seeds of "
-        f"{plan.steps} steps: {runs} runs, about "
+        f"{field} {'entry' if field == 1 else 'entries, each'} with {plan.seeds} fresh "
+        f"{_plural('seed', plan.seeds)} and {plan.trials} tuning {_plural('trial', plan.trials)} "
+        f"for each of them, of {plan.steps} {_plural('step', plan.steps)}: {plan.runs} runs, about "
         f"{_clock(duration(plan, jobs, run, warm))} with --jobs {jobs}."
     ]
     comparisons = field - 1
     if comparisons < 1:
         lines.append(f"{plan.baseline} runs alone: there is nothing to tell apart.")
     elif plan.seeds < LEAST:
-        lines.append(f"No verdict: {plan.seeds} fresh seeds, a claim needs at least {LEAST}.")
+        lines.append(
+            f"No verdict: {plan.seeds} fresh {_plural('seed', plan.seeds)}, a claim needs at "
+            f"least {LEAST}."
+        )
     else:
         effect = detectable(1.0, plan.seeds, comparisons)
         found = f"found in {POWER:.0%} of such races at n={plan.seeds} fresh seeds"
@@ -87,7 +90,8 @@ def text(
             unit = " points" if proportion else ""
             lines.append(
                 f"A difference of {size}{unit} to {plan.baseline} would be {found}; {at_least} to "
-                f"{at_most}{unit}, as {len(differences)} pilot pairs know their spread no better."
+                f"{at_most}{unit}, as {len(differences)} pilot pairs know their spread no "
+                f"better. Luck in tuning, which they do not have, comes on top."
             )
         else:
             lines.append(

@@ -15,7 +15,9 @@ from typing import Any
 from steepest.race import BadCall, entries
 from steepest.race.tasks import Task
 
-TRIALS, SEEDS, LEAST_SEEDS = 8, 10, 5
+TRIALS, SEEDS = 8, 10
+LEAST_TRIALS, LEAST_SEEDS = 4, 5
+"""What a budget keeps as long as it can: first the trials, then the seeds."""
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
 """Coordinates of a quasi-random point; an entry uses as many as it has knobs."""
@@ -30,7 +32,9 @@ class Plan:
     task: str
     entries: tuple[str, ...]
     trials: int
+    """Tuning trials of an entry for each of its fresh seeds."""
     seeds: int
+    """Fresh seeds, each tuned anew."""
     steps: int
     seed: int
     request: dict[str, Any] = field(default_factory=dict)
@@ -39,6 +43,16 @@ class Plan:
     """The budget allows less than the least race, which is run all the same."""
     data: str | None = None
     """The folder that a task on the user's data reads."""
+
+    @property
+    def tunings(self) -> int:
+        """Tuning trials of an entry in all."""
+        return self.seeds * self.trials
+
+    @property
+    def runs(self) -> int:
+        """Runs of the whole race."""
+        return len(self.entries) * (self.tunings + self.seeds)
 
     @property
     def baseline(self) -> str:
@@ -123,29 +137,41 @@ def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> lis
 
 
 def tuning(plan: Plan) -> list[Trial]:
-    """The tuning trials: trial 0 is the rule's own defaults, the others are quasi-random.
+    """The tuning trials: `plan.trials` of every entry for every fresh seed, one seed after another.
 
-    Trial i of every entry shares its seed. Ordered by index, so that a machine that slows down
+    Of each tuning the first is the rule's own defaults, the others are quasi-random points of its
+    own: luck in tuning then differs from seed to seed, and the intervals contain it. Trial k of
+    tuning i has the same seed in every entry. Ordered by index, so that a machine that slows down
     slows every entry.
     """
-    hypers = {
-        entry: [entries.defaults(entry), *points(plan.seed, entries.space(entry), plan.trials - 1)]
-        for entry in plan.entries
-    }
+
+    def hypers(entry: str, i: int) -> list[dict[str, float]]:
+        drawn = points(derive(plan.seed, TUNING, i), entries.space(entry), plan.trials - 1)
+        return [entries.defaults(entry), *drawn]
+
     return [
         Trial(
             plan.task,
             TUNING,
-            e,
-            i,
-            derive(plan.seed, TUNING, i),
+            entry,
+            i * plan.trials + k,
+            derive(plan.seed, TUNING, i, k),
             plan.steps,
-            hypers[e][i],
+            hyper,
             plan.data,
         )
-        for i in range(plan.trials)
-        for e in plan.entries
+        for i in range(plan.seeds)
+        for k, each in enumerate(zip(*(hypers(e, i) for e in plan.entries), strict=True))
+        for entry, hyper in zip(plan.entries, each, strict=True)
     ]
+
+
+def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tuple[Trial, Result]]]:
+    """The tuning trials of one entry, those for each fresh seed together."""
+    found: list[list[tuple[Trial, Result]]] = [[] for _ in range(plan.seeds)]
+    for pair in tuned:
+        found[pair[0].index // plan.trials].append(pair)
+    return found
 
 
 def final(task: Task, result: Result) -> float:
@@ -169,10 +195,19 @@ def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
     return min(tuned, key=rank)[0]
 
 
-def fresh(plan: Plan, chosen: dict[str, Trial]) -> list[Trial]:
-    """The runs that are reported: every entry's chosen configuration on the same new seeds."""
+def fresh(plan: Plan, chosen: dict[str, list[Trial]]) -> list[Trial]:
+    """The runs that are reported: on the same new seeds for every entry, each by its own choice."""
     return [
-        Trial(plan.task, FRESH, e, i, derive(plan.seed, FRESH, i), plan.steps, chosen[e].hyper)
+        Trial(
+            plan.task,
+            FRESH,
+            e,
+            i,
+            derive(plan.seed, FRESH, i),
+            plan.steps,
+            chosen[e][i].hyper,
+            plan.data,
+        )
         for i in range(plan.seeds)
         for e in plan.entries
     ]
@@ -186,16 +221,16 @@ def runs_within(seconds: float, field: int, jobs: int, run: float, warm: float) 
 def affordable(
     seconds: float, field: int, jobs: int, run: float, warm: float, seeds: int | None
 ) -> tuple[int, int]:
-    """(trials, seeds) per entry that fit into `seconds` of wall time.
+    """(trials for each seed, seeds) of an entry that fit into `seconds` of wall time.
 
     `field` entries on `jobs` workers, `run` seconds a training, `warm` seconds for the first
-    step of an entry in a worker. Seeds stay at 10 where at least one trial then fits, never
-    fall below 5, and are not touched if given.
+    step of an entry in a worker. Seeds stay at 10 where 4 trials for each then fit, never fall
+    below 5, and are not touched if given.
     """
     runs = runs_within(seconds * PLANNED_SHARE, field, jobs, run, warm)
     if seeds is None:
-        seeds = min(SEEDS, max(LEAST_SEEDS, runs - 1))
-    return max(1, runs - seeds), seeds
+        seeds = min(SEEDS, max(LEAST_SEEDS, runs // (LEAST_TRIALS + 1)))
+    return max(1, runs // seeds - 1), seeds
 
 
 def parse_budget(text: str) -> float:

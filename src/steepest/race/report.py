@@ -4,40 +4,39 @@ from __future__ import annotations
 
 import statistics as st
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 
 from steepest.race.drawing import DARK, LIGHT, PAGE, looks, untuned
 from steepest.race.figures import figures
 from steepest.race.wording import beside, care, caveats, columns, counted, number, rows, units
 
 
+def rendered(template: str, **known: Any) -> str:
+    """A page of this room as HTML. Every text from a race is escaped."""
+    pages = Environment(autoescape=True, loader=PackageLoader("steepest.race", ""))
+    return pages.get_template(template).render(light=LIGHT, dark=DARK, **known)
+
+
 def page(summary: dict[str, Any]) -> str:
-    """The whole report as HTML. Every text from the race is escaped."""
+    """The whole report as HTML."""
     target = summary["target"]
-    template = files("steepest.race").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            s=summary,
-            plan=summary["plan"],
-            caveats=caveats(summary),
-            columns=columns(summary),
-            rows=rows(summary),
-            keys=_keys(summary),
-            light=LIGHT,
-            dark=DARK,
-            tested=summary.get("test_data", True),
-            target=target is not None and number(summary, target) + units(summary)[0],
-            seeds=counted(summary, "test"),
-            measures=_measures(summary),
-            beside=_known(beside, summary),
-            care=_known(care, summary),
-            figures=figures(summary),
-        )
+    return rendered(
+        "report.html.jinja",
+        s=summary,
+        plan=summary["plan"],
+        caveats=caveats(summary),
+        columns=columns(summary),
+        rows=rows(summary),
+        keys=keys(summary),
+        tested=summary.get("test_data", True),
+        target=target is not None and number(summary, target) + units(summary)[0],
+        seeds=counted(summary, "test"),
+        measures=_measures(summary),
+        beside=_known(beside, summary),
+        care=_known(care, summary),
+        figures=figures(summary),
     )
 
 
@@ -59,7 +58,7 @@ def _known(
     return {name: text for name, text in said.items() if text}
 
 
-def _keys(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def keys(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """One line of the legend for each entry, in the order of the entries."""
     grey, found = untuned(summary), []
     for (name, entry), look in zip(summary["entries"].items(), looks(summary), strict=True):

@@ -216,13 +216,13 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 def lr_width(
     trials: Sequence[tuple[float, float]], *, maximize: bool = True
-) -> dict[str, float | int | None] | None:
+) -> dict[str, Any] | None:
     """How wide the range of learning rates within 1 % of the best is; None without a trial.
 
     `trials`: (learning rate, metric) of the trials that did not diverge. In decades: "at_least"
     between the outermost of the neighbouring trials around the best that are all within 1 %,
-    "at_most" between the first trials beyond them, None where none lies beyond on one side;
-    "within" of "points" trials. Other knobs vary too, so one bad trial may end the range early.
+    "at_most" between the first trials beyond them, None where none lies beyond on one side, of
+    "points" trials. Other knobs vary too, so one bad trial may end the range early.
     """
     if not trials:
         return None
@@ -240,6 +240,5 @@ def lr_width(
     return {
         "at_least": math.log10(ordered[last][0] / ordered[first][0]),
         "at_most": math.log10(ordered[last + 1][0] / ordered[first - 1][0]) if bounded else None,
-        "within": last - first + 1,
         "points": len(ordered),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics as st
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from steepest.race import BadCall
 from steepest.race import entries as field
 from steepest.race.lint import lint, untuned_because
-from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, best, final
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, best, by_seed, final
 from steepest.race.statistics import (
     compare,
     expected_best,
@@ -34,12 +35,11 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         for phase in (TUNING, FRESH)
         for entry in plan.entries
     }
-    expected = len(plan.entries) * (plan.trials + plan.seeds)
     found = {}
     for entry in plan.entries:
         tuned, fresh = by_entry[TUNING, entry], by_entry[FRESH, entry]
         found[entry] = _entry(task, plan, entry, tuned, fresh)
-    complete = len(pairs) == expected
+    complete = len(pairs) == plan.runs
     if complete:  # an interrupted race is not judged: whoever stops it has seen it
         differences = compare(
             {
@@ -67,7 +67,7 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         "target": task.target,
         "baseline": plan.baseline,
         "complete": complete,
-        "runs": {"finished": len(pairs), "planned": expected},
+        "runs": {"finished": len(pairs), "planned": plan.runs},
         "test_size": task.test_size,
         "test_data": task.test_data,
         "plan": {**asdict(plan), "entries": list(plan.entries)},
@@ -83,7 +83,10 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
 
 
 def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dict[str, Any]:
-    chosen = best(task, tuned) if len(tuned) == plan.trials else None
+    turns = by_seed(plan, tuned)
+    chosen = None
+    if len(tuned) == plan.tunings:
+        chosen = [best(task, mine) for mine in turns]
     reached = [_target_index(task, result) for _, result in fresh]
     results = [result for _, result in fresh]
     one = next((result for _, result in (*fresh, *tuned)), None)
@@ -97,22 +100,17 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
         }
         for trial, result in tuned
     ]
-    rates = [
-        (trial["hyperparameters"]["lr"], trial["validation"])
-        for trial in tuning
-        if "lr" in trial["hyperparameters"] and not trial["diverged"]
-    ]
     return {
         "space": space,
         "untuned": untuned_because(tuning) if chosen else None,
-        "hyperparameters": chosen.hyper if chosen else None,
-        "best_trial": chosen.index if chosen else None,
+        "chosen": [trial.index for trial in chosen] if chosen else None,
+        "hyperparameters": _middle([trial.hyper for trial in chosen]) if chosen else None,
         "trials": len(tuned),
         "tuning": tuning,
         "expected_best": expected_best(
             [trial["validation"] for trial in tuning], maximize=task.maximize
         ),
-        "lr_width": lr_width(rates, maximize=task.maximize),
+        "lr_width": _width(task, turns),
         "seeds": [trial.seed for trial, _ in fresh],
         "validation": [final(task, result) for result in results],
         "best_validation": [
@@ -145,6 +143,34 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
                 [result.seconds for result in results if not result.diverged]
             ),
         },
+    }
+
+
+def _middle(chosen: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """Each knob's lowest, median and highest value of the choices for the fresh seeds."""
+    columns = {knob: [hyper[knob] for hyper in chosen] for knob in chosen[0]}
+    return {knob: [min(v), st.median_low(v), max(v)] for knob, v in columns.items()}
+
+
+def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int | None] | None:
+    """The medians over all tunings of `lr_width`: one alone has as few points as it has trials."""
+    found = []
+    for mine in turns:
+        rates = [
+            (trial.hyper["lr"], final(task, result))
+            for trial, result in mine
+            if "lr" in trial.hyper and not result.diverged
+        ]
+        found.append(lr_width(rates, maximize=task.maximize))
+    known = [width for width in found if width]
+    if not known:
+        return None
+    most = st.median(math.inf if w["at_most"] is None else w["at_most"] for w in known)
+    return {
+        "at_least": st.median(w["at_least"] for w in known),
+        "at_most": None if math.isinf(most) else most,
+        "tunings": len(known),
+        "points": max(w["points"] for w in known),
     }
 
 

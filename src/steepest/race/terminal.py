@@ -56,7 +56,7 @@ class Progress:
         self._console = console or Console(stderr=True)
         self._counts = {entry: {"tuning": 0, "runs": 0, "diverged": 0} for entry in plan.entries}
         self._best: dict[str, float] = {}
-        self._total = len(plan.entries) * (plan.trials + plan.seeds)
+        self._total = plan.runs
         for trial, result in done:
             self._count(trial, result)
         self._before = self._finished()
@@ -103,7 +103,7 @@ class Progress:
         finished = self._finished()
         lost = sum(count["diverged"] for count in self._counts.values())
         tuned = sum(count["tuning"] for count in self._counts.values())
-        phase = "tuning" if tuned < len(self._counts) * self._plan.trials else "fresh seeds"
+        phase = "tuning" if tuned < len(self._counts) * self._plan.tunings else "fresh seeds"
         left = "time left not known yet"
         if finished > self._before:
             pace = (self._clock() - self._began) / (finished - self._before)
@@ -122,7 +122,7 @@ class Progress:
         # the name of a metric is the user's: no markup
         table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
         table.add_column("diverged", justify="right")
-        runs = self._plan.trials + self._plan.seeds
+        runs = self._plan.tunings + self._plan.seeds
         for entry, count in self._counts.items():
             best = self._best.get(entry)
             shown = UNKNOWN
@@ -149,7 +149,7 @@ def show(summary: dict[str, Any]) -> None:
 
 
 def _table(summary: dict[str, Any], width: int) -> Table:
-    title = f"{summary['task']}, {counted(summary, 'test')} fresh seeds"
+    title = f"{summary['task']}, {counted(summary, 'test', 'fresh seed')}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
     table = Table(

@@ -16,9 +16,8 @@ UNKNOWN = "\u2013"
 def number(summary: dict[str, Any], value: float, *, signed: bool = False) -> str:
     """A metric or a difference as text, without its unit: 98.12, +0.34."""
     sign = "+" if signed else ""
-    if summary["proportion"]:
-        return f"{100 * value:{sign}.2f}"
-    return f"{value:{sign}.4g}"
+    text = f"{100 * value:{sign}.2f}" if summary["proportion"] else f"{value:{sign}.4g}"
+    return text if float(text) else text.replace("-", sign)
 
 
 def units(summary: dict[str, Any]) -> tuple[str, str]:
@@ -36,9 +35,13 @@ def verdict(summary: dict[str, Any]) -> str:
         return f"No verdict: {runs['finished']} of {runs['planned']} runs are finished."
     judged = {e: Difference(**d["difference"]) for e, d in _compared(summary).items()}
     if not judged:
-        return f"{base} ran alone (n={n} fresh seeds): there is nothing to compare it to."
+        seeds = _plural("seed", n)
+        return f"{base} ran alone (n={n} fresh {seeds}): there is nothing to compare it to."
     if n < LEAST:
-        return f"Not enough seeds: n={n} fresh seeds per entry, a verdict needs at least {LEAST}."
+        return (
+            f"Not enough seeds: n={n} fresh {_plural('seed', n)} per entry, a verdict needs at "
+            f"least {LEAST}."
+        )
     parts = []
     claims = {entry: d for entry, d in judged.items() if d.claim}
     for better, word in ((True, "better"), (False, "worse")):
@@ -47,13 +50,15 @@ def verdict(summary: dict[str, Any]) -> str:
             each = ", ".join(f"{e} by {_size(summary, d)}" for e, d in side.items())
             parts.append(f"{word} than {base} in {metric}: {each}")
     rest = [entry for entry in judged if entry not in claims]
+    trials = summary["plan"]["trials"]
+    tuned = f", each tuned anew with {trials} trials" if trials > 1 else ", untuned"
     keep = "" if any(part.startswith("better") for part in parts) else f", so keep {base}"
     if not claims:
         what = "No entry can" if len(rest) > 1 else f"{rest[0]} cannot"
-        text = f"{what} be told apart from {base} in {metric}, as tuned here, at n={n} fresh seeds"
+        text = f"{what} be told apart from {base} in {metric} at n={n} fresh seeds{tuned}"
         text += keep
     else:
-        text = f"As tuned here, at n={n} fresh seeds: " + "; ".join(parts) + keep
+        text = f"At n={n} fresh seeds{tuned}: " + "; ".join(parts) + keep
         if rest:
             text += f". Not told apart from {base}: {', '.join(rest)}"
     fixed = [e for e in rest if judged[e].low is None]  # without spread there is no interval
@@ -89,18 +94,25 @@ def _more_seeds(rest: dict[str, Difference]) -> str:
 def caveats(summary: dict[str, Any]) -> list[str]:
     """What a reader must know to read the verdict right."""
     plan, base = summary["plan"], summary["baseline"]
-    n = plan["seeds"]
-    if summary["complete"]:
+    n, found = plan["seeds"], summary.get("lint", [])
+    steps = f"{plan['steps']} {_plural('step', plan['steps'])}"
+    if not summary["complete"]:
         lines = [
-            f"Every entry had {plan['trials']} tuning {_plural('trial', plan['trials'])} of "
-            f"{plan['steps']} steps; the best by validation {summary['metric']} was run again on "
-            f"{n} fresh {_plural('seed', n)}."
+            f"So far each entry had {counted(summary, 'tuning', 'tuning trial')} of {steps}, "
+            f"{plan['trials']} for each fresh seed, and {counted(summary, 'test', 'fresh seed')}, "
+            f"each with the best of its trials by validation {summary['metric']}."
+        ]
+    elif plan["trials"] == 1:  # said once for all
+        found = [finding for finding in found if finding["name"] != "untuned"]
+        lines = [
+            f"Nothing was tuned: every entry, {base} too, ran with its defaults for {steps} on "
+            f"{n} fresh {_plural('seed', n)}; give --trials 2 or more."
         ]
     else:
         lines = [
-            f"So far each entry had {counted(summary, 'tuning')} tuning trials of "
-            f"{plan['steps']} steps and {counted(summary, 'test')} fresh seeds of the best of them "
-            f"by validation {summary['metric']}."
+            f"Every entry had {n} fresh {_plural('seed', n)} and was tuned anew for each of them: "
+            f"{plan['trials']} trials of {steps} on seeds of their own, of which the best by "
+            f"validation {summary['metric']} was run on the fresh seed."
         ]
     if plan["over_budget"]:
         lines.append(over_budget(plan) + ".")
@@ -121,7 +133,7 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"The test set itself has n={summary['test_size']} cases: its standard error on one "
             f"{summary['metric']} is {number(summary, summary['test_standard_error'])} points. "
-            f"The intervals speak of other seeds, not of other cases or of another tuning."
+            f"The intervals speak of other seeds and other tunings, not of other cases."
         )
     entries = summary["entries"].values()
     lost = sum(entry["diverged"]["fresh"] for entry in entries)
@@ -131,9 +143,7 @@ def caveats(summary: dict[str, Any]) -> list[str]:
             f"{lost} of {sum(len(e['test']) for e in entries)} fresh runs diverged; each counts as "
             f"{summary['metric']} {worst}, not as missing."
         )
-    if plan["trials"] == 1:
-        lines.append(f"Nothing was tuned: the one trial is the defaults, for {base} too.")
-    return lines + [f"{finding['text']}." for finding in summary.get("lint", ())]
+    return lines + [f"{finding['text']}." for finding in found]
 
 
 def beside(summary: dict[str, Any], name: str) -> str | None:
@@ -147,7 +157,8 @@ def beside(summary: dict[str, Any], name: str) -> str | None:
         parts.append(f"effect {d.effect:+.2f} standard deviations of the differences (Hedges)")
     if d.improved is not None and d.improved_low is not None and d.improved_high is not None:
         parts.append(
-            f"better than {summary['baseline']} on {100 * d.improved:.0f} % of n={d.n} seeds "
+            f"better than {summary['baseline']} on {100 * d.improved:.0f} % of n={d.n} "
+            f"{_plural('seed', d.n)} "
             f"({100 * d.improved_low:.0f} to {100 * d.improved_high:.0f} %)"
         )
     if d.bootstrap_low is not None and d.bootstrap_high is not None:
@@ -161,13 +172,18 @@ def care(summary: dict[str, Any], name: str) -> str | None:
     width = summary["entries"][name].get("lr_width")
     if not width or width["points"] < 2:
         return None
-    text = (
-        f"{width['within']} neighbouring of n={width['points']} learning rates come within 1 % of "
-        f"the best: {width['at_least']:.1f} decades or more"
-    )
+    least = f"{width['at_least']:.1f}"
+    spans = [] if least == "0.0" else [f"{least} decades or more"]
     if width["at_most"] is None:
-        return f"{text}, up to the border of what was tried"
-    return f"{text}, {width['at_most']:.1f} at most"
+        spans.append("up to the border of what was tried")
+    else:
+        spans.append(f"{width['at_most']:.1f} decades at most")
+    tunings = width["tunings"]
+    return (
+        f"learning rates within 1 % of the best: {', '.join(spans)} "
+        f"({'medians of' if tunings > 1 else 'from'} n={tunings} {_plural('tuning', tunings)} "
+        f"with up to {width['points']} rates each)"
+    )
 
 
 def over_budget(plan: dict[str, Any]) -> str:
@@ -175,7 +191,8 @@ def over_budget(plan: dict[str, Any]) -> str:
     trials, seeds = plan["trials"], plan["seeds"]
     return (
         f"The budget of {plan['request']['budget']} allows less than the least race "
-        f"({trials} {_plural('trial', trials)}, {seeds} {_plural('seed', seeds)} per entry); "
+        f"({seeds} {_plural('seed', seeds)} per entry, {trials} {_plural('trial', trials)} for "
+        f"each); "
         f"the race exceeds it"
     )
 
@@ -186,11 +203,16 @@ def spread(counts: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def counted(summary: dict[str, Any], what: str) -> str:
-    """How many "tuning" trials or "test" runs each entry had, and was to have if that is more."""
+def counted(summary: dict[str, Any], what: str, noun: str = "") -> str:
+    """How many "tuning" trials or "test" runs each entry had, and was to have if that is more.
+
+    `noun`: what they are called, one of them.
+    """
     found = spread([len(entry[what]) for entry in summary["entries"].values()])
-    planned = summary["plan"]["trials" if what == "tuning" else "seeds"]
-    return found if found == str(planned) else f"{found} of {planned} planned"
+    plan = summary["plan"]
+    planned = plan["seeds"] * (plan["trials"] if what == "tuning" else 1)
+    text = found if found == str(planned) else f"{found} of {planned} planned"
+    return f"{text} {noun if text == '1' else noun + 's'}" if noun else text
 
 
 def _plural(word: str, count: int) -> str:

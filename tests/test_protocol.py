@@ -1,0 +1,222 @@
+"""Who is tuned how, on which seeds, and what a budget buys: laws of pure functions."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steepest.race import BadCall, conduct, entries, protocol, tasks
+from steepest.race.protocol import TUNING, Plan, Result, Trial
+
+DIGITS = tasks.get("digits")
+SPACE = {"lr": (1e-5, 1e-1), "eps": (1e-9, 1e-3)}
+PLAN = Plan("digits", ("adamw", "momentum", "adam"), trials=4, seeds=3, steps=7, seed=5)
+
+
+def turns(plan, entry):
+    """(fresh seed, trial) -> its trial, of one entry."""
+    mine = [trial for trial in protocol.tuning(plan) if trial.entry == entry]
+    return {divmod(trial.index, plan.trials): trial for trial in mine}
+
+
+# --- points
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 40))
+def test_a_point_depends_on_seed_and_index_alone(seed, few, many):
+    few, many = sorted((few, many))
+    points = protocol.points(seed, SPACE, many)
+    assert points[:few] == protocol.points(seed, SPACE, few)
+    assert points != protocol.points(seed + 1, SPACE, many)
+    # an entry with fewer knobs tries the same learning rates
+    assert [p["lr"] for p in points] == [
+        p["lr"] for p in protocol.points(seed, {"lr": SPACE["lr"]}, many)
+    ]
+
+
+def test_points_are_log_uniform_in_their_range():
+    points = protocol.points(3, SPACE, 64)
+    for knob, (low, high) in SPACE.items():
+        logs = [math.log(point[knob] / low) / math.log(high / low) for point in points]
+        # a scrambled Sobol net has exactly one of 64 points in each 64th
+        assert sorted(math.floor(64 * u) for u in logs) == list(range(64))
+
+
+def test_the_points_of_every_tuning_lie_spread_over_the_range_that_the_rule_declares():
+    plan = replace(PLAN, trials=9)
+    for entry in plan.entries:
+        for i in range(plan.seeds):
+            tried = [trial.hyper for (j, k), trial in turns(plan, entry).items() if j == i and k]
+            for knob, (low, high) in entries.space(entry).items():
+                logs = [math.log(hyper[knob] / low) / math.log(high / low) for hyper in tried]
+                assert sorted(math.floor(8 * u) for u in logs) == list(range(8))
+
+
+# --- tuning
+
+
+def test_every_entry_is_tuned_anew_for_every_fresh_seed():
+    tuned = protocol.tuning(PLAN)
+    assert len(tuned) == 3 * PLAN.tunings == 3 * 3 * 4
+    assert PLAN.runs == 3 * (3 * 4 + 3)
+    for entry in PLAN.entries:
+        found = turns(PLAN, entry)
+        assert sorted(found) == [(i, k) for i in range(3) for k in range(4)]
+        assert [found[i, 0].hyper for i in range(3)] == [entries.defaults(entry)] * 3
+        points = [tuple(trial.hyper.values()) for (_, k), trial in found.items() if k]
+        assert len(set(points)) == 3 * 3  # no point of one seed is tried for another
+        assert not set(points) & {tuple(entries.defaults(entry).values())}
+
+
+def test_no_seed_is_used_twice_and_all_are_shared_by_the_entries():
+    tuned = protocol.tuning(PLAN)
+    chosen = {e: [turns(PLAN, e)[i, 1] for i in range(3)] for e in PLAN.entries}
+    final = protocol.fresh(PLAN, chosen)
+    pilots = conduct._pilots(PLAN, ["adamw"], 8)
+    assert len({t.seed for t in (*tuned, *final, *pilots)}) == 3 * 4 + 3 + 8
+    for runs in (tuned, final):
+        seeds = {e: [t.seed for t in runs if t.entry == e] for e in PLAN.entries}
+        assert len(set(map(tuple, seeds.values()))) == 1
+        # one entry after the other, so that none has the machine when it is slow
+        assert [t.entry for t in runs] == [*PLAN.entries] * (len(runs) // 3)
+    assert {t.steps for t in (*tuned, *final)} == {7}
+
+
+plans = st.tuples(st.integers(1, 9), st.integers(1, 6))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 2**31), plans, plans, st.integers(1, 99),
+    st.sets(st.sampled_from(["adamw", "momentum", "eadam", "adabound"])),
+    st.sampled_from(["adam", "adabelief", "torch.optim:SGD+cosine"]),
+)  # fmt: skip
+def test_point_and_seed_of_a_trial_depend_on_nothing_else(seed, one, other, steps, field, entry):
+    alone = Plan("digits", (entry,), *one, steps=5, seed=seed)
+    among = Plan("diabetes", (*field, entry), *other, steps=steps, seed=seed)
+    first, second = turns(alone, entry), turns(among, entry)
+    for key in first.keys() & second.keys():
+        assert (first[key].seed, first[key].hyper) == (second[key].seed, second[key].hyper)
+    elsewhere = turns(replace(alone, seed=seed + 1), entry)
+    for (i, k), trial in first.items():
+        assert trial.seed != elsewhere[i, k].seed
+        assert (trial.hyper != elsewhere[i, k].hyper) == (k > 0)
+    assert [t.seed for t in protocol.fresh(alone, {entry: [*first.values()]})] == [
+        t.seed for t in protocol.fresh(replace(alone, steps=steps), {entry: [*first.values()]})
+    ]
+
+
+def test_entries_with_the_same_range_try_the_same_points():
+    same = replace(PLAN, entries=("adam", "adam+cosine", "momentum"))
+    one, other, third = (
+        [(t.seed, t.hyper) for t in turns(same, entry).values()] for entry in same.entries
+    )
+    assert one == other != third
+
+
+# --- the choice
+
+
+def pair(index, values, diverged=None):
+    trial = Trial("digits", TUNING, "adam", index, 0, 9, {"lr": 1.0})
+    return trial, Result(steps=[1, 2], validation=values, seconds=[0, 0], diverged=diverged)
+
+
+def test_best_is_chosen_by_the_last_validation_metric():
+    pairs = [pair(0, [0.99, 0.90]), pair(1, [0.1, 0.95]), pair(2, [0.5, 0.95])]
+    assert protocol.best(DIGITS, pairs).index == 1
+    assert protocol.best(DIGITS, pairs[::-1]).index == 1
+    assert protocol.best(replace(DIGITS, maximize=False, worst=9.0), pairs).index == 0
+    lost = [pair(0, [1.0], "nan"), pair(1, [0.0, 0.0])]
+    assert protocol.best(DIGITS, lost).index == 1
+    assert protocol.best(DIGITS, lost[:1]).index == 0
+
+
+def test_trials_are_kept_with_their_fresh_seed():
+    every = [pair(i, [0.5]) for i in range(12)]
+    found = protocol.by_seed(PLAN, every)
+    assert [[t.index for t, _ in mine] for mine in found] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11],
+    ]  # fmt: skip
+    unfinished = protocol.by_seed(PLAN, [every[5], every[4], every[0]])
+    assert [[t.index for t, _ in mine] for mine in unfinished] == [[0], [5, 4], []]
+
+
+@given(st.lists(st.integers(0, 5), min_size=12, max_size=12), st.integers(0, 11))
+def test_the_choice_for_a_seed_looks_at_its_own_trials_alone(scores, better):
+    def chosen(scores):
+        pairs = [pair(i, [score / 10]) for i, score in enumerate(scores)]
+        return [protocol.best(DIGITS, mine).index for mine in protocol.by_seed(PLAN, pairs)]
+
+    before = chosen(scores)
+    for i, index in enumerate(before):
+        mine = scores[4 * i : 4 * i + 4]
+        assert index == 4 * i + mine.index(max(mine))
+    after = chosen([*scores[:better], 9, *scores[better + 1 :]])
+    before[better // 4] = better  # the best of all, and nothing else has changed
+    assert after == before
+
+
+def test_a_fresh_run_has_what_was_chosen_for_its_seed():
+    chosen = {e: [turns(PLAN, e)[i, i + 1] for i in range(3)] for e in PLAN.entries}
+    final = protocol.fresh(PLAN, chosen)
+    for entry in PLAN.entries:
+        mine = [t for t in final if t.entry == entry]
+        assert [t.index for t in mine] == [0, 1, 2]
+        assert [t.hyper for t in mine] == [t.hyper for t in chosen[entry]]
+
+
+# --- budgets
+
+
+@given(
+    st.floats(1, 3600), st.integers(1, 12), st.integers(1, 16), st.floats(0.01, 60),
+    st.floats(0, 2), st.none() | st.integers(1, 20),
+)  # fmt: skip
+def test_a_plan_fits_its_budget_or_is_the_least(seconds, field, jobs, run, warm, given_seeds):
+    count, seeds = protocol.affordable(seconds, field, jobs, run, warm, given_seeds)
+    assert count >= 1
+    assert seeds == given_seeds if given_seeds else 5 <= seeds <= 10
+    least = count == 1 and (given_seeds or seeds == 5)
+    assert least or field * (seeds * (count + 1) * run / jobs + warm) <= seconds
+
+
+@pytest.mark.parametrize("given_seeds", [None, 1, 3, 12])
+def test_a_budget_gives_up_trials_then_seeds_then_trials(given_seeds):
+    wanted = [(trials, 10) for trials in range(40, 3, -1)]  # 10 seeds with 4 trials or more,
+    wanted += [(4, seeds) for seeds in range(9, 4, -1)]  # fewer seeds,
+    wanted += [(trials, 5) for trials in (3, 2, 1)]  # fewer trials
+    if given_seeds:
+        wanted = [(trials, given_seeds) for trials in range(600, 0, -1)]
+    found = []
+    for runs in range(-3, 400):  # of one entry on one worker, a second each
+        first = next((w for w in wanted if w[1] * (w[0] + 1) <= runs), wanted[-1])
+        plan = protocol.affordable((runs + 0.001) / 0.85, 1, 1, 1.0, 0.0, given_seeds)
+        assert plan == first, runs
+        found.append(plan)
+    assert len(set(found)) > 20
+
+
+def test_a_budget_by_hand():
+    # 85 s less 5 s of first steps, on 2 workers of 0.5 s a run: 320 runs, 32 for each of 10
+    assert protocol.affordable(100, 10, 2, 0.5, 0.5, None) == (4, 6)  # 30 of them
+    assert protocol.affordable(100, 10, 2, 0.5, 0.5, 2) == (15, 2)
+    assert protocol.affordable(100, 5, 2, 0.5, 0.5, None) == (5, 10)  # 82.5 s: 66 for each of 5
+    assert protocol.affordable(100, 10, 2, 1.0, 0.5, None) == (2, 5)
+    assert protocol.affordable(1, 10, 2, 2.0, 0.5, None) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("60s", 60), ("60", 60), ("1.5m", 90), ("2h", 7200), ("0.5s", 0.5)]
+)
+def test_budgets(text, seconds):
+    assert protocol.parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "-5s", "0", "nan", "inf", "5 days", "1e999"])
+def test_bad_budgets(text):
+    with pytest.raises(BadCall, match="expected a wall time"):
+        protocol.parse_budget(text)
