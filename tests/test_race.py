@@ -174,7 +174,7 @@ def test_a_folder_is_for_one_race_at_a_time(tmp_path):
     (tmp_path / "old").mkdir()
     Store.create(tmp_path / "old", PLAN, PROVENANCE)
     for folder, resume in ((tmp_path / "old", True), (tmp_path / "new", False)):
-        with conduct._locked(folder):
+        with conduct.locked(folder):
             before = sorted(folder.iterdir())
             with pytest.raises(BadCall, match="another race is running in"):
                 conduct.race(REQUEST, folder, jobs=1, resume=resume)
@@ -225,7 +225,7 @@ def test_a_store_of_another_version_gets_one_line(change, shown, tmp_path):
     Store.create(tmp_path, PLAN, PROVENANCE)
     with closing(sqlite3.connect(tmp_path / "study.db")) as database, database:
         database.execute(f"update study_user_attributes set {change} where key = 'format'")
-    with pytest.raises(BadCall, match=f"is of {shown}.*expected format 2"):
+    with pytest.raises(BadCall, match=f"is of {shown}.*expected format 3"):
         Store(tmp_path)
 
 
@@ -337,8 +337,8 @@ def test_kill_and_resume_gives_the_same_summary_with_any_number_of_jobs(raced, t
 def test_ctrl_c_leaves_a_partial_report_and_says_how_to_resume(tmp_path):
     folder = tmp_path / "stopped"
     process = subprocess.Popen(
-        command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        command(folder, "--steps", "400"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True,
     )  # fmt: skip
     with process:
         wait_until(lambda: finished(folder) >= 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
+PASSWORD = re.compile(r"(://[^\s:/@]*:)\S+(?=@)|((?:pass|pwd|secret|token)\w*=)[^\s&]+", re.I)
 INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 
@@ -68,6 +70,23 @@ def race(
         Path | None, typer.Option(help="Folder of the race.", show_default="race-TASK")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the race in --out.")] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Database for the trials, e.g. postgresql+pg8000://user@host/db; the password "
+            "comes from PGPASSWORD.",
+            metavar="URL",
+            show_default="study.db in --out",
+        ),
+    ] = None,
+    study: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the race in --storage: a new one, or one to join and share the work of.",
+            metavar="NAME",
+            show_default="one of its own",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Study seed.", show_default="0")] = None,
     data: Annotated[
         str | None, typer.Option(help="Where the files of a task on your data lie.", metavar="DIR")
@@ -91,7 +110,9 @@ def race(
         print(conduct.forecast(request, jobs))
         return 0
     folder = out or Path(f"race-{tasks.words(task)}")
-    summary, interrupted = conduct.race(request, folder, jobs=jobs, resume=resume)
+    summary, interrupted = conduct.race(
+        request, folder, jobs=jobs, resume=resume, storage=storage, study=study
+    )
     terminal.show(summary)
     _say_where(folder)
     if interrupted:
@@ -103,12 +124,21 @@ def race(
 
 
 @app.command(epilog="Example: steepest report my-race")
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a race.", metavar="DIR")]) -> int:
-    """Rebuild report.html and summary.json of a race from its store, study.db."""
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a race.", metavar="DIR")],
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of the race's database, if it has moved or its password is in the URL.",
+            metavar="URL",
+        ),
+    ] = None,
+) -> int:
+    """Rebuild report.html and summary.json of a race from its store, a study.db or a database."""
     need_race()
     from steepest.race import conduct, terminal
 
-    terminal.show(conduct.rebuild(folder))
+    terminal.show(conduct.rebuild(folder, storage))
     _say_where(folder)
     return 0
 
@@ -260,8 +290,8 @@ def need_race() -> None:
 
 
 def say(line: str) -> None:
-    """One line on stderr."""
-    print("steepest:", " ".join(line.split()), file=sys.stderr)
+    """One line on stderr, without the password of a URL in it."""
+    print("steepest:", PASSWORD.sub(r"\1\2***", " ".join(line.split())), file=sys.stderr)
 
 
 def _say_where(folder: Path) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
-import shlex
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-import torch
-
-import steepest
-from steepest.race import BadCall, entries, planning, protocol, report, tables, tasks, trials
+from steepest.race import BadCall, entries, place, planning, protocol, report, tables, tasks, trials
+from steepest.race.folder import NOTHING, begun, locked, write
+from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
+from steepest.race.request import Request, agree, provenance
 from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.tasks import Task
@@ -28,78 +24,43 @@ from steepest.race.terminal import Progress
 from steepest.race.wording import over_budget
 from steepest.race.workers import Pool
 
-try:
-    import fcntl
-except ImportError:  # Windows: there two races in one folder are not noticed
-    fcntl = None
-
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "optuna")
-MOST = 100_000
-"""Trials, seeds or steps that can be meant."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the caller asked for; None where the choice is left to the protocol."""
-
-    task: str
-    optimizers: str | None = None
-    trials: int | None = None
-    seeds: int | None = None
-    steps: int | None = None
-    budget: str | None = None
-    seed: int | None = None
-    data: str | None = None
-
-    def command(self) -> str:
-        """The command line that asks for this."""
-        options = {key: value for key, value in asdict(self).items() if value is not None}
-        words = ["steepest", "race", str(options.pop("task"))]
-        return shlex.join(words + [w for k, v in options.items() for w in (f"--{k}", str(v))])
-
-    def check(self) -> None:
-        """BadCall at the first option that cannot be meant."""
-        tasks.get(self.task, self.data)  # first: its file may define rules
-        entries.parse(self.optimizers)
-        for option in ("trials", "seeds", "steps"):
-            value = getattr(self, option)
-            if value is not None and value < 1:
-                raise BadCall(f"--{option} {value}: expected a whole number of 1 or more")
-            if value is not None and value > MOST:
-                raise BadCall(f"--{option} {value}: expected at most {MOST:,}")
-        if self.budget is not None:
-            protocol.parse_budget(self.budget)
-            if self.trials is not None:
-                raise BadCall(
-                    f"--budget {self.budget} and --trials {self.trials}: expected one of them; "
-                    f"a budget decides the number of trials"
-                )
-
 
 def race(
-    request: Request, folder: Path, *, jobs: int, resume: bool = False
+    request: Request,
+    folder: Path,
+    *,
+    jobs: int,
+    resume: bool = False,
+    storage: str | None = None,
+    study: str | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
+    storage: URL of a database for its trials; study: a name there, of a new race or one to join.
     Raises BadCall for a wrong request or folder, WorkerError if a task itself fails.
     """
     started = perf_counter()
     request.check()
     if resume and not folder.exists():
-        raise BadCall(_NOTHING.format(folder))
-    with _locked(folder), Pool(jobs, trials.run) as pool:
-        store = _open(request, folder, resume)
+        raise BadCall(NOTHING.format(folder))
+    with locked(folder), Pool(jobs, trials.run) as pool:
+        found = _found(request, folder, resume, storage, study)
+        store = found if isinstance(found, Store) else None
         interrupted = False
         try:
-            if store is None:
+            if isinstance(found, Place):
                 plan = _plan(request, jobs, pool, started)
                 task = _completed(tasks.get(plan.task, plan.data), plan, pool)
-                first = protocol.tuning(plan)
-                store = Store.create(folder, plan, provenance(request), task)
-            else:  # the files may have moved: what is in them has not changed
-                plan, task = replace(store.plan, task=request.task, data=request.data), store.task
-                first = protocol.tuning(plan)
-            _run(pool, store, first)
+                protocol.tuning(plan)  # nothing is stored of a plan that fails
+                store = Store.create(folder, plan, provenance(request), task, found)
+                agree(request, store, f"--study {found.study}", found.name)
+            assert store
+            if store.place.racer:
+                at = f"study {store.place.study} in {store.place.name}"
+                print(f"steepest: {at}; --storage and --study join it", file=sys.stderr)
+            # the files may have moved: what is in them has not changed
+            plan, task = replace(store.plan, task=request.task, data=request.data), store.task
+            _run(pool, store, protocol.tuning(plan))
             tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
             chosen = {
                 entry: [
@@ -113,12 +74,41 @@ def race(
             if store is None:
                 raise
             interrupted = True
-        return rebuild(folder), interrupted
+        return rebuild(folder, storage), interrupted
 
 
-def rebuild(folder: Path) -> dict[str, Any]:
+def _found(
+    request: Request, folder: Path, resume: bool, storage: str | None, study: str | None
+) -> Store | Place:
+    """The store to continue or to join, or the place where a new one is to be made."""
+    if begun(folder, resume):
+        store = Store(place.of(folder, storage))
+        if study not in (None, store.place.study):
+            raise BadCall(
+                f"--resume with --study {study}: the race in '{folder}' is study "
+                f"{store.place.study}; leave it out, or choose another folder with --out"
+            )
+        agree(request, store, "--resume", str(folder))
+        if storage:
+            store.place.keep(folder)
+        return store
+    if storage is None:
+        if study is not None:
+            raise BadCall(f"--study {study}: names a study in a database; expected --storage too")
+        return place.own(folder)
+    new = f"race-{tasks.words(request.task)}-{uuid.uuid4().hex[:8]}"
+    where = place.at(storage, study or new)
+    if "plan" not in (where.attributes() or {}):
+        return where
+    store = Store(where)
+    agree(request, store, f"--study {study}", where.name)
+    where.keep(folder)
+    return store
+
+
+def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """Write all but the store of `folder` anew, from the store alone; the summary."""
-    store = Store(folder)
+    store = Store(place.of(folder, storage))
     pairs = store.results()
     task = _seen(store.task, store.plan, pairs)
     backends = {
@@ -130,10 +120,10 @@ def rebuild(folder: Path) -> dict[str, Any]:
         summary = summarise(task, store.plan, pairs, known)
     for entry, found in summary["entries"].items():
         found["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, entry)]
-    _write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    _write(folder / "report.html", report.page(summary))
-    _write(folder / "runs.csv", tables.runs(task, pairs))
-    _write(folder / "curves.csv", tables.curves(pairs))
+    write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write(folder / "report.html", report.page(summary))
+    write(folder / "runs.csv", tables.runs(task, pairs))
+    write(folder / "curves.csv", tables.curves(pairs))
     return summary
 
 
@@ -147,100 +137,6 @@ def _seen(task: Task, plan: Plan, pairs: Sequence[tuple[Trial, Result]]) -> Task
         last = [v for phase, v in mine if phase == FRESH] or [v for _, v in mine[:1]]
         target = median(last) if last else task.worst
     return replace(task, test_data=tested, target=target)
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-_NOTHING = "no race in '{}' to continue: leave --resume out"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """`folder`, made where it is missing, for this race alone; BadCall if another one runs in it.
-
-    The lock ends with the process, however that ends.
-    """
-    path, made = folder / ".lock", not folder.exists()
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path, os.O_RDWR | os.O_CREAT)
-        except OSError as error:
-            raise BadCall(
-                f"cannot write to '{folder}' ({error.strerror}): choose another folder with --out"
-            ) from error
-        if fcntl is None:
-            break
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                break
-        except BlockingIOError:
-            os.close(lock)
-            raise BadCall(
-                f"another race is running in '{folder}': wait for it, or choose another folder "
-                f"with --out"
-            ) from None
-        except FileNotFoundError:
-            pass
-        except OSError:  # a file system without locks
-            break
-        os.close(lock)  # its last holder has just removed it: once more
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if fcntl is None:  # Windows removes no open file
-                os.close(lock)
-            path.unlink()
-            if made:
-                folder.rmdir()  # which fails unless it is empty: of a race that never began
-        if fcntl is not None:
-            os.close(lock)
-
-
-def _open(request: Request, folder: Path, resume: bool) -> Store | None:
-    """The store to continue, or None where a new one is to be made in `folder`."""
-    ours = (".lock", "study.db.new")  # what a kill before the first trial may have left
-    if all(path.name.startswith(ours) for path in folder.iterdir()):
-        if resume:
-            raise BadCall(_NOTHING.format(folder))
-        return None
-    if not resume:
-        raise BadCall(
-            f"'{folder}' is not empty: expected a new folder; continue its race with --resume or "
-            f"choose another folder with --out"
-        )
-    store = Store(folder)
-    plan = store.plan
-    field = request.optimizers and ",".join(entries.parse(request.optimizers))
-    kept = {
-        **asdict(plan),
-        "optimizers": ",".join(plan.entries),
-        "budget": plan.request.get("budget"),
-    }
-    for option, value in asdict(replace(request, optimizers=field)).items():
-        # a file and its data are known by what is in them, below
-        moved = option == "data" or (option == "task" and store.task.file and tasks.is_file(value))
-        if value is not None and value != kept[option] and not moved:
-            name = option if option == "task" else f"--{option}"
-            began = f"without {name}" if kept[option] is None else f"with {kept[option]}"
-            raise BadCall(
-                f"--resume with {name} {value}: the race in '{folder}' was started {began}; "
-                f"leave it out, or choose another folder with --out"
-            )
-    now = provenance(request)
-    for what in ("versions", "task_sha256", "data_sha256"):
-        if now[what] != store.provenance[what]:
-            raise BadCall(
-                f"--resume with other {what} ({now[what]}) than the race began with "
-                f"({store.provenance[what]}): restore those, or choose another folder with --out"
-            )
-    return store
 
 
 def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
@@ -325,20 +221,39 @@ def forecast(request: Request, jobs: int) -> str:
     )
 
 
-def _run(pool: Pool, store: Store, planned: Iterable[Trial]) -> None:
+def _run(pool: Pool, store: Store, planned: Sequence[Trial]) -> None:
     known = store.results()
-    done = {trial.key for trial, _ in known}
+    seen: set[tuple[str, str, int]] = set()
     agreed = _Agreement()
-    for trial, result in known:
-        agreed.check(trial, result)
-    todo = [trial for trial in planned if trial.key not in done]
-    with Progress(store.task, store.plan, known) as shown:
-        for trial, result in pool.map(todo):
+
+    def learn(pairs: Iterable[tuple[Trial, Result]], shown: Progress | None = None) -> None:
+        for trial, result in pairs:
+            if trial.key not in seen:
+                agreed.check(trial, result)
+                seen.add(trial.key)
+                if shown:
+                    shown.advance(trial, result)
+
+    learn(known)
+    with Progress(store.task, store.plan, known) as shown, store.claims() as claims:
+
+        def todo() -> Iterator[Trial | None]:
+            given: set[tuple[str, str, int]] = set()
+            while left := [t for t in planned if t.key not in seen | given]:
+                trial = claims.take(left)
+                if trial is None:  # others run what is left
+                    learn(store.results(), shown)
+                else:
+                    given.add(trial.key)
+                yield trial
+
+        for trial, result in pool.map(todo()):
             if result.diverged and trial.phase == FRESH:
                 result.test = store.task.worst
             agreed.check(trial, result)
             store.add(trial, result)
-            shown.advance(trial, result)
+            claims.done(trial)
+            learn([(trial, result)], shown)
 
 
 class _Agreement:
@@ -363,30 +278,3 @@ class _Agreement:
                 f"{other.entry} (seed {other.seed}): expected the same for every entry; draw all "
                 f"that is random from the seed"
             )
-
-
-def provenance(request: Request) -> dict[str, Any]:
-    """Where and with what a race is run."""
-    task = tasks.get(request.task, request.data)
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    versions = {"steepest": steepest.__version__, "python": platform.python_version(), **versions}
-    return {
-        "command": request.command(),
-        "versions": versions,
-        "machine": {
-            "cores": os.cpu_count(),
-            "processor": _processor(),
-            "system": f"{platform.system()} {platform.machine()}",
-            "vector_instructions": torch.backends.cpu.get_cpu_capability(),
-        },
-        "task_sha256": task.source_hash,
-        "data_sha256": task.data_hash(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

@@ -1,49 +1,62 @@
-"""The trials of a race in `study.db`: one Optuna study, written by the parent process alone."""
+"""The trials of a race: one Optuna study, in the folder's `study.db` or in a database.
+
+Written by the parent processes alone, each trial in one transaction.
+"""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+import weakref
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
-from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.study import StudyDirection
 from optuna.trial import create_trial
+from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from steepest.race import BadCall, entries
+from steepest.race import BadCall, entries, place
+from steepest.race.claims import AGAIN, Alone, Claims
+from steepest.race.place import ATTRIBUTES, NO_STORE, Place
 from steepest.race.protocol import Plan, Result, Trial, final
 from steepest.race.tasks import Task, facts, get
 
-STUDY = "race"
-FORMAT = 2
+FORMAT = 3
 """Of what is stored; one higher whenever an older store can no longer be read."""
 
 
 class Store:
-    """The plan, the provenance and the finished trials of one race folder."""
+    """The plan, the provenance and the finished trials of one race."""
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "study.db"
-        if not path.is_file():
-            raise BadCall(f"no study.db in '{folder}': expected the folder of a race")
-        _look(path)
+    def __init__(self, where: Path | Place) -> None:
+        self.place = where if isinstance(where, Place) else place.of(where)
+        attributes = self.place.attributes()
+        if attributes is None or "plan" not in attributes:
+            raise BadCall(
+                NO_STORE.format(self.place.name, f"no study named {self.place.study!r} in it")
+            )
+        if attributes.get("format") != FORMAT:
+            raise BadCall(
+                f"'{self.place.name}' is of format {attributes.get('format')}, written by another "
+                f"version of steepest: expected format {FORMAT}; read it with the version that "
+                f"wrote it, or start a new race"
+            )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._path = path
         try:
-            self._study = optuna.load_study(study_name=STUDY, storage=_storage(path))
+            self._storage = self.place.storage()
+            self._study = optuna.load_study(study_name=self.place.study, storage=self._storage)
         except Exception as error:  # optuna refuses tables of another version of itself
             why = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise BadCall(f"optuna {optuna.__version__} cannot read '{path}': {why}") from error
-        attributes = self._study.user_attrs
+            raise BadCall(
+                f"optuna {optuna.__version__} cannot read '{self.place.name}': {why}"
+            ) from error
+        weakref.finalize(self, self._storage.engine.dispose)  # no connection outlives it
+        self._number = self._storage.get_study_id_from_name(self.place.study)
         stored = attributes["plan"]
         self.plan = Plan(**{**stored, "entries": tuple(stored["entries"])})
         self.task = Task(**attributes["task"])
@@ -57,31 +70,45 @@ class Store:
 
     @staticmethod
     def create(
-        folder: Path, plan: Plan, provenance: dict[str, Any], task: Task | None = None
+        folder: Path,
+        plan: Plan,
+        provenance: dict[str, Any],
+        task: Task | None = None,
+        where: Place | None = None,
     ) -> Store:
         """A new store; `task` as a pilot run has completed it.
 
-        It takes its name when it is whole: a kill leaves no half of one.
+        It is whole or it is not there, also after a kill. In a database another process may have
+        been quicker: then this is its race.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        unfinished = folder / "study.db.new"
-        for leftover in folder.glob("study.db.new*"):  # SQLite's journal among them
-            leftover.unlink()
         task = task or get(plan.task, plan.data)
-        direction = "maximize" if task.maximize else "minimize"
-        with _writing(unfinished, "run the same command again"):
-            storage = _storage(unfinished)
-            study = optuna.create_study(study_name=STUDY, storage=storage, direction=direction)
-            study.set_user_attr("format", FORMAT)
-            study.set_user_attr("provenance", provenance)
-            study.set_user_attr("task", facts(task))
-            spaces = {entry: entries.space(entry) for entry in plan.entries}
-            study.set_user_attr("spaces", spaces)
-            study.set_user_attr("plan", asdict(plan))
-            storage.remove_session()
-            storage.engine.dispose()
-        os.replace(unfinished, folder / "study.db")
-        return Store(folder)
+        kept = {
+            "format": FORMAT,
+            "provenance": provenance,
+            "task": facts(task),
+            "spaces": {entry: entries.space(entry) for entry in plan.entries},
+            "plan": asdict(plan),
+        }
+        way = StudyDirection.MAXIMIZE if task.maximize else StudyDirection.MINIMIZE
+        where = where or place.own(folder)
+        unfinished = where.path and where.path.with_name(where.path.name + ".new")
+        made = replace(where, path=unfinished)
+        for leftover in folder.glob(place.FILE + ".new*"):  # SQLite's journal among them
+            leftover.unlink()
+        with made.guarded("run the same command again"):
+            _enter(made, way, kept)
+        if unfinished and where.path:
+            os.replace(unfinished, where.path)
+        else:
+            where.keep(folder)
+        return Store(where)
+
+    def claims(self) -> Alone:
+        """Who runs what: this process alone, or those that share a database."""
+        if not self.place.racer:
+            return Alone()
+        return Claims(self.place, self._storage.engine, self._number)
 
     def add(self, trial: Trial, result: Result) -> None:
         """Keep one finished trial; its Optuna value is the last validation metric."""
@@ -97,13 +124,15 @@ class Store:
             intermediate_values=dict(zip(result.steps, result.validation, strict=True)),
             user_attrs={"trial": asdict(trial), "result": asdict(result)},
         )
-        with _writing(self._path, "run the same command with --resume"):
+        with self.place.guarded(AGAIN):
             self._study.add_trial(kept)
 
     def results(self) -> list[tuple[Trial, Result]]:
         """All finished trials, each once: tuning first, then by entry and index."""
         pairs: dict[tuple[str, str, int], tuple[Trial, Result]] = {}
-        for kept in self._study.get_trials(deepcopy=False):
+        with self.place.guarded(AGAIN):
+            found = self._study.get_trials(deepcopy=False)
+        for kept in found:
             trial = Trial(**kept.user_attrs["trial"])
             pairs.setdefault(trial.key, (trial, Result(**kept.user_attrs["result"])))
         order = {entry: i for i, entry in enumerate(self.plan.entries)}
@@ -113,53 +142,35 @@ class Store:
         )
 
 
-@contextmanager
-def _writing(path: Path, again: str) -> Iterator[None]:
-    """A full or failing disk as one line; what was stored before stays valid."""
+def _enter(made: Place, way: StudyDirection, kept: dict[str, Any]) -> None:
+    """Make the study with all that is `kept` beside its trials, unless another racer has."""
+    storage = made.storage()
     try:
-        yield
-    except (StorageInternalError, SQLAlchemyError) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        full = getattr(cause, "errno", None) == errno.ENOSPC or "full" in str(cause)
-        remedy = "make room" if full else "mend that"
-        raise OSError(f"cannot write '{path}' ({cause}): {remedy}, then {again}") from error
-
-
-def _look(path: Path) -> None:
-    """BadCall unless `path` is a store of this format. A foreign file is not written to.
-
-    Optuna would add its tables first and then miss the study.
-    """
-    # a kill in the middle of a write leaves a journal, which a read-only connection cannot undo
-    mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
-    query = (
-        "select value_json from studies join study_user_attributes using (study_id) "
-        "where study_name = ? and key = ?"
-    )
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True)) as found:
-            plan, version = (found.execute(query, (STUDY, key)).fetchone() for key in _NEEDED)
-    except sqlite3.Error as error:
-        raise BadCall(_NO_STORE.format(path, error)) from error
-    if plan is None:
-        raise BadCall(_NO_STORE.format(path, f"no study named {STUDY!r} in it"))
-    number = json.loads(version[0]) if version else None
-    if number != FORMAT:
-        raise BadCall(
-            f"'{path}' is of format {number}, written by another version of steepest: expected "
-            f"format {FORMAT}; read it with the version that wrote it, or start a new race"
-        )
-
-
-_NEEDED = ("plan", "format")
-_NO_STORE = "'{}' is not the store of a race ({}): expected a study.db that `steepest race` wrote"
-
-
-def _storage(path: Path) -> RDBStorage:
-    # opened by path, not by URL: in a URL the signs ?, %, # and {} of a folder mean something
-    def connect() -> sqlite3.Connection:
-        return sqlite3.connect(path, check_same_thread=False)
-
-    return RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
+        try:
+            study = optuna.create_study(study_name=made.study, storage=storage, direction=way)
+        except (DuplicatedStudyError, StorageInternalError):  # which of them, drivers do not agree
+            if made.attributes() is None:
+                raise
+            study = optuna.load_study(study_name=made.study, storage=storage)
+        before = study.user_attrs
+        if "plan" in before:
+            return
+        if before or study.get_trials(deepcopy=False) or study.direction != way:
+            raise BadCall(
+                f"--study {made.study}: in {made.name} that is an Optuna study, but not of a race; "
+                f"choose another name"
+            )
+        number = storage.get_study_id_from_name(made.study)
+        rows = [
+            {"study_id": number, "key": key, "value_json": json.dumps(value)}
+            for key, value in kept.items()
+        ]
+        try:
+            with storage.engine.begin() as connection:  # all of it or nothing: keys are unique
+                connection.execute(insert(ATTRIBUTES), rows)
+        except SQLAlchemyError:
+            if "plan" not in (made.attributes() or {}):
+                raise
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,9 @@ from steepest.race import BadCall
 
 DEATHS = 3
 """Workers that one item may cost before the pool gives up on it."""
+PAUSE = 0.5
+"""Seconds until the pool asks again for an item where there was none."""
+_END = object()
 
 
 class WorkerError(RuntimeError):
@@ -70,7 +74,7 @@ class Pool:
         self._work = work
         self._workers: dict[Connection, SpawnProcess] = {}
 
-    def _hire(self) -> tuple[Connection, SpawnProcess]:
+    def _hire(self) -> Connection:
         # no daemon: a task's DataLoader may have processes of its own
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -78,20 +82,33 @@ class Pool:
         with _deaf_to_interrupt():
             process.start()
         theirs.close()
-        return ours, process
+        self._workers[ours] = process
+        return ours
 
     def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """(item, answer) as the answers come; WorkerError if an item raises, or its own BadCall."""
-        waiting = deque((item, 0) for item in items)
+        """(item, answer) as the answers come; WorkerError if an item raises, or its own BadCall.
+
+        An item is taken when a worker is free for it. None is no item: there is none at this
+        moment, and the next is asked for after the next answer, or after PAUSE seconds.
+        """
+        source, again = iter(items), deque[tuple[Any, int]]()
         busy: dict[Connection, tuple[Any, int]] = {}
-        while len(self._workers) < min(self._jobs, len(waiting)):
-            self._workers.update([self._hire()])
-        while waiting or busy:
-            for pipe in [p for p in self._workers if p not in busy][: len(waiting)]:
-                busy[pipe] = waiting.popleft()
+        ended = False
+        while True:
+            while len(busy) < self._jobs and (again or not ended):
+                item, deaths = again.popleft() if again else (next(source, _END), 0)
+                ended = ended or item is _END
+                if item is None or item is _END:
+                    break
+                pipe = next((p for p in self._workers if p not in busy), None) or self._hire()
+                busy[pipe] = item, deaths
                 with suppress(BrokenPipeError):  # it died while idle: the wait below sees that
-                    pipe.send(busy[pipe][0])
-            for pipe in wait(list(busy)):
+                    pipe.send(item)
+            if ended and not busy:
+                return
+            if not busy:
+                time.sleep(PAUSE)
+            for pipe in wait(list(busy), None if ended else PAUSE) if busy else ():
                 assert isinstance(pipe, Connection)
                 item, deaths = busy.pop(pipe)
                 try:
@@ -100,8 +117,7 @@ class Pool:
                     self._workers.pop(pipe).join()
                     if deaths + 1 == DEATHS:
                         raise WorkerError(f"{DEATHS} workers died on {item}") from None
-                    waiting.appendleft((item, deaths + 1))
-                    self._workers.update([self._hire()])
+                    again.append((item, deaths + 1))
                     continue
                 if isinstance(answer, BadCall):
                     raise answer
