@@ -23,7 +23,8 @@ from .formulas import modifiers
 Group = Mapping[str, Any]
 PAIRS = {
     "beta1": ("betas", 0), "beta2": ("betas", 1), "etaminus": ("etas", 0), "etaplus": ("etas", 1),
-    "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1),
+    "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1), "eps1": ("eps", 0),
+    "eps2": ("eps", 1),
 }  # fmt: skip
 # accepted, so that a program need not change; the backend is chosen by device
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
@@ -39,6 +40,12 @@ class Selection(NamedTuple):
     rule: Rule
     modifiers: tuple[Callable[..., Any], ...]
     choices: tuple[tuple[str, Any], ...]
+
+    def of(self, p: torch.Tensor) -> Selection:
+        """The selection for one parameter: a rule may treat matrices in another way."""
+        if "matrix" not in self.rule.choices:
+            return self
+        return self._replace(choices=(*self.choices, ("matrix", p.dim() > 1)))
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Family:
         """Rule, modifiers and static choices of a group."""
         rule = self.rule(group)
         before: list[Callable[..., Any]] = [modifiers.maximize] if group.get("maximize") else []
-        if group.get("weight_decay"):
+        if group.get("weight_decay") and rule.decay != "own":
             usual = rule.decay == "decoupled"
             decoupled = group.get("decoupled_weight_decay", group.get("weight_decouple", usual))
             fixed = modifiers.fixed if group.get("fixed_decay") else modifiers.decoupled
@@ -108,7 +115,8 @@ class Family:
             one: Any = (
                 value if index is None or not isinstance(value, (tuple, list)) else value[index]
             )
-            number = float(one)
+            # torch.optim.Adafactor's eps begins with None
+            number = float(rule.defaults[name] if one is None and index == 0 else one)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError, IndexError):
             number = math.nan
         if number != number:
@@ -188,7 +196,7 @@ def _arguments(rule: Rule) -> dict[str, Any]:
             found |= {key: tuple(rule.defaults[n] for n in parts)} if whole else {name: default}
     return (
         found
-        | dict(rule.choices)
+        | {n: v for n, v in rule.choices.items() if n != "matrix"}
         | {"weight_decay": 0.0, "maximize": False, "differentiable": False}
     )
 
@@ -200,6 +208,9 @@ def _torch_arguments(name: str, members: tuple[Rule, ...]) -> dict[str, Any]:
         ours |= {PAIRS.get(n, (n,))[0] for n in rule.defaults} | set(rule.choices)
     signature = inspect.signature(getattr(torch.optim, name))
     found = {n: p.default for n, p in signature.parameters.items() if n in ours}
+    for rule in members:  # what torch's class has not, and the rule needs
+        own = {PAIRS.get(n, (n,))[0] for n in rule.defaults} - {*found}
+        found |= {n: v for n, v in _arguments(rule).items() if n in own}
     if name == "AdamW":  # torch's class is an Adam with this entry in its groups
         found["decoupled_weight_decay"] = True
     return found
@@ -233,6 +244,8 @@ _TORCH: dict[str, tuple[str, Callable[[Group], str]]] = {
     "NAdam": ("nadam", lambda g: "nadam"),
     "RAdam": ("radam", lambda g: "radam"),
     "SparseAdam": ("sparse_adam", lambda g: "sparse_adam"),
+    "Adafactor": ("adafactor", lambda g: "adafactor"),
+    "Muon": ("muon", lambda g: "muon"),
 }
 
 _BELIEF = {
