@@ -13,7 +13,16 @@ from .trace import Program, TraceError, trace
 rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
 """The key of Kahan's second number in `optimizer.state[p]`, beside those of the rule."""
-_EVERYWHERE = {"params", "backend", "weight_decay", "maximize", "rule", "rounding", "seed"}
+_EVERYWHERE = {
+    "params",
+    "backend",
+    "weight_decay",
+    "maximize",
+    "rule",
+    "rounding",
+    "seed",
+    "cautious",
+}
 
 
 class Rule:
@@ -32,8 +41,8 @@ class Rule:
     keys: state or carried scalar -> its key in `optimizer.state[p]`, torch's where torch has one.
     limits: hyperparameter -> (interval such as "[0, 1)", reason or "").
     search: hyperparameter -> (low, high), the log-uniform range that a race tunes it in.
-    decay: how `weight_decay` acts by default: "coupled" (into the gradient), "decoupled", or "own"
-        where it is a scalar of the rule itself.
+    decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled". A rule
+        that has a scalar `wd` is given the decay there, and does with it what it will.
     counts: whether the step count is saved; else `t` is 1 at the first step and 2 ever after.
     shapes: state -> "rows" or "columns", the shape of row_mean and column_mean of the parameter.
         A bool `matrix` among the choices is set for each parameter: whether it has 2 dimensions.
@@ -66,8 +75,7 @@ class Rule:
         if {"step", COMPENSATION} & {*keyed} or len({*keyed}) < len(keyed):
             cure = f"give each its own, and not 'step' or {COMPENSATION!r}"
             self._refuse(f"its states have the keys {keyed}", cure)
-        own = {"weight_decay"} if decay == "own" else set()
-        if taken := (_EVERYWHERE - own) & {*self.scalars, *self.choices}:
+        if taken := _EVERYWHERE & {*self.scalars, *self.choices}:
             self._refuse(f"a scalar is called {min(taken)!r}", "rename it: every class has that")
         self.limits = {
             n: (limit, "") if isinstance(limit, str) else limit
@@ -77,9 +85,8 @@ class Rule:
         self.search = dict(search or {})
         if "lr" in self.defaults and "lr" not in self.search:
             self.search["lr"] = (self.defaults["lr"] / 30, self.defaults["lr"] * 30)
-        if decay not in ("coupled", "decoupled", "own") or not own <= {*self.defaults}:
-            cure = 'say decay="coupled", "decoupled", or "own" with a scalar weight_decay'
-            self._refuse(f"decay={decay!r}", cure)
+        if decay not in ("coupled", "decoupled"):
+            self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
         if sparse not in ("", "rows", "dense"):
             self._refuse(f"sparse={sparse!r}", 'say sparse="rows", "dense" or ""')
         known = {*self.states, *self.carried, *self.defaults, *self.choices}

@@ -165,9 +165,9 @@ def known(subject: Subject) -> str | None:
     settings = settings_of(subject.kind)
     if not settings:
         return f"steepest.check.oracles names no oracle of {subject.name}"
-    module = settings[0].made_by.module
-    if importlib.util.find_spec(module) is None:
-        return f"its oracle is missing: pip install {PACKAGES[module]}"
+    for module in dict.fromkeys(s.made_by.module for s in settings):
+        if importlib.util.find_spec(module) is None:
+            return f"its oracle is missing: pip install {PACKAGES[module]}"
     return None
 
 

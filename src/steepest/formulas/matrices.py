@@ -24,11 +24,10 @@ from .words import (
     shapes={"row": "rows", "column": "columns"},
     limits={"beta2_decay": "[-inf, 0]", "eps2": "[0, inf)", "d": "[1, inf)"},
     search={"lr": (1e-4, 1e-1)},
-    decay="own",
 )
 def adafactor(
     p, g, row, column, v, *, t, lr=1e-2, beta2_decay=-0.8, eps1=-1.0, eps2=1e-3, d=1.0,
-    weight_decay=0.0, matrix=True,
+    wd=0.0, matrix=True,
 ):  # fmt: skip
     """Adafactor. Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5.
 
@@ -46,7 +45,7 @@ def adafactor(
         estimate = v = average(1 - t**beta2_decay, v, g**2)
     step = g / sqrt(maximum(estimate, eps1**2))
     size = maximum(eps2, sqrt(mean(p**2))) * minimum(lr, 1 / sqrt(t))
-    p = p * (1 - lr * weight_decay)
+    p = p * (1 - lr * wd)
     return p - size / maximum(1, sqrt(mean(step**2)) / d) * step, row, column, v
 
 

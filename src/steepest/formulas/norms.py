@@ -17,21 +17,21 @@ def fromage(p, g, *, lr=1e-2):
     return (p - lr * ratio * g) / sqrt(1 + lr**2)
 
 
-@rule(keys={"v": "momentum_buffer"}, decay="coupled", search={"lr": (1e-2, 1e1)})
-def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3):
+@rule(keys={"v": "momentum_buffer"}, search={"lr": (1e-2, 1e1)})
+def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
     Momentum whose rate is, for each layer, a share of the ratio of the parameter's norm to the
-    gradient's. Differs from the paper: the norm is of the gradient with its decay, not the sum of
-    both norms, and the rate is outside of the momentum, as in most implementations.
+    gradient's and the decay's.
     """
-    ratio = where(norm(p) * norm(g) > 0, trust_coefficient * norm(p) / norm(g), 1)
-    v = momentum * v + ratio * g
-    return p - lr * v, v
+    size, against = norm(p), norm(g) + wd * norm(p)
+    ratio = where(size * against > 0, trust_coefficient * size / against, 1)
+    v = momentum * v + lr * ratio * (g + wd * p)
+    return p - v, v
 
 
-@rule(keys=ADAM_KEYS, decay="own", search=LR)
-def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, weight_decay=0.0):
+@rule(keys=ADAM_KEYS, search=LR)
+def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     """LAMB. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
     Adam whose step, decay included, is as long as a share of the parameter: LARS for Adam.
@@ -39,15 +39,13 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, weight_dec
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
-    step = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps) + weight_decay * p
+    step = m / (1 - beta1**t) / (sqrt(v / (1 - beta2**t)) + eps) + wd * p
     ratio = where(norm(p) * norm(step) > 0, norm(p) / norm(step), 1)
     return p - lr * ratio * step, m, v
 
 
-@rule(keys={"m": "exp_avg", "v": "exp_avg_sq"}, decay="own", search=LR)
-def novograd(
-    p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, weight_decay=0.0, v=carried(0)
-):
+@rule(keys=ADAM_KEYS, search=LR)
+def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v=carried(0)):
     """NovoGrad. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
     Momentum of gradients that are divided by an average norm: Adam with one second moment for a
@@ -55,7 +53,7 @@ def novograd(
     """
     squared = norm(g) ** 2
     v = where(t > 1, beta2 * v + (1 - beta2) * squared, squared)
-    m = beta1 * m + g / (sqrt(v) + eps) + weight_decay * p
+    m = beta1 * m + g / (sqrt(v) + eps) + wd * p
     return p - lr * m, m, v
 
 
@@ -86,10 +84,10 @@ def swats(
     return p, m, v, b, rate, where(sgd > 0, 1, where(near * (t - 1) > 0, 1, 0))
 
 
-@rule(keys={"m": "exp_avg", "v": "exp_avg_sq"}, decay="own", search={"lr": (0.1, 10)})
+@rule(keys={**ADAM_KEYS, "start": "p0"}, search={"lr": (0.1, 10)})
 def prodigy(
     p, g, m, v, s, start, *, t, lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, d0=1e-6, d_coef=1.0,
-    growth_rate=float("inf"), weight_decay=0.0, d=carried(0), d_max=carried(0), r=carried(0),
+    growth_rate=float("inf"), wd=0.0, d=carried(0), d_max=carried(0), r=carried(0),
 ):  # fmt: skip
     """Prodigy. Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
 
@@ -109,4 +107,4 @@ def prodigy(
     d_max = maximum(d_max, estimate)
     d = minimum(d_max, first * growth_rate)
     step = rate * m / (sqrt(v) + d * eps)
-    return p * (1 - rate * weight_decay) - step, m, v, s, start, d, d_max, r
+    return p * (1 - rate * wd) - step, m, v, s, start, d, d_max, r
