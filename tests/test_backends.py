@@ -67,7 +67,11 @@ class Peak:
 
     def __init__(self, tolerance: float, starts: Sequence[Tensor]) -> None:
         self.tolerance = tolerance
-        self.peaks = {(i, "p"): _real(p.detach()).abs() for i, p in enumerate(starts)}
+        self.peaks = {
+            (i, key): _real(p.detach()).abs()
+            for i, p in enumerate(starts)
+            for key in ("p", "z")  # Schedule-Free's z starts where the parameter does
+        }
 
     def check(self, mine: list[dict[str, Tensor]], reference: list[dict[str, Tensor]]) -> None:
         for i, (a, b) in enumerate(zip(mine, reference, strict=True)):

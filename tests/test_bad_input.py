@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import steepest
 from steepest.classes import classes
 
 REFUSALS = (TypeError, ValueError, RuntimeError, OverflowError)
@@ -201,3 +202,31 @@ def test_a_bad_gradient_is_an_error_and_nothing_moves(name, backend, dtype, data
             same = dense.shape == p.shape and dense.dtype == p.dtype
             assert same or (late and again and dense.nbytes == p.nbytes)
             assert not same or (p.isfinite() | ~dense.isfinite()).all()
+
+
+def test_three_betas_are_three_numbers():
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match=r"betas=\(0.9, 0.99\) was given, expected 3 numbers"):
+        steepest.Adan([p], betas=(0.9, 0.99))
+    with pytest.raises(ValueError, match=r"betas=\(0.9, 0.9, 0.9\) was given, expected a pair of"):
+        steepest.AdamW([p], betas=(0.9, 0.9, 0.9))
+    made = steepest.optimizer("ademamix", [p], beta3=0.5)
+    assert made.param_groups[0]["betas"] == (0.9, 0.999, 0.5)
+    with pytest.raises(
+        ValueError, match=r"betas\[2\]=1.0 was given, expected a number in \[0, 1\)"
+    ):
+        steepest.optimizer("adan", [p], beta3=1.0)
+
+
+def test_a_rule_that_decays_by_itself_is_given_the_weight_decay():
+    ends = []
+    for hyper in ({"weight_decay": 0.5}, {"wd": 0.5}, {}):
+        p = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+        p.grad = torch.zeros_like(p)
+        steepest.optimizer("adan", [p], lr=0.1, **hyper).step()
+        ends.append(p[0].item())
+    assert ends == pytest.approx([1 / 1.05, 1 / 1.05, 1])
+    with pytest.raises(
+        ValueError, match=r"weight_decay=-1.0 was given, expected a number in \[0, inf"
+    ):
+        steepest.Adan([p], weight_decay=-1)

@@ -981,7 +981,7 @@ def test_a_second_moment_that_drowns_in_eadams_eps_is_not_invented(size, kept):
     for _ in range(50):
         p.grad = torch.full((4,), size)
         made.step()
-    converted, report = convert(made.state_dict(), "adam")
+    converted, report = convert(made.state_dict(), "adam", source="eadam")
     assert bool(converted["state"]) is kept, str(report)
     if kept:
         torch.testing.assert_close(

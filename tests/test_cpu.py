@@ -248,9 +248,11 @@ def test_contraction_alone_is_allowed_to_the_compiler():
 def test_every_loop_calls_the_c_library_alone():
     # object code is loaded without numba: an undefined symbol would end the process
     for rule in steepest.rules.values():
-        code = machine._compile(rule.name, cpu.source(rule.trace()), 4)[1]
-        assert b"numba_" not in code
-        assert b"PyErr" not in code
+        program = rule.trace()
+        for first in (True, False)[not program.first :] if not program.matrix else ():
+            code = machine._compile(rule.name, cpu.source(program, "", first), 4, first)[1]
+            assert b"numba_" not in code
+            assert b"PyErr" not in code
 
 
 def test_what_the_loop_cannot_walk_goes_to_foreach():

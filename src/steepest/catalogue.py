@@ -41,6 +41,11 @@ def shown(rule: Rule, backend: str | None = None) -> str:
     program = program_of(selection)
     if backend in (None, "eager"):
         return inspect.getsource(rule.function)
+    if backend in BACKENDS and (program.matrix or (program.first and backend == "foreach")):
+        why = "looks at a whole matrix" if program.matrix else "adds up a whole tensor"
+        raise ValueError(
+            f"{rule.name} {why}: {backend} has nothing of its own, see --backend eager"
+        )
     if backend == "foreach":
         lines, slots, _ = host_body(program)
         notes = [*lines, *(f"c[{i}] = {text}" for i, text in enumerate(slots))]
@@ -48,5 +53,6 @@ def shown(rule: Rule, backend: str | None = None) -> str:
     if backend == "cpu":
         from .backends import cpu
 
-        return cpu.source(program)
+        passes = (True, False) if program.first else (False,)
+        return "\n\n".join(cpu.source(program, first=first) for first in passes)
     raise ValueError(f"backend {backend!r} was given, expected one of {', '.join(BACKENDS)}")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .definition import Rule
-from .families import STORAGE, WITHOUT_EFFECT, Family
+from .families import STORAGE, WITHOUT_EFFECT, Family, Selection
 from .plan import describe, program_of
 
 # what torch.compile, activation checkpoints and FSDP put into the names of parameters
@@ -184,7 +184,10 @@ def _fits(default: Any, value: Any) -> str:
         return "" if isinstance(value, str) else "a str"
     if isinstance(default, tuple):
         good = isinstance(value, (tuple, list)) and len(value) == len(default)
-        good = good and not any(math.isnan(number(x)) for x in value)
+        good = good and not any(
+            math.isnan(number(x)) and (x, usual) != (None, None)
+            for x, usual in zip(value, default, strict=True)
+        )
         return "" if good else "a pair of numbers"
     return ""
 
@@ -212,16 +215,24 @@ def scalar_keys(family: Family) -> set[str]:
     return {"step"}.union(*([r.keys[n] for n in r.carried] for r in family.members))
 
 
-def needed(rule: Rule, state: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
     """What a state lacks of the keys that the rule's next step reads."""
+    rule, program = selection.rule, program_of(selection)
+    keys = [rule.keys[s] for s in program.states]
     held = [k for k in keys if state.get(k) is not None]
-    counts = rule.counts and bool(held)
+    counts = program.saves_count and bool(held)
     # without a saved count, what is there tells a first step from a later one
     if (number(state["step"]) if "step" in state else bool(held)) == 0:
         return []
     carried = [rule.keys[n] for n in rule.carried]
     wanted = [*keys, *carried, *["step"] * counts]
     return [k for k in wanted if state.get(k) is None]
+
+
+def shape(family: Family, key: str, p: Tensor) -> Any:
+    """The shape that a parameter's state of that key has in a family."""
+    rule = next((r for r in family.members if key in r.keys.values()), family.members[0])
+    return torch.Size(rule.shape(key, p.shape))
 
 
 def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: Any) -> None:
@@ -248,7 +259,7 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
         elif isinstance(value, Tensor):
             if value.layout is not torch.strided or value.is_nested or value.is_meta:
                 refuse(f"{of} has no dense memory, expected a tensor with elements")
-            if value.shape != p.shape:
+            if value.shape != shape(family, key, p):
                 cure = "load it into the model that it was saved with, or pass strict=False"
                 refuse(f"{key!r} is {describe(value)}, {other}", cure)
             if value.is_complex() != p.is_complex() or not (
@@ -260,21 +271,19 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
                 refuse(f"{of} and its parameter are not both sharded", cure)
         elif value is not None:
             refuse(f"{of} is a {type(value).__name__}, expected a tensor")
-    selection = family.select(group)
-    keys = [selection.rule.keys[s] for s in program_of(selection).states]
-    if missing := needed(selection.rule, saved.state, keys):
+    if missing := needed(family.select(group).of(p), saved.state):
         refuse(f"state of {slot.label} lacks {missing} and has {sorted(saved.state)}")
 
 
 # matching
 
 
-def misfit(slot: Slot, saved: Saved, scalars: set[str]) -> bool:
+def misfit(slot: Slot, saved: Saved, family: Family) -> bool:
     """Whether the saved state belongs to a parameter of another shape."""
     return any(
-        isinstance(v, Tensor) and not v.is_nested and v.shape != slot.tensor.shape
+        isinstance(v, Tensor) and not v.is_nested and v.shape != shape(family, k, slot.tensor)
         for k, v in saved.state.items()
-        if k not in scalars
+        if k not in scalar_keys(family)
     )
 
 
@@ -426,7 +435,7 @@ def load(
     if not strict:
         lost: set[int] = set()
         for k, (slot, row, _) in enumerate(pairs):
-            wrong = misfit(slot, row, scalar_keys(families[slot.group]))
+            wrong = misfit(slot, row, families[slot.group])
             if wrong or slot.group in lost:
                 pairs[k] = Pair(slot, row, fresh=True)
                 (reshaped if wrong else missing).append(slot.label)

@@ -8,22 +8,30 @@ from typing import Any
 import torch
 
 from . import families as house
+from .averaged import AveragedOptimizer
 from .definition import Rule, rules
 from .shell import RuleOptimizer
+
+# not only a step: these have two points to switch between
+_BASES = {"SGDScheduleFree": AveragedOptimizer, "AdamWScheduleFree": AveragedOptimizer}
 
 
 def make_class(family: house.Family) -> type[RuleOptimizer]:
     """The torch.optim.Optimizer class of a family."""
     text = "\n\n".join(inspect.cleandoc(r.__doc__ or r.name) for r in family.members)
-    made = type(family.name, (RuleOptimizer,), {"family": family, "__module__": "steepest"})
-    made.__doc__ = f"{text}\n\n{inspect.cleandoc(RuleOptimizer.__doc__ or '')}"
+    base = _BASES.get(family.name, RuleOptimizer)
+    made: Any = type(family.name, (base,), {"family": family, "__module__": "steepest"})
+    texts = dict.fromkeys(
+        [text, *(inspect.cleandoc(c.__doc__ or "") for c in (base, RuleOptimizer))]
+    )
+    made.__doc__ = "\n\n".join(texts)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
     shown += [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d)
         for n, d in {"backend": None, **house.STORAGE}.items()
     ]
-    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown])  # type: ignore[attr-defined]
+    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown])
     return made
 
 
@@ -62,6 +70,9 @@ def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> RuleOptimizer:
     kind = class_of(rule)
     for name, (pair, index) in house.PAIRS.items():
         if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
+            if index is None:
+                hyper[pair] = hyper.pop(name)
+                continue
             values = list(hyper.get(pair, kind.family.arguments[pair]))
             values[index] = hyper.pop(name)
             hyper[pair] = tuple(values)

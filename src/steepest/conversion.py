@@ -165,10 +165,9 @@ def _inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
             except (TypeError, ValueError):
                 return False
             selection = family.select(full)
-            keys = [selection.rule.keys[s] for s in program_of(selection).states]
             for row in own:
                 known = {k for k, v in row.state.items() if v is not None} <= family.keys
-                if not known or needed(selection.rule, row.state, keys):
+                if not known or needed(selection, row.state):
                     return False
         return True
 

@@ -13,7 +13,16 @@ from .trace import Program, TraceError, trace
 rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
 """The key of Kahan's second number in `optimizer.state[p]`, beside those of the rule."""
-_EVERYWHERE = {"params", "backend", "weight_decay", "maximize", "rule", "rounding", "seed"}
+_EVERYWHERE = {
+    "params",
+    "backend",
+    "weight_decay",
+    "maximize",
+    "rule",
+    "rounding",
+    "seed",
+    "cautious",
+}
 
 
 class Rule:
@@ -32,8 +41,11 @@ class Rule:
     keys: state or carried scalar -> its key in `optimizer.state[p]`, torch's where torch has one.
     limits: hyperparameter -> (interval such as "[0, 1)", reason or "").
     search: hyperparameter -> (low, high), the log-uniform range that a race tunes it in.
-    decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled".
+    decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled". A rule
+        that has a scalar `wd` is given the decay there, and does with it what it will.
     counts: whether the step count is saved; else `t` is 1 at the first step and 2 ever after.
+    shapes: state -> "rows" or "columns", the shape of row_mean and column_mean of the parameter.
+        A bool `matrix` among the choices is set for each parameter: whether it has 2 dimensions.
     sparse: what a sparse gradient does: "rows" steps those that it has (all at the first step),
         "dense" fills it up with zeros, "" refuses it.
     """
@@ -49,12 +61,13 @@ class Rule:
         counts: bool = True,
         forgets: Iterable[str] = (),
         sparse: str = "",
+        shapes: Mapping[str, str] | None = None,
     ) -> None:
         self.function, self.name = function, function.__name__
         self.decay, self.counts, self.sparse = decay, counts, sparse
         self.__doc__, self.__wrapped__ = function.__doc__, function
         self.__name__ = self.name
-        self.forgets = frozenset(forgets)
+        self.forgets, self.shapes = frozenset(forgets), dict(shapes or {})
         self._read_signature()
         named: dict[str, str] = dict(keys or {})
         self.keys = {n: named.get(n) or n for n in (*self.states, *self.carried)}
@@ -77,7 +90,8 @@ class Rule:
         if sparse not in ("", "rows", "dense"):
             self._refuse(f"sparse={sparse!r}", 'say sparse="rows", "dense" or ""')
         known = {*self.states, *self.carried, *self.defaults, *self.choices}
-        about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets}
+        about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets,
+                 "shapes": shapes}  # fmt: skip
         for word, name in ((w, n) for w, names in about.items() for n in names or ()):
             if name not in known:
                 self._refuse(f"{word} names {name!r}", "use a name from the signature")
@@ -144,6 +158,13 @@ class Rule:
             if name not in kept and name not in self.forgets:
                 cure = f"check the order of the outputs, or say @rule(forgets=[{name!r}])"
                 self._refuse(f"the new {name!r} does not depend on the old one", cure)
+
+    def shape(self, key: str, like: Any) -> Any:
+        """The shape of the state with that key, of a parameter of shape `like`."""
+        kind = next((kind for s, kind in self.shapes.items() if self.keys[s] == key), "")
+        if kind == "rows":
+            return (*like[:-1], 1)
+        return (*like[:-2], 1, *like[-1:]) if kind == "columns" else like
 
     def trace(self, modifiers: tuple[Callable[..., Any], ...] = (), **choices: Any) -> Program:
         """The rule's program, with the static choices bound and the modifiers put before it."""

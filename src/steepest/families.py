@@ -1,18 +1,19 @@
 """A family: the rules that stand behind one class, and the arguments that it takes.
 
 A class that torch.optim has too takes torch.optim's arguments, with torch.optim's defaults;
-AdaBelief and AdaBound take those of their authors' packages; every other class takes those of its
-rule.
+AdaBelief, AdaBound and ADOPT take those of their authors' packages; every other class takes those
+of its rule.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -22,14 +23,18 @@ from .formulas import modifiers
 
 Group = Mapping[str, Any]
 PAIRS = {
-    "beta1": ("betas", 0), "beta2": ("betas", 1), "etaminus": ("etas", 0), "etaplus": ("etas", 1),
-    "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1),
+    "beta1": ("betas", 0), "beta2": ("betas", 1), "beta3": ("betas", 2), "etaminus": ("etas", 0),
+    "etaplus": ("etas", 1), "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1),
+    "eps1": ("eps", 0), "eps2": ("eps", 1), "wd": ("weight_decay", None),
 }  # fmt: skip
+"""Scalar of a rule -> where it stands in a group. A rule that takes `wd` decays by itself."""
 # accepted, so that a program need not change; the backend is chosen by device
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
-# where the bytes are, for every class; they stand in a group only if they were given
-STORAGE = {"rounding": None, "seed": 0}
+# for every class: where the bytes are, and what stands after the rule; these are in a group only if
+# they were given
+STORAGE = {"rounding": None, "seed": 0, "cautious": False}
 ROUNDINGS = ("stochastic", "kahan")
+_DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 _DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple", "fixed_decay"}
 
 
@@ -39,6 +44,26 @@ class Selection(NamedTuple):
     rule: Rule
     modifiers: tuple[Callable[..., Any], ...]
     choices: tuple[tuple[str, Any], ...]
+
+    def of(self, p: torch.Tensor) -> Selection:
+        """The selection for one parameter: a rule may treat matrices in another way."""
+        if "matrix" not in self.rule.choices:
+            return self
+        return self._replace(choices=(*self.choices, ("matrix", p.dim() > 1)))
+
+
+@cache
+def careful(rule: Rule) -> Rule:
+    """The rule with `modifiers.cautious` after it."""
+
+    def function(*tensors: Any, **scalars: Any) -> Any:
+        new = rule.function(*tensors, **scalars)
+        moved, *rest = new if isinstance(new, tuple) else (new,)
+        return modifiers.cautious(tensors[0], tensors[1], moved), *rest
+
+    made = copy.copy(rule)
+    made.function = function
+    return made
 
 
 @dataclass(frozen=True)
@@ -63,15 +88,16 @@ class Family:
         """Rule, modifiers and static choices of a group."""
         rule = self.rule(group)
         before: list[Callable[..., Any]] = [modifiers.maximize] if group.get("maximize") else []
-        if group.get("weight_decay"):
+        if group.get("weight_decay") and "wd" not in rule.defaults:
             usual = rule.decay == "decoupled"
-            decoupled = group.get("decoupled_weight_decay", group.get("weight_decouple", usual))
+            decoupled = next((group[name] for name in _DECOUPLED if name in group), usual)
             fixed = modifiers.fixed if group.get("fixed_decay") else modifiers.decoupled
             before.append(fixed if decoupled else modifiers.coupled)
         choices = {c: bool(group[c]) if isinstance(v, bool) else group[c]
                    for c, v in rule.choices.items() if c in group}  # fmt: skip
         if "heavy" in rule.choices:
             choices["heavy"] = group["momentum"] > 0
+        rule = careful(rule) if group.get("cautious") else rule
         return Selection(rule, tuple(before), tuple(choices.items()))
 
     def bind(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +134,8 @@ class Family:
             one: Any = (
                 value if index is None or not isinstance(value, (tuple, list)) else value[index]
             )
-            number = float(one)
+            # torch.optim.Adafactor's eps begins with None
+            number = float(rule.defaults[name] if one is None and index == 0 else one)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError, IndexError):
             number = math.nan
         if number != number:
@@ -123,10 +150,11 @@ class Family:
             key, index = PAIRS.get(name, (name, None))
             if key not in group:
                 continue
-            given = group[key]
-            if index is not None and not (isinstance(given, (tuple, list)) and len(given) == 2):
+            given, size = group[key], max(2, len(members_of(key, rule)))
+            if index is not None and not (isinstance(given, (tuple, list)) and len(given) == size):
+                expected = "a pair of" if size == 2 else size
                 raise ValueError(
-                    f"{self.name}: {key}={given!r} was given, expected a pair of numbers"
+                    f"{self.name}: {key}={given!r} was given, expected {expected} numbers"
                 )
             if isinstance(given, torch.Tensor) and given.numel() != 1:
                 raise ValueError(
@@ -175,20 +203,26 @@ class Family:
         return {n: source for r in self.members for n, source in r.captured.items()}
 
 
+def members_of(key: str, rule: Rule) -> list[str]:
+    """The scalars of a rule that stand in a group under one key, in order."""
+    return [n for n, (k, _) in PAIRS.items() if k == key and n in rule.defaults]
+
+
 def _arguments(rule: Rule) -> dict[str, Any]:
     """The arguments of a class made of a rule alone."""
     found: dict[str, Any] = {}
     for name, default in rule.defaults.items():
-        key, _ = PAIRS.get(name, (name, None))
-        if key == name:
-            found[name] = default
+        key, index = PAIRS.get(name, (name, None))
+        parts = members_of(key, rule)
+        if index is None:
+            found[key] = default
+        elif len(parts) > 1 and [PAIRS[n][1] for n in parts] == [*range(len(parts))]:
+            found[key] = tuple(rule.defaults[n] for n in parts)
         else:
-            parts = [n for n, (k, _) in PAIRS.items() if k == key and n in rule.defaults]
-            whole = len(parts) == sum(k == key for k, _ in PAIRS.values())
-            found |= {key: tuple(rule.defaults[n] for n in parts)} if whole else {name: default}
+            found[name] = default
     return (
         found
-        | dict(rule.choices)
+        | {n: v for n, v in rule.choices.items() if n != "matrix"}
         | {"weight_decay": 0.0, "maximize": False, "differentiable": False}
     )
 
@@ -200,6 +234,9 @@ def _torch_arguments(name: str, members: tuple[Rule, ...]) -> dict[str, Any]:
         ours |= {PAIRS.get(n, (n,))[0] for n in rule.defaults} | set(rule.choices)
     signature = inspect.signature(getattr(torch.optim, name))
     found = {n: p.default for n, p in signature.parameters.items() if n in ours}
+    for rule in members:  # what torch's class has not, and the rule needs
+        own = {PAIRS.get(n, (n,))[0] for n in rule.defaults} - {*found}
+        found |= {n: v for n, v in _arguments(rule).items() if n in own}
     if name == "AdamW":  # torch's class is an Adam with this entry in its groups
         found["decoupled_weight_decay"] = True
     return found
@@ -213,6 +250,12 @@ def _sgd_check(group: Group) -> str:
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         return (f"nesterov=True was given with momentum={group['momentum']!r} and dampening="
                 f"{group['dampening']!r}, expected momentum > 0 and dampening 0")  # fmt: skip
+    return ""
+
+
+def _free_check(group: Group) -> str:
+    if group.get("cautious"):
+        return "cautious=True was given, expected False; a masked y is no mean of x and z"
     return ""
 
 
@@ -233,6 +276,8 @@ _TORCH: dict[str, tuple[str, Callable[[Group], str]]] = {
     "NAdam": ("nadam", lambda g: "nadam"),
     "RAdam": ("radam", lambda g: "radam"),
     "SparseAdam": ("sparse_adam", lambda g: "sparse_adam"),
+    "Adafactor": ("adafactor", lambda g: "adafactor"),
+    "Muon": ("muon", lambda g: "muon"),
 }
 
 _BELIEF = {
@@ -244,13 +289,22 @@ _BOUND = {
     "lr": 1e-3, "betas": (0.9, 0.999), "final_lr": 0.1, "gamma": 1e-3, "eps": 1e-8,
     "weight_decay": 0.0, "amsbound": False, "maximize": False, "differentiable": False,
 }  # fmt: skip
-_NAMES = {"amsgrad": "AMSGrad", "eadam": "EAdam", "amsbound": "AMSBound"}
+_ADOPT = {
+    "lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "clip": True, "weight_decay": 0.0,
+    "decouple": False, "maximize": False, "differentiable": False,
+}  # fmt: skip
+_NAMES = {
+    "amsgrad": "AMSGrad", "eadam": "EAdam", "amsbound": "AMSBound", "msvag": "MSVAG",
+    "ademamix": "AdEMAMix", "schedule_free_sgd": "SGDScheduleFree",
+    "schedule_free_adamw": "AdamWScheduleFree",
+}  # fmt: skip
 
 
 def of(rule: Rule) -> Family:
     """The family of one rule: its class is named after it, with its own arguments."""
     name = _NAMES.get(rule.name) or "".join(w.title() for w in rule.name.split("_"))
-    return Family(name, (rule,), _arguments(rule))
+    check = _free_check if name.endswith("ScheduleFree") else lambda group: ""
+    return Family(name, (rule,), _arguments(rule), check=check)
 
 
 def _all() -> dict[str, Family]:
@@ -264,6 +318,7 @@ def _all() -> dict[str, Family]:
         "AdaBound", (rules["adabound"], rules["amsbound"]), _BOUND,
         _either("adabound", "amsbound", "amsbound"),
     )  # fmt: skip
+    found["ADOPT"] = Family("ADOPT", (rules["adopt"],), _ADOPT)
     done = {f.members[0].name for f in found.values()}
     for rule in rules.values():
         if rule.name not in done:

@@ -21,9 +21,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import checkpoint
 from . import families as house
 from .definition import Rule, rules
-from .plan import BACKENDS, Part, Stale, Wanted, parts, program_of
+from .plan import BACKENDS, Part, Stale, Wanted, parts
 
-_NOTHING: tuple[Any, list[Tensor], Any, Any, list[Part]] = (None, [], None, None, [])
+_NOTHING: tuple[Any, list[Tensor], Any, list[Part]] = (None, [], None, [])
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 
 
@@ -85,7 +85,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _begin(self) -> None:
         if not hasattr(self, "_lock"):
             self._lock = threading.RLock()
-        self._parts: dict[int, tuple[Any, list[Tensor], Any, Any, list[Part]]] = {}
+        self._parts: dict[int, tuple[Any, list[Tensor], Any, list[Part]]] = {}
         self._snapshot: list[Any] = []
         self._addresses: list[int] = []
         self._checked, self._by_identity = slice(0), True
@@ -190,7 +190,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             family = self._family(group)
             watched = [group.get(name) for name in family.static]
             watched = [float(v) if isinstance(v, Tensor) else v for v in watched]
-            known, old, made, program, mine = self._parts.get(index, _NOTHING)
+            known, old, made, mine = self._parts.get(index, _NOTHING)
             same = len(params) == len(old) and all(map(is_, params, old))
             if known != watched or not same:
                 self._check_options(family, group)
@@ -201,7 +201,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                     group.get("rounding"),
                     group.get("seed", 0),
                 )
-                program = program_of(wanted.selection)
                 if wanted != made or not same:
                     if old and not same and any("seed" in g for g in self.param_groups):
                         raise Stale  # the elements of later groups have other numbers now
@@ -210,9 +209,15 @@ class RuleOptimizer(torch.optim.Optimizer):
                         wanted, unique, lambda p: self.state.get(p, {}), self._first().__getitem__
                     )
                     new += mine
-                self._parts[index] = watched, list(params), wanted, program, mine
-            scalars = [family.scalar(group, n, program.rule) for n in program.scalars if n != "t"]
-            work += [part.ready(scalars) for part in mine]
+                self._parts[index] = watched, list(params), wanted, mine
+            scalars = {}
+            for part in mine:
+                names = part.program.scalars
+                if part.program not in scalars:
+                    scalars[part.program] = [
+                        family.scalar(group, n, part.program.rule) for n in names if n != "t"
+                    ]
+                work.append(part.ready(scalars[part.program]))
         return [lambda: self._commit(new), *work] if new else work
 
     def _check_options(self, family: house.Family, group: dict[str, Any]) -> None:

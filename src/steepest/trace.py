@@ -5,6 +5,7 @@ the *body*, computed per element. Equal sub-expressions become one node, helper 
 themselves, and what a backend does with the program is the backend's affair.
 """
 
+import copy
 import inspect
 import itertools
 import math
@@ -22,6 +23,11 @@ from .formulas.words import Number
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow"}
 _WORDS = {w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")}
+REDUCTIONS = ("norm", "mean", "total")
+"""Words that make one scalar of a tensor: there the program is cut into two passes."""
+SIZES = ("rows", "columns", "precision")
+MATRIX = ("row_mean", "column_mean", "orthogonal", *SIZES)
+"""Words that torch alone can say: a rule that uses them runs as it is written."""
 _FOLD: dict[str, Callable[..., Any]] = {
     **{op: getattr(operator, name) for op, name in _ARITHMETIC.items()},
     **{op: getattr(operator, op) for op in _COMPARISONS},
@@ -114,7 +120,13 @@ class Tape:
         if op in _FOLD and all(x.op == "const" for x in args):
             return self.constant(_FOLD[op](*(Number(x.value) for x in args)))
         b = rest[0] if rest else a
+        if op in REDUCTIONS:
+            if any(n.op in REDUCTIONS for n in _sorted([a], through=True)):
+                raise TraceError(f"a {op} of what is made of another norm or mean; take it apart")
+            return self.node(op, (a,), True) if not a.host else abs(a) if op == "norm" else a
         match op:
+            case _ if op in SIZES:
+                return self.node(op, (a,), True)
             case "where" if a.op == "const" or b is rest[1]:
                 return b if a.value != 0 else rest[1]
             case "add" if a.value == 0 and a.op == "const":
@@ -145,7 +157,9 @@ def _on_tape(word: str, *args: Any) -> Node:
     return next(a for a in args if isinstance(a, Node)).tape.make(word, *args)
 
 
-words.register(Node, **{word: partial(_on_tape, word) for word in (*_WORDS, "where")})
+words.register(
+    Node, **{word: partial(_on_tape, word) for word in (*_WORDS, *REDUCTIONS, *MATRIX, "where")}
+)
 
 
 class Program:
@@ -158,6 +172,8 @@ class Program:
     carried: carried scalar -> the node of its next value.
     body: the tensor nodes in order of computation; hosts: the host nodes, likewise.
     slots: the host nodes that the body reads. scalars: names of the host inputs, `t` first.
+    reductions: the norms, means and totals that hosts are made of; `first` is the pass that adds
+    them up, spans says whether one is over all parameters. matrix: only torch can run it.
     """
 
     def __init__(self, rule: Any, tensors: list[Node], new: list[Node], modifiers: Any) -> None:
@@ -171,18 +187,37 @@ class Program:
             if node is not self.inputs[n] or n == names[0]
         }
         self.carried = dict(zip(rule.carried, new[count:], strict=True))
-        ordered = _sorted((*self.outputs.values(), *self.carried.values()))
-        self.body = [n for n in ordered if not n.host and n.op != "input"]
-        used = {a for n in self.body for a in n.args} | set(self.outputs.values())
-        self.slots = [n for n in ordered if n.host and n in used and n.op != "const"]
-        wanted = _sorted((*self.slots, *self.carried.values()))
-        self.hosts = [n for n in wanted if n.op not in ("input", "const")]
+        self._lay()
+        ends = (*self.outputs.values(), *self.carried.values())
+        ordered = _sorted(ends, through=True)
         inputs = [n.value for n in ordered if n.host and n.op == "input"]
         self.scalars = sorted((n for n in inputs if n not in self.carried), key=lambda n: n != "t")
         self.counts = "t" in self.scalars
         self.states = [
             s for s in rule.states if s in self.outputs or any(n is self.inputs[s] for n in ordered)
         ]
+        self.reductions = [n for n in ordered if n.op in REDUCTIONS]
+        self.spans = any(n.op == "total" for n in self.reductions)
+        # where a rule has two ways, only the one that counts saves its count
+        self.saves_count = rule.counts and (self.counts or "matrix" not in rule.choices)
+        self.matrix = any(n.op in MATRIX for n in ordered) or "matrix" in rule.choices
+        self.first: Program | None = None
+        if self.reductions:
+            self.first = first = copy.copy(self)
+            first.reductions = []
+            first.outputs = {f"sum{i}": n.args[0] for i, n in enumerate(self.reductions)}
+            carried = {n.value: n for n in ordered if n.op == "input" and n.value in self.carried}
+            first.carried = {c: carried.get(c, tensors[0].tape.constant(0)) for c in self.carried}
+            first._lay()
+
+    def _lay(self) -> None:
+        """The nodes of this pass in order of computation: body, slots and hosts."""
+        ordered = _sorted((*self.outputs.values(), *self.carried.values()))
+        self.body = [n for n in ordered if not n.host and n.op != "input"]
+        used = {a for n in self.body for a in n.args} | set(self.outputs.values())
+        self.slots = [n for n in ordered if n.host and n in used and n.op != "const"]
+        wanted = _sorted((*self.slots, *self.carried.values()))
+        self.hosts = [n for n in wanted if n.op not in ("input", "const", *REDUCTIONS)]
 
     def depends(self, name: str) -> bool:
         """Whether the new value of a tensor is made, among others, of its old one."""
@@ -196,12 +231,12 @@ class Program:
         return count
 
 
-def _sorted(ends: Iterable[Node]) -> list[Node]:
+def _sorted(ends: Iterable[Node], through: bool = False) -> list[Node]:
     order: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
         if node not in order:
-            for a in node.args:
+            for a in node.args if through or node.op not in REDUCTIONS else ():
                 visit(a)
             order[node] = None
 
@@ -333,13 +368,15 @@ RESERVED = frozenset({
     "real", "float64", "rows", "row_of", "row", "steps", "carried", "scalar", "k", "chunks",
     "count", "borders", "piece", "take", "c", "i", "zero", "fit", "host", "halves", "widen",
     "narrow", "cut", "dither", "firsts", "keys", "first", "key", "compensation", "now", "grad",
-    "new", "low",
+    "new", "low", "sums", "starts",
 })  # fmt: skip
 
 
 def spelt(name: str) -> str:
     """A name of the user's in generated code: with a stroke where the code has that name itself."""
-    return name + "_" if name in RESERVED or re.fullmatch(r"(x|h|c|either_x)\d*_*", name) else name
+    return (
+        name + "_" if name in RESERVED or re.fullmatch(r"(x|h|c|sum|either_x)\d*_*", name) else name
+    )
 
 
 def host_body(
@@ -351,6 +388,8 @@ def host_body(
     for node in _sorted((*program.slots, *program.carried.values())):
         if node.op == "input":
             printer.names[node] = spelt(node.value)
+    for i, node in enumerate(program.reductions):
+        printer.names[node] = f"sum{i}"
     lines = printer.assignments(program.hosts, (), "h")
     slots = [f"fit({printer.expression(n)})" for n in program.slots]
     return lines, slots, [printer.expression(n) for n in program.carried.values()]

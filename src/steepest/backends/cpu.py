@@ -21,12 +21,14 @@ CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to shar
 
 # the job: one array of int64 that the loop reads its addresses and sizes from
 (NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS,
- ONLY, FIRSTS, KEYS) = range(15)  # fmt: skip
+ ONLY, FIRSTS, KEYS, SUMS, STARTS) = range(17)  # fmt: skip
 
 _SOURCE = """\
 def {name}(address):
     job = integers(address)
     n, addresses, row_of, rows = job[2], integers(job[3]), integers(job[8]), doubles(job[7])
+    chunks, count, borders = integers(job[9]), job[10], integers(job[11])
+    sums, starts = doubles(job[15]), integers(job[16])
     if job[0] < 0:  # the host scalars: one row for each run of tensors with equal counts
         steps, carried, scalar = singles(job[4]), doubles(job[5]), doubles(job[6])
 {unpack}        row = -{slots}
@@ -35,11 +37,9 @@ def {name}(address):
                 continue
             t = float64(steps[k]) + 1.0
 {changed}{host}            row_of[k] = row
-            steps[k] = t
-        job[0] = 0
+{counted}        job[0] = 0
         if job[12] != 0:
             return
-    chunks, count, borders = integers(job[9]), job[10], integers(job[11])
 {noise}    while True:
         piece = take(job)
         if piece >= job[1]:
@@ -50,7 +50,7 @@ def {name}(address):
                 continue
             row = row_of[k]
 {pointers}{constants}{counter}            for i in range(chunks[count + c], chunks[2 * count + c]):
-{loop}"""
+{loop}{summed}"""
 
 
 class _Loop(Printer):
@@ -68,11 +68,16 @@ def _indent(lines: Sequence[str], depth: int) -> str:
     return "".join(f"{'    ' * depth}{line}\n" for line in lines)
 
 
-def source(program: Program, storage: str = "") -> str:
+def source(whole: Program, storage: str = "", first: bool = False) -> str:
     """The loop as a Python function of one argument, the address of its job.
 
     storage: how bfloat16 parameters are rounded, "nearest", "stochastic" or "kahan"; "" for others.
+    first: the pass that adds up, in float64 and for each chunk, what norms and means are made of.
     """
+    program = whole
+    if first:
+        assert whole.first
+        program = whole.first
     p, g = program.rule.tensors[:2]
     tensors = [spelt(x) for x in (p, g, *program.states)]
     scalars = [spelt(s) for s in program.scalars if s != "t"]
@@ -83,6 +88,18 @@ def source(program: Program, storage: str = "") -> str:
     memo = [("last_t", "t")] * program.counts + [(f"last_{c}", c) for c in carried]
     read = [f"{c} = carried[{i} * n + k]" for i, c in enumerate(carried)]
     test = " or ".join(["row < 0", *(f"{old} != {now}" for old, now in memo)])
+    for i, node in enumerate(program.reductions):
+        size = "chunks[2 * count + starts[k + 1] - 1]"  # where the last chunk ends
+        mine = "0, count" if node.op == "total" else "starts[k], starts[k + 1]"
+        read += [
+            f"sum{i} = 0.0",
+            f"for c in range({mine}):",
+            "    if addresses[n + chunks[c]] != 0:",
+            f"        sum{i} += sums[{i} * count + c]",
+            *[f"sum{i} = sqrt(sum{i})"] * (node.op == "norm"),
+            *[f"sum{i} = sum{i} / {size}"] * (node.op == "mean"),
+        ]
+        test = "True"
     compute = [f"row += {slots}", *host, *(f"rows[row + {i}] = {v}" for i, v in enumerate(values))]
     compute += [f"next_{c} = {v}" for c, v in zip(carried, new, strict=True)]
     compute += [f"{old} = {now}" for old, now in memo]
@@ -114,7 +131,12 @@ def source(program: Program, storage: str = "") -> str:
         if not node.host and node.op == "input" and node.value != name:
             old = printer.names[node]
             lines.append(f"{printer.name(node, 'x')} = {old}")
-    for name, node in outputs:
+    of = [n.op for n in whole.reductions] if first else []
+    for i, (_, node) in enumerate(outputs if first else ()):
+        value = f"float64({printer.expression(node)})"
+        lines.append(f"sum{i} += {value}{f' * {value}' if of[i] == 'norm' else ''}")
+    constants += [f"sum{i} = 0.0" for i in range(len(of))]
+    for name, node in outputs if not first else ():
         value = printer.expression(node)
         if name != p or not storage:
             lines.append(f"{spelt(name)}[i] = {value}")
@@ -126,6 +148,8 @@ def source(program: Program, storage: str = "") -> str:
                 lines.append("compensation[i] = narrow(cut(new, widen(low)))")
     return _SOURCE.format(
         name=program.rule.name,
+        counted=_indent(["steps[k] = t"] * (not first), 3),
+        summed=_indent([f"sums[{i} * count + c] = sum{i}" for i in range(len(of))], 3),
         slots=slots,
         unpack=_indent([f"{s} = scalar[{i}]" for i, s in enumerate(scalars)] + start, 2),
         changed=_indent([*read, f"if {test}:"], 3),
@@ -162,7 +186,12 @@ class Work:
         firsts: Sequence[int] = (),
     ) -> None:
         size = max(params[0].element_size(), 4)
-        self.loop = machine.load(program.rule.name, source(program, storage), size)
+        passes = [True, False] if program.reductions else [False]
+        self.loops = [
+            machine.load(program.rule.name, source(program, storage, first), size, first)
+            for first in passes
+        ]
+        slots = max(len(program.slots), len(program.first.slots) if program.first else 1)
         n, sizes = len(params), [p.numel() for p in params]
         self.scalars = np.zeros(max(len(program.scalars), 1))
         self.table = _int64(2 + len(states), n)
@@ -172,15 +201,30 @@ class Work:
         chunks, borders = _cut(sizes)
         self.arrays = (
             self.table, steps.numpy(), carried.numpy(), self.scalars,
-            np.zeros((n, max(len(program.slots), 1))), _int64(n), chunks, borders,
+            np.zeros((n, max(slots, 1))), _int64(n), chunks, borders,
+            np.zeros((len(program.reductions), chunks.shape[1])),
+            np.searchsorted(chunks[0], np.arange(n + 1)).astype(np.int64),
             np.array(firsts, np.int64), _int64(n),
         )  # fmt: skip
         at = [a.ctypes.data for a in self.arrays]
         self.keys = self.arrays[-1]
-        self.job = _int64(15)
+        self.job = _int64(17)
         self.job[[TENSORS, PIECES, COUNT]] = n, len(borders) - 1, chunks.shape[1]
         self.job[
-            [ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, BORDERS, FIRSTS, KEYS]
+            [
+                ADDRESSES,
+                STEPS,
+                CARRIED,
+                SCALARS,
+                ROWS,
+                ROW_OF,
+                CHUNKS,
+                BORDERS,
+                SUMS,
+                STARTS,
+                FIRSTS,
+                KEYS,
+            ]
         ] = at
         self.address, self.elements, self.pieces = (
             self.job.ctypes.data,
@@ -195,10 +239,11 @@ class Work:
         self.table[1], self.keys[:] = gradients, keys
         self.scalars[: len(scalars)] = scalars
         count = threads.wanted(self.elements, self.pieces)
-        self.job[NEXT], self.job[ONLY] = -1, count > 1
-        self.loop(self.address)
-        if count > 1:
-            threads.run(self.loop, self.address, count)
+        for loop in self.loops:
+            self.job[NEXT], self.job[ONLY] = -1, count > 1
+            loop(self.address)
+            if count > 1:
+                threads.run(loop, self.address, count)
 
 
 def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

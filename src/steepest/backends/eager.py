@@ -1,6 +1,10 @@
 """The reference: the rule itself, called on torch tensors. Any device and dtype."""
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,7 +31,51 @@ words.register(
     sign=torch.sign,
     maximum=_other(torch.maximum),
     minimum=_other(torch.minimum),
+    norm=torch.linalg.vector_norm,
+    mean=torch.mean,
+    where=lambda condition, a, b: torch.where(condition, a, b),
+    total=lambda x: _totals.get()(x),
+    row_mean=lambda x: x.mean(-1, keepdim=True),
+    column_mean=lambda x: x.mean(-2, keepdim=True),
+    orthogonal=lambda x: _orthogonal(x.flatten(1)).reshape(x.shape).to(x.dtype),
+    rows=len,
+    columns=lambda x: math.prod(x.shape[1:]),
+    precision=lambda x: torch.finfo(x.dtype).eps,
 )
+
+
+def _orthogonal(x: Tensor) -> Tensor:
+    wide = x.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    y = wide.T if tall else wide
+    y = y / y.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = y @ y.T
+        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), y, beta=3.4445)
+    return y.T if tall else y
+
+
+_totals: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=torch.sum)
+
+
+@contextmanager
+def totals(found: list[Tensor], add: bool) -> Iterator[None]:
+    """Meanwhile each `total` adds its sum to the one in `found`, in order, or (not add) is that."""
+    at = itertools.count()
+
+    def total(x: Tensor) -> Tensor:
+        i = next(at)
+        if add and i == len(found):
+            found.append(x.sum())
+        elif add:
+            found[i] = found[i] + x.sum()
+        return found[i]
+
+    before = _totals.set(total)
+    try:
+        yield
+    finally:
+        _totals.reset(before)
 
 
 def run(

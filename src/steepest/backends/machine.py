@@ -38,27 +38,30 @@ def directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "steepest"
 
 
-def load(name: str, source: str, itemsize: int) -> Callable[[int], None]:
-    """The function in `source` as machine code that takes a job's address; itemsize 4 or 8."""
+def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[[int], None]:
+    """The function in `source` as machine code that takes a job's address; itemsize 4 or 8.
+
+    sums: its sums may be taken in any order, the same one at each call.
+    """
     with _lock:
         if (source, itemsize) not in _loaded:
-            _loaded[source, itemsize] = _link(*_object(name, source, itemsize))
+            _loaded[source, itemsize] = _link(*_object(name, source, itemsize, sums))
         return _loaded[source, itemsize]
 
 
-def _object(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
+def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     cpu = llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
     made_by = f"{version('numba')} {version('llvmlite')} {llvm.get_process_triple()} {cpu}"
     by_us = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    key = hashlib.sha256(f"{by_us} {itemsize} {made_by}\n{source}".encode()).hexdigest()
+    key = hashlib.sha256(f"{by_us} {itemsize} {sums} {made_by}\n{source}".encode()).hexdigest()
     file = directory() / f"{name}-{key[:32]}.o"
     with contextlib.suppress(OSError, ValueError):
         symbol, digest, code = file.read_bytes().split(b"\n", 2)
         if hashlib.sha256(code).hexdigest().encode() == digest:
             return symbol.decode(), code
-    symbol, code = _compile(name, source, itemsize)
+    symbol, code = _compile(name, source, itemsize, sums)
     _keep(file, f"{symbol}\n{hashlib.sha256(code).hexdigest()}\n".encode() + code)
     return symbol, code
 
@@ -76,13 +79,14 @@ def _keep(file: Path, content: bytes) -> None:
             raise
 
 
-def _compile(name: str, source: str, itemsize: int) -> tuple[str, bytes]:
+def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
     import numba
 
     names = _vocabulary(itemsize)
     exec(compile(source, f"<loop of {name}>", "exec"), names)
     # 'contract' (a*b+c in one rounding) keeps an element's bits wherever a range is cut
-    compiler = numba.cfunc(numba.void(numba.int64), error_model="numpy", fastmath={"contract"})
+    flags = {"contract", "reassoc"} if sums else {"contract"}
+    compiler = numba.cfunc(numba.void(numba.int64), error_model="numpy", fastmath=flags)
     text = compiler(names[name]).inspect_llvm()
     symbol = re.search(r"^define .*@(cfunc\.[^(]+)\(", text, re.MULTILINE)
     # object code is loaded without numba, so it may call the C library alone

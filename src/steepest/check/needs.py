@@ -34,6 +34,27 @@ def beyond_signs(subject: Subject) -> str | None:
     return None
 
 
+def separate(subject: Subject) -> str | None:
+    """It steps each parameter by itself."""
+    if subject.name == "Prodigy":
+        return "Prodigy has one estimate of the distance for all parameters together"
+    return None
+
+
+def coarse(subject: Subject) -> str | None:
+    """Its first steps are larger than the precision of 16 bits."""
+    if subject.name in ("Lars", "Prodigy"):
+        return f"the first steps of {subject.name} are a thousandth of a parameter or less"
+    return None
+
+
+def at_rest(subject: Subject) -> str | None:
+    """Its step is nothing where the gradient is."""
+    if subject.name == "Fromage":
+        return "Fromage divides a parameter by sqrt(1 + lr**2) at every step"
+    return None
+
+
 def sparse_taken(subject: Subject) -> str | None:
     """It takes sparse gradients."""
     if subject.closure_needed:
@@ -144,9 +165,9 @@ def known(subject: Subject) -> str | None:
     settings = settings_of(subject.kind)
     if not settings:
         return f"steepest.check.oracles names no oracle of {subject.name}"
-    module = settings[0].made_by.module
-    if importlib.util.find_spec(module) is None:
-        return f"its oracle is missing: pip install {PACKAGES[module]}"
+    for module in dict.fromkeys(s.made_by.module for s in settings):
+        if importlib.util.find_spec(module) is None:
+            return f"its oracle is missing: pip install {PACKAGES[module]}"
     return None
 
 

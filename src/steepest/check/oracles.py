@@ -1,16 +1,13 @@
 """The independent oracle of every rule.
 
 A rule is compared with torch.optim ("torch"), with the package of the method's authors ("package"),
-or, where neither exists, with its paper's formula written out below ("transcription"). The settings
-in which the two are compared stand in `trajectories.py`.
+with optax ("optax"), with pytorch-optimizer ("pytorch-optimizer"), or, where none of these has it,
+with its paper's formula written out in `transcriptions.py` ("transcription"). The settings in which
+the two are compared stand in `settings.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import warnings
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -19,114 +16,22 @@ import torch
 from torch import Tensor, optim
 
 from ..classes import classes, optimizer
+from .foreign import Optax, as_rows, early, foreign, shrinking, sparse_adam, split
+from .transcriptions import ClassicalMomentum, ClassicalNesterov, EAdam, Swats
 
 Params = Sequence[Tensor]
 Maker = Callable[..., Any]
-PACKAGES = {"adabelief_pytorch": "adabelief-pytorch==0.2.1", "adabound": "adabound==0.0.5"}
-"""Modules of the authors' packages, and what pip calls them; imported when they are used."""
-
-
-# transcriptions: formulas of papers, in the order of their lines
-
-
-class Transcription:
-    """What the harness needs of an optimizer: groups, states and a step."""
-
-    def __init__(self, params: Params, **hyper: Any) -> None:
-        self.param_groups = [{"params": list(params), **hyper}]
-        self.state: dict[Tensor, dict[str, Any]] = {p: {} for p in params}
-        self.t = 0
-
-    @torch.no_grad()
-    def step(self) -> None:
-        self.t += 1
-        group = self.param_groups[0]
-        for p in group["params"]:
-            g = -p.grad if group.get("maximize") else p.grad
-            if decay := group.get("weight_decay", 0.0):
-                g = g + decay * p
-            self.update(p, g, self.state[p], group)
-
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-
-class ClassicalMomentum(Transcription):
-    """v <- gamma v + lr g;  p <- p - v (Ruder 2016, section 4.1; Qian 1999)."""
-
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        v = state["v"] = group["momentum"] * state.get("v", torch.zeros_like(p)) + group["lr"] * g
-        p.sub_(v)
-
-
-class ClassicalNesterov(Transcription):
-    """v <- mu v - lr grad(theta + mu v);  theta <- theta + v (Sutskever et al. 2013, eq. 3 and 4).
-
-    The gradient is taken at the look-ahead point, so that is what stands in the parameter: theta
-    lives here alone.
-    """
-
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        theta = state.get("theta", p.clone())
-        v = state["v"] = group["momentum"] * state.get("v", torch.zeros_like(p)) - group["lr"] * g
-        state["theta"] = theta + v
-        p.copy_(state["theta"] + group["momentum"] * v)
-
-
-class EAdam(Transcription):
-    """Yuan and Gao 2020, Algorithm 1: Adam whose eps is added to v itself, and nowhere else."""
-
-    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
-        zero, (beta1, beta2) = torch.zeros_like(p), group["betas"]
-        m = state["exp_avg"] = beta1 * state.get("exp_avg", zero) + (1 - beta1) * g
-        v = beta2 * state.get("exp_avg_sq", zero) + (1 - beta2) * g * g
-        v = state["exp_avg_sq"] = v + group["eps"]
-        m_hat, v_hat = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
-        p.sub_(group["lr"] * m_hat / v_hat.sqrt())
-
-
-# foreign packages
-
-
-def _foreign(module: str, name: str, **fixed: Any) -> Maker:
-    """A maker that prints nothing and whose steps raise no warning of deprecated signatures."""
-
-    def make(params: Params, **hyper: Any) -> Any:
-        kind = getattr(importlib.import_module(module), name)
-        maximize = hyper.pop("maximize", False)
-        with contextlib.redirect_stdout(io.StringIO()):
-            optimizer = kind(params, **{**fixed, **hyper})
-        plain_step = optimizer.step
-
-        def step() -> None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for p in params if maximize else ():  # the packages cannot ascend by themselves
-                    p.grad = None if p.grad is None else -p.grad
-                plain_step()
-
-        optimizer.step = step
-        return optimizer
-
-    return make
-
-
-def _sparse_adam(params: Params, **hyper: Any) -> Any:
-    """torch's SparseAdam, given gradients that have every row."""
-    optimizer: Any = optim.SparseAdam(params, **hyper)
-    plain_step = optimizer.step
-
-    def step() -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for p in params:
-                if p.grad is not None:
-                    rows = torch.arange(len(p))[None]
-                    p.grad = torch.sparse_coo_tensor(rows, p.grad, p.shape)
-            plain_step()
-
-    optimizer.step = step
-    return optimizer
+PACKAGES = {
+    "adabelief_pytorch": "adabelief-pytorch==0.2.1",
+    "adabound": "adabound==0.0.5",
+    "adopt": "torch-adopt==0.1.0",
+    "grams": "grams-pytorch==0.0.2",
+    "schedulefree": "schedulefree==1.4.1",
+    "prodigyopt": "prodigyopt==1.1.2",
+    "optax": "optax==0.2.8",
+    "pytorch_optimizer": "pytorch-optimizer==4.1.0",
+}
+"""Modules of the foreign packages, and what pip calls them; imported when they are used."""
 
 
 # the table
@@ -146,7 +51,7 @@ class Row(NamedTuple):
     @property
     def described(self) -> str:
         """What the oracle is, in words."""
-        if self.kind == "package":
+        if self.module in PACKAGES:
             return PACKAGES[self.module]
         if self.kind == "reference":
             return f"steepest's reference {self.oracle.__name__}"
@@ -170,9 +75,81 @@ def fixing(maker: Maker, **fixed: Any) -> Maker:
 
 
 steepest = SimpleNamespace(**classes)
-_belief = _foreign("adabelief_pytorch", "AdaBelief", print_change_log=False)
-_bound = _foreign("adabound", "AdaBound")
+_belief = foreign("adabelief_pytorch", "AdaBelief", print_change_log=False)
+_bound = foreign("adabound", "AdaBound")
 _ams_bound = fixing(_bound, amsbound=True)
+MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
+
+
+def _optax(name: str, ours: Maker, keys: dict[str, str], **about: Any) -> Row:
+    def oracle(params: Params, **hyper: Any) -> Any:
+        return Optax(params, name, keys, **{**about, **hyper})
+
+    return Row("optax", oracle, ours, "optax")
+
+
+def _second(name: str, ours: Maker, shrink: bool = False, **fixed: Any) -> Row:
+    """Of pytorch-optimizer, one tensor at a time; shrink: it has no weight decay."""
+    oracle = foreign("pytorch_optimizer", name, foreach=False, **fixed)
+    return Row(
+        "pytorch-optimizer", shrinking(oracle) if shrink else oracle, ours, "pytorch_optimizer"
+    )
+
+
+def _adopt(params: Params, clip: bool = True, **hyper: Any) -> Any:
+    """Of torch-adopt, whose decoupled decay waits for the second step."""
+    made = foreign("adopt", "ADOPT", **({} if clip else {"clip_lambda": None}))
+    return (early(made) if hyper.get("decouple") else made)(params, **hyper)
+
+
+def _free(name: str) -> Maker:
+    """Of schedulefree, in training."""
+
+    def oracle(params: Params, **hyper: Any) -> Any:
+        made = foreign("schedulefree", f"{name}ScheduleFree")(params, **hyper)
+        made.train()
+        return made
+
+    return oracle
+
+
+def _yogi(params: Params, **hyper: Any) -> Any:
+    """Of pytorch-optimizer, with the first moment from 0."""
+    made = foreign("pytorch_optimizer", "Yogi", foreach=False)(params, **hyper)
+    for p in params:
+        zero = torch.zeros_like(p.detach())
+        made.state[p] = {"exp_avg": zero, "exp_avg_sq": zero + made.defaults["initial_accumulator"]}
+    return made
+
+
+def _adan(params: Params, no_prox: bool = False, **hyper: Any) -> Any:
+    return foreign("pytorch_optimizer", "Adan", foreach=False, weight_decouple=no_prox)(
+        params, **hyper
+    )
+
+
+def _prodigy(params: Params, **hyper: Any) -> Any:
+    return foreign("prodigyopt", "Prodigy")(params, **hyper)
+
+
+def _muon(params: Params, adamw_lr: float = 3e-4, **hyper: Any) -> Any:
+    """torch's Muon, and its AdamW for what is no matrix, at a rate on the same schedule."""
+    betas, eps = hyper.pop("betas", (0.9, 0.95)), hyper.pop("adamw_eps", 1e-10)
+    decay = hyper.get("weight_decay", 0.1)
+    return split(
+        params,
+        lambda matrices: optim.Muon(matrices, **hyper),
+        lambda others: optim.AdamW(others, adamw_lr, betas, eps, decay),
+    )
+
+
+def _ademamix(
+    params: Params, alpha_warmup: float = 0, beta3_warmup: float = 0, **hyper: Any
+) -> Any:
+    assert alpha_warmup == beta3_warmup, "pytorch-optimizer has one number for both"
+    more = {"alpha": 2.0, "weight_decouple": True, "t_alpha_beta3": alpha_warmup or None}
+    return foreign("pytorch_optimizer", "AdEMAMix", foreach=False, **more)(params, **hyper)
+
 
 ORACLES: dict[str, Row] = {
     "sgd": Row("torch", optim.SGD, steepest.SGD),
@@ -190,12 +167,76 @@ ORACLES: dict[str, Row] = {
     "adamw": Row("torch", optim.AdamW, steepest.AdamW),
     "amsgrad": Row("torch", fixing(optim.Adam, amsgrad=True), fixing(steepest.Adam, amsgrad=True)),
     "nadam": Row("torch", optim.NAdam, steepest.NAdam),
-    "sparse_adam": Row("torch", _sparse_adam, steepest.SparseAdam),
+    "sparse_adam": Row("torch", sparse_adam, steepest.SparseAdam),
     "radam": Row("torch", optim.RAdam, steepest.RAdam),
     "eadam": Row("transcription", EAdam, steepest.EAdam),
     "adabound": Row("package", _bound, steepest.AdaBound, "adabound"),
     "amsbound": Row("package", _ams_bound, fixing(steepest.AdaBound, amsbound=True), "adabound"),
     "adabelief": Row("package", _belief, steepest.AdaBelief, "adabelief_pytorch"),
+    "yogi": _optax("yogi", steepest.Yogi, MOMENTS, decay="decoupled", zeroed="mu", lr=0.01),
+    "signum": _optax(
+        "signum",
+        steepest.Signum,
+        {"momentum_buffer": "ema"},
+        decay="decoupled",
+        lr=1e-4,
+        names={"momentum": "beta"},
+    ),
+    "lion": _optax("lion", steepest.Lion, {"exp_avg": "mu"}, lr=1e-4, weight_decay=0.0),
+    "grams": Row("package", foreign("grams", "Grams"), steepest.Grams, "grams"),
+    "msvag": _second("MSVAG", steepest.MSVAG, shrink=True),
+    "adopt": Row("package", _adopt, steepest.ADOPT, "adopt"),
+    "adan": Row("pytorch-optimizer", _adan, steepest.Adan, "pytorch_optimizer"),
+    "ademamix": _optax(
+        "contrib.ademamix",
+        steepest.AdEMAMix,
+        {"exp_avg": "m1", "exp_avg_slow": "m2", "exp_avg_sq": "nu"},
+        alpha=2.0,
+    ),
+    "fromage": _second("Fromage", steepest.Fromage, shrink=True, p_bound=None),
+    "lars": _optax("lars", steepest.Lars, {}, lr=1.0),
+    "lamb": _optax("lamb", steepest.Lamb, MOMENTS),
+    "novograd": _second(
+        "NovoGrad", steepest.Novograd, lr=1e-2, betas=(0.95, 0.98), weight_decouple=False
+    ),
+    "swats": Row("transcription", Swats, steepest.Swats),
+    "prodigy": Row("package", _prodigy, steepest.Prodigy, "prodigyopt"),
+    "adafactor": Row("torch", optim.Adafactor, steepest.Adafactor),
+    "muon": Row("torch", _muon, steepest.Muon),
+    "schedule_free_sgd": Row("package", _free("SGD"), steepest.SGDScheduleFree, "schedulefree"),
+    "schedule_free_adamw": Row(
+        "package", _free("AdamW"), steepest.AdamWScheduleFree, "schedulefree"
+    ),
+}
+
+# a second opinion where there is one
+SECOND: dict[str, Row] = {
+    "lars": Row(
+        "pytorch-optimizer",
+        as_rows(foreign("pytorch_optimizer", "LARS", foreach=False, lr=1.0)),
+        steepest.Lars,
+        "pytorch_optimizer",
+    ),
+    "yogi": Row("pytorch-optimizer", _yogi, steepest.Yogi, "pytorch_optimizer"),
+    "signum": _second("SignSGD", steepest.Signum, lr=1e-4),
+    "lion": _second("Lion", steepest.Lion),
+    "adopt": _optax(
+        "contrib.adopt", steepest.ADOPT, MOMENTS, decay="coupled", names={"clip": "use_clipping"}
+    ),
+    "ademamix": Row("pytorch-optimizer", _ademamix, steepest.AdEMAMix, "pytorch_optimizer"),
+    "schedule_free_sgd": _optax(
+        "contrib.schedule_free_sgd",
+        steepest.SGDScheduleFree,
+        {"z": "z"},
+        lr=1.0,
+        names={"momentum": "b1"},
+    ),
+    "schedule_free_adamw": _optax(
+        "contrib.schedule_free_adamw",
+        steepest.AdamWScheduleFree,
+        {"z": "z", "exp_avg_sq": "nu"},
+        lr=2.5e-3,
+    ),
 }
 
 # the classes of one rule, whose arguments are the rule's own

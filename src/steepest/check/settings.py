@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from .oracles import ADAMW, ORACLES, SINGLE, Row
+from .oracles import ADAMW, ORACLES, SECOND, SINGLE, Row
 
 LIMIT = 1e-12
 """On a deviation in float64."""
@@ -34,7 +34,8 @@ class Setting:
     def __str__(self) -> str:
         words = [f"{k}={v}" for k, v in self.hyper.items()] + ["scheduled"] * self.scheduled
         single = ["single"] * (self.row is SINGLE.get(self.rule, self))
-        return "-".join([self.rule, *single, *words]).replace(" ", "")
+        second = [self.made_by.kind] * (self.row is SECOND.get(self.rule, self))
+        return "-".join([self.rule, *single, *second, *words]).replace(" ", "")
 
 
 CANCELLING = Setting(
@@ -52,6 +53,12 @@ def _settings() -> Iterator[Setting]:
         # the learning rate moves in the last setting of a rule
         for k, hyper in enumerate(hypers):
             yield Setting(rule, hyper, k == len(hypers) - 1, row)
+
+    def twice(rule: str, *hypers: dict[str, Any]) -> Iterator[Setting]:
+        # the second opinion stands in the middle: the first and the last setting are run oftener
+        yield Setting(rule, hypers[0])
+        yield from of(rule, *hypers, row=SECOND[rule])
+        yield from of(rule, *hypers[1:])
 
     decay = {"weight_decay": 0.03}
     ascent = {"maximize": True}
@@ -176,6 +183,75 @@ def _settings() -> Iterator[Setting]:
         {"rectify": False, "lr": 0.01, **decay, **ascent},
         {"lr": 0.01, **decay},
     )
+    yield from twice("yogi", {}, {**betas, "eps": 1e-2, **decay}, {"lr": 0.001, **decay, **ascent})
+    yield from twice("signum", {}, {"momentum": 0.5, **decay}, {"lr": 0.001, **decay, **ascent})
+    yield from twice("lion", {}, {**betas, **decay}, {"lr": 0.001, **decay, **ascent})
+    yield from of("grams", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.01, **decay, **ascent})
+    for hyper in ({}, {"beta": 0.5, **decay}, {"lr": 0.1, **decay, **ascent}):
+        why = "at t=1 the variance v - m * m is 0; the oracle divides what rounding leaves by 1e-4"
+        yield Setting("msvag", hyper, "maximize" in hyper, bound=2e-11, why=why)
+    yield from twice(
+        "adopt",
+        {},
+        {**betas, "eps": 1e-3, **decay},
+        {"clip": False, **decay},
+        {"lr": 0.01, "betas": (0.9, 0.99), **decay, **ascent},
+    )
+    yield from of("adopt", {"decouple": True, **decay}, {"decouple": True, "lr": 0.01, **decay})
+    three = {"betas": (0.9, 0.5, 0.95)}
+    yield from of(
+        "adan",
+        {},
+        {**three, "eps": 1e-3, **decay},
+        {"no_prox": True, **decay},
+        {"lr": 0.01, **decay, **ascent},
+    )
+    slow = {"betas": (0.8, 0.95, 0.99)}
+    yield from twice(
+        "ademamix", {}, {**slow, "eps": 1e-3, "alpha": 5.0, **decay}, {**slow, **decay, **ascent}
+    )
+    yield from of(
+        "ademamix",
+        {"alpha_warmup": 40.0, "beta3_warmup": 40.0},
+        {"alpha_warmup": 150.0, "beta3_warmup": 150.0, "betas": (0.5, 0.9, 0.999), **decay},
+        row=SECOND["ademamix"],
+    )
+    yield from of("ademamix", {**slow, "lr": 0.01, **decay, **ascent})
+    yield from twice(
+        "schedule_free_sgd",
+        {"lr": 0.01},
+        {"lr": 0.1, "momentum": 0.5, **decay},
+        {"lr": 0.02, **decay, **ascent},
+    )
+    yield from twice(
+        "schedule_free_adamw", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.01, **decay, **ascent}
+    )
+    yield from of("fromage", {}, {"lr": 0.1, **decay}, {"lr": 0.03, **ascent})
+    yield from of("lars", {}, {"lr": 0.1, "momentum": 0.5}, {"trust_coefficient": 0.02, **ascent})
+    # optax has another norm where there is decay, and pytorch-optimizer another place for lr
+    for hyper in (decay, {"momentum": 0.5, "trust_coefficient": 0.02, **decay}):
+        yield Setting("lars", hyper, False, SECOND["lars"])
+    yield from of("lamb", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.01, **decay, **ascent})
+    yield from of("novograd", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.03, **decay, **ascent})
+    for hyper in ({}, {**betas, "d0": 1e-4, **decay}, {"d_coef": 0.5, **decay, **ascent}):
+        why = "d is a quotient of sums over all parameters, and every later step is made of it"
+        yield Setting("prodigy", hyper, "maximize" in hyper, bound=1e-9, why=why)
+    settled = {"settled": 0.05, "lr": 0.01}
+    yield from of("swats", {}, {**betas, "eps": 1e-3, **settled, **decay}, {**settled, **ascent})
+    yield from of(
+        "adafactor",
+        {},
+        {"eps": (1e-5, 1e-2), "d": 1.5, "beta2_decay": -0.6, **decay},
+        {"lr": 0.02, **decay, **ascent},
+    )
+    flat = {"momentum": 0.8, "nesterov": False, "adjust_lr_fn": "match_rms_adamw", **decay}
+    fast = {"lr": 0.01, "adamw_lr": 0.01, "betas": (0.8, 0.9), "adamw_eps": 1e-6}
+    for hyper in ({}, {**flat, "weight_decay": 0.0}, flat, fast):
+        why = "its iteration is in bfloat16, where a last bit of the momentum may turn a rounding"
+        yield Setting("muon", hyper, hyper is fast, bound=0.03, why=why)
+    for rule in ("schedule_free_sgd", "schedule_free_adamw"):
+        warm = {"lr": 0.01, "warmup_steps": 20, "r": 1.0, "weight_lr_power": 1.0}
+        yield from of(rule, warm, {**warm, **decay, **ascent})
 
 
 SETTINGS: tuple[Setting, ...] = tuple(_settings())

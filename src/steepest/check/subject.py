@@ -370,10 +370,17 @@ def _comparisons(subject: Subject) -> str:
     return f"[{call} for hyper in {subject._written(hypers)}]"
 
 
+def _fast(subject: Subject) -> float:
+    lr = subject.parameters["lr"].default if "lr" in subject.parameters else None
+    # what has a large one by default makes something small of it
+    return max(0.1, lr) if isinstance(lr, (int, float)) else 0.1
+
+
 _VALUES: dict[str, Callable[[Subject], Any]] = {
     "quiet_options": lambda s: _known(s, weight_decay=0.0, lambd=0.0),
     "device": lambda s: "cpu",
-    "fast": lambda s: _known(s, lr=0.1),
+    "fast": lambda s: _known(s, lr=_fast(s)),
+    "slow": lambda s: _known(s, lr=0.01),
     "variants": _variants,
     "name": lambda s: s.name,
     "comparisons": _comparisons,

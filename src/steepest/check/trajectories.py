@@ -87,8 +87,10 @@ def steps(
         with default_dtype(dtype):
             optimizer.step()
         made = {}
-        for key in ("p", *optimizer.state[params[0]]):
-            values = [p.detach() if key == "p" else optimizer.state[p][key] for p in params]
+        keys = dict.fromkeys(key for p in params for key in optimizer.state[p])
+        for key in ("p", *keys):  # of matrices and of vectors they may be others
+            held = [p for p in params if key == "p" or key in optimizer.state[p]]
+            values = [p.detach() if key == "p" else optimizer.state[p][key] for p in held]
             flat = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in values]
             made[key] = torch.cat(flat)  # a copy, also of one tensor
         yield made

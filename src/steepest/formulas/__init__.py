@@ -3,4 +3,6 @@
 This room imports the decorator and the words, and neither torch nor numpy.
 """
 
-from . import gradient, scaled, adam, bound, belief  # noqa: F401, I001  in order of complexity
+# in order of complexity
+from . import gradient, scaled, adam, signs, bound, belief, momenta, free  # noqa: F401, I001
+from . import norms, matrices  # noqa: F401

@@ -2,7 +2,7 @@
 
 from ..definition import rule
 from .scaled import average
-from .words import carried, maximum, sqrt, where
+from .words import carried, maximum, sign, sqrt, where
 
 ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
 LR = {"lr": (1e-5, 1e-1)}
@@ -111,3 +111,23 @@ def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2 + eps
     return p - lr / (1 - beta1**t) * m / sqrt(v / (1 - beta2**t)), m, v
+
+
+@rule(keys=ADAM_KEYS, search=LR)
+def yogi(
+    p, g, m, v, *, t, lr=1e-2, beta1=0.9, beta2=0.999, eps=1e-3, initial_accumulator_value=1e-6
+):
+    """Yogi. Zaheer et al. 2018, NeurIPS 31, algorithm 2.
+
+    Adam whose second moment moves toward the squared gradient by a share of that square, and not of
+    the distance: it grows as fast and falls more slowly.
+    Differs from the paper, as optax and pytorch-optimizer: both averages are corrected as Adam's,
+    and the second starts at initial_accumulator_value, where the paper takes the squared gradient
+    of a large batch. Differs from these two, as the paper: the first starts at 0. They start it at
+    1e-6 too, so that a parameter without a gradient moves.
+    """
+    m = average(beta1, m, g)
+    v = where(t > 1, v, initial_accumulator_value)
+    v = v - (1 - beta2) * sign(v - g**2) * g**2
+    m_hat = m / (1 - beta1**t)
+    return p - lr * m_hat / (sqrt(v / (1 - beta2**t)) + eps), m, v

@@ -1,6 +1,9 @@
-"""What stands before a rule: small functions of (p, g) and scalars, composed before the trace."""
+"""What stands around a rule: small functions composed with it before the trace.
 
-from .words import where
+Those before it take (p, g) and scalars; `cautious` stands after it and takes its new p as well.
+"""
+
+from .words import maximum, sign, where
 
 
 def maximize(p, g):
@@ -26,3 +29,14 @@ def fixed(p, g, *, lr, weight_decay):
     Except at lr 0, where torch.distributed.checkpoint steps to make a state and nothing may move.
     """
     return p * where(lr > 0, 1 - weight_decay, 1), g
+
+
+def cautious(p, g, new):
+    """Liang et al. 2024, arXiv:2411.16085: no coordinate moves along its gradient, only against it.
+
+    The averages are those of the rule. Differs from the paper: it multiplies what is left of the
+    step by (number of elements) / (number that move + 1), here the rest keeps its length, so that
+    an element's step depends on no other; a larger lr does the same on average.
+    """
+    step = p - new
+    return p - maximum(sign(step) * sign(g), 0) * step

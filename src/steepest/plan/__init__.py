@@ -62,12 +62,26 @@ def parts(
             kind = ReferencePart
         elif backend != "foreach" and compiled_for(local(p)):
             kind = CompiledPart
-        kinds.setdefault((kind, p.device, p.dtype, hasattr(p, "to_local")), []).append(p)
+        selected = wanted._replace(selection=wanted.selection.of(p))
+        program = program_of(selected.selection)
+        if program.reductions or program.matrix:
+            if hasattr(p, "to_local"):
+                raise RuntimeError(
+                    f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected "
+                    "whole ones, as it looks at each as a whole; use DDP or replicate it"
+                )
+            if program.matrix and p.is_complex():
+                raise RuntimeError(
+                    f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
+                    "hand it to another rule, in a group with rule=..."
+                )
+            kind = ReferencePart if program.matrix or kind is ForeachPart else kind
+        kinds.setdefault((kind, selected, p.device, p.dtype, hasattr(p, "to_local")), []).append(p)
     dithered = wanted.rounding == "stochastic"
     return [
         kind(
-            wanted, ps, [state(p) for p in ps],
+            selected, ps, [state(p) for p in ps],
             [firsts(p) + (offset(p) if dithered else 0) for p in ps],
         )
-        for (kind, *_), ps in kinds.items()
+        for (kind, selected, *_), ps in kinds.items()
     ]  # fmt: skip

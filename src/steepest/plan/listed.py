@@ -144,28 +144,34 @@ class ReferencePart(ForeachPart):
                         "place; pass clones, [p.clone() for p in model.parameters()]"
                     )
 
+        def one(k: int, g: Tensor, add: bool) -> None:
+            t, state = float(self.steps[k]) + 1, self.states[k] or {}
+            values.update(zip(rule.carried, self.carried[:, k].tolist(), strict=True), t=t)
+            lists = [[column[k]] for column in (self.params, *self.columns)]
+            if differentiable:  # as the last step left them, with their history
+                lists[1:] = [[state[rule.keys[s]]] for s in program.states]
+            loaded = self.load(lists)
+            tensors = [x for (x,) in loaded]
+            tensors.insert(1, codecs.load(g, self.kind))
+            new, carried = eager.run(program, choices, tensors, values)
+            if add:
+                return
+            if not differentiable:
+                for old, name in zip(loaded, (rule.tensors[0], *program.states), strict=True):
+                    if name in new:
+                        old[0].copy_(new[name])
+                self.store(lists, loaded, [k], t)
+            else:
+                codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
+                state.update((rule.keys[name], x) for name, x in new.items())
+            self.count([k], t, carried)
+
         def step() -> None:
-            for k, g in zip(at, grads, strict=True):
-                t, state = float(self.steps[k]) + 1, self.states[k] or {}
-                values.update(zip(rule.carried, self.carried[:, k].tolist(), strict=True), t=t)
-                with torch.set_grad_enabled(differentiable):
-                    lists = [[column[k]] for column in (self.params, *self.columns)]
-                    if differentiable:  # as the last step left them, with their history
-                        lists[1:] = [[state[rule.keys[s]]] for s in program.states]
-                    loaded = self.load(lists)
-                    tensors = [x for (x,) in loaded]
-                    tensors.insert(1, codecs.load(g, self.kind))
-                    new, carried = eager.run(program, choices, tensors, values)
-                    if not differentiable:
-                        for old, name in zip(
-                            loaded, (rule.tensors[0], *program.states), strict=True
-                        ):
-                            if name in new:
-                                old[0].copy_(new[name])
-                        self.store(lists, loaded, [k], t)
-                    else:
-                        codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
-                        state.update((rule.keys[name], x) for name, x in new.items())
-                self.count([k], t, carried)
+            found: list[Tensor] = []
+            # what is summed over all parameters is summed before the first of them moves
+            for add in (True, False) if program.spans else (False,):
+                for k, g in zip(at, grads, strict=True):
+                    with torch.set_grad_enabled(differentiable), eager.totals(found, add):
+                        one(k, g, add)
 
         return step

@@ -128,7 +128,7 @@ class Part:
         self.compensated = wanted.rounding == "kahan" and params[0].dtype in codecs.HALVES
         kept = program.states or program.carried or program.counts
         # the noise of stochastic rounding is of the step count too
-        keeps = self.stochastic or (rule.counts and bool(kept))
+        keeps = self.stochastic or (program.saves_count and bool(kept))
         # another process may count in the same memory: it is kept where it can be
         counts = adopted([state.get("step") for state in old], torch.float32)
         self.steps = torch.zeros(n, dtype=torch.float32) if counts is None else counts
@@ -166,13 +166,20 @@ class Part:
             for key, column in zip(keys, self.columns, strict=True):
                 if state.get(key) is None and born:
                     wide = p.dtype if key == COMPENSATION else kind
-                    new[key] = torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+                    shape = rule.shape(key, p.shape)
+                    new[key] = (
+                        torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format)
+                        if shape == p.shape
+                        else torch.zeros(shape, dtype=wide, device=p.device)
+                    )
                 elif born and not isinstance(new[key], Tensor):
                     raise RuntimeError(
                         f"{self.rule}: state {key!r} is {new[key]!r}, expected a tensor like its "
                         f"parameter, {describe(p)}; put one there, or clear optimizer.state"
                     )
-                elif born and (new[key].shape != p.shape or new[key].device != p.device):
+                elif born and (
+                    new[key].shape != rule.shape(key, p.shape) or new[key].device != p.device
+                ):
                     raise RuntimeError(
                         f"{self.rule}: state {key!r} is {describe(new[key])}, expected one like "
                         f"its parameter, {describe(p)}; load the state after moving the model"

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from ..examination import examination
-from ..needs import argument, beyond_signs, elementwise, plain
+from ..needs import argument, at_rest, beyond_signs, elementwise, plain, separate
 from .helpers import differences, drive, flat
 
 STEP = "torch.optim.Optimizer.step: "
 
 
-@examination("zero-gradient", "torch.optim: the formulas of each class", plain)
+@examination("zero-gradient", "torch.optim: the formulas of each class", plain, at_rest)
 def zero_gradient(make: Any, quiet_options: Any) -> None:
     """Zero gradients from the first step on leave a parameter without decay where it is: no NaN."""
     p = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.0, 4.0]]))
@@ -68,7 +68,8 @@ def no_gradients_at_all(make: Any) -> None:
     assert torch.equal(frozen, torch.ones(2, 2)), f"the frozen tensor became {frozen.tolist()}"
 
 
-@examination("late-gradient", "torch.optim: state['step'] is kept per parameter", plain)
+@examination("late-gradient", "torch.optim: state['step'] is kept per parameter", plain,
+             separate)  # fmt: skip
 def late_gradient(make: Any) -> None:
     """A parameter whose first gradient comes late counts its own steps, as it would alone."""
     p, late, alone = (torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(3))

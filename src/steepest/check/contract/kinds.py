@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..examination import examination
-from ..needs import descending, halves, plain, shape, sparse_taken
+from ..needs import coarse, descending, halves, plain, shape, sparse_taken
 from .helpers import drive
 
 KINDS = "torch.optim steps any strided floating-point tensor; "
@@ -82,6 +82,11 @@ def empty_parameter(make: Any) -> None:
     torch.testing.assert_close(p, alone)
 
 
+def small(subject: Any) -> str | None:
+    """It steps float16, visibly."""
+    return halves(subject) or coarse(subject)
+
+
 @examination(
     "dtype",
     KINDS + "every floating-point dtype",
@@ -90,7 +95,7 @@ def empty_parameter(make: Any) -> None:
     cases={
         name: {"dtype": f"torch.{name}"} for name in ("float64", "bfloat16", "float16")
     },
-    case_needs={"float16": halves},
+    case_needs={"bfloat16": coarse, "float16": small},
 )  # fmt: skip
 def dtype(make: Any, fast: Any, dtype: Any) -> None:
     """A parameter stays finite, moves down the gradient, and keeps its dtype."""

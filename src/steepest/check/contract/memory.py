@@ -80,10 +80,10 @@ def no_graph(make: Any) -> None:
         "data-set": {"write": "lambda p: setattr(p, 'data', torch.full((2, 2), 3.0))"},
     },
 )
-def parameter_replaced(make: Any, write: Any) -> None:
+def parameter_replaced(make: Any, write: Any, slow: Any) -> None:
     """New values written into a parameter between two steps are where the next step begins."""
     p = torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = make([p])
+    optimizer = make([p], **slow)
     drive(optimizer, [p], 2)
     write(p)
     drive(optimizer, [p], 1, start=2)

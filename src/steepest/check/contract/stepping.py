@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from ..examination import examination
-from ..needs import argument, dense, descending, grouped, lr_tensor_taken, plain, scheduled
+from ..needs import (
+    argument,
+    dense,
+    descending,
+    grouped,
+    lr_tensor_taken,
+    plain,
+    scheduled,
+    separate,
+)
 from .helpers import differences, drive, flat
 
 GROUPS = "torch.optim, per-parameter options: "
@@ -94,8 +103,8 @@ _SCHEDULERS = {
 def scheduler(make: Any, schedule: Any) -> None:
     """The loss falls under a scheduler, and the group's lr is the scheduler's."""
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(8, 3, generator=random)
-    weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
+    x = torch.randn(8, 3, generator=random, dtype=torch.float64)
+    weight = torch.nn.Parameter(torch.arange(1.0, 7, dtype=torch.float64).reshape(3, 2))
     optimizer = make([weight], lr=0.01)
     scheduler = schedule(optimizer)
     plateau = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
@@ -326,7 +335,8 @@ def zero_grad(make: Any) -> None:
     assert p.grad is None, f"the gradient is {p.grad}, expected None"
 
 
-@examination("post-accumulate-hook", "torch tutorial: the optimizer step in backward", plain)
+@examination("post-accumulate-hook", "torch tutorial: the optimizer step in backward", plain,
+             separate)  # fmt: skip
 def post_accumulate_hook(make: Any) -> None:
     """One optimizer per parameter, stepped in the backward, equals the ordinary loop."""
     joint, alone = (

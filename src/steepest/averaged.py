@@ -1,0 +1,57 @@
+"""The classes whose parameters are one point in training and another in use: Schedule-Free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .shell import RuleOptimizer
+
+
+class AveragedOptimizer(RuleOptimizer):
+    """Call `optimizer.eval()` before the model is evaluated or saved for use, and
+    `optimizer.train()` before training goes on: between the two the parameters are the average x,
+    else the point y at which gradients are taken. A new optimizer is in training. A step in between
+    raises RuntimeError.
+
+    Groups keep `train_mode`, so a checkpoint may be taken in either mode: load it together with the
+    model's parameters that were saved beside it.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        groups = self.param_groups
+        groups[-1].setdefault("train_mode", groups[0].get("train_mode", True))
+
+    def eval(self) -> None:
+        """Put x, the average, in the place of the parameters."""
+        self._switch(False)
+
+    def train(self) -> None:
+        """Put y, the point of the next gradient, in the place of the parameters."""
+        self._switch(True)
+
+    @torch.no_grad()
+    def _switch(self, train: bool) -> None:
+        for group in self.param_groups:
+            if group.get("train_mode", True) is train:
+                continue
+            beta = float(group["momentum"] if "momentum" in group else group["betas"][0])
+            weight = 1 - beta if train else 1 - 1 / beta
+            for p in group["params"]:
+                if (z := self.state.get(p, {}).get("z")) is not None:
+                    p.copy_(torch.lerp(p.to(z.dtype), z, weight))  # z may be wider than p
+            group["train_mode"] = train
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """As RuleOptimizer.step; RuntimeError between `eval()` and `train()`."""
+        if not all(group.get("train_mode", True) for group in self.param_groups):
+            raise RuntimeError(
+                f"{self._called}: step() was called while the parameters are the average, expected "
+                "the point of the gradient; call optimizer.train() before training goes on"
+            )
+        return super().step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  torch need not wrap it again

@@ -1,0 +1,115 @@
+"""Kin of Adam with other memories: M-SVAG, ADOPT, Adan, AdEMAMix."""
+
+from ..definition import rule
+from .adam import ADAM_KEYS, LR
+from .scaled import average
+from .words import maximum, minimum, sqrt, where
+
+SMALLEST = 2.0**-126
+"""The smallest normal number of float32: what a denominator is held above."""
+E = 2.718281828459045  # the base of the natural logarithm
+
+
+@rule(keys=ADAM_KEYS, limits={"beta": "[0, 1)"}, search={"lr": (1e-3, 1.0)})
+def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
+    """M-SVAG. Balles and Hennig 2018, arXiv:1705.07774.
+
+    Momentum whose every coordinate is damped by its own noise: by m^2 / (m^2 + variance of m),
+    where Adam divides by the root of m^2 + variance. Signs and magnitudes of Adam taken apart.
+    Here `share` is m^2 / v, which is finite where the squares are not. Differs from the paper, as
+    the authors' code: rho is held below 1, which it is at t=1, where the variance is 0 anyway.
+    """
+    m = average(beta, m, g)
+    v = beta * v + (1 - beta) * g**2
+    rho = (1 - beta) ** 2 * (1 - beta ** (2 * t)) / ((1 - beta**t) ** 2 * (1 - beta**2))
+    rho = minimum(rho, where(t > 1, 0.999, 0.5))
+    k = rho / (1 - rho)
+    m_hat, v_hat = m / (1 - beta**t), v / (1 - beta**t)
+    share = (m_hat / sqrt(maximum(v_hat, SMALLEST))) ** 2
+    gamma = minimum(share / (k + (1 - k) * share), 1)
+    return p - lr * gamma * m_hat, m, v
+
+
+@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+def adopt(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip=True):
+    """ADOPT. Taniguchi et al. 2024, arXiv:2411.02853.
+
+    Adam that divides each gradient by the second moment of those before it, and averages after the
+    division: converges whatever beta2 is. The first gradient only starts the second moment. With
+    `clip` (the paper's revised form) a divided gradient is held within (t - 1)^(1/4), counted from
+    the first step that moves. Differs from its authors' package torch-adopt 0.1.0: the schedule
+    of the clip is fixed, and decoupled weight decay acts at the first step, too.
+    """
+    scaled = g / maximum(sqrt(v), eps)
+    if clip:
+        limit = (t - 1) ** 0.25
+        scaled = minimum(maximum(scaled, -limit), limit)
+    m = where(t > 1, average(beta1, m, scaled), 0)
+    return p - lr * m, m, where(t > 1, beta2 * v + (1 - beta2) * g**2, g**2)
+
+
+@rule(
+    keys={"m": "exp_avg", "v": "exp_avg_diff", "n": "exp_avg_sq", "previous": "last_grad"},
+    forgets=["previous"],
+    limits={"beta3": "[0, 1)"},
+    search=LR,
+)
+def adan(
+    p, g, m, v, n, previous, *, t, lr=1e-3, beta1=0.98, beta2=0.92, beta3=0.99, eps=1e-8, wd=0.0,
+    no_prox=False,
+):  # fmt: skip
+    """Adan. Xie et al. 2022, arXiv:2208.06677, algorithm 1.
+
+    Adam with Nesterov's look-ahead made of averages alone: of gradients, of their differences, and
+    of the squared gradient moved on by its difference. The betas are 1 minus the paper's, as in the
+    authors' code. The decay divides the new parameter by 1 + lr * decay (the paper's proximal
+    form); no_prox multiplies the old one by 1 - lr * decay, as AdamW.
+    Differs from the paper: averages are bias-corrected, as in the authors' code.
+    """
+    change = where(t > 1, g - previous, 0)
+    m = average(beta1, m, g)
+    v = average(beta2, v, change)
+    n = beta3 * n + (1 - beta3) * (g + beta2 * change) ** 2
+    ahead = m / (1 - beta1**t) + beta2 / (1 - beta2**t) * v
+    step = lr * ahead / (sqrt(n / (1 - beta3**t)) + eps)
+    p = p * (1 - lr * wd) - step if no_prox else (p - step) / (1 + lr * wd)
+    return p, m, v, n, g
+
+
+def logarithm(x):
+    """The natural logarithm of a scalar in (1e-8, 1], by Halley's iteration on e^y = x."""
+    y = 64 * (x ** (1 / 64) - 1)
+    for _ in range(5):
+        power = E**y
+        y = y + 2 * (x - power) / (x + power)
+    return y
+
+
+@rule(
+    keys={"m": "exp_avg", "slow": "exp_avg_slow", "v": "exp_avg_sq"},
+    limits={
+        "beta3": "[0, 1)",
+        **dict.fromkeys(("alpha", "beta3_warmup", "alpha_warmup"), "[0, inf)"),
+    },
+    search=LR,
+)
+def ademamix(
+    p, g, m, slow, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=2.0,
+    beta3_warmup=0.0, alpha_warmup=0.0, eps=1e-8,
+):  # fmt: skip
+    """AdEMAMix. Pagliardini, Ablin and Grangier 2024, arXiv:2409.03137, algorithm 1.
+
+    AdamW with a second, much slower average of the gradients, which is added alpha times and not
+    bias-corrected. Over `alpha_warmup` steps alpha rises from 0 in a line, over `beta3_warmup` the
+    half-life of the slow average from that of beta1 to that of beta3; 0 is no warm-up. The paper
+    sets both to the number of all steps. alpha is by default that of the authors' code. Differs
+    from that code: its logarithm is of beta + 1e-8; here, as in the paper, of beta.
+    """
+    share = where(t < alpha_warmup, t / alpha_warmup, 1)
+    short, long = (logarithm(maximum(b, 1e-8)) for b in (beta1, beta3))
+    rising = E ** (short * long / (long + t / beta3_warmup * (short - long)))
+    beta = where(t < beta3_warmup, minimum(rising, beta3), beta3)
+    m, slow = average(beta1, m, g), average(beta, slow, g)
+    v = beta2 * v + (1 - beta2) * g**2
+    mixed = m / (1 - beta1**t) + alpha * share * slow
+    return p - lr * mixed / (sqrt(v / (1 - beta2**t)) + eps), m, slow, v

@@ -1,0 +1,50 @@
+"""Rules that take a direction from signs: Signum, Lion, Grams."""
+
+from ..definition import rule
+from .adam import ADAM_KEYS, LR
+from .scaled import average
+from .words import abs, maximum, minimum, sign, sqrt
+
+_SMALL = {"lr": (1e-6, 1e-2)}
+
+
+def direction(x):
+    """The sign, and nan of nan: with 0 there, a coordinate would stand still without a word."""
+    return sign(x) + 0 * minimum(maximum(x, -1), 1)
+
+
+@rule(keys={"m": "momentum_buffer"}, limits={"momentum": "[0, 1)"}, search=_SMALL)
+def signum(p, g, m, *, lr=1e-4, momentum=0.9):
+    """Signum. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2.
+
+    Momentum that moves every coordinate by the same length: the sign of an averaged gradient, which
+    is one bit to send. momentum=0 is signSGD. A gradient of nan makes nan of the parameter, as in
+    optax; where the sign of nan is 0 (torch), the coordinate would stand still from then on.
+    """
+    m = momentum * m + (1 - momentum) * g
+    return p - lr * direction(m), m
+
+
+@rule(keys={"m": "exp_avg"}, search=_SMALL)
+def lion(p, g, m, *, lr=1e-4, beta1=0.9, beta2=0.99):
+    """Lion. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
+
+    Signum that looks at the newest gradient harder (beta1) than it remembers it (beta2). Steps are
+    of length lr in every coordinate, so lr is a tenth of Adam's or less, and weight decay, which is
+    multiplied by lr, ten times Adam's. A gradient of nan makes the parameter nan, as in `signum`.
+    """
+    return p - lr * direction(beta1 * m + (1 - beta1) * g), beta2 * m + (1 - beta2) * g
+
+
+@rule(keys=ADAM_KEYS, search=LR)
+def grams(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6):
+    """Grams. Cao, Li and Song 2024, arXiv:2412.17107.
+
+    Adam that takes only the length of its step from the momentum, and the direction from the sign
+    of the newest gradient. Differs from the paper, as its authors' package grams-pytorch 0.0.2: eps
+    is beside the root of the second moment before its correction.
+    """
+    m = average(beta1, m, g)
+    v = beta2 * v + (1 - beta2) * g**2
+    rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t)
+    return p - rate * sign(g) * abs(m) / (sqrt(v) + eps), m, v
