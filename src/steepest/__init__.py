@@ -8,6 +8,7 @@ from .classes import optimizer
 from .conversion import convert
 from .definition import Rule, rule, rules
 from .groups import param_groups
+from .wrappers import SAM, Lookahead
 
 __version__ = "0.1.0"
 
@@ -18,4 +19,6 @@ if _typing.TYPE_CHECKING:  # a class per family of rules: type checkers do not r
     def __getattr__(name: str) -> type[RuleOptimizer]: ...
 
 
-__all__ = ["Rule", "convert", "optimizer", "param_groups", "rule", "rules", *_classes]
+__all__ = [
+    "SAM", "Lookahead", "Rule", "convert", "optimizer", "param_groups", "rule", "rules", *_classes
+]  # fmt: skip
