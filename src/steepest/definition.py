@@ -63,6 +63,11 @@ class Rule:
         sparse: str = "",
         shapes: Mapping[str, str] | None = None,
     ) -> None:
+        if not inspect.isfunction(function) or not function.__name__.isidentifier():
+            raise TypeError(
+                f"@rule was given {function!r}, expected a function with a name; write "
+                "`def name(p, g, *, lr=1e-3)`"
+            )
         self.function, self.name = function, function.__name__
         self.decay, self.counts, self.sparse = decay, counts, sparse
         self.__doc__, self.__wrapped__ = function.__doc__, function
@@ -89,7 +94,7 @@ class Rule:
             self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
         if sparse not in ("", "rows", "dense"):
             self._refuse(f"sparse={sparse!r}", 'say sparse="rows", "dense" or ""')
-        known = {*self.states, *self.carried, *self.defaults, *self.choices}
+        known = {self.tensors[0], *self.states, *self.carried, *self.defaults, *self.choices}
         about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets,
                  "shapes": shapes}  # fmt: skip
         for word, name in ((w, n) for w, names in about.items() for n in names or ()):
@@ -109,8 +114,11 @@ class Rule:
             if parameter.kind in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD):
                 self._refuse(f"argument *{name}", "name each tensor and each scalar on its own")
             elif parameter.kind is not kinds.KEYWORD_ONLY:
+                if name == "t":
+                    self._refuse("t stands left of `*`", "put it right of it, with the scalars")
                 if default is not kinds.empty:
-                    cure = f"for another start than zero write where(t > 1, {name}, start)"
+                    cure = "put a scalar right of `*`; for a state that does not start at zero "
+                    cure += f"write where(t > 1, {name}, start)"
                     self._refuse(f"tensor {name!r} has a default", cure)
                 self.states.append(name)
             elif name == "t":
@@ -125,7 +133,10 @@ class Rule:
                 self.defaults[name] = default
             else:
                 given = "no default" if default is kinds.empty else f"the default {default!r}"
-                cure = "give a number, a bool or str (a choice), carried(start) or captured(name)"
+                cure = (
+                    "give a number (beta1 and beta2 instead of a pair), a bool or str (a choice), "
+                )
+                cure += "carried(start) or captured(name)"
                 self._refuse(f"scalar {name!r} has {given}", cure)
         if len(self.states) < 2:
             what = f"it takes {len(self.states)} tensors"
@@ -144,15 +155,19 @@ class Rule:
 
     def _check_outputs(self) -> None:
         options = [(False, True) if isinstance(v, bool) else (v,) for v in self.choices.values()]
-        kept, changed = set(), set()
+        p, g = self.tensors[:2]
+        kept, changed, read = set(), {p}, False
         for values in itertools.product(*options):
             program = self.trace((), **dict(zip(self.choices, values, strict=True)))
-            for name in self.states:
+            read |= any(a is program.inputs[g] for node in program.body for a in node.args)
+            for name in (p, *self.states):
                 if name in program.outputs:
                     changed.add(name)
                 if program.depends(name):
                     kept.add(name)
-        for name in self.states:
+        if not read:
+            self._refuse(f"the gradient {g!r} is never read", "make the step of it")
+        for name in (p, *self.states):
             if name not in changed:
                 self._refuse(f"state {name!r} is never changed", "return its new value or drop it")
             if name not in kept and name not in self.forgets:
@@ -217,10 +232,14 @@ def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
     if function is None:
         return lambda f: rule(f, **about)
     made = Rule(function, **about)
-    if made.name in rules and inspect.getmodule(rules[made.name].function) is not inspect.getmodule(
-        function
-    ):
-        made._refuse("a rule of that name exists", "give the function another name")
+    plain = made.name.replace("_", "").lower()  # as its class is called, whatever the capitals
+    for known in rules.values():
+        here = known.name == made.name and inspect.getmodule(known.function) is inspect.getmodule(
+            function
+        )
+        if known.name.replace("_", "").lower() == plain and not here:
+            other = "" if known.name == made.name else f", {known.name}"
+            made._refuse(f"a rule of that name exists{other}", "give the function another name")
     rules[made.name] = made
     return made
 

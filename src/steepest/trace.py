@@ -35,6 +35,16 @@ _FOLD: dict[str, Callable[..., Any]] = {
 }
 
 
+_CHOOSE = (
+    "for a choice by scalars write where(condition, a, b), by elements use maximum, minimum or "
+    "sign, and make a switch a bool or str argument"
+)
+_WRITE = (
+    "write new values with + - * / ** (m = beta * m + g) and with sqrt, abs, sign, maximum, "
+    "minimum and where from steepest.formulas.words"
+)
+
+
 class TraceError(TypeError):
     """A rule does what a traced function cannot; the message says what to write instead."""
 
@@ -52,20 +62,31 @@ class Node:
 
     __hash__ = object.__hash__
 
-    def _refuse(self, kind: str) -> Any:
-        raise TraceError(
-            f"{kind} of a traced value; it is not known before the step. For a choice by scalars "
-            "write where(condition, a, b), by elements use maximum, minimum or sign, and make a "
-            "switch a bool or str argument"
-        )
+    def _refuse(self, kind: str, cure: str = _CHOOSE) -> Any:
+        raise TraceError(f"{kind} of a traced value, which is not known before the step; {cure}")
 
     def __bool__(self) -> bool:
         return self._refuse("`if`, `and`, `not` or max()")
 
     def __float__(self) -> float:
-        return self._refuse("float() or a math/numpy function")
+        return self._refuse("float() or a function of math", _WRITE)
 
-    __int__ = __index__ = __array__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __float__  # type: ignore[assignment]
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self._refuse("a function of numpy", _WRITE)
+
+    def __array_ufunc__(self, function: Any, *_: Any, **__: Any) -> Any:
+        return self._refuse(f"numpy.{function.__name__}", _WRITE)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> Any:
+        raise TraceError(f"torch's {function.__name__}() of a traced value; {_WRITE}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python and its libraries ask of any object
+            raise AttributeError(name)
+        raise TraceError(f".{name} of a traced value, which has no methods and no memory; {_WRITE}")
 
     def __iter__(self) -> Iterator[Any]:
         return self._refuse("a loop over the elements")
@@ -256,13 +277,22 @@ def trace(
     p, g = tensors[:2]
     for modifier in modifiers:
         p, g = modifier(p, g, **{n: scalar[n] for n in scalars_of(modifier)})
-    new = _call_and_label(rule.function, (p, g, *tensors[2:]), {**mine, **(choices or {})})
-    new = list(new) if isinstance(new, tuple) else [new]
+    try:
+        new = _call_and_label(rule.function, (p, g, *tensors[2:]), {**mine, **(choices or {})})
+    except TraceError:
+        raise
+    except (TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {str(error).replace('Node', 'traced value')}"
+        raise TraceError(f"called on traced values it raised {said}; {_WRITE}") from error
     expected = (rule.tensors[0], *rule.states, *rule.carried)
+    if new is None or isinstance(new, (list, dict)):
+        given = "nothing" if new is None else f"a {type(new).__name__}"
+        raise TraceError(f"it returns {given}; end it with `return {', '.join(expected)}`")
+    new = list(new) if isinstance(new, tuple) else [new]
     if len(new) != len(expected):
         raise TraceError(
             f"it returns {len(new)} values; expected {len(expected)}, the new "
-            f"({', '.join(expected)}) in this order"
+            f"({', '.join(expected)}) in this order (what stands left of `*` is a tensor)"
         )
     for i, (name, value) in enumerate(zip(expected, new, strict=True)):
         if isinstance(value, (int, float)):

@@ -51,6 +51,12 @@ class Subject:
         module = named or _home(self.kind)
         shown = target.partition(":")[2] if named else self.name
         self.imports = [f"from {module} import {shown}" + f" as {self.name}" * (shown != self.name)]
+        if named and isinstance(getattr(sys.modules[named], shown), Rule):
+            self.imports = [
+                f"from {named} import {shown}",
+                "from steepest.classes import class_of",
+                f"{self.name} = class_of({shown})",
+            ]
         self.namespace = {} if module else {self.name: self.kind}
         self._values: dict[str, str] = {}
         given = "".join(f", {name}={self._written(v)}" for name, v in self.options.items())
@@ -180,12 +186,12 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
                 f"{target!r} is no optimizer of this package; {hint}{'.' * (hint[-1] != '?')} "
                 "A class of another one is given as module:Class"
             ) from None
-    elif isinstance(target, Rule):
+    if isinstance(target, Rule):
         target = class_of(target)
     if not _is_optimizer(target):
         raise TargetError(
-            f"{target!r} was given, expected a subclass of torch.optim.Optimizer, a rule's name or "
-            "'module:Class'"
+            f"{target!r} was given, expected a subclass of torch.optim.Optimizer, a rule's name, "
+            "'module:Class' or 'module:rule'"
         )
     return target, module
 

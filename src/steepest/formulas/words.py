@@ -168,7 +168,9 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
     if isinstance(condition, (bool, int, float)):
         return then if condition else otherwise
     known = any("where" in _meanings.get(kind, ()) for kind in type(condition).__mro__)
-    if not known or getattr(condition, "ndim", 0):  # one element of a tensor is a scalar
+    if not known or (
+        hasattr(type(condition), "ndim") and condition.ndim
+    ):  # one element of a tensor is a scalar
         raise TypeError(
             f"where() of a {type(condition).__name__}: its condition is of scalars; to choose by "
             "elements use maximum, minimum or sign"
