@@ -143,17 +143,11 @@ def profile(
 
 @app.command("list", epilog="Example: steepest list --json")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
-    """List the optimizers: name, class, states, bytes per parameter, paper."""
-    from steepest.catalogue import listing
+    """List the optimizers: name, class, year, states and their bytes, kind, oracle, paper."""
+    from steepest.catalogue import listing, table
 
     found = listing()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return 0
-    print(f"{'name':20}{'class':19}{'year':6}{'states':>6}{'B/param':>9}  paper")
-    for f in found:
-        size, year = f["bytes_per_parameter"], f["year"] or ""
-        print(f"{f['name']:20}{f['class']:19}{year:<6}{size // 4:>6}{size:>9}  {f['paper']}")
+    print(json.dumps(found, indent=2) if as_json else "\n".join(table(found)))
     return 0
 
 
