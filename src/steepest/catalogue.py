@@ -1,31 +1,75 @@
-"""What there is to say of a rule: the facts behind `steepest list` and `steepest show`."""
+"""What there is to say of a rule: the facts behind `steepest list`, `steepest show` and docs."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .backends import foreach
 from .definition import Rule, rules
 from .families import family_of, select_defaults
 from .plan import BACKENDS, program_of
-from .trace import host_body
+from .trace import Program, host_body
+
+WIDTH = 100
+"""Columns of the table."""
+_LINK = re.compile(r"\b(?:arXiv|doi):\S*\w")
+
+
+def kind_of(program: Program) -> str:
+    """What a backend needs for it: "elementwise", "reducing" (a norm or mean first) or "matrix"."""
+    if getattr(program, "matrix", False):
+        return "matrix"
+    return "reducing" if getattr(program, "reductions", ()) else "elementwise"
+
+
+def said(rule: Rule) -> dict[str, str]:
+    """What the docstring says, a paragraph's line breaks left out.
+
+    title: the first words; paper: what stands behind them; about: the neighbour; when: the sentence
+    among those that begins with "Use"; differs: the deviations from the paper.
+    """
+    head, *rest = inspect.cleandoc(rule.__doc__ or rule.name).split("\n\n")
+    title, _, paper = " ".join(head.split()).partition(". ")
+    text = " ".join(" ".join(rest).split())
+    about, _, differs = text.partition("Differs from the ")
+    use = re.search(r"(?:^|(?<=\. ))Use .*?\.(?= [A-Z]|$)", text)
+    return {
+        "title": title.rstrip("."),
+        "paper": paper.rstrip("."),
+        "about": about.strip(),
+        "when": use[0] if use else "",
+        "differs": f"Differs from the {differs}" if differs else "",
+    }
 
 
 def facts(rule: Rule) -> dict[str, Any]:
-    """Name, class, paper, year, states and their bytes per float32 parameter, and the defaults."""
-    text = inspect.cleandoc(rule.__doc__ or "")
-    source = text.split("\n\n")[0].split(". ", 1)[-1].rstrip(".")
-    year = re.search(r"\b(1[89]|20)\d\d\b", source)
+    """All that is known of a rule without running it, as JSON can hold it.
+
+    states and bytes_per_parameter are those of the class's defaults, in float32 (of a matrix rule,
+    states as large as the parameter); oracle is None for a rule that has none.
+    """
+    from .check.oracles import ORACLES
+
+    text = said(rule)
+    year = re.search(r"\b(1[89]|20)\d\d\b", text["paper"])
+    link = _LINK.search(text["paper"])
     program = program_of(select_defaults(rule))
+    row = ORACLES.get(rule.name)
     return {
         "name": rule.name,
         "class": family_of(rule).name,
+        "title": text["title"],
         "year": int(year[0]) if year else None,
-        "paper": " ".join(source.split()),
+        "paper": text["paper"],
+        "link": link[0] if link else None,
+        "kind": kind_of(program),
+        "oracle": row.kind if row else None,
         "states": [rule.keys[s] for s in program.states],
         "bytes_per_parameter": 4 * len(program.states),
+        "when": text["when"],
         "defaults": {**rule.defaults, **rule.choices},
     }
 
@@ -33,6 +77,29 @@ def facts(rule: Rule) -> dict[str, Any]:
 def listing() -> list[dict[str, Any]]:
     """The facts of every rule, in order of growing complexity."""
     return [facts(rule) for rule in rules.values()]
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The facts of each rule in a line of at most WIDTH columns, below a head.
+
+    st: states; B: their bytes per parameter. A paper is named by its arXiv number where it has one,
+    and shortened to what fits.
+    """
+    rows: list[tuple[str, ...]] = [("name", "class", "year", "st", "B", "kind", "oracle", "paper")]
+    for f in found:
+        size = f["bytes_per_parameter"]
+        year, oracle = f["year"] or "-", f["oracle"] or "none"
+        start = (f["name"], f["class"], year, len(f["states"]), size, f["kind"], oracle)
+        number = f["link"] if str(f["link"]).startswith("arXiv") else None
+        rows.append((*map(str, start), number or f["paper"]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [x.rjust(w) if i in (3, 4) else x.ljust(w)
+                 for i, (x, w) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        line = " ".join(cells).rstrip()
+        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3].rstrip() + "...")
+    return lines
 
 
 def shown(rule: Rule, backend: str | None = None) -> str:
@@ -44,7 +111,8 @@ def shown(rule: Rule, backend: str | None = None) -> str:
     if backend in BACKENDS and (program.matrix or (program.first and backend == "foreach")):
         why = "looks at a whole matrix" if program.matrix else "adds up a whole tensor"
         raise ValueError(
-            f"{rule.name} {why}: {backend} has nothing of its own, see --backend eager"
+            f"backend {backend!r} was given for {rule.name}, which {why} and runs as it is written "
+            "there: leave --backend out"
         )
     if backend == "foreach":
         lines, slots, _ = host_body(program)

@@ -37,8 +37,9 @@ def race(
     task: Annotated[
         str,
         typer.Argument(
-            help="digits, diabetes, text, digits-gan; fashion-mnist, mnist, tinyshakespeare with "
-            "--data; or a Python file with task(seed) or train(make_optimizer, report, seed).",
+            help="digits, diabetes, text, digits-gan, bag-of-words; fashion-mnist, mnist, "
+            "tinyshakespeare with --data; or a Python file with task(seed) or "
+            "train(make_optimizer, report, seed).",
             metavar="TASK|FILE.py",
         ),
     ],
@@ -173,17 +174,11 @@ def profile(
 
 @app.command("list", epilog="Example: steepest list --json")
 def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
-    """List the optimizers: name, class, states, bytes per parameter, paper."""
-    from steepest.catalogue import listing
+    """List the optimizers: name, class, year, states and their bytes, kind, oracle, paper."""
+    from steepest.catalogue import listing, table
 
     found = listing()
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return 0
-    print(f"{'name':20}{'class':19}{'year':6}{'states':>6}{'B/param':>9}  paper")
-    for f in found:
-        size, year = f["bytes_per_parameter"], f["year"] or ""
-        print(f"{f['name']:20}{f['class']:19}{year:<6}{size // 4:>6}{size:>9}  {f['paper']}")
+    print(json.dumps(found, indent=2) if as_json else "\n".join(table(found)))
     return 0
 
 

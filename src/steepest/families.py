@@ -295,6 +295,7 @@ _ADOPT = {
 }  # fmt: skip
 _NAMES = {
     "amsgrad": "AMSGrad", "eadam": "EAdam", "amsbound": "AMSBound", "msvag": "MSVAG",
+    "novograd": "NovoGrad", "lars": "LARS", "lamb": "LAMB", "swats": "SWATS", "mars": "MARS",
     "ademamix": "AdEMAMix", "schedule_free_sgd": "SGDScheduleFree",
     "schedule_free_adamw": "AdamWScheduleFree",
 }  # fmt: skip

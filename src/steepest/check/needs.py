@@ -43,7 +43,7 @@ def separate(subject: Subject) -> str | None:
 
 def coarse(subject: Subject) -> str | None:
     """Its first steps are larger than the precision of 16 bits."""
-    if subject.name in ("Lars", "Prodigy"):
+    if subject.name in ("LARS", "Prodigy"):
         return f"the first steps of {subject.name} are a thousandth of a parameter or less"
     return None
 

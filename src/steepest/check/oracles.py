@@ -194,12 +194,13 @@ ORACLES: dict[str, Row] = {
         alpha=2.0,
     ),
     "fromage": _second("Fromage", steepest.Fromage, shrink=True, p_bound=None),
-    "lars": _optax("lars", steepest.Lars, {}, lr=1.0),
-    "lamb": _optax("lamb", steepest.Lamb, MOMENTS),
+    "lars": _optax("lars", steepest.LARS, {}, lr=1.0),
+    "lamb": _optax("lamb", steepest.LAMB, MOMENTS),
     "novograd": _second(
-        "NovoGrad", steepest.Novograd, lr=1e-2, betas=(0.95, 0.98), weight_decouple=False
+        "NovoGrad", steepest.NovoGrad, lr=1e-2, betas=(0.95, 0.98), weight_decouple=False
     ),
-    "swats": Row("transcription", Swats, steepest.Swats),
+    "mars": _second("MARS", steepest.MARS, optimize_1d=True, lr=3e-3),
+    "swats": Row("transcription", Swats, steepest.SWATS),
     "prodigy": Row("package", _prodigy, steepest.Prodigy, "prodigyopt"),
     "adafactor": Row("torch", optim.Adafactor, steepest.Adafactor),
     "muon": Row("torch", _muon, steepest.Muon),
@@ -214,7 +215,7 @@ SECOND: dict[str, Row] = {
     "lars": Row(
         "pytorch-optimizer",
         as_rows(foreign("pytorch_optimizer", "LARS", foreach=False, lr=1.0)),
-        steepest.Lars,
+        steepest.LARS,
         "pytorch_optimizer",
     ),
     "yogi": Row("pytorch-optimizer", _yogi, steepest.Yogi, "pytorch_optimizer"),

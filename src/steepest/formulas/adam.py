@@ -12,7 +12,8 @@ LR = {"lr": (1e-5, 1e-1)}
 def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adam. Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 
-    RMSprop with momentum, both averages corrected for their start at zero.
+    RMSprop with momentum, both averages corrected for their start at zero. Use it where no weight
+    decay is wanted; else AdamW.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -26,6 +27,7 @@ def adamw(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AdamW. Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2.
 
     Adam whose weight decay shrinks the parameter directly instead of passing through the gradient.
+    Use it by default, and for transformers above all.
     Differs from the paper: the decay is lr * weight_decay, as in torch.optim.AdamW.
     """
     return adam.function(p, g, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps)
@@ -38,7 +40,8 @@ def sparse_adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 
     Adam that steps, of an embedding, the rows that a sparse gradient has, and leaves the averages
     of the others alone; on a dense gradient, all rows. Differs from Adam also in that eps is beside
-    the root of the second moment before its correction.
+    the root of the second moment before its correction. Use it for large embeddings with
+    sparse=True.
     """
     m = average(beta1, m, g)
     v = average(beta2, v, g**2)
@@ -49,7 +52,8 @@ def sparse_adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AMSGrad. Reddi, Kale and Kumar 2018, arXiv:1904.09237, algorithm 2.
 
-    Adam whose rates never rise again: the largest second moment so far is used.
+    Adam whose rates never rise again: the largest second moment so far is used. Use it where Adam,
+    near its end, leaves a minimum that it had found.
     Differs from the paper: both moments are bias-corrected, as in torch.optim.Adam(amsgrad=True).
     """
     m = average(beta1, m, g)
@@ -67,7 +71,8 @@ def nadam(
 
     Adam with Nesterov's look-ahead: the next step's momentum is used already now, under a beta1
     that warms up. The product of all those betas is carried from step to step for the bias
-    correction. Differs from the paper: the warm-up of beta1 has the form of torch.optim.NAdam.
+    correction. Use it in the place of Adam, with the same rates. Differs from the paper: the
+    warm-up of beta1 has the form of torch.optim.NAdam.
     """
     mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
@@ -91,7 +96,7 @@ def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Rectified Adam. Liu et al. 2020, arXiv:1908.03265, algorithm 2.
 
     Adam that is plain momentum while too few gradients were seen to trust the second moment, and
-    warms up by a factor of its own after that.
+    warms up by a factor of its own after that. Use it in the place of Adam with a warm-up.
     Differs from the paper: rho must exceed 5 instead of 4, and eps is added, as torch.optim.RAdam.
     """
     m = average(beta1, m, g)
@@ -106,7 +111,8 @@ def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """EAdam. Yuan and Gao 2020, arXiv:2011.02150.
 
     Adam with eps added to the stored second moment at every step and nowhere else: the sum tends to
-    eps / (1 - beta2), a floor 1000 times eps. AdaBelief without the belief.
+    eps / (1 - beta2), a floor 1000 times eps. AdaBelief without the belief. Use it beside
+    AdaBelief, to see what eps alone does.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2 + eps

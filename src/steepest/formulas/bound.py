@@ -27,6 +27,7 @@ def adabound(
 
     Adam whose rate for each coordinate is clipped between bounds that start at (0, inf) and end at
     final_lr: it becomes SGD with an averaged gradient, of heavy-ball rate final_lr * (1 - beta1).
+    Use it where SGD ends well but begins slowly; not for GANs.
     Differs from the paper, as the package adabound 0.0.5: bias correction inside the clipped rate,
     no 1/sqrt(t), and a schedule of lr scales the bounds. Differs from the package: base_lr is a
     group's own, saved entry (so later groups are stepped and a resumed run keeps its bounds), and
@@ -46,8 +47,8 @@ def amsbound(
 ):  # fmt: skip
     """AMSBound. Luo et al. 2019, arXiv:1902.09843, algorithm 3.
 
-    AdaBound on the largest second moment so far, as AMSGrad is to Adam. Differences from the paper:
-    those of `adabound`.
+    AdaBound on the largest second moment so far, as AMSGrad is to Adam. Use it where AdaBound's
+    rates are to fall only. Differences from the paper: those of `adabound`.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2

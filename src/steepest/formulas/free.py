@@ -29,10 +29,11 @@ def schedule_free_sgd(
 ):  # fmt: skip
     """Schedule-Free SGD. Defazio et al. 2024, arXiv:2405.15682, equations 3 to 5.
 
-    Gradient descent on a point z, with gradients taken at a point y between z and x, the weighted
-    average of all z: averaging in the place of a schedule, momentum in the place of a buffer. While
-    training the parameter is y; `eval()` puts x there, and `train()` y again. Differs from the
-    paper, as its authors' package schedulefree: warm-up, and the weights of the average.
+    Gradient descent on a point z, with gradients taken at a point y between z and x, the
+    weighted average of all z: averaging in the place of a schedule, momentum in the place of a
+    buffer. While training the parameter is y; `eval()` puts x there, and `train()` y again.
+    Differs from the paper, as its authors' package schedulefree: warm-up, and the weights of
+    the average. Use it where the number of steps is not known beforehand and SGD does well.
     """
     z = where(t > 1, z, p)
     lr, c, lr_max, weight_sum = weighed(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum)
@@ -47,10 +48,11 @@ def schedule_free_adamw(
 ):  # fmt: skip
     """Schedule-Free AdamW. Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
 
-    Schedule-Free SGD whose gradient is divided by Adam's second moment; beta1 says where between z
-    and x gradients are taken. Weight decay is of y, beside the divided gradient. Differs from the
-    paper, as its authors' package schedulefree: the bias correction is of the second moment, and
-    not of lr, by which the average is weighed.
+    Schedule-Free SGD whose gradient is divided by Adam's second moment; beta1 says where
+    between z and x gradients are taken. Weight decay is of y, beside the divided gradient.
+    Differs from the paper, as its authors' package schedulefree: the bias correction is of the
+    second moment, and not of lr, by which the average is weighed. Use it in the place of AdamW
+    with a schedule, where the number of steps is not known beforehand.
     """
     z = where(t > 1, z, p)
     v = beta2 * v + (1 - beta2) * g**2

@@ -10,8 +10,9 @@ _BUFFER = {"keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled"
 def sgd(p, g, *, lr=1e-3):
     """(Stochastic) gradient descent. Robbins and Monro 1951, doi:10.1214/aoms/1177729586.
 
-    The ancestor: every coordinate moves by the same rate against its gradient.
-    Whether it is batch, stochastic or mini-batch descent is a matter of the data loader.
+    The ancestor: every coordinate moves by the same rate against its gradient. Whether it is batch,
+    stochastic or mini-batch descent is a matter of the data loader. Use it as the yardstick, or
+    where not one more number per parameter fits.
     """
     return p - lr * g
 
@@ -21,8 +22,9 @@ def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     """Momentum as torch.optim.SGD has it. Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
 
     Gradient descent along a decaying sum of all gradients; the rate multiplies the finished sum, so
-    a change of lr acts at once (in `classical_momentum` it acts on new gradients alone). Differs
-    from the paper: the first buffer is the gradient itself, undampened, as torch has it.
+    a change of lr acts at once (in `classical_momentum` it acts on new gradients alone). Use it for
+    convolutional networks, with a tuned rate and a schedule. Differs from the paper: the first
+    buffer is the gradient itself, undampened, as torch has it.
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * b, b
@@ -33,9 +35,10 @@ def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     """Nesterov momentum as torch.optim.SGD has it. Nesterov 1983; Sutskever et al. 2013, PMLR
     28(3).
 
-    Momentum that looks one step ahead: the gradient counts once more beside the buffer. Differs
-    from the paper: the gradient is taken at the stored parameter, which is the paper's look-ahead
-    point while lr is constant (`classical_nesterov` keeps that identity when it changes).
+    Momentum that looks one step ahead: the gradient counts once more beside the buffer. Use it
+    where momentum does well. Differs from the paper: the gradient is taken at the stored parameter,
+    which is the paper's look-ahead point while lr is constant (`classical_nesterov` keeps that
+    identity when it changes).
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * (g + momentum * b), b
@@ -46,8 +49,8 @@ def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
     """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section
     4.1.
 
-    The buffer is the last move itself, so a change of lr fades in over 1/(1-momentum) steps;
-    at constant lr it is `momentum`.
+    The buffer is the last move itself, so a change of lr fades in over 1/(1-momentum) steps; at
+    constant lr it is `momentum`. Use it to repeat a paper that has the rate inside the buffer.
     """
     v = momentum * v + lr * g
     return p - v, v
@@ -58,6 +61,7 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     """Nesterov's accelerated gradient. Sutskever et al. 2013, PMLR 28(3), equations 3 and 4.
 
     Classical momentum whose gradient is taken where the momentum is about to carry the parameter.
+    Use it to repeat a paper under a changing rate.
     Differs from the paper: the parameter that is stored is that look-ahead point, theta + momentum
     * v, because it is there that a training loop evaluates the gradient; v is the paper's v.
     """
@@ -70,7 +74,8 @@ def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1),
     """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as torch.optim.ASGD has it.
 
     Gradient descent with a falling rate that also keeps the running mean of the parameters (state
-    `ax`), for the user to read; the descent itself does not look at it.
+    `ax`), for the user to read; the descent itself does not look at it. Use it on convex problems,
+    where the mean of a path is better than its end.
     Differs from the paper: averaging begins at step t0 (Bottou's code), and the rate and the weight
     of a step are computed at the end of the step before.
     """

@@ -31,10 +31,11 @@ def adafactor(
 ):  # fmt: skip
     """Adafactor. Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5.
 
-    RMSprop that keeps, of a matrix of second moments, the means of its rows and columns alone; its
-    step is clipped to a root mean square of d and is a share of the parameter's own.
+    RMSprop that keeps, of a matrix of second moments, the means of its rows and columns alone;
+    its step is clipped to a root mean square of d and is a share of the parameter's own.
     Differs from the paper as torch.optim.Adafactor does: eps1 is not added to every square, it
-    bounds what is divided by; None (here -1) is the precision of the parameter's dtype.
+    bounds what is divided by; None (here -1) is the precision of the parameter's dtype. Use it
+    where the second moment of large matrices does not fit in memory.
     """
     eps1 = where(eps1 < 0, precision(p), eps1)
     if matrix:
@@ -65,10 +66,11 @@ def muon(
 ):  # fmt: skip
     """Muon. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
-    Momentum whose step is made orthogonal: all its singular values become about 1. A parameter of
-    more than two dimensions is taken as a matrix of its first against all others; one of fewer
-    goes by AdamW at adamw_lr, which a schedule of lr scales too.
-    Differs from the post: the momentum is an average, as in torch.optim.Muon.
+    Momentum whose step is made orthogonal: all its singular values become about 1. A parameter
+    of more than two dimensions is taken as a matrix of its first against all others; one of
+    fewer goes by AdamW at adamw_lr, which a schedule of lr scales too. Differs from the post:
+    the momentum is an average, as in torch.optim.Muon. Use it for the hidden matrices of
+    transformers and multilayer networks; hand embeddings and heads to adamw.
     """
     if not matrix:
         rate = scaled(adamw_lr, lr, base_lr)

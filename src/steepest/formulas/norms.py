@@ -1,7 +1,7 @@
 """Rules that look at a whole tensor: its norm decides how far the parameter goes."""
 
 from ..definition import rule
-from .adam import ADAM_KEYS, LR
+from .adam import ADAM_KEYS, LR, adamw
 from .scaled import average
 from .words import abs, carried, maximum, minimum, norm, sqrt, total, where
 
@@ -11,7 +11,8 @@ def fromage(p, g, *, lr=1e-2):
     """Fromage. Bernstein, Vahdat, Yue and Liu 2020, arXiv:2002.03432, algorithm 1.
 
     Gradient descent whose step is a share of the parameter's norm. The division keeps the norm
-    from growing; it is all that there is of weight decay in the paper.
+    from growing; it is all that there is of weight decay in the paper. Use it where one rate
+    must do for layers of very different scale, without weight decay.
     """
     ratio = where(norm(p) * norm(g) > 0, norm(p) / norm(g), 1)
     return (p - lr * ratio * g) / sqrt(1 + lr**2)
@@ -22,7 +23,7 @@ def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
     Momentum whose rate is, for each layer, a share of the ratio of the parameter's norm to the
-    gradient's and the decay's.
+    gradient's and the decay's. Use it for convolutional networks at batches of thousands.
     """
     size, against = norm(p), norm(g) + wd * norm(p)
     ratio = where(size * against > 0, trust_coefficient * size / against, 1)
@@ -34,8 +35,8 @@ def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
 def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     """LAMB. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
-    Adam whose step, decay included, is as long as a share of the parameter: LARS for Adam.
-    The paper's phi is the identity.
+    Adam whose step, decay included, is as long as a share of the parameter: LARS for Adam. The
+    paper's phi is the identity. Use it for transformers at batches of thousands.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -49,12 +50,30 @@ def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v
     """NovoGrad. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
     Momentum of gradients that are divided by an average norm: Adam with one second moment for a
-    whole layer, which starts at the first gradient's own.
+    whole layer, which starts at the first gradient's own. Use it where Adam does well and its
+    second moment is too much memory: one number a layer.
     """
     squared = norm(g) ** 2
     v = where(t > 1, beta2 * v + (1 - beta2) * squared, squared)
     m = beta1 * m + g / (sqrt(v) + eps) + wd * p
     return p - lr * m, m, v
+
+
+@rule(
+    keys={**ADAM_KEYS, "last": "last_grad"}, forgets=["last"], limits={"gamma": "[0, inf)"},
+    search=LR,
+)  # fmt: skip
+def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamma=0.025):
+    """MARS. Yuan et al. 2024, arXiv:2411.10438, algorithm 1 and MARS-AdamW.
+
+    AdamW of a gradient whose variance is reduced by its change since the last step, and whose norm
+    is held within 1. Differs from the paper, as its approximate form: the last gradient is that of
+    the last batch, not of this one at the last point. Use it as a trial for transformers where
+    AdamW is tuned already, with a rate a few times as large.
+    """
+    corrected = g + gamma * beta1 / (1 - beta1) * where(t > 1, g - last, 0)
+    corrected = corrected / maximum(norm(corrected), 1)
+    return *adamw.function(p, corrected, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps), g
 
 
 @rule(
@@ -67,8 +86,9 @@ def swats(
 ):  # fmt: skip
     """SWATS. Keskar and Socher 2017, arXiv:1712.07628, algorithm 1.
 
-    Adam that goes over to SGD with momentum as soon as the rate with which SGD would make the same
-    step has settled: its average is within `settled` of it. `sgd` is 1 from then on.
+    Adam that goes over to SGD with momentum as soon as the rate with which SGD would make the
+    same step has settled: its average is within `settled` of it. `sgd` is 1 from then on. Use
+    it where SGD ends better than Adam and nobody wants to tune SGD.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -91,7 +111,8 @@ def prodigy(
 ):  # fmt: skip
     """Prodigy. Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
 
-    Adam that finds its own rate: d grows to an estimate of the distance to the solution.
+    Adam that finds its own rate: d grows to an estimate of the distance to the solution. Use it
+    where no rate can be searched: lr stays 1, with a cosine schedule if any.
     """
     start = where(t > 1, start, p)
     d, d_max = where(t > 1, d, d0), where(t > 1, d_max, d0)

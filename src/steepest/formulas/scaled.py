@@ -25,8 +25,8 @@ def rprop(
     """Resilient propagation. Riedmiller and Braun 1993, doi:10.1109/ICNN.1993.298623.
 
     Looks at the gradient's sign alone: each coordinate has a step that grows while the sign stays
-    and shrinks when it turns. Meant for full batches; mini-batch noise turns the signs. Differs
-    from the paper: as torch.optim.Rprop, a turn skips one move and takes no step back.
+    and shrinks when it turns. Use it with full batches alone: mini-batch noise turns the signs.
+    Differs from the paper: as torch.optim.Rprop, a turn skips one move and takes no step back.
     """
     turn = sign(g * prev)
     same, turned = maximum(turn, 0), minimum(turn, 0)
@@ -41,7 +41,8 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
     """Adagrad. Duchi, Hazan and Singer 2011, JMLR 12.
 
     Gradient descent whose rate falls, for each coordinate, with the sum of its squared gradients:
-    rare features keep a large rate. Differs from the paper: lr_decay, from torch.optim.Adagrad.
+    rare features keep a large rate. Use it for sparse features, such as bags of words. Differs from
+    the paper: lr_decay, from torch.optim.Adagrad.
     """
     v = where(t > 1, v, initial_accumulator_value) + g**2
     return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps), v
@@ -58,6 +59,7 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
 
     RMSprop whose rate is the root mean square of the last moves, so that units cancel. eps stands
     inside both roots and is the start of every move: it, not lr, sets how slowly training begins.
+    Use it where gradients change their scale and no rate suits all.
     Differs from the paper: an lr in front (1 is the paper), from torch.optim.Adadelta.
     """
     v = rho * v + (1 - rho) * g**2
@@ -78,7 +80,8 @@ def rmsprop(
     arXiv:1308.0850.
 
     Adagrad with a sliding mean in the place of the sum, so that the rate can rise again. `centered`
-    subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient.
+    subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient. Use it for
+    recurrent networks, GANs and reinforcement learning, where momentum hurts.
     Differs from the lecture: eps outside the root, from torch.optim.RMSprop.
     """
     v = alpha * v + (1 - alpha) * g**2
@@ -96,7 +99,8 @@ def rmsprop(
 def adamax(p, g, m, u, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adamax. Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
 
-    Adam with the largest recent gradient in the place of the root mean square.
+    Adam with the largest recent gradient in the place of the root mean square. Use it in the place
+    of Adam where single gradients are huge.
     Differs from the paper: eps inside the maximum, from torch.optim.Adamax.
     """
     m = average(beta1, m, g)

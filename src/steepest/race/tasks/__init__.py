@@ -9,13 +9,16 @@ from functools import lru_cache
 from pathlib import Path
 
 from steepest.race import BadCall
-from steepest.race.tasks import gan, images, tables, text, written
+from steepest.race.tasks import gan, images, sparse, tables, text, written
 from steepest.race.tasks.shape import Setup, Task
 from steepest.race.tasks.shape import facts as facts
 
 __all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "get", "is_file", "words"]
 
-TASKS = {task.name: task for task in (images.DIGITS, tables.DIABETES, text.TOPICS, gan.DIGITS_GAN)}
+TASKS = {
+    task.name: task
+    for task in (images.DIGITS, tables.DIABETES, text.TOPICS, gan.DIGITS_GAN, sparse.BAG)
+}
 """Without a download."""
 DATA_TASKS: dict[str, Callable[[Path], Task]] = {
     "fashion-mnist": lambda folder: images.idx_task("fashion-mnist", folder),

@@ -1,0 +1,206 @@
+"""Writes docs/optimizers/, a page per optimizer: python docs/pages.py --write
+
+Without --write it names the pages that are out of date, and leaves with 1 if there are any. The
+passports are those of docs/passports.md, which docs/doctor.py writes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from steepest.catalogue import facts, said
+from steepest.check.oracles import ORACLES
+from steepest.definition import Rule, rules
+from steepest.families import PAIRS, STORAGE, WITHOUT_EFFECT, family_of
+from steepest.latex import formula
+
+DOCS = Path(__file__).parent
+FOLDER = DOCS / "optimizers"
+DECAY = {
+    "coupled": "added to the gradient (L2)",
+    "decoupled": "shrinks the parameter by `lr * weight_decay`",
+}
+MEANINGS = {
+    "maximize": "ascend instead of descend",
+    "differentiable": "autograd goes through the step",
+    "rounding": '`"stochastic"` or `"kahan"`, for 16-bit parameters',
+    "seed": "of the stochastic rounding",
+}
+
+
+def pages() -> dict[Path, str]:
+    """Every file of the folder, and what it has to hold."""
+    made = {FOLDER / f"{rule.name}.md": page(rule) for rule in rules.values()}
+    return {FOLDER / "README.md": index(), **made}
+
+
+def index() -> str:
+    """The table of all optimizers."""
+    head = ("name", "class", "year", "paper", "kind", "states", "bytes", "oracle")
+    cells = [head]
+    for rule in rules.values():
+        f = facts(rule)
+        name, kind, oracle = f"[`{rule.name}`]({rule.name}.md)", f["kind"], f["oracle"] or "none"
+        size = str(f["bytes_per_parameter"])
+        year, paper = str(f["year"] or ""), linked(f["paper"])
+        states = ", ".join(f"`{s}`" for s in f["states"])
+        cells.append((name, f"`{f['class']}`", year, paper, kind, states, size, oracle))
+    text = """# The optimizers
+
+In order of growing complexity; `python docs/pages.py --write` writes these pages from the rules
+themselves, and `steepest list` prints the table. Bytes are those of the states, for each float32
+parameter, with the class's defaults. The oracle is what the rule is compared with, step by step:
+torch.optim, the package of the method's authors, optax, pytorch-optimizer, or (of the paper's
+formula, by somebody who had not seen the rule) a transcription.
+"""
+    return "\n".join([text, *table(cells)]) + "\n"
+
+
+def page(rule: Rule) -> str:
+    """The page of one optimizer."""
+    text, f = said(rule), facts(rule)
+    lines = [f"# {text['title']}", "", f"`steepest.{f['class']}`, in a race `{rule.name}`."]
+    lines += [*([f"{linked(text['paper'])}."] if text["paper"] else []), "", text["about"], ""]
+    lines += [text["differs"], ""] if text["differs"] else []
+    lines += ["## Formula", "", *formulas(rule)]
+    lines += ["## Arguments", "", *arguments(rule), "", "## States", "", *states(rule, f), ""]
+    lines += ["## Passport", "", *passport(f["class"]), ""]
+    if found := races(rule.name):
+        lines += ["## Measured races", "", *found, ""]
+    lines += [
+        "## See also",
+        "",
+        f"- `steepest show {rule.name} --backend cpu`: the loop it runs as.",
+    ]
+    lines += ["- [All optimizers](README.md), [how to choose](../how-to-choose.md)."]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
+
+
+def linked(paper: str) -> str:
+    """The paper with a link to what its number names."""
+    paper = re.sub(r"\barXiv:([\w.]+\w)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
+    return re.sub(r"\bdoi:([^\s;,]+\w)", r"[doi:\1](https://doi.org/\1)", paper)
+
+
+def formulas(rule: Rule) -> list[str]:
+    """The formula with the class's defaults, and with each switch the other way."""
+    family = family_of(rule)
+    usual = dict(family.select(family.arguments).choices)
+    usual = {name: usual.get(name, default) for name, default in rule.choices.items()}
+    seen, lines = set[str](), []
+    for name in (None, *(n for n, v in usual.items() if isinstance(v, bool))):
+        switched = {} if name is None else {name: not usual[name]}
+        text = str(formula(rule, **{**usual, **switched}))
+        if text not in seen:
+            lines += [f"With `{n}={v}`:\n" for n, v in switched.items()]
+            lines += ["```math", text, "```", ""]
+        seen.add(text)
+    return lines
+
+
+def arguments(rule: Rule) -> list[str]:
+    """The constructor's arguments: symbol, default and whose that is, limits."""
+    family, symbols = family_of(rule), formula(rule).symbols
+    cells = [("argument", "in the formula", "default", "as in", "allowed")]
+    for name, default in {**family.arguments, **STORAGE}.items():
+        if name in WITHOUT_EFFECT:
+            continue
+        parts = [n for n, (pair, _) in PAIRS.items() if pair == name and n in rule.defaults]
+        mine = parts or ([name] if name in rule.defaults else [])
+        signs = ", ".join(inline(symbols[n]) for n in mine)
+        limits = " and ".join(dict.fromkeys(rule.limits[n][0] for n in mine if n in rule.limits))
+        meaning = DECAY.get(rule.decay, "") if name == "weight_decay" else MEANINGS.get(name, "")
+        source = "this package" if name in STORAGE else source_of(rule, name, default, bool(mine))
+        cells.append((f"`{name}`", signs or meaning, f"`{default}`", source, limits))
+    tuned = [f"`{n}` from {low:g} to {high:g}" for n, (low, high) in rule.search.items()]
+    note = f"A race tunes {' and '.join(tuned)}." if tuned else "A race tunes nothing."
+    others = ", ".join(f"`{n}`" for n in WITHOUT_EFFECT)
+    return [*table(cells), "", f"{note} Accepted without effect: {others}."]
+
+
+def source_of(rule: Rule, name: str, default: Any, mine: bool) -> str:
+    """Whose default it is."""
+    row, kind = ORACLES.get(rule.name), family_of(rule).name
+    for module in ("torch.optim", *([row.module] if row and row.module != "torch" else [])):
+        theirs = getattr(importlib.import_module(module), kind, None)
+        known = inspect.signature(theirs).parameters if isinstance(theirs, type) else {}
+        if name in known and known[name].default == default:
+            return f"`{module}.{kind}`"
+    return "its formula" if mine or name in rule.choices else "this package"
+
+
+def states(rule: Rule, found: dict[str, Any]) -> list[str]:
+    """What is kept from step to step."""
+    symbols = formula(rule).symbols
+    names = {key: name for name, key in rule.keys.items()}
+    kept = [f"`{key}` ({inline(symbols[names[key]])})" for key in found["states"]]
+    size = found["bytes_per_parameter"]
+    of_own = ", ".join(kept) or "none"
+    lines = [f"Of each parameter's shape: {of_own}; {size} bytes per float32 parameter."]
+    if found["kind"] == "matrix":
+        lines[0] += " For matrices some of them are smaller."
+    if rule.carried:
+        named = ", ".join(f"`{rule.keys[n]}` ({inline(symbols[n])})" for n in rule.carried)
+        lines.append(f"One number for each parameter tensor: {named}.")
+    return lines
+
+
+def passport(kind: str) -> list[str]:
+    """The section of a class in docs/passports.md, without its heading."""
+    text = (DOCS / "passports.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {kind}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if not found:
+        return ["Not examined yet: `python docs/doctor.py`."]
+    # the rest stands above
+    return [x for x in found[1].strip().splitlines() if not re.match("- (Rule|Differs) ", x)]
+
+
+def races(name: str, file: Path = DOCS / "findings.md") -> list[str]:
+    """A line for each section of the findings that names the optimizer in backquotes."""
+    if not file.exists():
+        return []
+    parts = re.split(r"^#+ (.+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    sections = zip(parts[::2], parts[1::2], strict=True)
+    return [f"- [{title}](../{file.name}#{anchor(title)})" for title, text in sections
+            if f"`{name}`" in text]  # fmt: skip
+
+
+def anchor(title: str) -> str:
+    """What GitHub calls a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def inline(symbol: str) -> str:
+    """A symbol within a line, out of Markdown's reach."""
+    return f"$`{symbol}`$"
+
+
+def table(cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of Markdown, the first one the head."""
+    rows = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
+    return [rows[0], "| " + " | ".join("---" for _ in cells[0]) + " |", *rows[1:]]
+
+
+def stale() -> list[Path]:
+    """The pages that differ from what has to stand there, and those of no rule."""
+    wanted = pages()
+    old = [f for f, text in wanted.items() if not f.exists() or f.read_text("utf-8") != text]
+    return old + sorted({*FOLDER.glob("*.md")} - {*wanted})
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv[1:]:
+        FOLDER.mkdir(exist_ok=True)
+        for file in {*FOLDER.glob("*.md")} - {*pages()}:
+            file.unlink()
+        for file, text in pages().items():
+            file.write_text(text, encoding="utf-8")
+    for file in (left := stale()):
+        print(f"out of date: {file}; run python docs/pages.py --write")
+    sys.exit(bool(left))

@@ -1,0 +1,229 @@
+"""A rule as the formulas of a paper: LaTeX of what it does to symbols.
+
+It is called on symbols as for the trace, but stays as it was written: where the trace folds and
+gathers for speed, nothing is done here. The step is a state's subscript; t - 1 is before the step.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, NamedTuple
+
+from .definition import Rule
+from .trace import Node, Tape
+
+_GREEK = re.findall(r"\w+", """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu
+    xi pi rho sigma tau phi chi psi omega""")  # fmt: skip
+_SPELT = {"eps": "epsilon", "lambd": "lambda"}
+_ACCENTS = ("hat", "bar", "tilde")
+_LETTERS = {"p": ("theta", "x"), "lr": ("alpha", "eta", "gamma"), "momentum": ("mu",)}
+"""What papers call them: the first that the rule does not use for something else."""
+_INFIX = {"add": ("+", 2), "sub": ("-", 2), "gt": (">", 1), "ge": (r"\geq", 1), "lt": ("<", 1),
+          "le": (r"\leq", 1), "eq": ("=", 1), "ne": (r"\neq", 1)}  # fmt: skip
+_FENCED = {
+    "sqrt": r"\sqrt{%s}", "abs": r"\left| %s \right|", "norm": r"\left\Vert %s \right\Vert",
+    "maximum": r"\max\left(%s\right)", "minimum": r"\min\left(%s\right)",
+}  # fmt: skip
+_MACHINERY = (__name__, Tape.__module__, "steepest.formulas.words")
+NEGATIVE, PRODUCT, POWER, ATOM = 1.5, 3, 4, 5
+"""How strongly these bind; a sum 2, a comparison 1, a choice 0. A minus may begin a sum."""
+
+
+class Formula(NamedTuple):
+    """lines: (left, right) of every assignment, in order. symbols: argument -> what it is called,
+    tensors (but the gradient) and carried scalars as they are before the step.
+    """
+
+    lines: list[tuple[str, str]]
+    symbols: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = " \\\\\n".join(f"{left} &= {right}" for left, right in self.lines)
+        return f"\\begin{{aligned}}\n{rows}\n\\end{{aligned}}"
+
+
+class _AsWritten(Tape):
+    """Keeps every operation, but an average is written as papers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Node] = []
+
+    def make(self, op: str, *values: Any) -> Node:
+        args = tuple(v if isinstance(v, Node) else self.constant(v) for v in values)
+        if op == "add" and args[1].op == "mul":  # a + (1 - b) (c - a): the precise form, for floats
+            a, (rest, move) = args[0], args[1].args
+            if rest.op == move.op == "sub" and move.args[1] is a and rest.args[0].value == 1:
+                kept = self.make("mul", rest.args[1], a)
+                return self.make("add", kept, self.make("mul", rest, move.args[0]))
+        self.made.append(Node(self, op, args, all(a.host for a in args)))
+        return self.made[-1]
+
+
+def formula(rule: Rule, **choices: Any) -> Formula:
+    """The formulas of a rule with its static choices bound, in the part of LaTeX's mathematics
+    that MathJax and matplotlib both know.
+    """
+    tape = _AsWritten()
+    every = (*rule.tensors, *rule.scalars)
+    inputs = {n: tape.node("input", (), n in rule.scalars, n) for n in every}
+    scalars = {n: inputs[n] for n in rule.scalars}
+    new, labels = _called(
+        rule, [inputs[n] for n in rule.tensors], {**scalars, **rule.choices, **choices}
+    )
+    names = (rule.tensors[0], *rule.states, *rule.carried)
+    outputs = {
+        n: v if isinstance(v, Node) else tape.constant(v) for n, v in zip(names, new, strict=True)
+    }
+    return _Writer(rule, inputs).written(tape.made, outputs, labels)
+
+
+def _called(rule: Rule, tensors: list[Node], scalars: dict[str, Any]) -> Any:
+    """What the rule returns, and what it and its helpers call their values."""
+    labels: dict[Node, str] = {}
+    mine = {*rule.tensors, *rule.scalars}
+
+    def watch(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        if event != "return" or frame.f_globals.get("__name__") in _MACHINERY:
+            return
+        given = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]} - mine
+        for name in sorted({*frame.f_locals} - given):  # a helper's own argument says nothing
+            value = frame.f_locals[name]
+            if isinstance(value, Node) and value.op not in ("input", "const"):
+                labels[value] = name
+
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        new = rule.function(*tensors, **scalars)
+    finally:
+        sys.setprofile(before)
+    return new if isinstance(new, tuple) else (new,), labels
+
+
+class _Writer:
+    def __init__(self, rule: Rule, inputs: dict[str, Node]) -> None:
+        self.rule, self.inputs, self.taken = rule, inputs, set[str]()
+        self.strokes: dict[str, int] = {}
+        self.before: dict[str, str] = {}
+        for name in inputs:
+            self.strokes[name] = self.free(name)
+            past = "t-1" if name in (*rule.tensors, *rule.carried) else ""
+            time = "t" if name == rule.tensors[1] else past
+            self.before[name] = self.symbol(name, time, self.strokes[name])
+        self.names = {inputs[n]: (text, ATOM) for n, text in self.before.items()}
+        self.moves: dict[Node, bool] = {}
+
+    def free(self, name: str) -> int:
+        """How many strokes make the name's symbol one of its own."""
+        count = 0
+        while self.symbol(name, "", count) in self.taken:
+            count += 1
+        self.taken.add(self.symbol(name, "", count))
+        return count
+
+    def symbol(self, name: str, time: str, strokes: int) -> str:
+        """`v_max` at t as v_{max,t}, `m_hat` with a hat, `beta1` as a Greek letter."""
+        if name in _LETTERS and name in self.inputs:
+            used = {*self.inputs} - {name}
+            name = next((x for x in _LETTERS[name] if x not in used), name)
+        parts = re.fullmatch(r"([a-zA-Z]+)(\d*)((?:_[a-zA-Z0-9]+)*)_*", name)
+        base, number, rest = parts.groups() if parts else (name.strip("_"), "", "")
+        words = [w for w in rest.split("_") if w]
+        base = _SPELT.get(base, base)
+        text = base if len(base) == 1 else rf"\mathrm{{{base.replace('_', '')}}}"
+        text = rf"\{base}" if base in _GREEK else text
+        for accent in _ACCENTS:
+            text = rf"\{accent}{{{text}}}" if accent in words else text
+        below = [r"\infty" if w == "inf" else rf"\mathrm{{{w}}}" for w in words
+                 if w not in _ACCENTS]  # fmt: skip
+        below = ",".join([*[number] * bool(number), *below, *[time] * bool(time)])
+        return text + "'" * strokes + (f"_{{{below}}}" if below else "")
+
+    def written(
+        self, made: list[Node], outputs: dict[str, Node], labels: dict[Node, str]
+    ) -> Formula:
+        """One line per value that has a name and counts."""
+        lines, counts, more = [], set[Node](), [*outputs.values()]
+        while more:
+            node = more.pop()
+            if node not in counts:
+                counts.add(node)
+                more.extend(node.args)
+        new: dict[Node, str] = {}
+        for name, node in outputs.items():
+            new.setdefault(node, name)
+        for node in (n for n in made if n in counts and (n in new or n in labels)):
+            right = self.text(node)[0]
+            if node in new:
+                left = self.symbol(new[node], "t", self.strokes[new[node]])
+            else:
+                name = labels[node]
+                left = self.symbol(name, "t" if self.moving(node) else "", self.free(name))
+            lines.append((left, right))
+            self.names[node] = left, ATOM
+        for name, node in outputs.items():  # the old value of another, a constant, one said before
+            left = self.symbol(name, "t", self.strokes[name])
+            if self.names.get(node, ("",))[0] != left and node is not self.inputs[name]:
+                lines.append((left, self.text(node)[0]))
+        return Formula(lines, self.before)
+
+    def moving(self, node: Node) -> bool:
+        """Whether the value is another at another step."""
+        if node not in self.moves:
+            still = {*self.rule.defaults, *self.rule.captured}
+            moves = node.op == "input" and node.value not in still
+            self.moves[node] = moves or any(map(self.moving, node.args))
+        return self.moves[node]
+
+    def within(self, node: Node, binds: float) -> str:
+        """The node where an operator around it binds so strongly."""
+        text, strength = self.text(node)
+        return text if strength >= binds else rf"\left({text}\right)"
+
+    def text(self, node: Node) -> tuple[str, float]:
+        """The node in LaTeX, and how strongly that binds."""
+        if node in self.names:
+            return self.names[node]
+        args, op = node.args, node.op
+        if op == "const":
+            return _number(node.value)
+        if op in _INFIX:
+            sign, binds = _INFIX[op]
+            left = self.within(args[0], binds - 0.5)
+            right = self.within(args[1], binds + (op != "add"))
+            right = rf"\left({right}\right)" if right[0] == "-" else right
+            return f"{left} {sign} {right}", binds
+        if op == "mul" and args[0].value == -1:
+            return f"-{self.within(args[1], PRODUCT)}", NEGATIVE
+        if op == "mul":
+            left, right = (self.within(a, PRODUCT) for a in args)
+            times = r"\cdot" if right[0].isdigit() else r"\,"
+            return f"{left} {times} {right}", PRODUCT
+        if op == "div":
+            return rf"\frac{{{self.text(args[0])[0]}}}{{{self.text(args[1])[0]}}}", POWER
+        if op == "pow":  # of a stroke, which is a superscript itself, only in braces
+            base = self.within(args[0], ATOM)
+            base = f"{{{base}}}" if "'" in base else base
+            return f"{base}^{{{self.text(args[1])[0]}}}", POWER
+        if op == "where":
+            condition, then, other = (self.within(a, 1) for a in args)
+            return rf"{then} \; \mathrm{{if}} \; {condition} \; \mathrm{{else}} \; {other}", 0
+        call = _FENCED.get(op, rf"\operatorname{{{op.replace('_', '')}}}\left(%s\right)")
+        return call % ", ".join(self.text(a)[0] for a in args), ATOM
+
+
+def _number(value: float) -> tuple[str, float]:
+    binds = NEGATIVE if value < 0 else ATOM
+    if value != value:
+        return r"\mathrm{nan}", binds
+    if abs(value) == float("inf"):
+        return r"\infty" if value > 0 else r"-\infty", binds
+    whole = value == int(value) and abs(value) < 1e15
+    mantissa, _, exponent = (repr(int(value)) if whole else repr(value)).partition("e")
+    if not exponent:
+        return mantissa, binds
+    power = rf"10^{{{int(exponent)}}}"
+    return power if mantissa == "1" else rf"{mantissa} \cdot {power}", min(binds, PRODUCT)

@@ -1,0 +1,159 @@
+"""Which topic a passage is from: a bag of words, whose gradient is sparse, and most words rare."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from steepest.race.tasks.shape import Make, Reporter, Task
+
+LENGTH, BATCH = 12, 32
+"""Words of a passage, passages of a batch."""
+LEAST = 640
+"""Words of a topic that is taken: a tenth of them is a few passages."""
+EVALUATED = 320
+"""Passages of validation and of test data."""
+EVERY = 25
+
+
+@dataclass(frozen=True)
+class Passages:
+    """split -> (words [n, LENGTH] as numbers, topics [n])."""
+
+    splits: dict[str, tuple[Tensor, Tensor]]
+    words: int
+    """Distinct numbers; 0 is whatever the training part does not have."""
+    topics: int
+    sha256: str
+
+
+@lru_cache(maxsize=1)
+def documentation() -> Passages:
+    """Python's own documentation: of each topic eight tenths to learn, a tenth each to choose and
+    to test.
+
+    A paragraph that several topics share is the first one's; within a topic they stand in a fixed
+    random order.
+    """
+    from pydoc_data.topics import topics  # 0.7 MB
+
+    random, seen = np.random.default_rng(0), set[str]()
+    texts: list[list[str]] = []
+    for name in sorted(topics):
+        found = (" ".join(re.findall("[a-z_]+", x.lower())) for x in topics[name].split("\n\n"))
+        new: list[str] = [x for x in dict.fromkeys(found) if x not in seen]
+        seen.update(new)
+        words = [w for i in random.permutation(len(new)) for w in new[i].split()]
+        if len(words) >= LEAST:
+            texts.append(words)
+    known = sorted({w for words in texts for w in words[: len(words) * 8 // 10]})
+    number = {w: i for i, w in enumerate(known, start=1)}
+    rows: dict[str, list[Tensor]] = {"train": [], "validation": [], "test": []}
+    for words in texts:
+        ends = (len(words) * 8 // 10, len(words) * 9 // 10)
+        parts = torch.tensor([number.get(w, 0) for w in words]).tensor_split(ends)
+        for (split, row), part in zip(rows.items(), parts, strict=True):
+            # those to learn from overlap, those to judge by have no word in common
+            row.append(part.unfold(0, LENGTH, LENGTH // 2 if split == "train" else LENGTH))
+    splits = {}
+    for split, row in rows.items():
+        passages = torch.cat(row)
+        labels = torch.arange(len(row)).repeat_interleave(torch.tensor([len(r) for r in row]))
+        count = None if split == "train" else EVALUATED
+        chosen = torch.from_numpy(random.permutation(len(passages))[:count])
+        splits[split] = (passages[chosen], labels[chosen])
+    digest = hashlib.sha256("\n".join(map(" ".join, texts)).encode()).hexdigest()
+    return Passages(splits, len(known) + 1, len(texts), digest)
+
+
+def _model(data: Passages) -> nn.Module:
+    """Multinomial logistic regression on a bag of words: [batch, LENGTH] -> [batch, topics]."""
+    model = nn.EmbeddingBag(data.words, data.topics, mode="sum", sparse=True)
+    nn.init.normal_(model.weight, std=0.01)
+    return model
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: str) -> float:
+    """The share of passages whose topic is found; nan if a score is not finite."""
+    words, topics = documentation().splits[split]
+    scores = model(words)
+    right = (scores.argmax(1) == topics).float().mean().item()
+    return right if bool(scores.isfinite().all()) else math.nan
+
+
+class Stepper:
+    """Steps an optimizer on sparse gradients, or on the same as dense tensors if it refuses them.
+
+    It is asked at the first step: what that leaves half done is put back.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.sparse: bool | None = None
+        self.params = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def step(self) -> None:
+        if self.sparse is None:
+            before = [p.detach().clone() for p in self.params]
+            grads = [p.grad.clone() for p in self.params]
+            try:
+                self.optimizer.step()
+                self.sparse = True
+                return
+            except Exception:  # each package has its own; what is no refusal is raised again below
+                self.sparse = False
+                self.optimizer.state.clear()
+                with torch.no_grad():
+                    for p, old, grad in zip(self.params, before, grads, strict=True):
+                        p.copy_(old)
+                        p.grad = grad
+        if not self.sparse:
+            for p in self.params:
+                p.grad = p.grad.to_dense()
+        self.optimizer.step()
+
+
+def train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None:
+    """The training loop, on sparse gradients where the optimizer takes them."""
+    torch.manual_seed(seed)
+    data = documentation()
+    words, topics = data.splits["train"]
+    model = _model(data)
+    stepper = Stepper(make_optimizer(model))
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(1, steps + 1):
+        rows = torch.randint(len(words), (BATCH,), generator=generator)
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(words[rows]), topics[rows])
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"training loss is {loss.item()} at step {step}")
+        loss.backward()
+        stepper.step()
+        if step == steps:
+            found = {"validation": evaluate(model, "validation"), "test": evaluate(model, "test")}
+            report(step, **found, sparse_gradients=float(bool(stepper.sparse)))
+        elif step % EVERY == 0:
+            report(step, validation=evaluate(model, "validation"))
+
+
+BAG = Task(
+    name="bag-of-words",
+    metric="accuracy",
+    maximize=True,
+    worst=0.0,
+    target=0.5,
+    steps=300,
+    every=EVERY,
+    test_size=EVALUATED,
+    proportion=True,
+    train=train,
+    data_hash=lambda: documentation().sha256,
+)
