@@ -128,6 +128,13 @@ def _adan(params: Params, no_prox: bool = False, **hyper: Any) -> Any:
     )
 
 
+def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
+    """Of pytorch-optimizer, vectors treated as matrices are."""
+    both = {"weight_decay": weight_decay, "weight_decay_1d": weight_decay}
+    made = foreign("pytorch_optimizer", "MARS", foreach=False, optimize_1d=True, **both)
+    return made(params, weight_decouple=True, **hyper)
+
+
 def _prodigy(params: Params, **hyper: Any) -> Any:
     return foreign("prodigyopt", "Prodigy")(params, **hyper)
 
@@ -199,7 +206,7 @@ ORACLES: dict[str, Row] = {
     "novograd": _second(
         "NovoGrad", steepest.NovoGrad, lr=1e-2, betas=(0.95, 0.98), weight_decouple=False
     ),
-    "mars": _second("MARS", steepest.MARS, optimize_1d=True, lr=3e-3),
+    "mars": Row("pytorch-optimizer", _mars, steepest.MARS, "pytorch_optimizer"),
     "swats": Row("transcription", Swats, steepest.SWATS),
     "prodigy": Row("package", _prodigy, steepest.Prodigy, "prodigyopt"),
     "adafactor": Row("torch", optim.Adafactor, steepest.Adafactor),
