@@ -9,6 +9,7 @@ the two are compared stand in `settings.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -129,10 +130,12 @@ def _adan(params: Params, no_prox: bool = False, **hyper: Any) -> Any:
 
 
 def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
-    """Of pytorch-optimizer, vectors treated as matrices are."""
+    """Of pytorch-optimizer: vectors treated as matrices are, and no 1e-15 added to v."""
     both = {"weight_decay": weight_decay, "weight_decay_1d": weight_decay}
     made = foreign("pytorch_optimizer", "MARS", foreach=False, optimize_1d=True, **both)
-    return made(params, weight_decouple=True, **hyper)
+    optimizer = made(params, weight_decouple=True, **hyper)
+    optimizer.apply_ams_bound = partial(optimizer.apply_ams_bound, exp_avg_sq_eps=0.0)
+    return optimizer
 
 
 def _prodigy(params: Params, **hyper: Any) -> Any:
