@@ -368,7 +368,9 @@ def test_a_mistake_gets_one_sentence_with_rule_mistake_and_cure(function):
     assert steepest.rules.get(function.__name__) is None or function is adamw
 
 
-@pytest.mark.parametrize("given", [3, "adam", lambda p, g, *, lr=1e-3: p - lr * g], ids=str)
+@pytest.mark.parametrize(
+    "given", [3, "adam", lambda p, g, *, lr=1e-3: p - lr * g], ids=["number", "name", "lambda"]
+)
 def test_what_is_no_named_function_is_refused(given):
     with pytest.raises(TypeError, match=r"@rule was given .*, expected a function with a name;"):
         steepest.rule(given)
