@@ -31,6 +31,7 @@ MEANINGS = {
     "differentiable": "autograd goes through the step",
     "rounding": '`"stochastic"` or `"kahan"`, for 16-bit parameters',
     "seed": "of the stochastic rounding",
+    "cautious": "leaves out what goes against the newest gradient (arXiv:2411.16085)",
 }
 
 

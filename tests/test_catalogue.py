@@ -79,14 +79,22 @@ def test_the_kind_is_the_program_s(program, kind):
     assert catalogue.kind_of(SimpleNamespace(**program)) == kind
 
 
-@pytest.mark.parametrize("backend", ["cpu", "foreach"])
-def test_no_loop_is_shown_where_there_is_none(backend, monkeypatch, capsys):
-    monkeypatch.setattr(catalogue, "kind_of", lambda program: "matrix")
-    assert cli.main(["show", "adam", "--backend", backend]) == 2
+@pytest.mark.parametrize(
+    ("rule", "backend"), [("muon", "cpu"), ("muon", "foreach"), ("lamb", "foreach")]
+)
+def test_no_loop_is_shown_where_there_is_none(rule, backend, capsys):
+    assert cli.main(["show", rule, "--backend", backend]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert all(word in err for word in (backend, "adam", "leave --backend out"))
-    assert cli.main(["show", "adam"]) == 0
+    assert all(word in err for word in (backend, rule, "leave --backend out"))
+    assert cli.main(["show", rule]) == 0
+
+
+def test_both_passes_of_a_reducing_rule_are_shown(capsys):
+    assert cli.main(["show", "lamb", "--backend", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("def lamb(address):") == 2
+    assert "sum1 += float64(step) * float64(step)" in out
 
 
 def written(doc):

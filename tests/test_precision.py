@@ -45,7 +45,9 @@ def run(rule, start, dtype, rounding=None, backend=None):
 
 
 @pytest.mark.parametrize("start", ["at 1", "at N(0, 0.02)"])
-@pytest.mark.parametrize("rule", steepest.rules)
+@pytest.mark.parametrize(
+    "rule", [n for n, r in steepest.rules.items() if not (r.trace().reductions or r.trace().matrix)]
+)
 def test_a_small_step_is_not_lost(rule, start):
     drawn = 0.02 * torch.randn(COUNT, generator=torch.Generator().manual_seed(0))
     start = (torch.ones(COUNT) if start == "at 1" else drawn).to(BF16)

@@ -68,7 +68,16 @@ def test_a_docstring_gives_source_and_differences(name):
     facts = catalogue.facts(steepest.rules[name])
     assert facts["year"], name
     assert facts["class"], name
-    words = ("arXiv", "doi", "JMLR", "PMLR", "ICLR", "NeurIPS", "Coursera")
+    words = (
+        "arXiv",
+        "doi",
+        "JMLR",
+        "PMLR",
+        "ICLR",
+        "NeurIPS",
+        "Coursera",
+        "kellerjordan.github.io",
+    )
     assert any(word in facts["paper"] for word in words)
 
 

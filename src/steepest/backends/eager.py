@@ -35,11 +35,11 @@ words.register(
     mean=torch.mean,
     where=lambda condition, a, b: torch.where(condition, a, b),
     total=lambda x: _totals.get()(x),
-    row_mean=lambda x: x.mean(-1, keepdim=True),
-    column_mean=lambda x: x.mean(-2, keepdim=True),
+    row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
+    column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),
     orthogonal=lambda x: _orthogonal(x.flatten(1)).reshape(x.shape).to(x.dtype),
-    rows=len,
-    columns=lambda x: math.prod(x.shape[1:]),
+    rows=lambda x: words.Number(len(x)),
+    columns=lambda x: words.Number(math.prod(x.shape[1:])),
     precision=lambda x: torch.finfo(x.dtype).eps,
 )
 

@@ -386,7 +386,7 @@ _VALUES: dict[str, Callable[[Subject], Any]] = {
     "quiet_options": lambda s: _known(s, weight_decay=0.0, lambd=0.0),
     "device": lambda s: "cpu",
     "fast": lambda s: _known(s, lr=_fast(s)),
-    "slow": lambda s: _known(s, lr=0.01),
+    "slow": lambda s: _known(s, lr=_fast(s) / 10),
     "variants": _variants,
     "name": lambda s: s.name,
     "comparisons": _comparisons,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..classes import classes
 from .oracles import Maker, Row, fixing
-from .settings import SETTINGS, Setting
+from .settings import CANCELLING, SETTINGS, Setting
 
 STEPS = 100
 SHAPES = ((16, 15), (60,))
@@ -175,10 +175,16 @@ def settings_of(kind: type) -> tuple[Setting, ...]:
     return tuple(found)
 
 
+def _bound(name: str) -> float:
+    """The loosest bound of the rules behind a class."""
+    rules = [rule.name for rule in classes[name].family.members]
+    return max((s.bound for s in SETTINGS if s.rule in rules and s is not CANCELLING), default=0.0)
+
+
 def same_name(name: str, options: dict[str, Any], hyper: dict[str, Any]) -> Setting:
     """A foreign class against our reference of the same name; hyper stands before the options."""
     ours = fixing(classes[name], backend="eager", **options)
-    return Setting(name, hyper, row=Row("reference", ours, ours), bound=FOREIGN)
+    return Setting(name, hyper, row=Row("reference", ours, ours), bound=max(FOREIGN, _bound(name)))
 
 
 def apart(make: Maker, setting: Setting, **more: Any) -> float:

@@ -43,6 +43,8 @@ def parts(
     """The group's parameters shared out among the backends."""
     kinds: dict[Any, list[Tensor]] = {}
     rule, backend = wanted.selection.rule.name, wanted.backend
+    # what is summed over all parameters is summed in one part
+    loops = not program_of(wanted.selection).spans or all(map(compiled_for, map(local, params)))
     for p in params:
         if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
             raise RuntimeError(
@@ -60,7 +62,7 @@ def parts(
             kind = SparsePart
         elif wanted.differentiable or backend == "eager":
             kind = ReferencePart
-        elif backend != "foreach" and compiled_for(local(p)):
+        elif backend != "foreach" and loops and compiled_for(local(p)):
             kind = CompiledPart
         selected = wanted._replace(selection=wanted.selection.of(p))
         program = program_of(selected.selection)
