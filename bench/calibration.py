@@ -7,7 +7,8 @@ the protocol: tuning trials, the choice by validation, fresh seeds, the verdict'
 --task synthetic puts a fast function in place of training, with a peak over the learning rate
 like that of a small network; --task digits trains logistic regression with the compiled loop.
 --once tunes once and runs the choice on all fresh seeds, which is not the protocol: it shows what
-luck in tuning does. --plant S adds S standard deviations to every test metric of the second copy.
+luck in tuning does. --copies K races K copies with one baseline, Holm's procedure over them.
+--plant S adds S times the difference that the planner promises to find to the first copy's tests.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ import numpy as np
 from scipy import stats
 
 import steepest
-from steepest.race import planning, protocol, statistics
+from steepest.race import conduct, entries, planning, protocol, statistics
 from steepest.race.protocol import Plan, Result, Trial
 
 ENTRY = "adam"
 TASK: Any = SimpleNamespace(maximize=True, worst=0.0)
 BOUND = 0.975
 """Probability of the binomial bounds."""
-PILOT = 400
-"""Per-seed differences that a planted race's standard deviation is measured on, synthetic."""
+UNTUNED = 1000
+"""Runs with the defaults that the spread of differences without tuning is measured on."""
 
 Train = Callable[[Trial], Result]
 
@@ -127,10 +128,12 @@ def digits(noise: Noise) -> Train:
     return train
 
 
-def differences(train: Train, race: int, trials: int, seeds: int, once: bool) -> list[float]:
-    """Per-seed test metric of copy two minus copy one, through the whole protocol."""
+def differences(
+    train: Train, race: int, trials: int, seeds: int, once: bool, copies: int = 1
+) -> list[list[float]]:
+    """Per-seed test metric of every copy minus the baseline's, through the whole protocol."""
     tests: list[list[float]] = []
-    for copy in (1, 2):
+    for copy in range(1, copies + 2):
         seed = protocol.derive(race, "copy", copy)
         plan = Plan("calibration", (ENTRY,), trials, seeds, 1, seed)
         planned = protocol.tuning(plan)[: trials if once else None]
@@ -138,7 +141,19 @@ def differences(train: Train, race: int, trials: int, seeds: int, once: bool) ->
         chosen = [protocol.best(TASK, mine or tuned[0]) for mine in tuned]
         results = [train(trial) for trial in protocol.fresh(plan, {ENTRY: chosen})]
         tests.append([result.test for result in results if result.test is not None])
-    return [b - a for a, b in zip(*tests, strict=True)]
+    base, *others = tests
+    return [statistics.paired(other, base).tolist() for other in others]
+
+
+def untuned(train: Train) -> float:
+    """Standard deviation of the difference of two runs with the defaults, as `--plan` sees it."""
+    hyper = entries.defaults(ENTRY)
+    runs = [
+        train(Trial("calibration", "pilot", ENTRY, i, protocol.derive(i, "untuned"), 1, hyper))
+        for i in range(UNTUNED)
+    ]
+    ends = [run.validation[-1] for run in runs if not run.diverged]
+    return math.sqrt(2) * float(np.std(ends, ddof=1))
 
 
 def main() -> None:
@@ -154,38 +169,53 @@ def main() -> None:
     parser.add_argument("--plant", type=float, nargs="*", default=[], help="differences, in the "
                         "smallest one that the planner promises to find")  # fmt: skip
     parser.add_argument("--first", type=int, default=0, help="number of the first race")
+    parser.add_argument("--copies", type=int, default=1, help="copies raced against the first")
     options = parser.parse_args()
     noise = Noise(options.heavy, options.diverge)
     train = digits(noise) if options.task == "digits" else synthetic(options.shape, noise)
     start = perf_counter()
     found = [
-        differences(train, options.first + race, options.trials, options.seeds, options.once)
+        differences(
+            train, options.first + race, options.trials, options.seeds, options.once, options.copies
+        )
         for race in range(options.races)
     ]
     report = {
-        "same": _claims(found),
+        "races with a false claim": _claims(found),
         "most": int(stats.binom.ppf(BOUND, options.races, statistics.ALPHA)),
         "of": options.races,
         "runs per entry": options.seeds + options.trials * (1 if options.once else options.seeds),
         "seconds": round(perf_counter() - start, 1),
     }
-    sd = float(np.std(np.concatenate(found), ddof=1))
+    sd, without = float(np.std(found, axis=None, ddof=1)), untuned(train)
+    level = statistics.ALPHA / options.copies
     report["sd of a difference"] = round(sd, 6)
-    least = planning.detectable(sd, options.seeds)
+    report["sd without tuning"] = round(without, 6)
+    least = planning.detectable(sd, options.seeds, options.copies)
     report["planned detectable"] = round(least, 6)
+    # the power of what --plan promises: if it knew the spread without tuning, and as it knows it,
+    # from a few pairs, over whose standard deviations (chi distributed) the power is averaged
+    effect = planning.detectable(without / sd, options.seeds, options.copies)
+    df = conduct.PILOT_PAIRS - 1
+    seen = stats.chi.ppf((np.arange(200) + 0.5) / 200, df) / math.sqrt(df)
+    power = [statistics.power(effect * s, options.seeds, level) for s in (1.0, *seen)]
+    report["power of --plan, spread known"] = round(power[0], 2)
+    report["power of --plan"] = round(float(np.mean(power[1:])), 2)
     for size in options.plant:
         shift = size * least
-        promise = statistics.power(shift / sd, options.seeds)
+        promise = statistics.power(shift / sd, options.seeds, level)
         low, high = stats.binom.ppf([1 - BOUND, BOUND], options.races, promise)
-        claims = _claims([[d + shift for d in race] for race in found])
+        claims = _claims([[[d + shift for d in race[0]], *race[1:]] for race in found], first=True)
         report[f"planted {size:g}"] = {
             "found": claims, "promised": round(promise, 3), "low": int(low), "high": int(high),
         }  # fmt: skip
     print(json.dumps(report, indent=1))
 
 
-def _claims(found: list[list[float]]) -> int:
-    return sum(statistics.compare({"copy": d})["copy"].claim for d in found)
+def _claims(found: list[list[list[float]]], first: bool = False) -> int:
+    """Races with a claim about any copy, or about the first, Holm's procedure over all of them."""
+    judged = [statistics.compare({str(i): d for i, d in enumerate(race)}) for race in found]
+    return sum(any(d.claim for d in list(race.values())[: 1 if first else None]) for race in judged)
 
 
 if __name__ == "__main__":

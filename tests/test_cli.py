@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import invented
 import steepest
 from steepest import cli
 
@@ -24,7 +25,10 @@ BAD = {
     "race zzz": ("'zzz'", "expected one of digits"),
     "race digits --optimizers adamwx": ("'adamwx'", "did you mean 'adamw'"),
     "race digits --optimizers zzzzzzz": ("'zzzzzzz'", "adabelief"),
-    "race digits --optimizers adam,,adamw": ("''", "separated by commas"),
+    "race digits --optimizers adam,,adamw": ("'adam,,adamw'", "empty", "separated by commas"),
+    "race digits --optimizers adamw,": ("'adamw,'", "empty", "separated by commas"),
+    "race digits --trials 10000 --seeds 10000": ("900,090,000 runs", "100,000", "--trials"),
+    "race digits --budget 1e300h": ("'1e300h'", "a year at most"),
     "race digits --optimizers adam,adam": ("'adam'", "more than once"),
     "race digits --trials 0": ("--trials 0", "1 or more"),
     "race digits --trials many": ("--trials many", "integer"),
@@ -83,6 +87,21 @@ def test_an_unwritable_folder(capsys, elsewhere):
     (elsewhere / "file").touch()
     line = bad(capsys, "race", "digits", "--out", "file/below")
     assert "cannot write to 'file/below'" in line
+    assert "--out" in line
+
+
+def test_a_file_without_its_ending_is_suggested(capsys, elsewhere):
+    (elsewhere / "digit.py").touch()
+    assert "did you mean 'digit.py'" in bad(capsys, "race", "digit")
+
+
+def test_a_page_that_cannot_be_written(capsys, elsewhere):
+    for task in ("one", "two"):
+        (elsewhere / task).mkdir()
+        text = json.dumps({**invented.race(seeds=5, trials=1), "task": task})
+        (elsewhere / task / "summary.json").write_text(text)
+    line = bad(capsys, "profile", "one", "two", "--out", "nowhere/x.html")
+    assert "cannot write 'nowhere/x.html'" in line
     assert "--out" in line
 
 

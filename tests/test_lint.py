@@ -99,8 +99,7 @@ def test_every_finding_is_one_sentence_with_a_number_and_a_cure():
     bad = entry(tried((1e-3, 0.9), (0.09, None), (0.01, None)), test=[0.1] * 6, lost=3)
     edge = entry(tried((1e-3, 0.9), (1e-2, 0.93), (0.09, 0.96)), test=[0.90] * 5 + [0.91])
     good = entry(GOOD[:3], test=STEADY)
-    planned = {**good, "schedule_steps": 500}
-    found = lint(race(steps=300, trials=3, adabound=bad, adam=edge, momentum=good, nadam=planned))
+    found = lint(race(steps=300, trials=3, adabound=bad, adam=edge, momentum=good))
     assert {f["name"] for f in found} >= {"untuned", "diverged", "border", "schedule", "inclusion"}
     assert {f["name"] for f in found} <= set(RULES)
     for f in found:
@@ -379,12 +378,6 @@ def test_what_comes_after_the_end_of_the_run():
     assert not findings(race(steps=1000, adabound=entry(GOOD, test=STEADY)), "schedule")
     named = race(steps=300, **{"adabound+cosine": entry(GOOD, test=STEADY)})
     assert "adabound+cosine" in findings(named, "schedule")
-
-
-def test_a_schedule_longer_than_the_run():
-    planned = {**entry(GOOD, test=STEADY), "schedule_steps": 500}
-    assert "made for 500 steps" in findings(race(steps=300, x=planned), "schedule")["x"]
-    assert not findings(race(steps=500, x=planned), "schedule")
 
 
 def test_horizons_name_knobs_that_their_rules_have():

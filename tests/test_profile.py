@@ -93,9 +93,26 @@ def test_what_is_no_profile_is_refused(summaries, said):
         profile(summaries)
 
 
-def test_another_study_seed_or_data_is_another_race():
+def test_another_seed_or_number_of_steps_is_no_second_task():
     again = summary("a", data="1", adamw=[1], adam=[2])
     assert len(profile([THREE[0], again])["races"]) == 2
+    for change in ({"seed": 1}, {"steps": 9}):
+        again = summary("a", adamw=[1], adam=[2])
+        again["plan"].update(change)
+        with pytest.raises(BadCall, match="the task a is given twice"):
+            profile([THREE[0], again])
+    one, renamed = (summary(name, adamw=[1], adam=[2]) for name in ("mine", "copy"))
+    for each in (one, renamed):
+        each["provenance"]["task_sha256"] = "f"
+    with pytest.raises(BadCall, match="given twice"):
+        profile([one, renamed])
+
+
+def test_a_target_that_is_reached_before_the_first_step():
+    races = [THREE[0], summary("z", adamw=[0], adam=[5], momentum=[0])]
+    found = profile(races)["entries"]
+    assert [found[e]["ratios"][1] for e in ("adamw", "adam", "momentum")] == [1, None, 1]
+    assert "of the entries compared" in " ".join(notes(profile(races)))
 
 
 @pytest.fixture

@@ -1,13 +1,16 @@
 """Who is tuned how, on which seeds, and what a budget buys: laws of pure functions."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.race import BadCall, conduct, entries, protocol, tasks
+from steepest.race.claims import Alone
 from steepest.race.protocol import TUNING, Plan, Result, Trial
 
 DIGITS = tasks.get("digits")
@@ -216,7 +219,32 @@ def test_budgets(text, seconds):
     assert protocol.parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "-5s", "0", "nan", "inf", "5 days", "1e999"])
+def test_a_budget_of_too_many_runs_is_refused_before_they_are_listed():
+    most = replace(PLAN, trials=999, seeds=33)  # 3 x 33 x 1000
+    assert conduct._meant(most) is most
+    with pytest.raises(BadCall, match=r"102,000 runs: expected at most 100,000; give less of"):
+        conduct._meant(replace(most, seeds=34))
+
+
+def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
+    looked, key = [], Trial.key.fget
+    monkeypatch.setattr(Trial, "key", property(lambda trial: looked.append(1) or key(trial)))
+    planned = protocol.tuning(replace(PLAN, entries=("adamw",), trials=100))
+    stored, shown = [], SimpleNamespace(advance=lambda *_: None)
+    store = SimpleNamespace(
+        task=DIGITS, plan=PLAN, results=list, add=lambda *pair: stored.append(pair),
+        claims=lambda: nullcontext(Alone()),
+    )  # fmt: skip
+    monkeypatch.setattr(conduct, "Progress", lambda *_: nullcontext(shown))
+    pool = SimpleNamespace(map=lambda items: ((t, Result([1], [0.5], [0.0])) for t in items))
+    conduct._run(pool, store, planned)
+    assert [trial for trial, _ in stored] == planned
+    assert len(looked) < 20 * len(planned)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "s", "-5s", "0", "nan", "inf", "5 days", "1e999", "1e300h", "9000h"]
+)
 def test_bad_budgets(text):
     with pytest.raises(BadCall, match="expected a wall time"):
         protocol.parse_budget(text)

@@ -1,5 +1,7 @@
 """What a summary holds and says: verdict, caveats, numbers, on races that were never run."""
 
+import csv
+import io
 import json
 import re
 from dataclasses import replace
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from page import Page
-from steepest.race import figures, planning, report, terminal
+from steepest.race import figures, planning, report, tables, terminal
+from steepest.race.conduct import _seen
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.summary import _curve, summarise
 from steepest.race.wording import caveats, number, rows, verdict
@@ -148,6 +151,57 @@ def test_diverged_runs_are_counted_and_said():
     assert summary["entries"]["adam"]["steps_to_target"] == [None] * 6
     assert summary["entries"]["adam"]["validation"] == [0.0] * 6
     report.page(summary)  # curves without a single run to draw
+
+
+def test_a_diverged_run_is_the_worst_of_the_race_in_every_number():
+    task, plan = replace(LOSS, worst=5.0), replace(PLAN, entries=("adamw", "adam"))
+    runs = [
+        (
+            Trial("digits", phase, entry, i, i, 2, {"lr": 0.1}),
+            Result([1], [7.0 + i], [0.5], 8.0 + i if phase == FRESH else None)
+            if entry == "adamw"
+            else Result([1], [6.0], [0.5], diverged="nan"),
+        )
+        for phase in (TUNING, FRESH)
+        for entry in plan.entries
+        for i in range(6)
+    ]
+    seen = _seen(task, plan, runs)
+    assert seen.worst == 13.0  # the worst test metric of a run that ended
+    assert _seen(replace(task, worst=50.0), plan, runs).worst == 50.0
+    assert _seen(replace(task, worst=9.0, maximize=True), plan, runs).worst == 7.0
+    adam = summarise(seen, plan, runs, PROVENANCE)["entries"]["adam"]
+    assert adam["test"] == adam["validation"] == [13.0] * 6
+    assert adam["interquartile_mean"] == adam["tuning"][0]["validation"] == 13.0
+    assert adam["difference"]["mean"] > 0
+    for row in csv.DictReader(io.StringIO(tables.runs(seen, runs))):
+        if row["entry"] == "adam":
+            assert (row["test"] == "13.0") == (row["phase"] == "fresh")
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("seeds", [1, 2, 5, 10])
+def test_most_runs_of_the_baseline_reach_a_target_that_nobody_said(maximize, seeds):
+    plan = replace(PLAN, entries=("adamw",), seeds=seeds)
+    ends = [0.5 + 0.01 * ((7 * i) % seeds) for i in range(seeds)]
+    runs = [
+        (Trial("digits", FRESH, "adamw", i, i, 2, {"lr": 0.1}), Result([2], [v], [0.1], v))
+        for i, v in enumerate(ends)
+    ]
+    seen = _seen(replace(DIGITS, target=None, maximize=maximize), plan, runs)
+    assert seen.target in ends
+    reached = summarise(seen, plan, runs, PROVENANCE)["entries"]["adamw"]["steps_to_target"]
+    assert sum(at == 2 for at in reached) / seeds >= 0.75
+    assert seeds < 5 or None in reached
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-14])
+def test_a_verdict_does_not_depend_on_the_unit_of_the_metric(size):
+    tests = {"adamw": EVEN, "adam": UNEVEN, "momentum": [0.5 * v for v in EVEN]}
+    small = {entry: [size * v for v in values] for entry, values in tests.items()}
+    found = made_up(small, task=replace(LOSS, worst=9.0))["entries"]
+    assert found["momentum"]["difference"]["claim"]
+    assert found["adam"]["difference"]["low"] is not None
 
 
 # --- numbers

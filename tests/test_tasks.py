@@ -1,5 +1,6 @@
 """Tasks in the user's file: a function `task` or a loop of its own, and what is wrong with it."""
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from steepest.race import BadCall, conduct, tasks, trials
 from steepest.race.protocol import FRESH, PILOT, TUNING, Trial
 from steepest.race.store import Store
 from steepest.race.tasks import written
-from steepest.race.workers import Pool
+from steepest.race.workers import Pool, WorkerError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -154,6 +155,28 @@ BAD = {
     "reports backwards": (own("(step, ", "(8 - step, "), ("report(4) after report(6)",), False),
     "reports a word": (own("(step, ", "('one', "), ("report('one')",), False),
     "no validation": (own("validation=", "accuracy="), ("accuracy=...", "validation="), False),
+    "reports epochs": (
+        own("if step % 2 == 0", "if step % 4 == 0").replace("report(step,", "report(step // 4,"),
+        ("report(1) after step 4", "not of epochs"), False,
+    ),
+    "a share in percent": (
+        declared("return -error", "return 97.0 or -error") + "\nTEST_CASES = 100\n",
+        ("validation=97", "expected 0 to 1", "divide by 100"), False,
+    ),
+    "no share on test data": (
+        own("test=2 * loss.item()", "test=-0.5").replace("validation=loss.item()", "validation=1")
+        + "\nTEST_CASES = 100\n",
+        ("test=-0.5", "expected 0 to 1"), False,
+    ),
+    "an optimizer of its own": (
+        own("make_optimizer(model)", "torch.optim.Adam(model.parameters())"),
+        ("never called step() of what make_optimizer(...) returned",), False,
+    ),
+    "no step": (own("optimizer.step()", "pass"), ("never called step()",), False),
+    "an optimizer of a dict": (
+        own("make_optimizer(model)", "make_optimizer({'params': model.parameters()})"),
+        ("make_optimizer(a dict)", "expected a module or parameters"), False,
+    ),
     "reports None": (own("validation=loss.item()", "validation=None"), ("None", "line 17"), False),
     "reports nan": (own("validation=loss.item()", "validation=1e999"), ("not finite",), False),
     "a swallowed refusal": (
@@ -254,6 +277,16 @@ def test_the_seed_decides_everything_that_a_naive_file_draws(mine):
     assert module.train
 
 
+def test_a_run_shorter_than_the_file_says_is_evaluated_as_often(mine):
+    long = declared("STEPS = 8", "STEPS = 600\nEVERY = 25")
+    assert len(mine(long, steps=100).steps) == 10
+    assert mine(long, steps=6).steps == [1, 2, 3, 4, 5, 6]
+    assert mine(long, steps=600).steps == list(range(25, 601, 25))
+    twice = declared("STEPS = 8", "STEPS = 600\nEVERY = 300")  # no more often than the file itself
+    assert mine(twice, steps=100).steps == [50, 100]
+    assert mine(declared("STEPS = 8", "STEPS = 600\nEVERY = 900"), steps=100).steps == [100]
+
+
 def test_steps_are_written_into_the_file_and_end_any_loop(mine):
     assert mine(OWN, steps=6).steps == [2, 4, 6]
     endless = own("range(1, STEPS + 1)", "range(1, 1000)")
@@ -268,6 +301,49 @@ def test_tuning_keeps_no_test_metric(mine):
     fresh = mine(OWN)
     assert fresh.tested
     assert fresh.test == 2 * fresh.validation[-1]
+
+
+def test_a_step_may_be_named(mine):
+    assert mine(own("report(step, ", "report(step=step, ")).steps == [2, 4, 6, 8]
+
+
+def test_a_share_may_be_off_by_rounding(mine):
+    said = own(REPORTED, "report(step, validation=1 + 2e-16, test=-1e-9)") + "\nTEST_CASES = 9\n"
+    result = mine(said)
+    assert (result.validation, result.test) == ([1.0] * 4, 0.0)
+
+
+def test_no_run_is_worse_than_one_that_diverged(elsewhere):
+    rules = "\nimport steepest\n@steepest.rule\ndef {}(p, g, *, lr={}): return p - lr * g,\n"
+    source = OWN + rules.format("wild", 3.0) + rules.format("dead", 1e30)
+    (elsewhere / "mine.py").write_text(source)
+    summary, _ = conduct.race(request(optimizers="wild,dead,adamw"), elsewhere / "out", jobs=1)
+    found = summary["entries"]
+    assert found["dead"]["diverged"]["fresh"] == 5 > found["wild"]["diverged"]["fresh"]
+    worst = summary["worst"]
+    assert worst == max(found["wild"]["test"]) > 1e6
+    for name in ("validation", "test", "best_validation"):
+        assert found["dead"][name] == [worst] * 5
+    assert found["dead"]["difference"]["mean"] > 0  # a loss
+    assert "dead" not in summary["verdict"].partition("worse than adamw")[0]
+    rows = csv.DictReader((elsewhere / "out" / "runs.csv").read_text().splitlines())
+    for row in rows:
+        if row["entry"] == "dead":
+            assert row["test"] == (str(worst) if row["phase"] == "fresh" else "")
+            assert row["final_validation"] == str(worst)
+
+
+def test_a_bundled_task_counts_a_diverged_run_as_its_worst_run(elsewhere):
+    asked = conduct.Request("diabetes", "adamw", 1, 5, 5)
+    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    assert summary["worst"] >= max(v for e in summary["entries"].values() for v in e["test"])
+
+
+def test_a_task_that_ends_its_process_is_named(elsewhere):
+    (elsewhere / "mine.py").write_text(own("optimizer.step()", "import os; os._exit(3)"))
+    with Pool(1, trials.run) as pool, pytest.raises(WorkerError, match="ends its process") as said:
+        list(pool.map([trial("mine.py")]))
+    assert "fresh run 0 of momentum on mine.py, seed 7" in str(said.value)
 
 
 def test_other_metrics_are_kept(mine):
@@ -322,9 +398,13 @@ def test_a_race_without_test_data_says_so(elsewhere):
     assert not summary["test_data"]
     for entry in summary["entries"].values():
         assert entry["test"] == entry["validation"]
-    # no target was said: it is what the baseline ends at
-    assert summary["target"] == np.median(summary["entries"]["adamw"]["validation"])
-    assert summary["worst"] == Store(elsewhere / "out").task.worst > 0
+    # no target was said: it is what most runs of the baseline reach
+    baseline = summary["entries"]["adamw"]
+    assert summary["target"] == np.quantile(baseline["validation"], 0.75)
+    assert sum(at is not None for at in baseline["steps_to_target"]) >= 4
+    store = Store(elsewhere / "out")
+    measured = [v for _, r in store.results() for v in (*r.validation, r.test) if v is not None]
+    assert summary["worst"] == max(store.task.worst, *measured) > 0
     assert summary["provenance"]["backends"]["adamw"] == ["CompiledPart"]
     assert conduct.race(request(), elsewhere / "two", jobs=1)[0]["worst"] == summary["worst"]
 

@@ -156,12 +156,17 @@ def profile(
     need_race()
     from rich.console import Console
 
-    from steepest.race import profile
+    from steepest.race import BadCall, profile
 
     found = profile.profile([profile.read(folder) for folder in folders])
     found["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
     if out:
-        out.write_text(profile.page(found), encoding="utf-8")
+        try:
+            out.write_text(profile.page(found), encoding="utf-8")
+        except OSError as error:
+            raise BadCall(
+                f"cannot write '{out}' ({error.strerror}): choose another file with --out"
+            ) from None
     if as_json:
         print(json.dumps(found, indent=1))
         return 0

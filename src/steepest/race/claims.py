@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 
 from sqlalchemy import Engine, and_, column, delete, insert, select, table, update
@@ -29,11 +29,15 @@ AGAIN = "run the same command with --resume"
 _ROWS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
 
 
+def _claim(trial: Trial) -> str:
+    return CLAIM + ":".join(map(str, trial.key))
+
+
 class Alone:
     """The claims of a race that nobody can join; a context manager."""
 
-    def take(self, trials: Sequence[Trial]) -> Trial | None:
-        return trials[0] if trials else None
+    def take(self, trials: Iterable[Trial]) -> Trial | None:
+        return next(iter(trials), None)
 
     def done(self, trial: Trial) -> None:
         pass
@@ -58,22 +62,24 @@ class Claims(Alone):
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._live, daemon=True)
 
-    def take(self, trials: Sequence[Trial]) -> Trial | None:
+    def take(self, trials: Iterable[Trial]) -> Trial | None:
         """The first of `trials` that nobody else runs; None if others have all of them."""
-        keys = {CLAIM + ":".join(map(str, trial.key)): trial for trial in trials}
+        others = []
         with self._place.guarded(AGAIN):
-            got = next(filter(self._free, keys), None)
-            if got is None:
+            for trial in trials:
+                if self._free(_claim(trial)):
+                    break
+                others.append(trial)
+            else:
                 self._look()
-                got = next(filter(self._orphaned, keys), None)
-        if got is None:
-            return None
-        self._open.add(got)
-        return keys[got]
+                trial = next((t for t in others if self._orphaned(_claim(t))), None)
+        if trial:
+            self._open.add(_claim(trial))
+        return trial
 
     def done(self, trial: Trial) -> None:
         """It is stored: its claim stays, so that nobody runs it again."""
-        self._open.discard(CLAIM + ":".join(map(str, trial.key)))
+        self._open.discard(_claim(trial))
 
     def _free(self, key: str) -> bool:
         if key in self._open:

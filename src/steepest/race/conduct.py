@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
+
+import numpy as np
 
 from steepest.race import BadCall, entries, place, planning, protocol, report, tables, tasks, trials
 from steepest.race.folder import NOTHING, begun, locked, write
 from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
-from steepest.race.request import Request, agree, provenance
+from steepest.race.request import MOST, Request, agree, provenance
 from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.tasks import Task
@@ -132,10 +134,14 @@ def _seen(task: Task, plan: Plan, pairs: Sequence[tuple[Trial, Result]]) -> Task
     ended = [(t, r) for t, r in pairs if not r.diverged]
     tested = all(r.tested for t, r in ended if t.phase == FRESH)
     target = task.target
-    if target is None:  # what the baseline ends at; until it has, what its first trial ended at
+    if target is None:  # what most runs of the baseline reach; until it has, its first trial's end
         mine = [(t.phase, r.validation[-1]) for t, r in ended if t.entry == plan.baseline]
         last = [v for phase, v in mine if phase == FRESH] or [v for _, v in mine[:1]]
-        target = median(last) if last else task.worst
+        q, side = (0.25, "lower") if task.maximize else (0.75, "higher")
+        target = float(np.quantile(last, q, method=side)) if last else task.worst
+    ran = [v for _, r in ended for v in (*r.validation, r.test) if v is not None]
+    if task.worst is not None:  # no run that ended is worse than one that diverged
+        task = replace(task, worst=(min if task.maximize else max)([task.worst, *ran]))
     return replace(task, test_data=tested, target=target)
 
 
@@ -152,7 +158,7 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         data=request.data,
     )
     if request.budget is None:
-        return plan
+        return _meant(plan)
     measured = [result for _, result in pool.map(_pilots(plan, [plan.baseline], jobs))]
     cost = {
         "seconds": protocol.parse_budget(request.budget) - (perf_counter() - started),
@@ -166,6 +172,15 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     plan = replace(plan, trials=count, seeds=seeds, over_budget=short)
     if short:
         print(f"steepest: {over_budget(asdict(plan))}", file=sys.stderr)
+    return _meant(plan)
+
+
+def _meant(plan: Plan) -> Plan:
+    if plan.runs > MOST:
+        raise BadCall(
+            f"{plan.runs:,} runs: expected at most {MOST:,}; give less of --budget, --trials, "
+            f"--seeds or --optimizers"
+        )
     return plan
 
 
@@ -239,8 +254,12 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial]) -> None:
 
         def todo() -> Iterator[Trial | None]:
             given: set[tuple[str, str, int]] = set()
-            while left := [t for t in planned if t.key not in seen | given]:
-                trial = claims.take(left)
+            left = deque(planned)
+            while left:
+                if left[0].key in seen or left[0].key in given:
+                    left.popleft()
+                    continue
+                trial = claims.take(t for t in left if t.key not in seen and t.key not in given)
                 if trial is None:  # others run what is left
                     learn(store.results(), shown)
                 else:
@@ -248,8 +267,6 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial]) -> None:
                 yield trial
 
         for trial, result in pool.map(todo()):
-            if result.diverged and trial.phase == FRESH:
-                result.test = store.task.worst
             agreed.check(trial, result)
             store.add(trial, result)
             claims.done(trial)

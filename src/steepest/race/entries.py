@@ -44,6 +44,10 @@ def parse(text: str | None) -> tuple[str, ...]:
         return DEFAULT
     names = tuple(part.strip() for part in text.split(","))
     for name in names:
+        if not name:
+            raise BadCall(
+                f"--optimizers {text!r}: a name is empty: expected names separated by commas"
+            )
         _check(name)
         if names.count(name) > 1:
             raise BadCall(f"optimizer {name!r} is given more than once: name each entry once")

@@ -13,7 +13,7 @@ from typing import Any
 from scipy import stats
 
 import steepest
-from steepest.race.statistics import ALPHA, LEAST, compare
+from steepest.race.statistics import ALPHA, LEAST, compare, paired
 from steepest.race.wording import _plural
 
 Summary = dict[str, Any]
@@ -180,7 +180,7 @@ def inclusion(summary: Summary) -> Iterator[Finding]:
         if general not in found or special not in found:
             continue
         a, b = (found[name]["test"] for name in (general, special))
-        d = compare({general: [x - y for x, y in zip(a, b, strict=True)]})[general]
+        d = compare({general: paired(a, b)})[general]
         if d.claim and (d.mean < 0) == summary["maximize"]:
             searched = knob in found[general]["hyperparameters"]
             cure = "give it more trials" if searched else f"search its {knob}"
@@ -192,16 +192,9 @@ def inclusion(summary: Summary) -> Iterator[Finding]:
 
 
 def schedule(summary: Summary) -> Iterator[Finding]:
-    """Something that is planned over steps ends, or begins, after the run."""
+    """Something that an optimizer counts steps for begins after the run."""
     steps = summary["plan"]["steps"]
     for name, entry in summary["entries"].items():
-        planned = entry.get("schedule_steps")
-        if planned and planned > steps:
-            text = (
-                f"The schedule of {name} is made for {planned:,} steps and the run has {steps:,}; "
-                f"shorten it, or give --steps {planned}"
-            )
-            yield name, text
         rule = name.partition("+")[0]
         if rule not in HORIZONS or rule not in steepest.rules:
             continue

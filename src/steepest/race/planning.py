@@ -82,7 +82,7 @@ def text(
         )
     else:
         effect = detectable(1.0, plan.seeds, comparisons)
-        found = f"found in {POWER:.0%} of such races at n={plan.seeds} fresh seeds"
+        found = f"found in at most {POWER:.0%} of such races at n={plan.seeds} fresh seeds"
         sd = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
         if sd > 0:
             low, high = sd_interval(sd, len(differences))
@@ -91,7 +91,8 @@ def text(
             lines.append(
                 f"A difference of {size}{unit} to {plan.baseline} would be {found}; {at_least} to "
                 f"{at_most}{unit}, as {len(differences)} pilot pairs know their spread no "
-                f"better. Luck in tuning, which they do not have, comes on top."
+                f"better. Luck in tuning, which they do not have, comes on top: where tuning "
+                f"matters, such a difference is found less often."
             )
         else:
             lines.append(

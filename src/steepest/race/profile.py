@@ -22,9 +22,9 @@ from steepest.race.report import keys, rendered
 from steepest.race.wording import UNKNOWN
 
 WITHIN = (1.0, 2.0, 4.0)
-"""Times the fewest steps of a race; the profile is drawn to the last of them."""
-SAME = ("task", "task_sha256", "data_sha256", "seed", "steps")
-"""What two summaries of one race have in common."""
+"""Times the fewest steps of the entries compared; the profile is drawn to the last of them."""
+KNOWN = ("task", "task_sha256", "data_sha256", "seed", "steps")
+"""What is kept of each race."""
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -47,17 +47,24 @@ def profile(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The performance profile of the entries that all races have, as JSON.
 
     The cost of an entry in a race is its median number of steps to the target over fresh seeds,
-    infinite where half of them or more do not reach it; its ratio is that over the lowest cost in
-    the race. "score" is the mean height of the profile between ratios 1 and 4, by which AlgoPerf
-    ranks (Dahl et al. 2023, arXiv:2306.07179). A race in which nobody reaches the target counts
-    against all. BadCall for fewer than two races, the same race twice, or no two common entries.
+    infinite where half of them or more do not reach it; its ratio is that over the lowest cost of
+    these entries in the race, 1 where both are 0. "score" is the mean height of the profile between
+    ratios 1 and 4, by which AlgoPerf ranks (Dahl et al. 2023, arXiv:2306.07179). A race in which
+    nobody reaches the target counts against all. BadCall for fewer than two races, the same task
+    twice, or no two common entries.
     """
     if len(summaries) < 2:
         raise BadCall(f"{len(summaries)} race given: a profile is over two or more")
     races = [_identity(summary) for summary in summaries]
-    for i, one in enumerate(races):
-        if one in races[:i]:
-            raise BadCall(f"the race of {one['task']} is given twice: give each once")
+    seen = set()
+    for one in races:
+        task = one["task_sha256"] or one["task"], one["data_sha256"]
+        if task in seen:
+            raise BadCall(
+                f"the task {one['task']} is given twice: expected another task in each race; "
+                f"another seed or number of steps makes none"
+            )
+        seen.add(task)
     names = [e for e in summaries[0]["entries"] if all(e in s["entries"] for s in summaries)]
     if len(names) < 2:
         raise BadCall(
@@ -68,7 +75,7 @@ def profile(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     best = [min(column) for column in zip(*costs.values(), strict=True)]
     entries = {}
     for name, mine in costs.items():
-        ratios = [c / b if math.isfinite(c) else math.inf for c, b in zip(mine, best, strict=True)]
+        ratios = [_ratio(c, b) for c, b in zip(mine, best, strict=True)]
         entries[name] = {
             "steps": [_finite(cost) for cost in mine],
             "ratios": [_finite(ratio) for ratio in ratios],
@@ -98,12 +105,18 @@ def score(ratios: Sequence[float], most: float = WITHIN[-1]) -> float:
 
 def _identity(summary: dict[str, Any]) -> dict[str, Any]:
     known = {**summary["provenance"], **summary["plan"], "task": summary["task"]}
-    return {key: known.get(key) for key in SAME}
+    return {key: known.get(key) for key in KNOWN}
 
 
 def _cost(entry: dict[str, Any]) -> float:
     # half of the seeds may be infinite: the lower middle one would be a time nobody promised
     return st.median_high([math.inf if s is None else s for s in entry["steps_to_target"]])
+
+
+def _ratio(cost: float, best: float) -> float:
+    if cost == best < math.inf:
+        return 1.0  # also where a target is reached before the first step
+    return cost / best if best and cost < math.inf else math.inf
 
 
 def _finite(value: float) -> float | None:
@@ -117,7 +130,7 @@ def notes(found: dict[str, Any]) -> list[str]:
         f"n={n} races: {', '.join(_told(race) for race in found['races'])}. With so few, one more "
         f"can change the order." if n < 10 else f"n={n} races.",
         "Steps to the target: the median over the fresh seeds of a race; never, where half of them "
-        "or more did not reach it.",
+        "or more did not reach it. The fewest are those of the entries compared here.",
     ]  # fmt: skip
     if found["nobody"]:
         said.append(f"Nobody reached the target in {', '.join(found['nobody'])}.")
@@ -175,7 +188,14 @@ def page(found: dict[str, Any]) -> str:
         notes=notes(found),
         columns=COLUMNS,
         rows=rows(found),
-        figure=lines(drawn, curves, "times the fewest steps of the race", "races (%)", limits, "p"),
+        figure=lines(
+            drawn,
+            curves,
+            "times the fewest steps of the entries compared",
+            "races (%)",
+            limits,
+            "p",
+        ),
     )
 
 

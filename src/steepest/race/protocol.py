@@ -23,6 +23,8 @@ KNOBS = 8
 """Coordinates of a quasi-random point; an entry uses as many as it has knobs."""
 PLANNED_SHARE = 0.85
 """Share of a budget that is planned: the rest pays for the store, the report and slow moments."""
+YEAR = 366 * 24 * 3600.0
+"""Seconds that a budget can be meant to have."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Trial:
     @property
     def key(self) -> tuple[str, str, int]:
         return self.phase, self.entry, self.index
+
+    def __str__(self) -> str:
+        return f"{self.phase} run {self.index} of {self.entry} on {self.task}, seed {self.seed}"
 
 
 @dataclass
@@ -179,6 +184,13 @@ def final(task: Task, result: Result) -> float:
     return _worst(task) if result.diverged else result.validation[-1]
 
 
+def tested(task: Task, trial: Trial, result: Result) -> float | None:
+    """The metric that the verdict is about, the worst one if the run diverged; None in tuning."""
+    if trial.phase != FRESH:
+        return None
+    return _worst(task) if result.diverged else result.test
+
+
 def _worst(task: Task) -> float:
     if task.worst is None:
         raise ValueError(f"task {task.name} has no worst metric yet: a pilot run measures it")
@@ -241,6 +253,8 @@ def parse_budget(text: str) -> float:
         seconds = float(number) * units[unit]
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise BadCall(f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h")
+    if not 0 < seconds <= YEAR:
+        raise BadCall(
+            f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h, of a year at most"
+        )
     return seconds

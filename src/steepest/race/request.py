@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "optuna")
 MOST = 100_000
-"""Trials, seeds or steps that can be meant."""
+"""Trials, seeds, steps or runs that can be meant."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import numpy as np
 from steepest.race import BadCall
 from steepest.race import entries as field
 from steepest.race.lint import lint, untuned_because
-from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, best, by_seed, final
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, best, by_seed, final, tested
 from steepest.race.statistics import (
     compare,
     expected_best,
     interquartile_mean,
     lr_width,
+    paired,
     proportion_error,
 )
 from steepest.race.tasks import Task
@@ -41,15 +42,9 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         found[entry] = _entry(task, plan, entry, tuned, fresh)
     complete = len(pairs) == plan.runs
     if complete:  # an interrupted race is not judged: whoever stops it has seen it
+        base = found[plan.baseline]["test"]
         differences = compare(
-            {
-                entry: [
-                    a - b
-                    for a, b in zip(found[entry]["test"], found[plan.baseline]["test"], strict=True)
-                ]
-                for entry in plan.entries
-                if entry != plan.baseline
-            },
+            {e: paired(found[e]["test"], base) for e in plan.entries if e != plan.baseline},
             maximize=task.maximize,
         )
         for entry, difference in differences.items():
@@ -90,7 +85,7 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
     reached = [_target_index(task, result) for _, result in fresh]
     results = [result for _, result in fresh]
     one = next((result for _, result in (*fresh, *tuned)), None)
-    tests = [result.test for result in results if result.test is not None]
+    tests = [value for pair in fresh if (value := tested(task, *pair)) is not None]
     space = _space(name)
     tuning = [
         {
@@ -117,7 +112,7 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
             (max if task.maximize else min)(result.validation, default=task.worst)
             for result in results
         ],
-        "test": [result.test for result in results],
+        "test": tests,
         "interquartile_mean": interquartile_mean(tests) if tests else None,
         "steps_to_target": [
             None if i is None else result.steps[i]

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from steepest.race.protocol import Result, Trial, final
+from steepest.race.protocol import Result, Trial, final, tested
 from steepest.race.summary import _target_index
 from steepest.race.tasks import Task
 
@@ -41,7 +41,7 @@ def runs(task: Task, pairs: Pairs) -> str:
                 *(trial.hyper.get(knob) for knob in knobs),
                 final(task, result),
                 better(result.validation, default=None),
-                result.test,
+                tested(task, trial, result),
                 result.diverged,
                 None if at is None else result.steps[at],
                 None if at is None else result.seconds[at],

@@ -21,6 +21,10 @@ from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.race.tasks.shape import Make, Reporter, Setup, Task, TaskError
 from steepest.race.tasks.written import described, number, silenced, told
 
+EVALUATIONS = 10
+"""Of a run that `--steps` has made shorter than its file says."""
+ROUNDING = 1e-6
+"""So far beyond 0 or 1 a share may lie."""
 HUGE = 1e8
 """A weight beyond this is lost as surely as inf: what a task then raises is divergence."""
 
@@ -104,14 +108,16 @@ class _Run:
         if not result.diverged and not result.steps:
             late = f" up to step {trial.steps}" if self._over else ""
             raise BadCall(f"it never called report(step, validation=...){late}")
-        if trial.phase == FRESH and result.diverged:
-            result.test = task.worst
-        elif trial.phase == FRESH and result.test is None:
+        if not result.diverged and not any(self._stepping):
+            raise BadCall("it never called step() of what make_optimizer(...) returned")
+        if trial.phase == FRESH and not result.diverged and result.test is None:
             result.tested, result.test = False, result.validation[-1]
 
     def make_optimizer(self, params: Any) -> torch.optim.Optimizer:
         """The candidate over a module's parameters, tensors or groups; its schedule steps in it."""
-        if not isinstance(params, (nn.Module, Iterable)) or isinstance(params, torch.Tensor):
+        if not isinstance(params, (nn.Module, Iterable)) or isinstance(
+            params, (torch.Tensor, dict)
+        ):
             self._refuse(f"make_optimizer({described(params)}): expected a module or parameters")
         found = list(params.parameters() if isinstance(params, nn.Module) else params)
         try:
@@ -155,7 +161,7 @@ class _Run:
 
         return step
 
-    def report(self, step: int, /, **metrics: Any) -> None:
+    def report(self, step: int, **metrics: Any) -> None:
         """`report(step, validation=..., test=..., anything=...)`: feeds the race, may end the run.
 
         The time from the last step to the return of this is evaluation, not training.
@@ -185,6 +191,21 @@ class _Run:
             if not math.isfinite(values.get(name, 0.0)):
                 data = "" if name == "validation" else " on test data"
                 self._diverge(f"model output is not finite{data} at step {step}")
+            if self.task.proportion and name in values:
+                share = min(max(values[name], 0.0), 1.0)
+                if abs(values[name] - share) <= ROUNDING:
+                    values[name] = share
+                    continue
+                self._refuse(
+                    f"report({step}): {name}={values[name]:g}, but TEST_CASES makes the metric a "
+                    f"share: expected 0 to 1; divide by 100, or leave TEST_CASES out"
+                )
+        calls = min(map(len, self._stepping), default=0)
+        if calls > step:
+            self._refuse(
+                f"report({step}) after step {calls} of the optimizer: expected the number of steps "
+                f"so far, not of epochs"
+            )
         if not self._finite():
             self._diverge(f"a parameter is not finite at step {step}")
         result.steps.append(step)
@@ -244,7 +265,10 @@ def declared(task: Task, trial: Trial, make_optimizer: Make, report: Reporter) -
     assert task.build
     setup = task.build(trial.seed)
     model, batches = setup.model, _endless(setup.batches)
-    optimizer = make_optimizer(model)
+    optimizer, every = make_optimizer(model), task.every
+    if task.file and trial.steps < task.steps:  # as many evaluations as the file has, up to 10
+        wanted = min(EVALUATIONS, max(1, task.steps // every))
+        every = min(every, max(1, trial.steps // wanted))
     if trial.phase == PILOT:  # how bad is a model that has learned nothing?
         report(0, validation=_evaluate(setup, "validation"))
     for step in range(1, trial.steps + 1):
@@ -254,7 +278,7 @@ def declared(task: Task, trial: Trial, make_optimizer: Make, report: Reporter) -
             raise Diverged(f"training loss is {loss.item()} at step {step}")
         loss.backward()
         optimizer.step()
-        if step % task.every == 0 or step == trial.steps:
+        if step % every == 0 or step == trial.steps:
             found = {"validation": _evaluate(setup, "validation")}
             tested = setup.test_data and step == trial.steps and trial.phase in (FRESH, PILOT)
             if tested and math.isfinite(found["validation"]):

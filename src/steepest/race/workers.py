@@ -116,7 +116,10 @@ class Pool:
                 except (EOFError, ConnectionResetError):
                     self._workers.pop(pipe).join()
                     if deaths + 1 == DEATHS:
-                        raise WorkerError(f"{DEATHS} workers died on {item}") from None
+                        raise WorkerError(
+                            f"{DEATHS} workers died on {item}: the task ends its process; does it "
+                            f"run out of memory, or call os._exit?"
+                        ) from None
                     again.append((item, deaths + 1))
                     continue
                 if isinstance(answer, BadCall):

@@ -52,7 +52,8 @@ def get(name: str, data: str | None = None) -> Task:
     if is_file(name):
         return written.load(Path(name))
     known = [*TASKS, *DATA_TASKS]
-    near = get_close_matches(name, known, n=1)
+    mine = [f"{name}.py"] if Path(f"{name}.py").is_file() else []
+    near = mine or get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise BadCall(
         f"unknown task {name!r}: expected one of {', '.join(known)}, or a Python file{hint}"

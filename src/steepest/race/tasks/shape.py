@@ -23,7 +23,7 @@ class TaskError(BadCall):
 class Reporter(Protocol):
     """`report(step, validation=..., test=..., anything=...)`."""
 
-    def __call__(self, step: int, /, **metrics: Any) -> None: ...
+    def __call__(self, step: int, **metrics: Any) -> None: ...
 
 
 Make = Callable[[Any], torch.optim.Optimizer]
@@ -56,9 +56,11 @@ class Task:
     metric: str
     maximize: bool
     worst: float | None
-    """The metric that a diverged run counts as; None: to be measured by a pilot run."""
+    """The metric that a diverged run counts as, unless another run of the race was worse; None: to
+    be measured by a pilot run."""
     target: float | None
-    """Validation metric whose first reaching is timed; None: what the baseline ends at."""
+    """Validation metric whose first reaching is timed; None: what three quarters of the baseline's
+    fresh runs end at or pass."""
     steps: int
     every: int
     """Steps between two evaluations on validation data."""

@@ -7,11 +7,17 @@ validation=..., test=...)` tells how well it does. Constants of the file say the
 
 MAXIMIZE or MINIMIZE   name of the metric (needed)
 STEPS                  optimizer steps of one run (300); `--steps` writes it anew
-EVERY                  steps between two evaluations (a twelfth of STEPS)
-TARGET                 validation metric whose first reaching is timed (what the baseline ends at)
+EVERY                  steps between two evaluations (a twelfth of STEPS); less where `--steps` is
+                       less than STEPS, to have 10 evaluations, or all of the file's if it has fewer
+TARGET                 validation metric whose first reaching is timed (what three quarters of the
+                       baseline's fresh runs end at or pass)
 WORST                  metric that a diverged run counts as (that of the untrained model, or the
-                       first that a pilot run reports)
-TEST_CASES             the metric is a share of so many test cases: shown in %
+                       first that a pilot run reports); the worst that another run of the race has
+                       measured, where that is worse
+TEST_CASES             the metric is a share, 0 to 1, of so many test cases: shown in %
+
+A race knows the file by its sha256, and goes on only with the same one. That is of this file
+alone: modules that it imports are not looked at, so leave them as they are during a race.
 """
 
 from __future__ import annotations
