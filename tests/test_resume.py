@@ -143,7 +143,8 @@ def test_a_resumed_run_ends_on_the_same_bits(ends, case):
     assert all(STEPS < float(v) < 2 * STEPS for v in counts)
 
 
-@pytest.mark.parametrize("rule", steepest.rules)
+# matrices are stepped by torch's own operations
+@pytest.mark.parametrize("rule", [n for n, r in steepest.rules.items() if not r.trace().matrix])
 def test_the_loops_bits_do_not_depend_on_the_number_of_threads(rule, monkeypatch):
     used, original = [], threads.run
     monkeypatch.setattr(threads, "run", lambda *a: (used.append(a[2]), original(*a)))
@@ -158,7 +159,9 @@ def test_the_loops_bits_do_not_depend_on_the_number_of_threads(rule, monkeypatch
         made.step()
         made.step()
         ends.append([p.detach(), *(v for _, v in sorted(made.state[p].items()))])
-    assert used == [2, 2, 3, 3]
+    program = steepest.rules[rule].trace()
+    passes = 2 if program.reductions else 1
+    assert used == [n for n in (2, 3) for _ in range(2 * passes)]
     for other in ends[1:]:
         assert all(map(torch.equal, ends[0], other))
 

@@ -161,7 +161,16 @@ def elementwise(subject: Subject) -> str | None:
 def known(subject: Subject) -> str | None:
     """There is an independent implementation of its formula."""
     if not subject.ours:
-        return None if subject.name in classes else f"no class of steepest is called {subject.name}"
+        if subject.name not in classes:
+            return f"no class of steepest is called {subject.name}"
+        try:
+            with quiet():
+                subject.construct(
+                    [torch.nn.Parameter(torch.ones(2, 2)[:k].squeeze()) for k in (1, 2)]
+                )
+        except Exception as error:
+            return f"it does not take both a matrix and a vector: {error}"
+        return None
     settings = settings_of(subject.kind)
     if not settings:
         return f"steepest.check.oracles names no oracle of {subject.name}"
