@@ -11,6 +11,7 @@ import torch
 from scipy import linalg
 from torch import nn
 
+from invented import InProcess
 from steepest import cli
 from steepest.race import BadCall, conduct, tasks, trials
 from steepest.race.protocol import FRESH, Trial
@@ -96,19 +97,6 @@ def test_the_judge_knows_digits_from_noise_and_counts_modes():
 
 
 # --- on the user's data
-
-
-class InProcess:
-    """A pool without processes: what the pilot run of a bad file says, at once."""
-
-    def __init__(self, jobs, work):
-        self.map = lambda items: ((item, work(item)) for item in items)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def write_idx(path, array, kind=8):

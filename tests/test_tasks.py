@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import steepest
+from invented import InProcess
 from steepest import cli
 from steepest.race import BadCall, conduct, tasks, trials
 from steepest.race.protocol import FRESH, PILOT, TUNING, Trial
@@ -21,19 +22,6 @@ from steepest.race.tasks import written
 from steepest.race.workers import Pool, WorkerError
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-class InProcess:
-    """A pool without processes: what the pilot run of a bad file says, at once."""
-
-    def __init__(self, jobs, work):
-        self.map = lambda items: ((item, work(item)) for item in items)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 @pytest.fixture(autouse=True)

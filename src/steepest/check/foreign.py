@@ -60,19 +60,25 @@ def sparse_adam(params: Params, **hyper: Any) -> Any:
     return optimizer
 
 
+def _before(optimizer: Any, act: Callable[[], None]) -> Any:
+    """The optimizer, whose every step does something first."""
+    plain_step = optimizer.step
+
+    def step() -> None:
+        act()
+        plain_step()
+
+    optimizer.step = step
+    return optimizer
+
+
 def shrinking(maker: Maker) -> Maker:
     """The maker of what has no weight decay, with a decoupled one done from outside."""
 
     def make(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
-        plain_step, group = optimizer.step, optimizer.param_groups[0]
-
-        def step() -> None:
-            _shrink(params, group["lr"] * weight_decay)
-            plain_step()
-
-        optimizer.step = step
-        return optimizer
+        group = optimizer.param_groups[0]
+        return _before(optimizer, lambda: _shrink(params, group["lr"] * weight_decay))
 
     return make
 
@@ -82,15 +88,13 @@ def early(maker: Maker) -> Maker:
 
     def make(params: Params, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
-        plain_step, group, steps = optimizer.step, optimizer.param_groups[0], itertools.count()
+        group, steps = optimizer.param_groups[0], itertools.count()
 
-        def step() -> None:
+        def shrink() -> None:
             if next(steps) == 0:
                 _shrink(params, group["lr"] * group["weight_decay"])
-            plain_step()
 
-        optimizer.step = step
-        return optimizer
+        return _before(optimizer, shrink)
 
     return make
 
