@@ -1,0 +1,258 @@
+"""Orders of the data, as torch Samplers: shuffled, by a curriculum, by levels of difficulty."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torch.utils.data import Sampler
+
+from .checks import choice, number, saved, whole
+
+
+class Order(Sampler[int]):
+    """A sampler whose order follows from (seed, epoch) and what its `state_dict` holds.
+
+    `set_epoch(epoch)` chooses the epoch, as for torch's DistributedSampler; a `Loader` calls it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.epoch = whole(type(self).__name__, "seed", seed, 0), 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is, from 0."""
+        self.epoch = whole(type(self).__name__, "epoch", epoch, 0)
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed and epoch; the data are not saved."""
+        return {"seed": self.seed, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state; ValueError for one of something else."""
+        self.__dict__.update(saved(type(self).__name__, state, {*self.state_dict()}))
+
+
+class Shuffled(Order):
+    """All samples once, in an order drawn for each epoch. samples: how many there are."""
+
+    def __init__(self, samples: int, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.samples = whole("Shuffled", "samples", samples, 1)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from np.random.default_rng((self.seed, self.epoch)).permutation(self.samples).tolist()
+
+    def __len__(self) -> int:
+        return self.samples
+
+
+class Curriculum(Order):
+    """Mini-batches drawn from the easiest part of the data, which grows with the step.
+
+    Hacohen and Weinshall 2019, arXiv:1904.03626, Algorithm 1: step t draws batch_size samples, none
+    twice, uniformly from the first pace(t) * n of the sorted data. As in the paper a batch knows
+    nothing of the batches before it: a sample may come twice in an epoch, or not at all.
+
+    scores: difficulty of each sample, shape [n], small is easy (`difficulty` makes them of a
+    model's losses); finite. pace: step (from 0, over all epochs) -> fraction in (0, 1]; see
+    `pacing`. batch_size: samples of a step; at least as many are always open. An epoch is
+    n // batch_size steps. A Loader of another batch size takes the same samples in the same order.
+    first: "easy", "hard" (the paper's anti-curriculum) or "random" (its control: sorted by chance,
+    from the seed).
+
+    Raises ValueError for scores that are empty or not finite, for a batch larger than the data, and
+    while it is iterated for a fraction outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        scores: Sequence[float] | Tensor,
+        pace: Callable[[int], float],
+        batch_size: int,
+        *,
+        first: str = "easy",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        values = torch.as_tensor(scores, dtype=torch.float64).detach().cpu().numpy()
+        if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+            raise ValueError(
+                f"Curriculum: scores of shape {[*values.shape]} were given, expected one finite "
+                "number for each sample"
+            )
+        if not callable(pace):
+            raise TypeError(
+                f"Curriculum: pace={pace!r} was given, expected a function of the step, such as "
+                "pacing.linear(0.2, 1000)"
+            )
+        self.batch_size = whole("Curriculum", "batch_size", batch_size, 1)
+        if self.batch_size > len(values):
+            raise ValueError(
+                f"Curriculum: batch_size={batch_size} was given, expected at most {len(values)}, "
+                "the number of samples"
+            )
+        self.pace = pace
+        self.first = choice("Curriculum", "first", first, ("easy", "hard", "random"))
+        self.scores = -values if first == "hard" else values
+
+    def ranking(self) -> np.ndarray:
+        """The indices of all samples, shape [n], in the order in which they are opened."""
+        if self.first == "random":
+            # three numbers: no epoch and no step shares this stream
+            return np.random.default_rng((self.seed, 0, 1)).permutation(len(self.scores))
+        return np.argsort(self.scores, kind="stable")
+
+    def __iter__(self) -> Iterator[int]:
+        steps, ranking = len(self) // self.batch_size, self.ranking()
+        for step in range(self.epoch * steps, (self.epoch + 1) * steps):
+            fraction = number("Curriculum", f"pace({step})", self.pace(step), "(0, 1]")
+            # rounded up, as in the authors' code; 0.07 * 100 is a little more than 7
+            opened = max(self.batch_size, math.ceil(fraction * len(ranking) - 1e-9))
+            drawn = np.random.default_rng((self.seed, step)).choice(
+                opened, self.batch_size, replace=False
+            )
+            yield from ranking[drawn].tolist()
+
+    def __len__(self) -> int:
+        return len(self.scores) // self.batch_size * self.batch_size
+
+
+class Levels(Order):
+    """Samples drawn by level of difficulty. Zaremba and Sutskever 2014, arXiv:1410.4615, section 5.
+
+    levels: of each sample, whole numbers from 0 (easiest), shape [n], none without a sample. Two
+    directions of difficulty, such as length and nesting, are one list: number their pairs in the
+    order in which the authors make them harder (all lengths of one nesting, then the next one).
+
+    strategy: "baseline" draws samples of the hardest level, "naive" of the present one, "mix" of a
+    level drawn uniformly, "combined" for each sample with probability 1/5 as mix, else as naive.
+    Within a level every sample is as likely. An epoch has n samples.
+
+    `level` is the present one, and may be set. The authors' rule to go on, after each evaluation:
+
+        if levels.report(validation, training) and not levels.harder():
+            ...  # at the hardest level; the authors multiply the learning rate by 0.8
+
+    Raises ValueError for levels that are empty, negative or have a gap.
+    """
+
+    STRATEGIES = ("baseline", "naive", "mix", "combined")
+    MIXED = 1 / 5  # the share of mix in combined
+    TARGET = 0.95  # validation accuracy at which a level is learned
+    BACK = 5  # training accuracy is compared with that of so many evaluations earlier
+
+    def __init__(
+        self, levels: Sequence[int] | Tensor, strategy: str = "combined", *, seed: int = 0
+    ) -> None:
+        super().__init__(seed)
+        values = torch.as_tensor(levels).detach().cpu().numpy()
+        if values.ndim != 1 or not len(values) or values.dtype.kind not in "iu":
+            raise ValueError(
+                f"Levels: levels of shape {[*values.shape]} and type {values.dtype} were given, "
+                "expected one whole number for each sample"
+            )
+        if [*np.unique(values)] != [*range(int(values.max()) + 1)]:
+            raise ValueError(
+                f"Levels: the levels {[*np.unique(values)]} were given, expected 0, 1, 2, ... "
+                "without a gap"
+            )
+        self.strategy = choice("Levels", "strategy", strategy, self.STRATEGIES)
+        self._members = [np.flatnonzero(values == k) for k in range(int(values.max()) + 1)]
+        self._level = 0
+        self._accuracies: list[float] = []
+
+    @property
+    def level(self) -> int:
+        """The present level; what is drawn next is of it."""
+        return self._level
+
+    @level.setter
+    def level(self, level: int) -> None:
+        if whole("Levels", "level", level, 0) >= len(self._members):
+            raise ValueError(
+                f"Levels: level={level} was given, expected at most {len(self._members) - 1}"
+            )
+        self._level = int(level)
+
+    def report(self, validation: float, training: float) -> bool:
+        """Whether it is time for the next level, after an evaluation at the present one.
+
+        So it is above a validation accuracy of 0.95, or where the training accuracy is below that
+        of five evaluations earlier at this level. Accuracies are in [0, 1], nan among them, which
+        is neither. What was reported is forgotten then.
+        """
+        for name, value in (("validation", validation), ("training", training)):
+            if value == value:
+                number("Levels", name, value, "[0, 1]")
+        before = self._accuracies
+        due = validation > self.TARGET or (
+            len(before) >= self.BACK and training < before[-self.BACK]
+        )
+        self._accuracies = [*([] if due else before[1 - self.BACK :]), float(training)]
+        return due
+
+    def harder(self) -> bool:
+        """Go to the next level; False, and nothing changes, at the hardest."""
+        if self.level + 1 == len(self._members):
+            return False
+        self.level += 1
+        return True
+
+    def __iter__(self) -> Iterator[int]:
+        # three numbers for each sample, needed or not: a sample does not depend on those before it
+        drawn = np.random.default_rng((self.seed, self.epoch)).random((len(self), 3)).tolist()
+        for mix, which, member in drawn:
+            level = self.level
+            if self.strategy == "baseline":
+                level = len(self._members) - 1
+            elif self.strategy == "mix" or (self.strategy == "combined" and mix < self.MIXED):
+                level = int(which * len(self._members))
+            members = self._members[level]
+            yield int(members[int(member * len(members))])
+
+    def __len__(self) -> int:
+        return sum(map(len, self._members))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seed, epoch, level and the accuracies that the rule still needs."""
+        return {**super().state_dict(), "level": self.level, "accuracies": [*self._accuracies]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved state; ValueError for one of something else."""
+        new = saved("Levels", state, {*self.state_dict()})
+        self.level = new.pop("level")
+        self._accuracies = [*new.pop("accuracies")]
+        self.__dict__.update(new)
+
+
+def difficulty(
+    model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], data: Any, batch_size: int = 256
+) -> Tensor:
+    """The loss of each sample under a trained model, shape [n], in the order of the data.
+
+    As scores of a `Curriculum`: Hacohen and Weinshall 2019, arXiv:1904.03626, section 2.1, take a
+    network trained on other data ("transfer") or on the same without a curriculum ("bootstrapping",
+    their self-taught scores).
+
+    loss(model, batch): a number, the mean over a batch; here of batches of one, by torch.func.vmap.
+    data: as for `Loader`. The model is in evaluation mode meanwhile, and as before afterwards.
+    """
+    from .loading import Loader
+
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    alone = torch.func.vmap(lambda sample: loss(model, tree_map(lambda t: t.unsqueeze(0), sample)))
+    try:
+        with torch.no_grad():
+            return torch.cat([alone(b) for b in Loader(data, batch_size, shuffle=False)])
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,57 @@
+"""Pacing functions of a curriculum: which fraction of the data, easiest first, is open at a step.
+
+Each returns a function of the step, 0 at the first one, to a fraction in (0, 1] that never falls.
+`start` is the fraction at step 0. All raise ValueError for a start outside (0, 1] and for steps
+below 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .checks import number, whole
+
+Pace = Callable[[int], float]
+
+
+def root(start: float, steps: int, power: float = 2.0) -> Pace:
+    """min(1, (start**power + t / steps * (1 - start**power)) ** (1 / power)).
+
+    All is open from step `steps` on. Platanios et al. 2019, arXiv:1903.09848: equation 7 is power
+    2, so that new samples come in the more slowly, the more there are; equation 6 is power 1.
+    """
+    start, steps = _checked(start, steps)
+    power = number("root", "power", power, "(0, inf)")
+    least = start**power
+    return lambda step: min(1.0, (least + step / steps * (1 - least)) ** (1 / power))
+
+
+def linear(start: float, steps: int) -> Pace:
+    """min(1, start + t / steps * (1 - start)): `root` with power 1."""
+    return root(start, steps, 1.0)
+
+
+def exponential(start: float, increase: float, steps: int) -> Pace:
+    """min(1, start * increase ** floor(t / steps)): "fixed exponential pacing".
+
+    Hacohen and Weinshall 2019, arXiv:1904.03626, equation 2. increase: above 1.
+    """
+    start, steps = _checked(start, steps)
+    increase = number("exponential", "increase", increase, "(1, inf)")
+
+    last = math.ceil(-math.log(start) / math.log(increase))  # a larger power may overflow
+    return lambda step: min(1.0, start * increase ** min(step // steps, last))
+
+
+def single_step(start: float, steps: int) -> Pace:
+    """`start` before step `steps`, all from there on: "single step pacing".
+
+    Hacohen and Weinshall 2019, arXiv:1904.03626, equation 4; also Bengio et al. 2009.
+    """
+    start, steps = _checked(start, steps)
+    return lambda step: start if step < steps else 1.0
+
+
+def _checked(start: float, steps: int) -> tuple[float, int]:
+    return number("pacing", "start", start, "(0, 1]"), whole("pacing", "steps", steps, 1)
