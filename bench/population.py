@@ -1,0 +1,69 @@
+"""256 small networks trained together and one by one: python bench/population.py [--threads N]
+
+One step is forward, backward and the optimizer's step of every member; one by one means 256
+models, each with an optimizer of its own. Both take turns; medians of 5 repetitions, after one to
+warm up in which the population also chooses its way.
+"""
+
+import argparse
+from statistics import median
+from time import perf_counter
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from steepest.whole import Population
+
+LOSS = nn.functional.cross_entropy
+
+
+def network(k: int) -> nn.Module:
+    torch.manual_seed(k)
+    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--members", type=int, default=256)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    digits = load_digits()
+    data = torch.tensor(digits.data, dtype=torch.float32) / 16
+    targets = torch.tensor(digits.target)
+
+    population = Population(network, options.members)
+    optimizer = torch.optim.SGD(population.parameters(), lr=0.1)
+    models = [network(k) for k in range(options.members)]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in models]
+
+    def together(x: torch.Tensor, y: torch.Tensor) -> None:
+        population.backward(LOSS, x, y)
+        optimizer.step()
+
+    def alone(x: torch.Tensor, y: torch.Tensor) -> None:
+        for model, own in zip(models, optimizers, strict=True):
+            own.zero_grad()
+            LOSS(model(x), y).backward()
+            own.step()
+
+    for batch in (32, 128, len(data)):
+        seconds: dict[str, list[float]] = {"together": [], "alone": []}
+        for _ in range(options.repetitions + 1):
+            for run in (together, alone):
+                start = perf_counter()
+                run(data[:batch], targets[:batch])
+                seconds[run.__name__].append(perf_counter() - start)
+        both = {name: 1e3 * median(s[1:]) for name, s in seconds.items()}
+        way = [*population.state_dict()["ways"].values()][-1]
+        print(
+            f"batch {batch:4}: together {both['together']:.1f} ms ({way}), one by one "
+            f"{both['alone']:.1f} ms, {both['alone'] / both['together']:.2f} times faster",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Linear least squares in closed form, in memory or as a stream."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..definition import inside
+
+
+@dataclass(frozen=True)
+class LinearFit:
+    """What least_squares found, in float64: the model y = X @ coefficients + intercept.
+
+    `predict` computes it.
+    """
+
+    coefficients: Tensor
+    """Shape (p), or (p, k) if y has k columns."""
+    intercept: Tensor
+    """Shape (), or (k); zero if none was asked for."""
+    rank: int
+    """Rank of X, of its centred columns if there is an intercept; below p the columns depend on
+    each other, and of all best coefficients these are the shortest."""
+    singular_values: Tensor
+    """Of X, centred alike, the largest first."""
+    residual: Tensor
+    """Sum of squares of y - prediction, shape () or (k)."""
+    rows: int
+    """How many rows there were."""
+
+    def predict(self, x: Any) -> Tensor:
+        """The model's values at x, shape (n, p), in float64."""
+        return _matrix(x, "X") @ self.coefficients + self.intercept
+
+
+def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = True) -> LinearFit:
+    """The coefficients w and intercept b that minimise |X w + b - y|^2 + ridge |w|^2.
+
+    x: (n, p) and y: (n) or (n, k), tensors or arrays of real numbers; or, for data that does not
+    fit in memory, y left out and x an iterable of such pairs. Each piece is reduced with what came
+    before to one triangular factor (QR of stacked factors, TSQR: Demmel et al. 2012,
+    arXiv:0808.2664), so memory holds one piece and (p + k + 1)^2 numbers. The singular values of
+    that factor give the solution; X^T X, which squares the condition number, is never formed (Golub
+    & Van Loan, Matrix Computations, sections 5.3 and 5.5). Singular values below eps max(n, p) of
+    the largest count as zero; X of deficient rank gives the shortest solution, and `rank` says so.
+    The intercept is not penalised, and not counted in that length.
+
+    Raises TypeError and ValueError for empty data, numbers that are not finite, shapes that do not
+    fit, a ridge below 0.
+    """
+    if (
+        isinstance(ridge, bool)
+        or not isinstance(ridge, (int, float))
+        or not inside("[0, inf)", ridge)
+    ):
+        raise ValueError(f"least_squares: ridge={ridge!r} was given, expected a number in [0, inf)")
+    if y is None and isinstance(x, Tensor):
+        raise ValueError(
+            "least_squares: X was given without y, expected both, or an iterable of pairs (X, y)"
+        )
+    factor, rows, width, flat = None, 0, 0, False
+    for piece_x, piece_y in [(x, y)] if y is not None else x:
+        a, b = _matrix(piece_x, "X"), _matrix(piece_y, "y")
+        if factor is None:
+            width, flat = a.shape[1], _dims(piece_y) == 1
+        b = b[:, None] if b.dim() == 1 else b
+        if len(a) != len(b) or a.shape[1] != width or a.dim() != 2:
+            raise ValueError(
+                f"least_squares: X of shape {tuple(a.shape)} and y of shape {tuple(b.shape)} were "
+                f"given, expected as many rows in both and {width} columns in X"
+            )
+        if factor is not None and factor.shape[1] != 1 + width + b.shape[1]:
+            raise ValueError(
+                f"least_squares: a piece whose y has {b.shape[1]} columns was given, expected "
+                f"{factor.shape[1] - 1 - width} as in the first"
+            )
+        rows += len(a)
+        ones = torch.full((len(a), 1), float(intercept), dtype=a.dtype, device=a.device)
+        factor = stack(factor, torch.cat([ones, a, b.to(a.device)], 1))
+    if factor is None or not rows or not width:
+        raise ValueError(
+            f"least_squares: {rows} rows of {width} columns were given, expected one or more"
+        )
+    return _solved(factor, rows, width, float(ridge), intercept, flat)
+
+
+def stack(factor: Tensor | None, rows: Tensor) -> Tensor:
+    """The triangular factor of the rows below those that `factor` stands for."""
+    whole = rows if factor is None else torch.cat([factor, rows])
+    return torch.linalg.qr(whole, mode="r").R
+
+
+def _solved(
+    factor: Tensor, rows: int, width: int, ridge: float, intercept: bool, flat: bool
+) -> LinearFit:
+    # with a first column of ones, the factor of the centred data stands below its first row
+    head = factor[0]
+    rest = factor[1:] if intercept else factor
+    a, b = rest[:, 1 : 1 + width], rest[:, 1 + width :]
+    if not len(a):  # one row and an intercept
+        a, b = a.new_zeros(1, width), b.new_zeros(1, b.shape[1])
+    u, s, vh = torch.linalg.svd(a, full_matrices=False)
+    kept = s > s.max() * max(rows, width) * torch.finfo(s.dtype).eps
+    gain = s / (s.square() + ridge) if ridge else torch.where(kept, 1 / torch.where(kept, s, 1), 0)
+    coefficients = vh.T @ (gain[:, None] * (u.T @ b))
+    constant = torch.zeros_like(b[0])
+    if intercept:
+        constant = (head[1 + width :] - head[1 : 1 + width] @ coefficients) / head[0]
+    residual = (b - a @ coefficients).square().sum(0)
+    values = torch.zeros(min(rows, width), dtype=s.dtype, device=s.device)
+    values[: min(len(s), len(values))] = s[: len(values)]
+    if flat:
+        coefficients, constant, residual = coefficients[:, 0], constant[0], residual[0]
+    return LinearFit(coefficients, constant, int(kept.sum()), values, residual, rows)
+
+
+def _dims(data: Any) -> int:
+    return torch.as_tensor(data).dim()
+
+
+def _matrix(data: Any, name: str) -> Tensor:
+    try:
+        found = torch.as_tensor(data)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"least_squares: {name} is a {type(data).__name__}, expected a tensor or an array of "
+            "real numbers"
+        ) from error
+    if found.is_complex() or found.dim() not in ((2,) if name == "X" else (1, 2)):
+        raise ValueError(
+            f"least_squares: {name} of shape {tuple(found.shape)} and {found.dtype} was given, "
+            f"expected real numbers in {'two' if name == 'X' else 'one or two'} dimensions"
+        )
+    found = found.detach().double()
+    if not math.isfinite(float(found.abs().sum())):
+        raise ValueError(
+            f"least_squares: {name} holds numbers that are not finite, expected finite ones; leave "
+            "those rows out"
+        )
+    return found

@@ -1,0 +1,26 @@
+"""The code of docs/whole.md runs as it stands, one block after the other."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from steepest import whole
+
+PAGE = (Path(__file__).parent.parent / "docs" / "whole.md").read_text(encoding="utf-8")
+
+
+def test_the_page_runs_and_names_every_method():
+    torch.set_num_threads(1)
+    names = {"__name__": "page"}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(block, "docs/whole.md", "exec"), names)
+    assert names["loss"] < 1
+    for name in set(whole.__all__) - {"LinearFit"}:
+        assert f"whole.{name}(" in PAGE, name
+
+
+@pytest.mark.parametrize("name", whole.__all__)
+def test_public_names_say_what_they_are(name):
+    assert len(getattr(whole, name).__doc__) > 100
