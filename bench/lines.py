@@ -5,7 +5,7 @@ import io
 import tokenize
 from pathlib import Path
 
-ROOMS = ("definition.py", "trace.py", "plan", "shell.py", "backends")
+ROOMS = ("definition.py", "trace.py", "plan", "shell.py", "backends", "codecs.py")
 SOURCE = Path(__file__).parent.parent / "src" / "steepest"
 
 
@@ -19,11 +19,9 @@ def lines(file: Path) -> tuple[int, int]:
                               tokenize.DEDENT, tokenize.ENDMARKER)
         for line in range(token.start[0], token.end[0] + 1)
     }  # fmt: skip
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
-            node
-        ):
-            code -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    for node in ast.walk(ast.parse(text)):  # also the docstring of an attribute, below it
+        if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str):
+            code -= set(range(node.lineno, (node.end_lineno or 0) + 1))
     return len(code), len(text.splitlines())
 
 

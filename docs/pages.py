@@ -31,6 +31,7 @@ MEANINGS = {
     "differentiable": "autograd goes through the step",
     "rounding": '`"stochastic"` or `"kahan"`, for 16-bit parameters',
     "seed": "of the stochastic rounding",
+    "clip_norm": "the norm of a group's gradients is held below it (arXiv:1211.5063)",
     "cautious": "leaves out what goes against the newest gradient (arXiv:2411.16085)",
 }
 

@@ -193,6 +193,8 @@ def test_a_bad_gradient_is_an_error_and_nothing_moves(name, backend, dtype, data
         for old, new in zip(states, after, strict=True):
             assert all(torch.equal(v, torch.as_tensor(new[k])) for k, v in old.items())
         return
+    if any(m.trace().spans for m in made.family.members):
+        return  # its sums are of all parameters: one nan is everywhere
     grads = [p.grad for p in ps]
     for p, old, g in zip(ps, before, grads, strict=True):
         if g is None:

@@ -69,10 +69,9 @@ def test_json_and_the_facts_are_one(capsys):
 @pytest.mark.parametrize(
     ("program", "kind"),
     [
-        ({}, "elementwise"),
-        ({"reductions": [], "matrix": False}, "elementwise"),
-        ({"reductions": ["norm"]}, "reducing"),
-        ({"reductions": ["norm"], "matrix": True}, "matrix"),
+        ({"elementwise": True}, "elementwise"),
+        ({"elementwise": False, "matrix": False}, "reducing"),
+        ({"elementwise": False, "matrix": True}, "matrix"),
     ],
 )
 def test_the_kind_is_the_program_s(program, kind):

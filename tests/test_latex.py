@@ -135,8 +135,10 @@ class Reader:
             while self.next != "}":
                 name += self.take()
             self.take("}")
-            (x,) = self.bracketed("(", ")")
-            return self.values[f"operator {name}"](x)
+            return self.values[f"operator {name}"](*self.bracketed("(", ")"))
+        if token == r"\ln":
+            self.take()
+            return math.log(*self.bracketed("(", ")"))
         if token == r"\left":
             if self.tokens[self.at + 1] == "(":
                 return self.bracketed("(", ")")[0]

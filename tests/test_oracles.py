@@ -80,13 +80,18 @@ def test_a_setting_steps_the_rule_that_it_names(setting):
 def test_float64(setting, backend):
     """Parameter and all states, after each of 100 steps."""
     ours, theirs = path_of(setting.made_by.ours, setting, backend=backend), oracle(setting)
-    # of Sutskever's transcription; Adan's, with a minus; NovoGrad's, under other names
+    # of Sutskever's transcription; Adan's, with a minus; NovoGrad's, under other names; SOAP's
     only_theirs = {"theta", "previous_grad", "grads_ema", "moments"}
+    only_theirs |= {"precondition_frequency", "shampoo_beta"}
     if setting.hyper.get("amsgrad") and setting.hyper.get("rectify", setting.rule == "adabelief"):
         only_theirs = {"max_exp_avg_var"}  # kept by the package and read by nobody
     assert theirs.keys() - ours.keys() <= only_theirs
     # what packages keep by group
-    only_ours = {"step", "last_grad", "lr_max", "weight_sum", "d", "d_max", "r"}
+    only_ours = {"step", "last_grad", "lr_max", "weight_sum", "d", "d_max", "r", "moves"}
+    if setting.rule == "yellowfin":
+        only_ours |= {*steepest.rules["yellowfin"].carried}
+    if setting.made_by.kind == "pytorch-optimizer":  # SOAP's, in lists
+        only_ours |= {"row_cov", "col_cov", "row_basis", "col_basis"}
     if setting.rule in ("lars", "novograd"):  # not kept by optax, or without lr; see only_theirs
         ours.pop("momentum_buffer", None), theirs.pop("momentum_buffer", None)
         only_ours |= {"exp_avg", "exp_avg_sq"}

@@ -15,7 +15,7 @@ from torch import nn
 import steepest
 from steepest import check
 from steepest.classes import class_of
-from steepest.formulas.words import sqrt, where
+from steepest.formulas.words import log, sqrt, where
 from test_readme import BLOCKS
 
 EXAMPLE = next(block for block in BLOCKS if "@steepest.rule" in block)
@@ -314,7 +314,7 @@ def AdamW(p, g, *, lr=1e-3):  # noqa: N802
     return p - lr * g
 
 
-WORDS = r"sqrt, abs, sign, maximum, minimum and where from steepest\.formulas\.words"
+WORDS = r"sqrt, log, abs, sign, maximum, minimum and where from steepest\.formulas\.words"
 CHOICE = r"where\(condition, a, b\).*maximum, minimum or sign"
 ORDER = "does not depend on the old one; check the order of the outputs"
 NUMBER = r"give a number.*carried\(start\) or captured\(name\)"
@@ -386,3 +386,49 @@ def test_a_rule_may_be_defined_again_as_in_a_notebook(averaged_sign):
     first, second = once(), once()
     assert first is not second
     assert steepest.rules["mine"] is second
+
+
+def test_an_average_towards_a_number_is_the_same_in_every_backend():
+    """a + h * (1 - a) is no lerp between two tensors."""
+
+    @steepest.rule
+    def towards_one(p, g, m, *, lr=0.1, beta=0.9):
+        m = m + (1 - beta) * (g - m)
+        share = m * m
+        return p - lr * (share + (1 - beta) * (1 - share)) * g, m
+
+    ends = []
+    for backend in ("cpu", "foreach", "eager"):
+        p = torch.nn.Parameter(torch.ones(3))
+        made = steepest.optimizer(towards_one, [p], backend=backend)
+        for t in range(3):
+            p.grad = torch.tensor([1.0, 2.0, 3.0]) * t
+            made.step()
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[0], ends[2])
+    torch.testing.assert_close(ends[1], ends[2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_logarithm_is_the_same_in_every_backend(dtype):
+    @steepest.rule
+    def logarithmic(p, g, m, *, t, lr=0.1, beta=0.9):
+        m = m + (1 - beta) * (g - m)
+        return p - lr * log(1 + abs(m)) * log(2 + t), m
+
+    ends = []
+    for backend in ("cpu", "foreach", "eager"):
+        p = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+        made = steepest.optimizer(logarithmic, [p], backend=backend)
+        wanted, m = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+        for t in range(1, 4):
+            p.grad = torch.tensor([1.0, -2.0, 3.0], dtype=dtype) * t
+            made.step()
+            m = 0.9 * m + 0.1 * p.grad.double()
+            wanted = wanted - 0.1 * m.abs().log1p() * torch.tensor(2.0 + t).double().log()
+        ends.append(p.detach())
+        torch.testing.assert_close(p.detach().double(), wanted, rtol=1e-2, atol=1e-6)
+    assert log(0.0) == float("-inf")
+    assert log(-1.0) != log(-1.0)
+    torch.testing.assert_close(ends[0], ends[2])
+    torch.testing.assert_close(ends[1], ends[2])

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import pkgutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import steepest
-from steepest import bench, catalogue
+from steepest import bench, catalogue, families
 
 SOURCE = Path(steepest.__file__).parent
 EXTRAS = {"optuna", "rich", "scipy", "sklearn", "jinja2", "matplotlib"}
@@ -41,6 +42,16 @@ def test_every_rule_has_a_class_of_its_own_or_torchs():
     for name in steepest.rules:
         made = steepest.optimizer(name, [torch.nn.Parameter(torch.ones(2))])
         assert name in [r.name for r in made.family.members]
+
+
+def test_whatever_torch_optim_has_is_here():
+    found = {n: k for n, k in vars(torch.optim).items() if isinstance(k, type)}
+    for name, kind in found.items():
+        if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
+            taken = inspect.signature(getattr(steepest, name)).parameters
+            assert {*inspect.signature(kind).parameters} <= {*taken, *families.WITHOUT_EFFECT}, name
+    made = steepest.optimizer("lbfgs", torch.nn.Linear(2, 1), line_search_fn="strong_wolfe")
+    assert type(made) is steepest.LBFGS is torch.optim.LBFGS
 
 
 def imports(file):

@@ -8,6 +8,7 @@ from torch import nn
 
 import steepest
 from steepest.backends import cpu, threads
+from steepest.check.foreign import foreign
 
 REDUCING = [n for n, r in steepest.rules.items() if r.trace().reductions and not r.trace().matrix]
 SPANNING = [n for n in REDUCING if steepest.rules[n].trace().spans]
@@ -171,3 +172,55 @@ def test_complex_matrices_are_refused(rule):
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match=f"{rule}: .*complex64.*hand it to another rule"):
         steepest.optimizer(rule, [p]).step()
+
+
+@pytest.mark.parametrize(("shape", "apart"), [((4, 4), False), ((8, 1), True)])
+def test_soap_is_rounding_where_the_first_gradient_does_not_reach(shape, apart):
+    """Of an 8 x 1 gradient seven eigenvectors of the rows are of nothing; so it is with others'."""
+    for make in (steepest.SOAP, foreign("pytorch_optimizer", "SOAP", foreach=False)):
+        ends = []
+        for change in (0.0, 1e-15):
+            p = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
+            optimizer = make([p], lr=0.03)
+            random = torch.Generator().manual_seed(3)
+            for _ in range(9):  # before the first refinement, which one of them rounds to float32
+                p.grad = torch.randn(shape, generator=random, dtype=torch.float64) * (1 + change)
+                optimizer.step()
+            ends.append(p.detach())
+        assert (float((ends[0] - ends[1]).abs().max()) > 1e-6) is apart
+
+
+def test_soap_leaves_a_large_side_alone(monkeypatch):
+    """A dimension above the limit has no covariance, and the step is in the other's basis alone."""
+    from steepest import definition
+    from steepest.backends import eager
+
+    for room in (definition, eager):
+        monkeypatch.setattr(room, "LARGEST", 4)
+    p = torch.nn.Parameter(torch.ones(3, 6, dtype=torch.float64))
+    q = torch.nn.Parameter(torch.ones(3, 6, dtype=torch.float64))
+    ours = steepest.SOAP([p], lr=0.03)
+    theirs = foreign("pytorch_optimizer", "SOAP", max_precondition_dim=4, foreach=False)(
+        [q], lr=0.03
+    )
+    for t in range(30):
+        random = torch.Generator().manual_seed(t)
+        p.grad = torch.randn(3, 6, generator=random, dtype=torch.float64)
+        q.grad = p.grad.clone()
+        ours.step()
+        theirs.step()
+    assert ours.state[p]["col_basis"].shape == (1, 1)
+    torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+def test_soap_takes_a_convolution_as_a_matrix():
+    p = torch.nn.Parameter(torch.ones(3, 2, 2, dtype=torch.float64))
+    q = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+    ones, twos = steepest.SOAP([p], lr=0.03), steepest.SOAP([q], lr=0.03)
+    for t in range(25):
+        random = torch.Generator().manual_seed(t)
+        p.grad = torch.randn(3, 2, 2, generator=random, dtype=torch.float64)
+        q.grad = p.grad.flatten(1).clone()
+        ones.step()
+        twos.step()
+    torch.testing.assert_close(p.flatten(1), q, rtol=0, atol=0)

@@ -2,6 +2,8 @@
 
 import typing as _typing
 
+from torch.optim import LBFGS
+
 from . import formulas as formulas
 from .classes import classes as _classes
 from .classes import optimizer
@@ -20,5 +22,6 @@ if _typing.TYPE_CHECKING:  # a class per family of rules: type checkers do not r
 
 
 __all__ = [
-    "SAM", "Lookahead", "Rule", "convert", "optimizer", "param_groups", "rule", "rules", *_classes
+    "LBFGS", "SAM", "Lookahead", "Rule", "convert", "optimizer", "param_groups", "rule", "rules",
+    *_classes,
 ]  # fmt: skip

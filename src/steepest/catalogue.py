@@ -20,9 +20,9 @@ _LINK = re.compile(r"\b(?:arXiv|doi):\S*\w")
 
 def kind_of(program: Program) -> str:
     """What a backend needs for it: "elementwise", "reducing" (a norm or mean first) or "matrix"."""
-    if getattr(program, "matrix", False):
-        return "matrix"
-    return "reducing" if getattr(program, "reductions", ()) else "elementwise"
+    if program.elementwise:
+        return "elementwise"
+    return "matrix" if program.matrix else "reducing"
 
 
 def said(rule: Rule) -> dict[str, str]:

@@ -60,13 +60,17 @@ def revive(rule: str, called: str) -> RuleOptimizer:
     return kind.__new__(kind)
 
 
-def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> RuleOptimizer:
+def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> Any:
     """An optimizer by name or rule: `optimizer("adabelief", model, lr=1e-3)`.
 
     params: a torch.nn.Module, or whatever torch.optim takes. hyper: the arguments of the class; the
-    members of a pair may be given on their own (`beta1=0.5` for `betas=(0.5, default)`).
+    members of a pair may be given on their own (`beta1=0.5` for `betas=(0.5, default)`). "lbfgs" is
+    torch's own.
     Raises ValueError for an unknown name, with the nearest known one.
     """
+    params = params.parameters() if isinstance(params, torch.nn.Module) else params
+    if rule in ("lbfgs", "LBFGS"):  # torch's own: it looks at the whole loss, and is no rule
+        return torch.optim.LBFGS(params, **hyper)
     kind = class_of(rule)
     for name, (pair, index) in house.PAIRS.items():
         if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
@@ -76,4 +80,4 @@ def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> RuleOptimizer:
             values = list(hyper.get(pair, kind.family.arguments[pair]))
             values[index] = hyper.pop(name)
             hyper[pair] = tuple(values)
-    return kind(params.parameters() if isinstance(params, torch.nn.Module) else params, **hyper)
+    return kind(params, **hyper)

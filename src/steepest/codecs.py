@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Tensors = Sequence[Tensor]
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -28,7 +29,7 @@ def load(x: Tensor, kind: torch.dtype) -> Tensor:
     return view(x.resolve_conj()).to(kind)
 
 
-def store(tensors: Sequence[Tensor], new: Sequence[Tensor], kind: torch.dtype) -> None:
+def store(tensors: Tensors, new: Tensors, kind: torch.dtype) -> None:
     """Write what was computed on copies back, rounded to the nearest."""
     if any(x.dtype not in (kind, kind.to_complex()) for x in tensors):
         torch._foreach_copy_(list(map(view, tensors)), list(new))
@@ -51,11 +52,7 @@ def numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
 
 
 def store_stochastic(
-    tensors: Sequence[Tensor],
-    new: Sequence[Tensor],
-    elements: Sequence[Tensor],
-    seed: int,
-    t: float,
+    tensors: Tensors, new: Tensors, elements: Tensors, seed: int, t: float
 ) -> None:
     """Write float32 numbers into bfloat16 tensors, up or down with the odds of their distances.
 
@@ -68,9 +65,8 @@ def store_stochastic(
     bits += torch.where(finite, noise(every, key(seed, t)), 0)
     bits &= torch.where(finite, ~0xFFFF, -1)  # a nan's mark may be in the low half
     pieces = bits.view(torch.float32).split([x.numel() for x in new])
-    torch._foreach_copy_(
-        list(tensors), [x.view(p.shape) for x, p in zip(pieces, tensors, strict=True)]
-    )
+    shaped = [x.view(p.shape) for x, p in zip(pieces, tensors, strict=True)]
+    torch._foreach_copy_(list(tensors), shaped)
 
 
 def key(seed: int, t: float) -> int:
@@ -100,9 +96,7 @@ def _wrapped(x: Any) -> Any:
     return x.to(torch.int32) if isinstance(x, Tensor) else (x + 2**31) % 2**32 - 2**31
 
 
-def store_compensated(
-    tensors: Sequence[Tensor], new: Sequence[Tensor], compensation: Sequence[Tensor]
-) -> None:
+def store_compensated(tensors: Tensors, new: Tensors, compensation: Tensors) -> None:
     """Write the new numbers rounded to the nearest, and beside them what that cuts off.
 
     Kahan 1965, doi:10.1145/363707.363723; the pair is the sum of two numbers of 16 bits.

@@ -13,16 +13,10 @@ from .trace import Program, TraceError, trace
 rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
 """The key of Kahan's second number in `optimizer.state[p]`, beside those of the rule."""
-_EVERYWHERE = {
-    "params",
-    "backend",
-    "weight_decay",
-    "maximize",
-    "rule",
-    "rounding",
-    "seed",
-    "cautious",
-}
+LARGEST = 10_000
+"""The most rows of a covariance: of a larger dimension, `outer` and `inner` make none."""
+_EVERYWHERE = {"params", "backend", "weight_decay", "maximize", "rule", "rounding", "seed",
+               "cautious", "clip_norm"}  # fmt: skip
 
 
 class Rule:
@@ -44,7 +38,8 @@ class Rule:
     decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled". A rule
         that has a scalar `wd` is given the decay there, and does with it what it will.
     counts: whether the step count is saved; else `t` is 1 at the first step and 2 ever after.
-    shapes: state -> "rows" or "columns", the shape of row_mean and column_mean of the parameter.
+    shapes: state -> "rows", "columns", "outer" or "inner", the shape that row_mean, column_mean,
+        outer and inner make of the parameter's.
         A bool `matrix` among the choices is set for each parameter: whether it has 2 dimensions.
     sparse: what a sparse gradient does: "rows" steps those that it has (all at the first step),
         "dense" fills it up with zeros, "" refuses it.
@@ -64,9 +59,9 @@ class Rule:
         shapes: Mapping[str, str] | None = None,
     ) -> None:
         if not inspect.isfunction(function) or not function.__name__.isidentifier():
+            cure = "write `def name(p, g, *, lr=1e-3)`"
             raise TypeError(
-                f"@rule was given {function!r}, expected a function with a name; write "
-                "`def name(p, g, *, lr=1e-3)`"
+                f"@rule was given {function!r}, expected a function with a name; {cure}"
             )
         self.function, self.name = function, function.__name__
         self.decay, self.counts, self.sparse = decay, counts, sparse
@@ -82,14 +77,12 @@ class Rule:
             self._refuse(f"its states have the keys {keyed}", cure)
         if taken := _EVERYWHERE & {*self.scalars, *self.choices}:
             self._refuse(f"a scalar is called {min(taken)!r}", "rename it: every class has that")
-        self.limits = {
-            n: (limit, "") if isinstance(limit, str) else limit
-            for n, limit in {**_LIMITS, **(limits or {})}.items()
-            if n in self.defaults
-        }
+        every = {**_LIMITS, **(limits or {})}
+        mine = {n: every[n] for n in self.defaults if n in every}
+        self.limits = {n: (x, "") if isinstance(x, str) else x for n, x in mine.items()}
         self.search = dict(search or {})
-        if "lr" in self.defaults and "lr" not in self.search:
-            self.search["lr"] = (self.defaults["lr"] / 30, self.defaults["lr"] * 30)
+        if (lr := self.defaults.get("lr")) is not None:
+            self.search.setdefault("lr", (lr / 30, lr * 30))
         if decay not in ("coupled", "decoupled"):
             self._refuse(f"decay={decay!r}", 'say decay="coupled" or decay="decoupled"')
         if sparse not in ("", "rows", "dense"):
@@ -117,7 +110,7 @@ class Rule:
                 if name == "t":
                     self._refuse("t stands left of `*`", "put it right of it, with the scalars")
                 if default is not kinds.empty:
-                    cure = "put a scalar right of `*`; for a state that does not start at zero "
+                    cure = "put a scalar right of `*`; for a start other than zero "
                     cure += f"write where(t > 1, {name}, start)"
                     self._refuse(f"tensor {name!r} has a default", cure)
                 self.states.append(name)
@@ -133,20 +126,14 @@ class Rule:
                 self.defaults[name] = default
             else:
                 given = "no default" if default is kinds.empty else f"the default {default!r}"
-                cure = (
-                    "give a number (beta1 and beta2 instead of a pair), a bool or str (a choice), "
-                )
+                cure = "give a number (beta1 and beta2 for a pair), a bool or str, "
                 cure += "carried(start) or captured(name)"
                 self._refuse(f"scalar {name!r} has {given}", cure)
         if len(self.states) < 2:
             what = f"it takes {len(self.states)} tensors"
             self._refuse(what, "begin with the parameter and its gradient")
-        self.scalars: tuple[str, ...] = (
-            *["t"] * self.counted,
-            *self.defaults,
-            *self.carried,
-            *self.captured,
-        )
+        named = [*self.defaults, *self.carried, *self.captured]
+        self.scalars = (*["t"] * self.counted, *named)
         self.tensors = tuple(self.states)
         self.states = tuple(self.states[2:])
         for name, source in self.captured.items():
@@ -160,11 +147,8 @@ class Rule:
         for values in itertools.product(*options):
             program = self.trace((), **dict(zip(self.choices, values, strict=True)))
             read |= any(a is program.inputs[g] for node in program.body for a in node.args)
-            for name in (p, *self.states):
-                if name in program.outputs:
-                    changed.add(name)
-                if program.depends(name):
-                    kept.add(name)
+            changed |= {*program.outputs}
+            kept |= {*filter(program.depends, (p, *self.states))}
         if not read:
             self._refuse(f"the gradient {g!r} is never read", "make the step of it")
         for name in (p, *self.states):
@@ -177,6 +161,9 @@ class Rule:
     def shape(self, key: str, like: Any) -> Any:
         """The shape of the state with that key, of a parameter of shape `like`."""
         kind = next((kind for s, kind in self.shapes.items() if self.keys[s] == key), "")
+        if kind in ("outer", "inner"):
+            size = like[0] if kind == "outer" else math.prod(like[1:])
+            return (size, size) if size <= LARGEST else (1, 1)
         if kind == "rows":
             return (*like[:-1], 1)
         return (*like[:-2], 1, *like[-1:]) if kind == "columns" else like
@@ -190,9 +177,7 @@ class Rule:
 
     def __call__(self, *tensors: Any, **scalars: Any) -> Any:
         if len(tensors) != len(self.tensors):
-            raise TypeError(
-                f"rule {self.name} takes the tensors {self.tensors}, got {len(tensors)}"
-            )
+            raise TypeError(f"{self.name} takes the tensors {self.tensors}, got {len(tensors)}")
         for name, source in self.captured.items():
             scalars.setdefault(name, scalars.get(source, self.defaults[source]))
         for name, default in (*self.defaults.items(), *self.carried.items()):
@@ -234,11 +219,10 @@ def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
     made = Rule(function, **about)
     plain = made.name.replace("_", "").lower()  # as its class is called, whatever the capitals
     for known in rules.values():
-        here = known.name == made.name and inspect.getmodule(known.function) is inspect.getmodule(
-            function
-        )
-        if known.name.replace("_", "").lower() == plain and not here:
-            other = "" if known.name == made.name else f", {known.name}"
+        same = known.name == made.name
+        again = same and inspect.getmodule(known.function) is inspect.getmodule(function)
+        if known.name.replace("_", "").lower() == plain and not again:
+            other = "" if same else f", {known.name}"
             made._refuse(f"a rule of that name exists{other}", "give the function another name")
     rules[made.name] = made
     return made

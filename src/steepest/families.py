@@ -25,14 +25,14 @@ Group = Mapping[str, Any]
 PAIRS = {
     "beta1": ("betas", 0), "beta2": ("betas", 1), "beta3": ("betas", 2), "etaminus": ("etas", 0),
     "etaplus": ("etas", 1), "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1),
-    "eps1": ("eps", 0), "eps2": ("eps", 1), "wd": ("weight_decay", None),
+    "eps1": ("eps", 0), "eps2": ("eps", 1), "ns_a": ("ns_coefficients", 0),
+    "ns_b": ("ns_coefficients", 1), "ns_c": ("ns_coefficients", 2), "wd": ("weight_decay", None),
 }  # fmt: skip
 """Scalar of a rule -> where it stands in a group. A rule that takes `wd` decays by itself."""
 # accepted, so that a program need not change; the backend is chosen by device
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
-# for every class: where the bytes are, and what stands after the rule; these are in a group only if
-# they were given
-STORAGE = {"rounding": None, "seed": 0, "cautious": False}
+# for every class: where the bytes are, and what stands around the rule; in a group only if given
+STORAGE = {"rounding": None, "seed": 0, "cautious": False, "clip_norm": None}
 ROUNDINGS = ("stochastic", "kahan")
 _DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 _DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple", "fixed_decay"}
@@ -87,7 +87,9 @@ class Family:
     def select(self, group: Group) -> Selection:
         """Rule, modifiers and static choices of a group."""
         rule = self.rule(group)
-        before: list[Callable[..., Any]] = [modifiers.maximize] if group.get("maximize") else []
+        before: list[Callable[..., Any]] = []
+        before += [modifiers.clipped] * (group.get("clip_norm") is not None)
+        before += [modifiers.maximize] * bool(group.get("maximize"))
         if group.get("weight_decay") and "wd" not in rule.defaults:
             usual = rule.decay == "decoupled"
             decoupled = next((group[name] for name in _DECOUPLED if name in group), usual)
@@ -145,10 +147,10 @@ class Family:
     def validate(self, group: Group) -> None:
         """Raise TypeError or ValueError for an option that is no number or out of limits."""
         rule = self.rule(group)
-        limits = {**rule.limits, "weight_decay": ("[0, inf)", "")}
-        for name in (*rule.defaults, "weight_decay"):
+        limits = {**rule.limits, "weight_decay": ("[0, inf)", ""), "clip_norm": ("(0, inf]", "")}
+        for name in (*rule.defaults, "weight_decay", "clip_norm"):
             key, index = PAIRS.get(name, (name, None))
-            if key not in group:
+            if key not in group or (key == "clip_norm" and group[key] is None):
                 continue
             given, size = group[key], max(2, len(members_of(key, rule)))
             if index is not None and not (isinstance(given, (tuple, list)) and len(given) == size):
@@ -180,6 +182,12 @@ class Family:
             raise ValueError(
                 f"{self.name}: rounding={rounding!r} was given with differentiable=True, expected "
                 "one of them; autograd does not go through a rounding"
+            )
+        if group.get("clip_norm") is not None and not rule.trace().elementwise:
+            raise ValueError(
+                f"{self.name}: clip_norm={group['clip_norm']!r} was given, expected None, as its "
+                "rule looks at whole tensors itself; call torch.nn.utils.clip_grad_norm_ before "
+                "the step"
             )
         if complaint := self.check(group):
             raise ValueError(f"{self.name}: {complaint}")
@@ -223,7 +231,7 @@ def _arguments(rule: Rule) -> dict[str, Any]:
     return (
         found
         | {n: v for n, v in rule.choices.items() if n != "matrix"}
-        | {"weight_decay": 0.0, "maximize": False, "differentiable": False}
+        | {"weight_decay": rule.defaults.get("wd", 0.0), "maximize": False, "differentiable": False}
     )
 
 
@@ -296,7 +304,8 @@ _ADOPT = {
 _NAMES = {
     "amsgrad": "AMSGrad", "eadam": "EAdam", "amsbound": "AMSBound", "msvag": "MSVAG",
     "novograd": "NovoGrad", "lars": "LARS", "lamb": "LAMB", "swats": "SWATS", "mars": "MARS",
-    "ademamix": "AdEMAMix", "schedule_free_sgd": "SGDScheduleFree",
+    "soap": "SOAP", "yellowfin": "YellowFin", "ademamix": "AdEMAMix",
+    "schedule_free_sgd": "SGDScheduleFree",
     "schedule_free_adamw": "AdamWScheduleFree",
 }  # fmt: skip
 

@@ -22,7 +22,8 @@ _LETTERS = {"p": ("theta", "x"), "lr": ("alpha", "eta", "gamma"), "momentum": ("
 _INFIX = {"add": ("+", 2), "sub": ("-", 2), "gt": (">", 1), "ge": (r"\geq", 1), "lt": ("<", 1),
           "le": (r"\leq", 1), "eq": ("=", 1), "ne": (r"\neq", 1)}  # fmt: skip
 _FENCED = {
-    "sqrt": r"\sqrt{%s}", "abs": r"\left| %s \right|", "norm": r"\left\Vert %s \right\Vert",
+    "sqrt": r"\sqrt{%s}", "log": r"\ln\left(%s\right)",
+    "abs": r"\left| %s \right|", "norm": r"\left\Vert %s \right\Vert",
     "maximum": r"\max\left(%s\right)", "minimum": r"\min\left(%s\right)",
 }  # fmt: skip
 _MACHINERY = (__name__, Tape.__module__, "steepest.formulas.words")
@@ -211,6 +212,8 @@ class _Writer:
         if op == "where":
             condition, then, other = (self.within(a, 1) for a in args)
             return rf"{then} \; \mathrm{{if}} \; {condition} \; \mathrm{{else}} \; {other}", 0
+        while op in ("maximum", "minimum") and args[0].op == op and args[0] not in self.names:
+            args = (*args[0].args, *args[1:])  # the largest of three, not of two and one
         call = _FENCED.get(op, rf"\operatorname{{{op.replace('_', '')}}}\left(%s\right)")
         return call % ", ".join(self.text(a)[0] for a in args), ATOM
 

@@ -38,7 +38,10 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
     (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the
-    nearest, with what that cuts off in a second number of 16 bits, the state "compensation". A
+    nearest, with what that cuts off in a second number of 16 bits, the state "compensation".
+    cautious: only what goes against the newest gradient. clip_norm: as
+    torch.nn.utils.clip_grad_norm_ before the step, over the parameters of a group, dtype and
+    device, in the same loop; the gradients themselves stay as they are. A
     group may say `rule`, the name of a rule of its own, whose defaults it then takes; rounding and
     seed are those of the optimizer in every group that says nothing else.
 
@@ -64,8 +67,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 f"{self._called}: params is empty, expected at least one tensor; pass "
                 "model.parameters(), and a new generator if this one was used up"
             )
-        if options.get("rounding") is None:
-            options.pop("rounding", None)
+        options = {n: v for n, v in options.items() if v is not None or n not in house.STORAGE}
         super().__init__(params, {**self.family.arguments, **options})
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
@@ -105,11 +107,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         family = self._family(param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
             param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
-        defaults = self.defaults
-        if family is not self.family:  # only where the bytes are is for all
-            shared = {n: v for n, v in defaults.items() if n in house.STORAGE}
-            defaults = {**family.arguments, **shared}
-        group = {**defaults, **param_group}
+        shared = {n: v for n, v in self.defaults.items() if n in house.STORAGE}
+        # only where the bytes are is for all
+        own = self.defaults if family is self.family else {**family.arguments, **shared}
+        group = {**own, **param_group}
         if group.get("rounding") == "stochastic":
             group.setdefault("seed", 0)
         family.misspelt(param_group)
@@ -194,30 +195,23 @@ class RuleOptimizer(torch.optim.Optimizer):
             same = len(params) == len(old) and all(map(is_, params, old))
             if known != watched or not same:
                 self._check_options(family, group)
-                wanted = Wanted(
-                    family.select(group),
-                    self.backend,
-                    bool(group.get("differentiable")),
-                    group.get("rounding"),
-                    group.get("seed", 0),
-                )
+                stored = {n: group[n] for n in ("rounding", "seed") if n in group}
+                differentiable = bool(group.get("differentiable"))
+                wanted = Wanted(family.select(group), self.backend, differentiable, **stored)
                 if wanted != made or not same:
                     if old and not same and any("seed" in g for g in self.param_groups):
                         raise Stale  # the elements of later groups have other numbers now
-                    unique = list({id(p): p for p in params}.values())
-                    mine = parts(
-                        wanted, unique, lambda p: self.state.get(p, {}), self._first().__getitem__
-                    )
+                    unique, first = [*dict.fromkeys(params)], self._first()
+                    mine = parts(wanted, unique, self.state.get, first.__getitem__)
                     new += mine
                 self._parts[index] = watched, list(params), wanted, mine
             scalars = {}
             for part in mine:
-                names = part.program.scalars
-                if part.program not in scalars:
-                    scalars[part.program] = [
-                        family.scalar(group, n, part.program.rule) for n in names if n != "t"
-                    ]
-                work.append(part.ready(scalars[part.program]))
+                program = part.program
+                if program not in scalars:
+                    names = [n for n in program.scalars if n != "t"]
+                    scalars[program] = [family.scalar(group, n, program.rule) for n in names]
+                work.append(part.ready(scalars[program]))
         return [lambda: self._commit(new), *work] if new else work
 
     def _check_options(self, family: house.Family, group: dict[str, Any]) -> None:
@@ -242,22 +236,16 @@ class RuleOptimizer(torch.optim.Optimizer):
                 return True
         except RuntimeError:  # two different tensors of several elements have no truth
             return True
-        if self._by_identity and not all(map(is_, flat, self._snapshot)):
-            return True
-        return list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
+        copied = self._by_identity and not all(map(is_, flat, self._snapshot))
+        return copied or list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
 
     def _commit(self, new: list[Part]) -> None:
-        born = {
-            p: (part, k)
-            for part in new
-            for k, p in enumerate(part.owners)
-            if part.states[k] or p in self.state
-        }
+        found = {p: (part, k) for part in new for k, p in enumerate(part.owners)}
         # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
         # state in this order, and a shard may be empty in one process alone
-        for p in chain.from_iterable(group["params"] for group in self.param_groups):
-            if p in born:
-                part, k = born.pop(p)
+        for p in filter(found.__contains__, self._first()):
+            part, k = found[p]
+            if part.states[k] or p in self.state:
                 mine, planned = self.state[p], part.states[k] or {}
                 mine.update(planned)
                 for key in mine.keys() - planned.keys():

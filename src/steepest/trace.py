@@ -13,20 +13,21 @@ import operator
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from .formulas import words
 from .formulas.words import Number
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow"}
-_WORDS = {w: getattr(words, w) for w in ("sqrt", "abs", "sign", "maximum", "minimum")}
+_WORDS = {w: getattr(words, w) for w in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
 REDUCTIONS = ("norm", "mean", "total")
 """Words that make one scalar of a tensor: there the program is cut into two passes."""
 SIZES = ("rows", "columns", "precision")
-MATRIX = ("row_mean", "column_mean", "orthogonal", *SIZES)
+MATRIX = ("row_mean", "column_mean", "orthogonal", "outer", "inner", "turned", "turned_back",
+          "eigenvectors", "refined", "ranked", *SIZES)  # fmt: skip
 """Words that torch alone can say: a rule that uses them runs as it is written."""
 _FOLD: dict[str, Callable[..., Any]] = {
     **{op: getattr(operator, name) for op, name in _ARITHMETIC.items()},
@@ -40,13 +41,24 @@ _CHOOSE = (
     "sign, and make a switch a bool or str argument"
 )
 _WRITE = (
-    "write new values with + - * / ** (m = beta * m + g) and with sqrt, abs, sign, maximum, "
+    "write new values with + - * / ** (m = beta * m + g) and with sqrt, log, abs, sign, maximum, "
     "minimum and where from steepest.formulas.words"
 )
 
 
 class TraceError(TypeError):
     """A rule does what a traced function cannot; the message says what to write instead."""
+
+
+def _unknown(kind: str, cure: str = _CHOOSE) -> TraceError:
+    return TraceError(f"{kind} of a traced value, which is not known before the step; {cure}")
+
+
+def _refusing(kind: str, cure: str = _CHOOSE) -> Any:
+    def refuse(self: Any, *_: Any, **__: Any) -> Any:
+        raise _unknown(kind, cure)
+
+    return refuse
 
 
 class Node:
@@ -62,22 +74,13 @@ class Node:
 
     __hash__ = object.__hash__
 
-    def _refuse(self, kind: str, cure: str = _CHOOSE) -> Any:
-        raise TraceError(f"{kind} of a traced value, which is not known before the step; {cure}")
-
-    def __bool__(self) -> bool:
-        return self._refuse("`if`, `and`, `not` or max()")
-
-    def __float__(self) -> float:
-        return self._refuse("float() or a function of math", _WRITE)
-
-    __int__ = __index__ = __float__  # type: ignore[assignment]
-
-    def __array__(self, *_: Any, **__: Any) -> Any:
-        return self._refuse("a function of numpy", _WRITE)
+    __bool__ = _refusing("`if`, `and`, `not` or max()")
+    __float__ = __int__ = __index__ = _refusing("float() or a function of math", _WRITE)
+    __array__ = _refusing("a function of numpy", _WRITE)
+    __iter__ = _refusing("a loop over the elements")
 
     def __array_ufunc__(self, function: Any, *_: Any, **__: Any) -> Any:
-        return self._refuse(f"numpy.{function.__name__}", _WRITE)
+        raise _unknown(f"numpy.{function.__name__}", _WRITE)
 
     @classmethod
     def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> Any:
@@ -87,9 +90,6 @@ class Node:
         if name.startswith("__"):  # what Python and its libraries ask of any object
             raise AttributeError(name)
         raise TraceError(f".{name} of a traced value, which has no methods and no memory; {_WRITE}")
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._refuse("a loop over the elements")
 
     def __neg__(self) -> "Node":
         return self.tape.make("mul", -1.0, self)
@@ -133,11 +133,11 @@ class Tape:
 
     def make(self, op: str, *values: Any) -> Node:
         a, *rest = args = [v if isinstance(v, Node) else self.constant(v) for v in values]
-        host = all(x.host for x in args)
+        host = op in SIZES or all(x.host for x in args)
         if op in _COMPARISONS and not host:
-            a._refuse("a comparison")
+            raise _unknown("a comparison")
         if op == "where" and not a.host:
-            a._refuse("a where()")
+            raise _unknown("a where()")
         if op in _FOLD and all(x.op == "const" for x in args):
             return self.constant(_FOLD[op](*(Number(x.value) for x in args)))
         b = rest[0] if rest else a
@@ -146,30 +146,27 @@ class Tape:
                 raise TraceError(f"a {op} of what is made of another norm or mean; take it apart")
             return self.node(op, (a,), True) if not a.host else abs(a) if op == "norm" else a
         match op:
-            case _ if op in SIZES:
-                return self.node(op, (a,), True)
             case "where" if a.op == "const" or b is rest[1]:
                 return b if a.value != 0 else rest[1]
-            case "add" if a.value == 0 and a.op == "const":
+            # only a constant's value is a number
+            case "add" if a.value == 0:
                 return b
-            case "add" | "sub" if b.value == 0 and b.op == "const":
+            case "add" | "sub" if b.value == 0:
                 return a
+            case "mul" if 1 in (a.value, b.value):
+                return b if a.value == 1 else a
             case "mul":
                 if b.host and not a.host:
                     a, b = args = [b, a]
-                if a.value == 1 and a.op == "const":
-                    return b
-                if b.value == 1 and b.op == "const":
-                    return a
                 # host factors gather in front: lr * (m * h) is one multiplication per element
                 if not b.host and a.host and b.op == "mul" and b.args[0].host:
                     return self.make("mul", self.make("mul", a, b.args[0]), b.args[1])
             case "div" if b.host and not a.host:
                 # a division costs a quarter of the loop's time
                 return self.make("mul", self.make("div", 1, b), a)
-            case "pow" if b.op == "const" and b.value == 2:
+            case "pow" if b.value == 2:
                 return self.make("mul", a, a)
-            case "pow" if b.op == "const" and b.value in (0.5, 1):
+            case "pow" if b.value in (0.5, 1):
                 return a if b.value == 1 else self.make("sqrt", a)
         return self.node(op, tuple(args), host)
 
@@ -195,40 +192,36 @@ class Program:
     slots: the host nodes that the body reads. scalars: names of the host inputs, `t` first.
     reductions: the norms, means and totals that hosts are made of; `first` is the pass that adds
     them up, spans says whether one is over all parameters. matrix: only torch can run it.
+    elementwise: it has neither.
     """
 
     def __init__(self, rule: Any, tensors: list[Node], new: list[Node], modifiers: Any) -> None:
         self.rule, self.modifiers = rule, modifiers
-        count = 1 + len(rule.states)
-        names = (rule.tensors[0], *rule.states)
+        p, names = rule.tensors[0], (rule.tensors[0], *rule.states)
+        made = dict(zip((*names, *rule.carried), new, strict=True))
         self.inputs = dict(zip(rule.tensors, tensors, strict=True))
-        self.outputs = {
-            n: node
-            for n, node in zip(names, new, strict=False)
-            if node is not self.inputs[n] or n == names[0]
-        }
-        self.carried = dict(zip(rule.carried, new[count:], strict=True))
+        self.outputs = {n: made[n] for n in names if n == p or made[n] is not self.inputs[n]}
+        self.carried = {n: made[n] for n in rule.carried}
         self._lay()
         ends = (*self.outputs.values(), *self.carried.values())
         ordered = _sorted(ends, through=True)
-        inputs = [n.value for n in ordered if n.host and n.op == "input"]
-        self.scalars = sorted((n for n in inputs if n not in self.carried), key=lambda n: n != "t")
+        read = {n.value: n for n in ordered if n.op == "input"}
+        scalars = [n for n in read if read[n].host and n not in self.carried]
+        self.scalars = sorted(scalars, key=lambda n: n != "t")
         self.counts = "t" in self.scalars
-        self.states = [
-            s for s in rule.states if s in self.outputs or any(n is self.inputs[s] for n in ordered)
-        ]
+        self.states = [s for s in rule.states if s in self.outputs or s in read]
         self.reductions = [n for n in ordered if n.op in REDUCTIONS]
         self.spans = any(n.op == "total" for n in self.reductions)
         # where a rule has two ways, only the one that counts saves its count
         self.saves_count = rule.counts and (self.counts or "matrix" not in rule.choices)
         self.matrix = any(n.op in MATRIX for n in ordered) or "matrix" in rule.choices
+        self.elementwise = not (self.reductions or self.matrix)
         self.first: Program | None = None
         if self.reductions:
             self.first = first = copy.copy(self)
             first.reductions = []
             first.outputs = {f"sum{i}": n.args[0] for i, n in enumerate(self.reductions)}
-            carried = {n.value: n for n in ordered if n.op == "input" and n.value in self.carried}
-            first.carried = {c: carried.get(c, tensors[0].tape.constant(0)) for c in self.carried}
+            first.carried = {c: read.get(c, tensors[0].tape.constant(0)) for c in self.carried}
             first._lay()
 
     def _lay(self) -> None:
@@ -266,19 +259,18 @@ def _sorted(ends: Iterable[Node], through: bool = False) -> list[Node]:
     return list(order)
 
 
-def trace(
-    rule: Any, modifiers: tuple[Callable[..., Any], ...] = (), choices: dict[str, Any] | None = None
-) -> Program:
+def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str, Any]) -> Program:
     """Call the rule on symbols, behind its modifiers, with the static choices bound."""
     tape = Tape()
     tensors = [tape.node("input", (), False, n) for n in rule.tensors]
-    scalar = {n: tape.node("input", (), True, n) for n in ("lr", "weight_decay", *rule.scalars)}
-    mine = {n: scalar[n] for n in rule.scalars}
+    names = ("lr", "weight_decay", "clip_norm", *rule.scalars)
+    scalar = {n: tape.node("input", (), True, n) for n in names}
+    given = {**{n: scalar[n] for n in rule.scalars}, **choices}
     p, g = tensors[:2]
     for modifier in modifiers:
         p, g = modifier(p, g, **{n: scalar[n] for n in scalars_of(modifier)})
     try:
-        new = _call_and_label(rule.function, (p, g, *tensors[2:]), {**mine, **(choices or {})})
+        new = _call_and_label(rule.function, (p, g, *tensors[2:]), given)
     except TraceError:
         raise
     except (TypeError, ValueError) as error:
@@ -286,17 +278,16 @@ def trace(
         raise TraceError(f"called on traced values it raised {said}; {_WRITE}") from error
     expected = (rule.tensors[0], *rule.states, *rule.carried)
     if new is None or isinstance(new, (list, dict)):
-        given = "nothing" if new is None else f"a {type(new).__name__}"
-        raise TraceError(f"it returns {given}; end it with `return {', '.join(expected)}`")
-    new = list(new) if isinstance(new, tuple) else [new]
+        what = "nothing" if new is None else f"a {type(new).__name__}"
+        raise TraceError(f"it returns {what}; end it with `return {', '.join(expected)}`")
+    new = new if isinstance(new, tuple) else (new,)
+    new = [tape.constant(x) if isinstance(x, (int, float)) else x for x in new]
     if len(new) != len(expected):
         raise TraceError(
             f"it returns {len(new)} values; expected {len(expected)}, the new "
             f"({', '.join(expected)}) in this order (what stands left of `*` is a tensor)"
         )
-    for i, (name, value) in enumerate(zip(expected, new, strict=True)):
-        if isinstance(value, (int, float)):
-            new[i] = value = tape.constant(value)
+    for name, value in zip(expected, new, strict=True):
         if not isinstance(value, Node):
             raise TraceError(
                 f"its output {name!r} is {value!r}; return an expression of its arguments"
@@ -332,28 +323,25 @@ def _call_and_label(function: Any, args: Any, scalars: Any) -> Any:
     return result
 
 
-# operator -> (template, how strongly it binds)
-_TEMPLATE = {
-    "where": ("{1} if {0} else {2}", 0), "gt": ("{} > {}", 1), "ge": ("{} >= {}", 1),
-    "lt": ("{} < {}", 1), "le": ("{} <= {}", 1), "eq": ("{} == {}", 1), "ne": ("{} != {}", 1),
-    "add": ("{} + {}", 2), "sub": ("{} - {}", 2), "mul": ("{} * {}", 3), "div": ("{} / {}", 3),
-    "pow": ("{} ** {}", 4),
-}  # fmt: skip
-
-
 class Printer:
     """Prints nodes as Python assignments, one per value that has a name or is used twice."""
+
+    # operator -> (template, how strongly it binds)
+    templates: ClassVar = {
+        "where": ("{1} if {0} else {2}", 0), "gt": ("{} > {}", 1), "ge": ("{} >= {}", 1),
+        "lt": ("{} < {}", 1), "le": ("{} <= {}", 1), "eq": ("{} == {}", 1), "ne": ("{} != {}", 1),
+        "add": ("{} + {}", 2), "sub": ("{} - {}", 2), "mul": ("{} * {}", 3),
+        "div": ("{} / {}", 3), "pow": ("{} ** {}", 4),
+    }  # fmt: skip
 
     def __init__(self, program: Program, taken: Iterable[str] = ()) -> None:
         self.program, self.names, self.taken = program, {}, set(taken)
 
     def name(self, node: Node, stem: str) -> str:
         """A free identifier for the node: its label in the rule, else the stem with a number."""
-        wishes = itertools.chain(
-            [node.label, f"{node.label}_new"] if node.label else (),
-            (f"{stem}{i}" for i in itertools.count(1)),
-        )
-        name = next(wish for wish in wishes if wish not in self.taken)
+        wishes = [node.label, f"{node.label}_new"] if node.label else []
+        more = (f"{stem}{i}" for i in itertools.count(1))
+        name = next(x for x in itertools.chain(wishes, more) if x not in self.taken)
         self.taken.add(name)
         self.names[node] = name
         return name
@@ -367,14 +355,12 @@ class Printer:
             return self.names[node]
         if node.op == "const":
             return self.constant(node)
-        if node.op not in _TEMPLATE:
+        if node.op not in self.templates:
             return f"{node.op}({', '.join(map(self.expression, node.args))})"
-        template, binds = _TEMPLATE[node.op]
+        template, binds = self.templates[node.op]
         # the order of the operations is the program's, so only a first operand may go bare
-        first = binds + 0.5 if node.op in ("pow", "where") else binds
-        args = [
-            self.expression(a, first if i == 0 else binds + 0.5) for i, a in enumerate(node.args)
-        ]
+        bare = binds + 0.5 * (node.op in ("pow", "where"))
+        args = [self.expression(a, binds + 0.5 if i else bare) for i, a in enumerate(node.args)]
         text = template.format(*args)
         return f"({text})" if binds < above else text
 
@@ -393,25 +379,21 @@ class Printer:
 
 
 # what generated code calls its own things
-RESERVED = frozenset({
-    "torch", "full", "address", "addresses", "job", "n", "integers", "doubles", "singles", "reals",
-    "real", "float64", "rows", "row_of", "row", "steps", "carried", "scalar", "k", "chunks",
-    "count", "borders", "piece", "take", "c", "i", "zero", "fit", "host", "halves", "widen",
-    "narrow", "cut", "dither", "firsts", "keys", "first", "key", "compensation", "now", "grad",
-    "new", "low", "sums", "starts",
-})  # fmt: skip
+RESERVED = frozenset(re.findall(r"\w+", """
+    torch full address addresses job n integers doubles singles reals real float64 rows
+    row_of row steps carried scalar k chunks count borders piece take c i zero fit host
+    halves widen narrow cut dither firsts keys first key compensation now grad new sums
+    starts only pieces
+"""))  # fmt: skip
 
 
 def spelt(name: str) -> str:
     """A name of the user's in generated code: with a stroke where the code has that name itself."""
-    return (
-        name + "_" if name in RESERVED or re.fullmatch(r"(x|h|c|sum|either_x)\d*_*", name) else name
-    )
+    taken = name in RESERVED or re.fullmatch(r"(x|h|c|sum|either_x)\d*_*", name)
+    return f"{name}_" if taken else name
 
 
-def host_body(
-    program: Program, taken: Iterable[str] = ()
-) -> tuple[list[str], list[str], list[str]]:
+def host_body(program: Program, taken: Iterable[str] = ()) -> tuple[list[str], ...]:
     """The host scalars as Python: assignments, then the slots' and the next carried expressions."""
     inputs = [spelt(n) for n in (*program.scalars, *program.carried)]
     printer = Printer(program, taken={*taken, *inputs, *_WORDS})

@@ -9,28 +9,30 @@ equal elements, with borders that depend on sizes alone; threads take pieces by 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
 
+from ..codecs import Tensors
 from ..trace import RESERVED, Node, Printer, Program, host_body, spelt
 from . import machine, threads
 
 CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
 
-# the job: one array of int64 that the loop reads its addresses and sizes from
-(NEXT, PIECES, TENSORS, ADDRESSES, STEPS, CARRIED, SCALARS, ROWS, ROW_OF, CHUNKS, COUNT, BORDERS,
- ONLY, FIRSTS, KEYS, SUMS, STARTS) = range(17)  # fmt: skip
+# the job: one array of int64, these numbers and then the addresses of the arrays, which stand here
+# by the type of their elements
+NEXT, ONLY, PIECES, TENSORS, COUNT = range(5)
+ARRAYS = {
+    "integers": ("addresses", "row_of", "chunks", "borders", "starts", "firsts", "keys"),
+    "doubles": ("carried", "scalar", "rows", "sums"),
+    "singles": ("steps",),
+}
 
 _SOURCE = """\
 def {name}(address):
     job = integers(address)
-    n, addresses, row_of, rows = job[2], integers(job[3]), integers(job[8]), doubles(job[7])
-    chunks, count, borders = integers(job[9]), job[10], integers(job[11])
-    sums, starts = doubles(job[15]), integers(job[16])
-    if job[0] < 0:  # the host scalars: one row for each run of tensors with equal counts
-        steps, carried, scalar = singles(job[4]), doubles(job[5]), doubles(job[6])
+    only, pieces, n, count = job[1], job[2], job[3], job[4]
+{arrays}    if job[0] < 0:  # the host scalars: one row for each run of tensors with equal counts
 {unpack}        row = -{slots}
         for k in range(n):
             if addresses[n + k] == 0:  # no gradient
@@ -38,30 +40,26 @@ def {name}(address):
             t = float64(steps[k]) + 1.0
 {changed}{host}            row_of[k] = row
 {counted}        job[0] = 0
-        if job[12] != 0:
+        if only != 0:
             return
-{noise}    while True:
+    while True:
         piece = take(job)
-        if piece >= job[1]:
+        if piece >= pieces:
             return
         for c in range(borders[piece], borders[piece + 1]):
             k = chunks[c]
             if addresses[n + k] == 0:
                 continue
             row = row_of[k]
-{pointers}{constants}{counter}            for i in range(chunks[count + c], chunks[2 * count + c]):
+{pointers}{constants}            for i in range(chunks[count + c], chunks[2 * count + c]):
 {loop}{summed}"""
 
 
 class _Loop(Printer):
+    templates: ClassVar = {**Printer.templates, "where": ("{1} if {0} != zero else {2}", 0)}
+
     def constant(self, node: Node) -> str:
         return f"real({super().constant(node)})"
-
-    def expression(self, node: Node, above: float = -1) -> str:
-        if node.op == "where" and node not in self.names:
-            condition, *sides = (self.expression(a, 1) for a in node.args)
-            return f"({sides[0]} if {condition} != zero else {sides[1]})"
-        return super().expression(node, above)
 
 
 def _indent(lines: Sequence[str], depth: int) -> str:
@@ -74,10 +72,7 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
     storage: how bfloat16 parameters are rounded, "nearest", "stochastic" or "kahan"; "" for others.
     first: the pass that adds up, in float64 and for each chunk, what norms and means are made of.
     """
-    program = whole
-    if first:
-        assert whole.first
-        program = whole.first
+    program = (whole.first if first else None) or whole
     p, g = program.rule.tensors[:2]
     tensors = [spelt(x) for x in (p, g, *program.states)]
     scalars = [spelt(s) for s in program.scalars if s != "t"]
@@ -106,131 +101,95 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
     start = [f"{old} = 0.0" for old, _ in memo] + [f"next_{c} = 0.0" for c in carried]
     write = [f"carried[{i} * n + k] = next_{c}" for i, c in enumerate(carried)]
 
-    dithered = storage == "stochastic"
     printer = _Loop(program, taken={*RESERVED, *tensors})
     for name in program.rule.tensors:
         printer.names[program.inputs[name]] = f"{spelt(name)}[i]"
-    start_of_loop, halves = [], tensors[:2] if storage else []
+    lines, halves, dithered = [], tensors[:2] if storage else [], storage == "stochastic"
     if storage:
         printer.names |= {program.inputs[p]: "now", program.inputs[g]: "grad"}
-        start_of_loop = [f"now, grad = widen({tensors[0]}[i]), widen({tensors[1]}[i])"]
+        lines.append(f"now, grad = widen({tensors[0]}[i]), widen({tensors[1]}[i])")
     if storage == "kahan":
-        start_of_loop.append("now = now + widen(compensation[i])")
+        lines.append("now = now + widen(compensation[i])")
         tensors, halves = [*tensors, "compensation"], [*halves, "compensation"]
     constants = ["zero = real(0.0)"]
+    constants += ["first, key = firsts[k], keys[k]"] * dithered
     for i, node in enumerate(program.slots):
         if node.op == "input":
             node.label = spelt(node.value)
         text = f"real(rows[row + {i}])"
         constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i][4:-1]}")
     outputs = list(program.outputs.items())
-    lines = start_of_loop + printer.assignments(
-        program.body, [n for _, n in outputs if n.op != "const"], "x"
-    )
+    kept = [node for _, node in outputs if node.op != "const"]
+    lines += printer.assignments(program.body, kept, "x")
     for name, node in outputs:  # an output that is another tensor's old value is read before
         if not node.host and node.op == "input" and node.value != name:
             old = printer.names[node]
             lines.append(f"{printer.name(node, 'x')} = {old}")
-    of = [n.op for n in whole.reductions] if first else []
-    for i, (_, node) in enumerate(outputs if first else ()):
-        value = f"float64({printer.expression(node)})"
-        lines.append(f"sum{i} += {value}{f' * {value}' if of[i] == 'norm' else ''}")
-    constants += [f"sum{i} = 0.0" for i in range(len(of))]
-    for name, node in outputs if not first else ():
+    sums = whole.reductions if first else []
+    constants += [f"sum{i} = 0.0" for i in range(len(sums))]
+    for i, (name, node) in enumerate(outputs):
         value = printer.expression(node)
-        if name != p or not storage:
-            lines.append(f"{spelt(name)}[i] = {value}")
-        elif storage == "stochastic":
-            lines.append(f"{tensors[0]}[i] = dither({value}, first + i, key)")
+        if first:
+            square = f" * float64({value})" if sums[i].op == "norm" else ""
+            lines.append(f"sum{i} += float64({value}){square}")
         else:
-            lines += [f"new = {value}", "low = narrow(new)", f"{tensors[0]}[i] = low"]
-            if storage == "kahan":
-                lines.append("compensation[i] = narrow(cut(new, widen(low)))")
+            if storage and name == p:
+                lines.append(f"new = {value}")
+                value = "dither(new, first + i, key)" if dithered else "narrow(new)"
+            lines.append(f"{spelt(name)}[i] = {value}")
+    if storage == "kahan" and not first:
+        lines.append("compensation[i] = narrow(cut(new, widen(narrow(new))))")
+    every = [(name, kind) for kind, names in ARRAYS.items() for name in names]
+    arrays = [f"{name} = {kind}(job[{i}])" for i, (name, kind) in enumerate(every, COUNT + 1)]
+    types = [(x, "halves" if x in halves else "reals") for x in tensors]
+    pointers = [f"{x} = {kind}(addresses[{i} * n + k])" for i, (x, kind) in enumerate(types)]
     return _SOURCE.format(
         name=program.rule.name,
+        arrays=_indent(arrays, 1),
         counted=_indent(["steps[k] = t"] * (not first), 3),
-        summed=_indent([f"sums[{i} * count + c] = sum{i}" for i in range(len(of))], 3),
+        summed=_indent([f"sums[{i} * count + c] = sum{i}" for i in range(len(sums))], 3),
         slots=slots,
         unpack=_indent([f"{s} = scalar[{i}]" for i, s in enumerate(scalars)] + start, 2),
         changed=_indent([*read, f"if {test}:"], 3),
         host=_indent(compute, 4) + _indent(write, 3),
-        pointers=_indent(
-            [
-                f"{x} = {'halves' if x in halves else 'reals'}(addresses[{i} * n + k])"
-                for i, x in enumerate(tensors)
-            ],
-            3,
-        ),
-        noise=_indent(["firsts, keys = integers(job[13]), integers(job[14])"] * dithered, 1),
-        counter=_indent(["first, key = firsts[k], keys[k]"] * dithered, 3),
+        pointers=_indent(pointers, 3),
         constants=_indent(constants, 3),
         loop=_indent(lines, 4),
     )
 
 
-def _int64(*shape: int) -> np.ndarray:
-    return np.zeros(shape, np.int64)
-
-
 class Work:
-    """The loop and what stays from step to step: addresses of states, pieces, scratch."""
+    """The loop and what stays from step to step: addresses of states, pieces, scratch.
+
+    columns: the parameters, then each state's tensors. kept: the counts, the carried scalars, and
+    the number of each parameter's first element for the noise of stochastic rounding.
+    """
 
     def __init__(
-        self,
-        program: Program,
-        params: Sequence[Tensor],
-        states: Sequence[Sequence[Tensor]],
-        steps: Tensor,
-        carried: Tensor,
-        storage: str = "",
-        firsts: Sequence[int] = (),
+        self, program: Program, storage: str, columns: Sequence[Tensors], kept: Tensors
     ) -> None:
-        size = max(params[0].element_size(), 4)
-        passes = [True, False] if program.reductions else [False]
-        self.loops = [
-            machine.load(program.rule.name, source(program, storage, first), size, first)
-            for first in passes
-        ]
-        slots = max(len(program.slots), len(program.first.slots) if program.first else 1)
+        params, (steps, carried, firsts) = columns[0], (x.numpy() for x in kept)
         n, sizes = len(params), [p.numel() for p in params]
-        self.scalars = np.zeros(max(len(program.scalars), 1))
-        self.table = _int64(2 + len(states), n)
-        for i, tensors in enumerate(states):
-            self.table[2 + i] = [s.data_ptr() for s in tensors]
-        self.table[0] = [p.data_ptr() for p in params]
+        name, size = program.rule.name, max(params[0].element_size(), 4)
+        self.loops = [
+            machine.load(name, source(program, storage, first), size, first)
+            for first in ([True, False] if program.first else [False])
+        ]
+        slots = max(len(each.slots) for each in (program, program.first or program))
+        addresses = [[x.data_ptr() for x in column] for column in columns]
+        self.table = np.array([addresses[0], [0] * n, *addresses[1:]], np.int64)
+        self.scalars, self.keys = np.zeros(len(program.scalars)), np.zeros(n, np.int64)
         chunks, borders = _cut(sizes)
-        self.arrays = (
-            self.table, steps.numpy(), carried.numpy(), self.scalars,
-            np.zeros((n, max(slots, 1))), _int64(n), chunks, borders,
-            np.zeros((len(program.reductions), chunks.shape[1])),
-            np.searchsorted(chunks[0], np.arange(n + 1)).astype(np.int64),
-            np.array(firsts, np.int64), _int64(n),
-        )  # fmt: skip
-        at = [a.ctypes.data for a in self.arrays]
-        self.keys = self.arrays[-1]
-        self.job = _int64(17)
-        self.job[[TENSORS, PIECES, COUNT]] = n, len(borders) - 1, chunks.shape[1]
-        self.job[
-            [
-                ADDRESSES,
-                STEPS,
-                CARRIED,
-                SCALARS,
-                ROWS,
-                ROW_OF,
-                CHUNKS,
-                BORDERS,
-                SUMS,
-                STARTS,
-                FIRSTS,
-                KEYS,
-            ]
-        ] = at
-        self.address, self.elements, self.pieces = (
-            self.job.ctypes.data,
-            sum(sizes),
-            len(borders) - 1,
-        )
+        count, self.pieces, self.elements = chunks.shape[1], len(borders) - 1, sum(sizes)
+        starts = np.searchsorted(chunks[0], np.arange(n + 1)).astype(np.int64)
+        rows, sums = np.zeros((n, max(slots, 1))), np.zeros((len(program.reductions), count))
+        row_of = np.zeros(n, np.int64)
+        # held here, in the order of ARRAYS
+        integers = [self.table, row_of, chunks, borders, starts, firsts, self.keys]
+        self.arrays = [*integers, carried, self.scalars, rows, sums, steps]
+        at = [array.ctypes.data for array in self.arrays]
+        self.job = np.array([-1, 0, self.pieces, n, count, *at], np.int64)
+        self.address = self.job.ctypes.data
 
     def run(self, gradients: Any, scalars: Sequence[float], keys: Any = 0) -> None:
         """One step: addresses of the gradients (0: none), the values of the scalars but t, and the

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..definition import LARGEST
 from ..formulas import words
 from ..trace import Program, scalars_of
 
@@ -27,6 +28,7 @@ def _other(fn: Any) -> Any:
 words.register(
     Tensor,
     sqrt=torch.sqrt,
+    log=torch.log,
     abs=torch.abs,
     sign=torch.sign,
     maximum=_other(torch.maximum),
@@ -37,38 +39,64 @@ words.register(
     total=lambda x: _totals.get()(x),
     row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
     column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),
-    orthogonal=lambda x: _orthogonal(x.flatten(1)).reshape(x.shape).to(x.dtype),
+    orthogonal=lambda x, *about: _orthogonal(x.flatten(1), *about).reshape(x.shape).to(x.dtype),
+    outer=lambda x: _covariance(_matrix(x)),
+    inner=lambda x: _covariance(_matrix(x).T),
+    turned=lambda x, left, right: _turned(x, left, right),
+    turned_back=lambda x, left, right: _turned(x, left.T, right.T),
+    # of a nan it has none
+    eigenvectors=lambda x: torch.linalg.eigh(x.nan_to_num(0, 0, 0))[1].flip(1),
+    refined=lambda x, basis: torch.linalg.qr(x @ basis @ _sorting(x, basis))[0],
+    ranked=lambda x, left, q, right, r: _turned(x, _sorting(left, q), _sorting(right, r)),
     rows=lambda x: words.Number(len(x)),
     columns=lambda x: words.Number(math.prod(x.shape[1:])),
     precision=lambda x: torch.finfo(x.dtype).eps,
 )
 
 
-def _orthogonal(x: Tensor) -> Tensor:
-    wide = x.bfloat16()
+def _orthogonal(x: Tensor, a: float, b: float, c: float, eps: float, steps: float) -> Tensor:
     tall = x.shape[0] > x.shape[1]
-    y = wide.T if tall else wide
-    y = y / y.norm().clamp(min=1e-7)
-    for _ in range(5):
+    y = (x.T if tall else x).bfloat16()
+    y = y / y.norm().clamp(min=eps)
+    for _ in range(int(steps)):
         gram = y @ y.T
-        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=-4.775, alpha=2.0315), y, beta=3.4445)
+        y = torch.addmm(y, torch.addmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
     return y.T if tall else y
+
+
+def _matrix(x: Tensor) -> Tensor:
+    # where a gradient has no full rank rounding decides, and that by the layout too
+    return x.flatten(1).contiguous()
+
+
+def _covariance(x: Tensor) -> Tensor:
+    return x @ x.T if len(x) <= LARGEST else x.new_ones(1, 1)
+
+
+def _turned(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    y = _matrix(x)
+    y = left.T @ y if len(left) == y.shape[0] else y
+    return (y @ right if len(right) == y.shape[1] else y).reshape(x.shape)
+
+
+def _sorting(covariance: Tensor, basis: Tensor) -> Tensor:
+    """The permutation that puts the basis in the order of its Rayleigh quotients."""
+    order = (basis * (covariance @ basis)).sum(0).argsort(descending=True)
+    return torch.eye(len(order), dtype=basis.dtype, device=basis.device)[:, order]
 
 
 _totals: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=torch.sum)
 
 
 @contextmanager
-def totals(found: list[Tensor], add: bool) -> Iterator[None]:
+def totals(found: dict[int, Tensor], add: bool) -> Iterator[None]:
     """Meanwhile each `total` adds its sum to the one in `found`, in order, or (not add) is that."""
     at = itertools.count()
 
     def total(x: Tensor) -> Tensor:
         i = next(at)
-        if add and i == len(found):
-            found.append(x.sum())
-        elif add:
-            found[i] = found[i] + x.sum()
+        if add:
+            found[i] = x.sum() + found.get(i, 0)
         return found[i]
 
     before = _totals.set(total)

@@ -36,7 +36,6 @@ class _Term(NamedTuple):
 class _Calls:
     def __init__(self, program: Program) -> None:
         self.program, self.left = program, dict(program.uses)
-        self.where: dict[Node, str] = {}
         self.lines: list[str] = []
         self.fresh = (f"x{i}" for i in itertools.count(1))
         rule = program.rule
@@ -51,9 +50,8 @@ class _Calls:
         copies = []
         for name in homes:
             if name in program.outputs and (at := self.take(program.outputs[name])) != spelt(name):
-                if at in self.reaches or at.startswith(
-                    "either"
-                ):  # which the copies below may overwrite
+                # the copies below may overwrite it
+                if at in self.reaches or at.startswith("either"):
                     self.lines.append(f"kept_{name} = torch._foreach_mul({at}, 1.0)")
                     at = f"kept_{name}"
                 copies.append(f"torch._foreach_copy_({spelt(name)}, {at})")
@@ -99,15 +97,12 @@ class _Calls:
             a, b = node.args
             if node.op == "mul" and a.host:
                 inner = self.term(b)
-                factor = self.scalar(a)
-                return inner._replace(
-                    factor=factor if inner.factor == "1" else f"{factor} * {inner.factor}"
-                )
+                more = "" if inner.factor == "1" else f" * {inner.factor}"
+                return inner._replace(factor=self.scalar(a) + more)
             if not a.host and not b.host:
                 inner = self.term(a)
-                if inner.kind == "plain":
-                    return _Term(inner.factor, node.op, inner.a, b)
-                return _Term("1", node.op, a, b)
+                plain = inner if inner.kind == "plain" else _Term("1", "plain", a, a)
+                return _Term(plain.factor, node.op, plain.a, b)
         return _Term("1", "plain", node, node)
 
     def emit(self, node: Node) -> str:
@@ -116,24 +111,13 @@ class _Calls:
         match node.op:
             case "add" | "sub" if not a.host and not b.host:
                 return self.sum(node, a, b)
-            case "add" | "sub" if b.host:
-                return self.call(node, node.op, a, self.scalar(b))
-            case "add":
-                return self.call(node, "add", b, self.scalar(a))
-            case "sub":
-                name = self.call(node, "mul", b, "-1.0")
-                self.lines.append(f"torch._foreach_add_({name}, {self.scalar(a)})")
+            case "add" | "mul" | "maximum" | "minimum" if a.host:
+                return self.call(node, node.op, b, self.scalar(a))
+            case "sub" | "div" if a.host:  # as -b + a and 1 / b * a
+                turn, then = ("neg", "add") if node.op == "sub" else ("reciprocal", "mul")
+                name = self.call(node, turn, b)
+                self.lines.append(f"torch._foreach_{then}_({name}, {self.scalar(a)})")
                 return name
-            case "mul" if a.host:
-                return self.call(node, "mul", b, self.scalar(a))
-            case "div" if a.host:
-                name = self.call(node, "reciprocal", b)
-                self.lines.append(f"torch._foreach_mul_({name}, {self.scalar(a)})")
-                return name
-            case "maximum" | "minimum" if a.host or b.host:
-                x, y = (b, a) if a.host else (a, b)
-                word = {"maximum": "clamp_min", "minimum": "clamp_max"}[node.op]
-                return self.call(node, word, x, self.scalar(y))
             case "pow" if a.host:
                 name = next(self.fresh)
                 self.lines.append(f"{name} = torch._foreach_pow({self.scalar(a)}, {self.take(b)})")
@@ -158,14 +142,14 @@ class _Calls:
         if r.kind == "plain":
             alpha = "" if r.factor == "1" else f"alpha={r.factor}"
             return self.call(node, node.op, a, self.take(r.a), *filter(None, [alpha]))
-        names = self.take(r.a), self.take(r.b)
-        return self.call(node, f"addc{r.kind}", a, *names, f"value={minus}{_brackets(r.factor)}")
+        value = f"value={minus}({r.factor})" if " " in r.factor else f"value={minus}{r.factor}"
+        return self.call(node, f"addc{r.kind}", a, self.take(r.a), self.take(r.b), value)
 
     def average(self, a: Node, b: Node) -> tuple[Node, Node] | None:
         """(weight, other) where b is weight * (other - a) and nobody else reads it."""
         if self.once(b) and b.op == "mul" and b.args[0].host and self.once(b.args[1]):
             step = b.args[1]
-            if step.op == "sub" and step.args[1] is a:
+            if step.op == "sub" and step.args[1] is a and not step.args[0].host:
                 self.left[a] -= 1  # the difference is never made
                 return b.args[0], step.args[0]
         return None
@@ -184,10 +168,6 @@ class _Calls:
             if not side.host:
                 self.left[side] += 1
         return name
-
-
-def _brackets(text: str) -> str:
-    return f"({text})" if " " in text else text
 
 
 def _ancestors(node: Node | None) -> set[Node]:

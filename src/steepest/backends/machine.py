@@ -52,8 +52,7 @@ def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[
 def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    cpu = llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
-    made_by = f"{version('numba')} {version('llvmlite')} {llvm.get_process_triple()} {cpu}"
+    made_by = f"{version('numba')} {version('llvmlite')} {llvm.get_process_triple()} {_cpu()}"
     by_us = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     key = hashlib.sha256(f"{by_us} {itemsize} {sums} {made_by}\n{source}".encode()).hexdigest()
     file = directory() / f"{name}-{key[:32]}.o"
@@ -69,14 +68,11 @@ def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[
 def _keep(file: Path, content: bytes) -> None:
     with contextlib.suppress(OSError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, path = tempfile.mkstemp(dir=file.parent)
-        try:
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            handle, path = tempfile.mkstemp(dir=folder)
             with os.fdopen(handle, "wb") as out:
                 out.write(content)
             os.replace(path, file)
-        except OSError:
-            os.unlink(path)
-            raise
 
 
 def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
@@ -95,19 +91,17 @@ def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple
         raise RuntimeError(
             f"{name}: the compiled loop refers to {foreign or 'no entry'}; please report it"
         )
-    machine = _machine()
-    return symbol[1], machine.emit_object(llvm.parse_assembly(text))
+    return symbol[1], _machine().emit_object(llvm.parse_assembly(text))
+
+
+def _cpu() -> tuple[str, str]:
+    """Name and features."""
+    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
 def _machine() -> Any:
     target = llvm.Target.from_triple(llvm.get_process_triple())
-    return target.create_target_machine(
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-        opt=3,
-        codemodel="jitdefault",
-        jit=True,
-    )
+    return target.create_target_machine(*_cpu(), opt=3, codemodel="jitdefault", jit=True)
 
 
 def _link(symbol: str, code: bytes) -> Callable[[int], None]:
@@ -118,29 +112,33 @@ def _link(symbol: str, code: bytes) -> Callable[[int], None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address(symbol))
 
 
+def _intrinsic(emit: Callable[..., Any], result: Any, *kinds: Any) -> Any:
+    """A word of generated source, said in LLVM's own: emit(builder, *arguments)."""
+    from numba import extending
+
+    names = ", ".join("abc"[: len(kinds)])
+    scope: dict[str, Any] = {
+        "found": result(*kinds), "emit": lambda c, builder, s, args: emit(builder, *args)
+    }  # fmt: skip
+    exec(f"def word(context, {names}): return found, emit", scope)  # numba counts its arguments
+    return extending.intrinsic(scope["word"])
+
+
 def _vocabulary(itemsize: int) -> dict[str, Any]:
     """What generated source may say, for numba."""
-    from numba import extending, njit, types
+    from llvmlite import ir
+    from numba import njit, types
 
-    real = {4: types.float32, 8: types.float64}[itemsize]
+    single, double = (types.float32, ir.FloatType()), (types.float64, ir.DoubleType())
+    elements = {4: single, 8: double}[itemsize]
+    real = elements[0]
 
-    def pointer(kind: Any) -> Any:
-        @extending.intrinsic
-        def cast(context: Any, address: Any) -> Any:
-            def emit(context: Any, builder: Any, _: Any, args: Any) -> Any:
-                return builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+    def pointer(kind: Any, stored: Any) -> Any:
+        to = stored.as_pointer()
+        return _intrinsic(lambda b, x: b.inttoptr(x, to), types.CPointer(kind), types.int64)
 
-            return types.CPointer(kind)(types.int64), emit
-
-        return cast
-
-    @extending.intrinsic
-    def take(context: Any, counter: Any) -> Any:
-        def emit(context: Any, builder: Any, _: Any, args: Any) -> Any:
-            one = context.get_constant(types.int64, 1)
-            return builder.atomic_rmw("add", args[0], one, "monotonic")
-
-        return types.int64(types.CPointer(types.int64)), emit
+    def take(b: Any, counter: Any) -> Any:
+        return b.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     # inlined for certain: a call would leave a branch to numba's error handling in the object code
     helper = njit(forceinline=True, error_model="numpy")
@@ -150,10 +148,11 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         return real(x > 0) - real(x < 0)
 
     return {
-        "real": real, "float64": types.float64, "reals": pointer(real), "take": take,
-        "integers": pointer(types.int64), "doubles": pointer(types.float64),
-        "singles": pointer(types.float32), "sqrt": math.sqrt, "sign": sign,
-        "halves": pointer(types.uint16), **_halves(), "fit": helper(fits[itemsize]),
+        "real": real, "float64": types.float64, "reals": pointer(*elements),
+        "take": _intrinsic(take, types.int64, types.CPointer(types.int64)),
+        "integers": pointer(types.int64, ir.IntType(64)), "doubles": pointer(*double),
+        "singles": pointer(*single), "sqrt": math.sqrt, "sign": sign, "log": math.log,
+        "halves": pointer(types.uint16, ir.IntType(16)), **_halves(), "fit": helper(fits[itemsize]),
         "maximum": helper(words.larger), "minimum": helper(words.smaller),
     }  # fmt: skip
 
@@ -164,20 +163,12 @@ def _halves() -> dict[str, Any]:
     In LLVM's own words, as numba computes integers in 64 bits, which halves the lanes.
     """
     from llvmlite import ir
-    from numba import extending, types
+    from numba import types
 
     word, half, single = ir.IntType(32), ir.IntType(16), ir.FloatType()
 
     def number(value: int) -> Any:
         return ir.Constant(word, value)
-
-    def intrinsic(emit: Callable[..., Any], result: Any, *kinds: Any) -> Any:
-        names = ", ".join("abc"[: len(kinds)])
-        scope: dict[str, Any] = {
-            "found": result(*kinds), "emit": lambda c, builder, s, args: emit(builder, *args)
-        }  # fmt: skip
-        exec(f"def word(context, {names}): return found, emit", scope)  # numba counts its arguments
-        return extending.intrinsic(scope["word"])
 
     def widen(b: Any, x: Any) -> Any:
         return b.bitcast(b.shl(b.zext(x, word), number(16)), single)
@@ -212,7 +203,7 @@ def _halves() -> dict[str, Any]:
 
     bits, real, integer = types.uint16, types.float32, types.int64
     return {
-        "widen": intrinsic(widen, real, bits), "narrow": intrinsic(narrow, bits, real),
-        "dither": intrinsic(dither, bits, real, integer, integer),
-        "cut": intrinsic(cut, real, real, real),
+        "widen": _intrinsic(widen, real, bits), "narrow": _intrinsic(narrow, bits, real),
+        "dither": _intrinsic(dither, bits, real, integer, integer),
+        "cut": _intrinsic(cut, real, real, real),
     }  # fmt: skip

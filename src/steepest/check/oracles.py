@@ -18,7 +18,7 @@ from torch import Tensor, optim
 
 from ..classes import classes, optimizer
 from .foreign import Optax, as_rows, early, foreign, shrinking, sparse_adam, split
-from .transcriptions import ClassicalMomentum, ClassicalNesterov, EAdam, Swats
+from .transcriptions import ClassicalMomentum, ClassicalNesterov, EAdam, Soap, Swats, YellowFin
 
 Params = Sequence[Tensor]
 Maker = Callable[..., Any]
@@ -214,6 +214,8 @@ ORACLES: dict[str, Row] = {
     "prodigy": Row("package", _prodigy, steepest.Prodigy, "prodigyopt"),
     "adafactor": Row("torch", optim.Adafactor, steepest.Adafactor),
     "muon": Row("torch", _muon, steepest.Muon),
+    "soap": _second("SOAP", steepest.SOAP),
+    "yellowfin": Row("transcription", YellowFin, steepest.YellowFin),
     "schedule_free_sgd": Row("package", _free("SGD"), steepest.SGDScheduleFree, "schedulefree"),
     "schedule_free_adamw": Row(
         "package", _free("AdamW"), steepest.AdamWScheduleFree, "schedulefree"
@@ -235,6 +237,7 @@ SECOND: dict[str, Row] = {
         "contrib.adopt", steepest.ADOPT, MOMENTS, decay="coupled", names={"clip": "use_clipping"}
     ),
     "ademamix": Row("pytorch-optimizer", _ademamix, steepest.AdEMAMix, "pytorch_optimizer"),
+    "soap": Row("transcription", Soap, steepest.SOAP),
     "schedule_free_sgd": _optax(
         "contrib.schedule_free_sgd",
         steepest.SGDScheduleFree,

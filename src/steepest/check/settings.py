@@ -248,10 +248,17 @@ def _settings() -> Iterator[Setting]:
         {"lr": 0.02, **decay, **ascent},
     )
     flat = {"momentum": 0.8, "nesterov": False, "adjust_lr_fn": "match_rms_adamw", **decay}
+    flat |= {"ns_coefficients": (3.0, -4.0, 2.0), "ns_steps": 3, "eps": 1e-3}
     fast = {"lr": 0.01, "adamw_lr": 0.01, "betas": (0.8, 0.9), "adamw_eps": 1e-6}
     for hyper in ({}, {**flat, "weight_decay": 0.0}, flat, fast):
         why = "its iteration is in bfloat16, where a last bit of the momentum may turn a rounding"
         yield Setting("muon", hyper, hyper is fast, bound=0.03, why=why)
+    often = {**betas, "eps": 1e-3, "precondition_frequency": 3, **decay}
+    for hyper in ({}, often, {"lr": 0.03, "weight_decay": 0.0, **ascent}):
+        why = "its eigenvectors are rounded to float32 whenever they are refined"
+        yield Setting("soap", hyper, "maximize" in hyper, bound=1e-5, why=why)
+    yield from of("soap", {}, often, {"lr": 0.03, **decay, **ascent}, row=SECOND["soap"])
+    yield from of("yellowfin", {}, {"beta": 0.9, **decay}, {"lr": 0.3, **ascent})
     for rule in ("schedule_free_sgd", "schedule_free_adamw"):
         warm = {"lr": 0.01, "warmup_steps": 20, "r": 1.0, "weight_lr_power": 1.0}
         yield from of(rule, warm, {**warm, **decay, **ascent})

@@ -87,7 +87,8 @@ def steps(
         with default_dtype(dtype):
             optimizer.step()
         made = {}
-        keys = dict.fromkeys(key for p in params for key in optimizer.state[p])
+        found = ((k, v) for p in params for k, v in optimizer.state[p].items())
+        keys = dict.fromkeys(k for k, v in found if isinstance(v, (Tensor, float, int)))
         for key in ("p", *keys):  # of matrices and of vectors they may be others
             held = [p for p in params if key == "p" or key in optimizer.state[p]]
             values = [p.detach() if key == "p" else optimizer.state[p][key] for p in held]

@@ -108,3 +108,114 @@ class Swats(Transcription):
             self.along += float((step * g).sum())
             self.length += float((step * step).sum())
         state["momentum_buffer"] = v
+
+
+class Soap(Transcription):
+    """Algorithms 3 and 4 of Vyas et al. 2024, for matrices; of vectors, Adam.
+
+    Where the paper says nothing, as its authors' code: the first gradient makes no move and is in
+    neither moment, moments are corrected by the number of moves, the old eigenvectors are ordered
+    by their Rayleigh quotients before they are refined, and v goes with them. Weight decay comes
+    after the step. Where rows and columns differ by more than one, the first eigenvectors of what
+    no gradient has reached are rounding's own, and two right implementations part.
+    """
+
+    def __init__(self, params: Params, lr: float = 3e-3, **hyper: Any) -> None:
+        usual = {"betas": (0.95, 0.95), "eps": 1e-8, "precondition_frequency": 10}
+        super().__init__(params, **{**usual, **hyper, "weight_decay": 0.0})
+        self.param_groups[0] |= {"lr": lr, "decay": hyper.get("weight_decay", 0.01)}
+
+    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        (beta1, beta2), k, rotated = group["betas"], self.t - 1, p.dim() > 1
+        if k == 0:
+            state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            if rotated:
+                left, right = (1 - beta2) * (g @ g.T), (1 - beta2) * (g.T @ g)
+                state |= {
+                    "row_cov": left,
+                    "row_basis": torch.linalg.eigh(left).eigenvectors.flip(1),
+                }
+                state |= {"col_cov": right}
+                state |= {"col_basis": torch.linalg.eigh(right).eigenvectors.flip(1)}
+            return
+        m = state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * g
+        g_, m_, q, r = g, m, state.get("row_basis", g), state.get("col_basis", g)
+        if rotated:
+            g_, m_ = q.T @ g @ r, q.T @ m @ r
+        v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g_ * g_
+        n = m_ / (v.sqrt() + group["eps"])
+        n = q @ n @ r.T if rotated else n
+        p.sub_(group["lr"] * math.sqrt(1 - beta2**k) / (1 - beta1**k) * n)
+        p.mul_(1 - group["lr"] * group["decay"])
+        if rotated:
+            left = state["row_cov"] = beta2 * state["row_cov"] + (1 - beta2) * (g @ g.T)
+            right = state["col_cov"] = beta2 * state["col_cov"] + (1 - beta2) * (g.T @ g)
+            if k % group["precondition_frequency"] == 0:
+                state["row_basis"], rows = _refined(left, q)
+                state["col_basis"], columns = _refined(right, r)
+                v = v[rows][:, columns]
+        state["exp_avg_sq"] = v
+
+
+def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Algorithm 4, and the order that the old vectors were put in."""
+    order = torch.argsort((basis.T @ covariance @ basis).diagonal(), descending=True)
+    return torch.linalg.qr(covariance @ basis[:, order]).Q, order
+
+
+class YellowFin(Transcription):
+    """Algorithms 1 to 4 of Zhang and Mitliagkas 2017, over all parameters together.
+
+    Averages are debiased; neither logarithms are averaged nor gradients clipped, and the rate rises
+    over the first ten windows. Where no gradient has been, nothing moves.
+    """
+
+    def __init__(self, params: Params, lr: float = 1.0, **hyper: Any) -> None:
+        super().__init__(params, **{"beta": 0.999, **hyper})
+        self.param_groups[0]["lr"] = lr
+        self.norms: list[float] = []
+        self.high = self.low = self.norm = self.square = self.distance = 0.0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.grads: list[tuple[Tensor, Tensor]] = []
+        super().step()
+        mu, alpha = self.tuned(self.param_groups[0]["beta"])
+        for p, g in self.grads:
+            state = self.state[p]
+            b = state["momentum_buffer"] = mu * state["momentum_buffer"] + g
+            p.sub_(self.param_groups[0]["lr"] * alpha * b)
+
+    def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        beta, zero = group["beta"], torch.zeros_like(p)
+        state.setdefault("momentum_buffer", zero)
+        state["grad_avg"] = beta * state.get("grad_avg", zero) + (1 - beta) * g
+        self.grads.append((p, g))
+
+    def tuned(self, beta: float, window: int = 20) -> tuple[float, float]:
+        """Algorithm 1: (mu, alpha) of this step."""
+        debias = 1 - beta**self.t
+        self.norms.append(sum(float((g * g).sum()) for _, g in self.grads))
+        self.high = beta * self.high + (1 - beta) * max(self.norms[-window:])
+        self.low = beta * self.low + (1 - beta) * min(self.norms[-window:])
+        self.square = beta * self.square + (1 - beta) * self.norms[-1]
+        mean = sum(float(((self.state[p]["grad_avg"] / debias) ** 2).sum()) for p, _ in self.grads)
+        variance = max(self.square / debias - mean, 0.0) if self.t > 1 else 0.0
+        self.norm = beta * self.norm + (1 - beta) * math.sqrt(self.norms[-1])
+        if self.square == 0:
+            return 0.0, 0.0
+        self.distance = beta * self.distance + (1 - beta) * self.norm / self.square
+        low = self.low / debias
+        pull = (self.distance / debias * low) ** 2
+        # the least of x^2 D^2 + (1 - x)^4 C / h_min^2, in u = 1 - x: halved to the last bit
+        u = _halved(pull / (2 * variance)) if variance else 1.0
+        u = min(u, 2 / (math.sqrt(self.high / self.low) + 1))
+        return (1 - u) ** 2, u * u / low * min(1.0, self.t / (10 * window))
+
+
+def _halved(q: float) -> float:
+    """The u in (0, 1] where u^3 = q (1 - u)."""
+    low, high = 0.0, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if middle**3 < q * (1 - middle) else (low, middle)
+    return high

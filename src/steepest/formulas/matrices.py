@@ -5,16 +5,24 @@ from .adam import ADAM_KEYS, adamw
 from .scaled import average
 from .words import (
     captured,
+    carried,
     column_mean,
     columns,
+    eigenvectors,
+    inner,
     maximum,
     mean,
     minimum,
     orthogonal,
+    outer,
     precision,
+    ranked,
+    refined,
     row_mean,
     rows,
     sqrt,
+    turned,
+    turned_back,
     where,
 )
 
@@ -57,11 +65,12 @@ def scaled(other, lr, base_lr):
 
 @rule(
     keys={**ADAM_KEYS, "b": "momentum_buffer"},
-    limits={"adamw_lr": "[0, inf)", "adamw_eps": "[0, inf)"},
+    limits={"adamw_lr": "[0, inf)", "adamw_eps": "[0, inf)", "ns_steps": "[1, 100)"},
     search={"lr": (1e-3, 1e-1)},
 )
 def muon(
-    p, g, b, m, v, *, t, lr=1e-3, momentum=0.95, nesterov=True, adjust_lr_fn="original",
+    p, g, b, m, v, *, t, lr=1e-3, momentum=0.95, nesterov=True, ns_a=3.4445, ns_b=-4.775,
+    ns_c=2.0315, eps=1e-7, ns_steps=5, adjust_lr_fn="original",
     adamw_lr=3e-4, beta1=0.9, beta2=0.95, adamw_eps=1e-10, base_lr=captured("lr"), matrix=True,
 ):  # fmt: skip
     """Muon. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
@@ -77,7 +86,53 @@ def muon(
         new = adamw.function(p, g, m, v, t=t, lr=rate, beta1=beta1, beta2=beta2, eps=adamw_eps)
         return new[0], b, *new[1:]
     b = average(momentum, b, g)
-    step = orthogonal(average(momentum, b, g) if nesterov else b)
+    step = average(momentum, b, g) if nesterov else b
+    step = orthogonal(step, ns_a, ns_b, ns_c, eps, ns_steps)
     if adjust_lr_fn == "match_rms_adamw":
         return p - 0.2 * lr * sqrt(maximum(rows(p), columns(p))) * step, b, m, v
     return p - lr * sqrt(maximum(1, rows(p) / columns(p))) * step, b, m, v
+
+
+def basis(covariance, old, t, due):
+    """Of eigenvectors: begun at the first step, refined when that is due."""
+    later = where(due > 0, lambda: refined(covariance, old), old)
+    return where(t > 1, later, lambda: eigenvectors(covariance))
+
+
+@rule(
+    keys={
+        **ADAM_KEYS, "left": "row_cov", "right": "col_cov", "q": "row_basis", "r": "col_basis",
+    },
+    shapes={"left": "outer", "right": "inner", "q": "outer", "r": "inner"},
+    limits={"precondition_frequency": "[1, inf)"},
+)  # fmt: skip
+def soap(
+    p, g, m, v, left, right, q, r, *, t, lr=3e-3, beta1=0.95, beta2=0.95, eps=1e-8,
+    precondition_frequency=10, wd=0.01, moves=carried(0), matrix=True,
+):  # fmt: skip
+    """SOAP. Vyas et al. 2024, arXiv:2409.11321, algorithms 3 and 4.
+
+    Adam in the eigenvectors of the gradient's covariances, of rows and of columns, which are
+    refined every few steps. A parameter of more than two dimensions is taken as a matrix of its
+    first against all others, a dimension above 10,000 keeps its own axes, one of fewer than two
+    goes by Adam. Differs from the paper as its authors' code does: the first gradient only begins
+    the covariances, moments are corrected for their start, and v is sorted along with the
+    eigenvectors. Of what the first gradient does not reach (it has no full rank where rows and
+    columns differ), the eigenvectors are rounding's, so that machines may part there. Use it for
+    transformers whose matrices are small enough for a square of each side.
+    """
+    g_turned = turned(g, q, r) if matrix else g
+    m = where(t > 1, average(beta1, m, g), m)
+    v = where(t > 1, beta2 * v + (1 - beta2) * g_turned**2, v)
+    step = (turned(m, q, r) if matrix else m) / (sqrt(v) + eps)
+    step = turned_back(step, q, r) if matrix else step
+    rate = where(t > 1, lr * sqrt(1 - beta2 ** (t - 1)) / (1 - beta1 ** (t - 1)), 0)
+    p = where(t > 1, (p - rate * step) * (1 - lr * wd), p)
+    if not matrix:
+        return p, m, v, left, right, q, r, moves
+    left, right = average(beta2, left, outer(g)), average(beta2, right, inner(g))
+    moves = where(t > 1, moves + 1, 0)
+    due = where(moves >= precondition_frequency, 1, 0)
+    v = where(due > 0, lambda: ranked(v, left, q, right, r), v)
+    q, r = basis(left, q, t, due), basis(right, r, t, due)
+    return p, m, v, left, right, q, r, moves * (1 - due)

@@ -3,7 +3,14 @@
 Those before it take (p, g) and scalars; `cautious` stands after it and takes its new p as well.
 """
 
-from .words import maximum, sign, where
+from .words import maximum, minimum, sign, sqrt, total, where
+
+
+def clipped(p, g, *, clip_norm):
+    """The gradients of a group no longer than clip_norm together: Pascanu, Mikolov and Bengio 2013,
+    arXiv:1211.5063, algorithm 1. As torch.nn.utils.clip_grad_norm_, 1e-6 is added to their norm.
+    """
+    return p, g * minimum(1, clip_norm / (sqrt(total(g**2)) + 1e-6))
 
 
 def maximize(p, g):

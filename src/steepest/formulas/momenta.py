@@ -3,7 +3,7 @@
 from ..definition import rule
 from .adam import ADAM_KEYS, LR
 from .scaled import average
-from .words import maximum, minimum, sqrt, where
+from .words import log, maximum, minimum, sqrt, where
 
 SMALLEST = 2.0**-126
 """The smallest normal number of float32: what a denominator is held above."""
@@ -80,15 +80,6 @@ def adan(
     return p, m, v, n, g
 
 
-def logarithm(x):
-    """The natural logarithm of a scalar in (1e-8, 1], by Halley's iteration on e^y = x."""
-    y = 64 * (x ** (1 / 64) - 1)
-    for _ in range(5):
-        power = E**y
-        y = y + 2 * (x - power) / (x + power)
-    return y
-
-
 @rule(
     keys={"m": "exp_avg", "slow": "exp_avg_slow", "v": "exp_avg_sq"},
     limits={
@@ -112,7 +103,7 @@ def ademamix(
     still inform.
     """
     share = where(t < alpha_warmup, t / alpha_warmup, 1)
-    short, long = (logarithm(maximum(b, 1e-8)) for b in (beta1, beta3))
+    short, long = (log(maximum(b, 1e-8)) for b in (beta1, beta3))
     rising = E ** (short * long / (long + t / beta3_warmup * (short - long)))
     beta = where(t < beta3_warmup, minimum(rising, beta3), beta3)
     m, slow = average(beta1, m, g), average(beta, slow, g)

@@ -129,3 +129,58 @@ def prodigy(
     d = minimum(d_max, first * growth_rate)
     step = rate * m / (sqrt(v) + d * eps)
     return p * (1 - rate * wd) - step, m, v, s, start, d, d_max, r
+
+
+def extreme(of, window):
+    """The largest or the smallest of a window."""
+    found = window[0]
+    for h20 in window[1:]:
+        found = of(found, h20)
+    return found
+
+
+def single_step(variance, pull, spread):
+    """The root of YellowFin's momentum: the x with the least x^2 D^2 + (1 - x)^4 C / h_min^2, or
+    the bound of the curvatures' spread h_max / h_min. variance: C. pull: (D h_min)^2.
+    """
+    q = where(pull > 0, 2 * variance / pull, 0)  # z = 1 - x solves q z^3 + z = 1
+    w = (1 / (2 * q) + sqrt(1 / (4 * q**2) + 1 / (27 * q**3))) ** (1 / 3)
+    near = where(q > 1e-6, w - 1 / (3 * q * w), 1 - q)
+    z = near - (q * near**3 + near - 1) / (3 * q * near**2 + 1)  # the last bits, by Newton
+    return maximum(1 - z, (sqrt(spread) - 1) / (sqrt(spread) + 1))
+
+
+@rule(
+    keys={"b": "momentum_buffer", "m": "grad_avg"}, decay="coupled", search={"lr": (0.1, 10)},
+    limits={"beta": "[0, 1)"},
+)  # fmt: skip
+def yellowfin(
+    p, g, b, m, *, t, lr=1.0, beta=0.999,
+    high=carried(0), low=carried(0), squares=carried(0), size=carried(0), distance=carried(0),
+    h1=carried(0), h2=carried(0), h3=carried(0), h4=carried(0), h5=carried(0), h6=carried(0),
+    h7=carried(0), h8=carried(0), h9=carried(0), h10=carried(0), h11=carried(0), h12=carried(0),
+    h13=carried(0), h14=carried(0), h15=carried(0), h16=carried(0), h17=carried(0),
+    h18=carried(0), h19=carried(0),
+):  # fmt: skip
+    """YellowFin. Zhang and Mitliagkas 2017, arXiv:1706.03471, algorithms 1 to 4.
+
+    Momentum that finds its own rate and momentum: those of a noisy quadratic whose curvatures lie
+    between the least and the largest squared norm of the last 20 gradients. lr is a factor of the
+    rate, which rises over the first 200 steps. Differs from the paper: nothing is averaged as a
+    logarithm, and no gradient is clipped. Use it where plain momentum would do and nobody tunes it.
+    """
+    h = total(g**2)
+    # the first norm stands for those before it: no range is wider for it
+    earlier = (h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11, h12, h13, h14, h15, h16, h17, h18, h19)
+    window = (h, *(where(t > 1, past, h) for past in earlier))
+    high = average(beta, high, extreme(maximum, window))
+    low = average(beta, low, extreme(minimum, window))
+    squares, size = average(beta, squares, h), average(beta, size, sqrt(h))
+    distance = average(beta, distance, where(squares > 0, size / squares, 0))
+    m = average(beta, m, g)
+    seen = 1 - beta**t
+    variance = maximum(squares / seen - total(m**2) / seen**2, 0)
+    root = single_step(variance, (distance * low / seen**2) ** 2, where(low > 0, high / low, 1))
+    rate = where(low > 0, lr * (1 - root) ** 2 * seen / low * minimum(1, t / 200), 0)
+    b = root**2 * b + g
+    return p - rate * b, b, m, high, low, squares, size, distance, *window[:-1]

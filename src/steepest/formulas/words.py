@@ -73,6 +73,7 @@ def smaller(a: float, b: float) -> float:
 
 _NUMBER: dict[str, Callable[..., Any]] = {
     "sqrt": lambda x: Number(math.sqrt(x)) if x >= 0 else Number(math.nan),
+    "log": lambda x: Number(math.log(x) if x > 0 else -math.inf if x == 0 else math.nan),
     "abs": lambda x: Number(math.fabs(x)),
     "sign": lambda x: Number((x > 0) - (x < 0)),
     "maximum": larger,
@@ -82,7 +83,14 @@ _NUMBER: dict[str, Callable[..., Any]] = {
     "total": Number,
     "row_mean": Number,
     "column_mean": Number,
-    "orthogonal": lambda x: Number((x > 0) - (x < 0)),
+    "orthogonal": lambda x, *about: Number((x > 0) - (x < 0)),
+    "outer": lambda x: Number(x * x),
+    "inner": lambda x: Number(x * x),
+    "turned": lambda x, left, right: Number(left * x * right),
+    "turned_back": lambda x, left, right: Number(left * x * right),
+    "eigenvectors": lambda x: Number(1),
+    "refined": lambda x, basis: Number(1),
+    "ranked": lambda x, *about: Number(x),
     "rows": lambda x: Number(1),
     "columns": lambda x: Number(1),
     "precision": lambda x: Number(2.0**-52),
@@ -92,6 +100,11 @@ _NUMBER: dict[str, Callable[..., Any]] = {
 def sqrt(x: Any) -> Any:
     """Square root; nan below zero."""
     return _say("sqrt", x)
+
+
+def log(x: Any) -> Any:
+    """Natural logarithm; -inf of zero, nan below."""
+    return _say("log", x)
 
 
 def abs(x: Any) -> Any:
@@ -139,13 +152,52 @@ def column_mean(x: Any) -> Any:
     return _say("column_mean", x)
 
 
-def orthogonal(x: Any) -> Any:
+def orthogonal(x: Any, a: Any, b: Any, c: Any, eps: Any, steps: Any) -> Any:
     """Nearly the orthogonal matrix nearest to x, all dimensions but the first taken as one.
 
-    Five steps of a quintic Newton-Schulz iteration in bfloat16 (Jordan et al. 2024, Muon), whose
-    singular values end between 0.7 and 1.2.
+    Steps of a quintic Newton-Schulz iteration in bfloat16 (Jordan et al. 2024, Muon), of x over its
+    norm, or over eps if that is larger: a x + b x x^T x + c (x x^T)^2 x. After five of Muon's the
+    singular values are between 0.7 and 1.2.
     """
-    return _say("orthogonal", x)
+    return _say("orthogonal", x, a, b, c, eps, steps)
+
+
+def outer(x: Any) -> Any:
+    """x x^T of a matrix, all dimensions but the first taken as one; [[1]] where that is too large.
+
+    A square of one element stands for no change wherever a basis or a covariance is expected.
+    """
+    return _say("outer", x)
+
+
+def inner(x: Any) -> Any:
+    """x^T x of a matrix, as `outer`."""
+    return _say("inner", x)
+
+
+def turned(x: Any, left: Any, right: Any) -> Any:
+    """x in the bases left and right, left^T x right, in its own shape."""
+    return _say("turned", x, left, right)
+
+
+def turned_back(x: Any, left: Any, right: Any) -> Any:
+    """The inverse of `turned`: left x right^T."""
+    return _say("turned_back", x, left, right)
+
+
+def eigenvectors(x: Any) -> Any:
+    """The eigenvectors of a covariance in columns, that of the largest eigenvalue first."""
+    return _say("eigenvectors", x)
+
+
+def refined(x: Any, basis: Any) -> Any:
+    """A basis nearer to the eigenvectors of the covariance x: ordered, one power iteration, QR."""
+    return _say("refined", x, basis)
+
+
+def ranked(x: Any, left: Any, left_basis: Any, right: Any, right_basis: Any) -> Any:
+    """x, held in two bases, after they are ordered as `refined` does for the covariances."""
+    return _say("ranked", x, left, left_basis, right, right_basis)
 
 
 def rows(x: Any) -> Any:
@@ -164,9 +216,12 @@ def precision(x: Any) -> Any:
 
 
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """One side for good, by scalars alone: what the other side holds, nan or not, is lost."""
+    """One side for good, by scalars alone: what the other side holds, nan or not, is lost.
+
+    A side that is dear may be a function of nothing, which is called if that side is taken.
+    """
     if isinstance(condition, (bool, int, float)):
-        return then if condition else otherwise
+        return _side(then if condition else otherwise)
     known = any("where" in _meanings.get(kind, ()) for kind in type(condition).__mro__)
     if not known or (
         hasattr(type(condition), "ndim") and condition.ndim
@@ -175,7 +230,11 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
             f"where() of a {type(condition).__name__}: its condition is of scalars; to choose by "
             "elements use maximum, minimum or sign"
         )
-    return _say("where", condition, then, otherwise)
+    return _say("where", condition, _side(then), _side(otherwise))
+
+
+def _side(x: Any) -> Any:
+    return x() if callable(x) else x
 
 
 class carried(float):  # noqa: N801  reads as a word in a signature

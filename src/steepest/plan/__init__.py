@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .compiled import CompiledPart
 from .listed import ForeachPart, ReferencePart, SparsePart
-from .part import Part, Stale, Wanted, describe, local, offset, program_of, takes_sparse
+from .part import Part, Stale, Wanted, describe, local, program_of, takes_sparse
 
 __all__ = ["BACKENDS", "Part", "Stale", "Wanted", "describe", "parts", "program_of"]
 BACKENDS = ("cpu", "foreach", "eager")
@@ -37,53 +37,46 @@ def compiled_for(p: Tensor) -> bool:
 def parts(
     wanted: Wanted,
     params: Sequence[Tensor],
-    state: Callable[[Tensor], dict[str, Any]],
+    state: Callable[[Tensor], dict[str, Any] | None],
     firsts: Callable[[Tensor], int],
 ) -> list[Part]:
     """The group's parameters shared out among the backends."""
-    kinds: dict[Any, list[Tensor]] = {}
+    found: dict[Any, dict[Tensor, dict[str, Any]]] = {}
     rule, backend = wanted.selection.rule.name, wanted.backend
     # what is summed over all parameters is summed in one part
     loops = not program_of(wanted.selection).spans or all(map(compiled_for, map(local, params)))
     for p in params:
+        sharded = hasattr(p, "to_local")
+        selected = wanted._replace(selection=wanted.selection.of(p))
+        program = program_of(selected.selection)
         if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
             raise RuntimeError(
-                f"{rule}: a parameter of shape {tuple(p.shape)} and strides "
-                f"{p.stride()} was given, expected one whose elements have memory of their own; "
-                "expand it in the model, not in the optimizer"
+                f"{rule}: a parameter {describe(p)} with strides {p.stride()} was given, expected "
+                "one whose elements have memory of their own; expand it in the model instead"
             )
         if wanted.rounding == "stochastic" and p.dtype == torch.float16:
             raise RuntimeError(
                 f"{rule}: rounding='stochastic' was given for {describe(p)}, expected "
                 "torch.bfloat16 (or 32 bits and more, which need none); take rounding='kahan'"
             )
+        if sharded and (program.reductions or program.matrix):
+            raise RuntimeError(
+                f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected whole "
+                "ones, as it looks at each as a whole; use DDP or replicate it"
+            )
+        if program.matrix and p.is_complex():
+            raise RuntimeError(
+                f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
+                "hand it to another rule, in a group with rule=..."
+            )
         kind: type[Part] = ForeachPart
         if takes_sparse(wanted.selection, p.grad):
             kind = SparsePart
-        elif wanted.differentiable or backend == "eager":
+        elif wanted.differentiable or backend == "eager" or program.matrix:
             kind = ReferencePart
         elif backend != "foreach" and loops and compiled_for(local(p)):
             kind = CompiledPart
-        selected = wanted._replace(selection=wanted.selection.of(p))
-        program = program_of(selected.selection)
-        if program.reductions or program.matrix:
-            if hasattr(p, "to_local"):
-                raise RuntimeError(
-                    f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected "
-                    "whole ones, as it looks at each as a whole; use DDP or replicate it"
-                )
-            if program.matrix and p.is_complex():
-                raise RuntimeError(
-                    f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
-                    "hand it to another rule, in a group with rule=..."
-                )
-            kind = ReferencePart if program.matrix or kind is ForeachPart else kind
-        kinds.setdefault((kind, selected, p.device, p.dtype, hasattr(p, "to_local")), []).append(p)
-    dithered = wanted.rounding == "stochastic"
-    return [
-        kind(
-            selected, ps, [state(p) for p in ps],
-            [firsts(p) + (offset(p) if dithered else 0) for p in ps],
-        )
-        for (kind, selected, *_), ps in kinds.items()
-    ]  # fmt: skip
+        elif program.reductions:
+            kind = ReferencePart
+        found.setdefault((kind, selected, p.device, p.dtype, sharded), {})[p] = state(p) or {}
+    return [kind(selected, old, firsts) for (kind, selected, *_), old in found.items()]

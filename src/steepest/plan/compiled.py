@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import codecs
-from ..definition import COMPENSATION
-from .part import Part, Stale, Wanted, local
+from .part import Part, Stale, local
 
 _nbytes, _shape, _dtype = attrgetter("nbytes"), attrgetter("shape"), attrgetter("dtype")
 
@@ -20,16 +19,10 @@ _nbytes, _shape, _dtype = attrgetter("nbytes"), attrgetter("shape"), attrgetter(
 class CompiledPart(Part):
     """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
 
-    def __init__(
-        self,
-        wanted: Wanted,
-        owners: list[Tensor],
-        old: list[dict[str, Any]],
-        firsts: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, *planned: Any) -> None:
         from ..backends import cpu
 
-        super().__init__(wanted, owners, old, firsts)
+        super().__init__(*planned)
         params = self.params
         self.n = len(params)
         self.strides = [p.stride() for p in params]
@@ -39,27 +32,18 @@ class CompiledPart(Part):
         self.nbytes, self.shapes = list(map(_nbytes, params)), list(map(_shape, params))
         self.addresses = list(map(Tensor.data_ptr, params))
         self.held = [p.detach() for p in params]  # no other tensor takes an address from them
-        names = [self.selection.rule.keys[s] for s in self.program.states]
-        names += [COMPENSATION] * self.compensated
-        for name, column in zip(names, self.columns, strict=True):
-            for k, s in enumerate(column):
-                if k not in self.unborn and s.stride() != self.strides[k]:
+        for key, column in zip(self.dtypes, self.columns, strict=True):
+            for k, state in enumerate(self.states):
+                if state is not None and column[k].stride() != self.strides[k]:
                     # a state loaded in another layout: one that the loop can walk along p
-                    state = self.states[k]
-                    state[name] = torch.empty_like(owners[k], dtype=s.dtype).copy_(state[name])  # type: ignore[index]
-                    column[k] = local(state[name].detach())  # type: ignore[index]
-        storage = wanted.rounding or "nearest" if params[0].dtype in codecs.HALVES else ""
-        self.work = cpu.Work(
-            self.program,
-            params,
-            self.columns,
-            self.steps,
-            self.carried,
-            storage,
-            firsts or [0] * self.n,
-        )
+                    like = torch.empty_like(self.owners[k], dtype=state[key].dtype)
+                    state[key] = like.copy_(state[key])
+                    column[k] = local(state[key].detach())
+        storage = (self.wanted.rounding or "nearest") if self.half else ""
+        kept = [self.steps, self.carried, torch.tensor(self.firsts)]
+        self.work = cpu.Work(self.program, storage, [params, *self.columns], kept)
         self.scratch: dict[int, Tensor] = {}
-        self.seen, self.half = False, params[0].dtype in codecs.HALVES
+        self.seen = False
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         params, grads = self.params, self.given()
@@ -73,8 +57,8 @@ class CompiledPart(Part):
             # the first gradients are looked at closely; torch itself refuses a later one of another
             # shape or dtype, but for those that were put in place by p.grad.data
             sized = self.seen and not self.unborn and list(map(_nbytes, grads)) == self.nbytes
-            near = self.half or self.loose
-            sized = sized and not (near and {*map(_dtype, grads)} != {params[0].dtype})
+            if sized and (self.half or self.loose):
+                sized = {*map(_dtype, grads)} == {params[0].dtype}
         except (TypeError, RuntimeError, NotImplementedError):  # None, sparse or no storage
             pass
         if not sized:
@@ -105,16 +89,12 @@ class CompiledPart(Part):
 
     def straighten(self, at: Sequence[int], grads: list[Any], given: Any) -> None:
         """Copy gradients of other strides than their parameter's, and put the copies' addresses."""
-        odd = [
-            (k, g)
-            for k, g, strides in zip(at, grads, map(Tensor.stride, grads), strict=True)
-            if strides != self.strides[k] or g.is_neg()
-        ]
+        own = self.strides
+        odd = {k: g for k, g in zip(at, grads, strict=True) if g.stride() != own[k] or g.is_neg()}
+        for k in odd.keys() - self.scratch.keys():
+            self.scratch[k] = torch.empty_like(self.params[k], requires_grad=False)
         if odd:
-            for k, _ in odd:
-                if k not in self.scratch:
-                    self.scratch[k] = torch.empty_like(self.params[k], requires_grad=False)
-            copies = [self.scratch[k] for k, _ in odd]
+            copies = [self.scratch[k] for k in odd]
             with torch.no_grad():
-                torch._foreach_copy_(copies, [g for _, g in odd])
-            given[[k for k, _ in odd]] = list(map(Tensor.data_ptr, copies))
+                torch._foreach_copy_(copies, [*odd.values()])
+            given[[*odd]] = list(map(Tensor.data_ptr, copies))

@@ -13,7 +13,9 @@ from .. import codecs
 from ..backends import eager, foreach
 from ..families import Selection
 from ..trace import host_function
-from .part import Part, Stale, check_gradient, describe, program_of, takes_sparse
+from .part import Part, Row, describe, program_of
+
+Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 
 
 @cache
@@ -31,32 +33,27 @@ class ForeachPart(Part):
 
         @torch.no_grad()
         def step() -> None:
-            for indices, t, carried in self.rows(at):
-                lists = [[column[k] for k in indices] for column in (self.params, *self.columns)]
-                self.advance(lists, [order[k] for k in indices], indices, t, carried, scalars)
+            for row in self.rows(at):
+                self.advance(self.lists(row.at), [order[k] for k in row.at], row, scalars)
 
         return step
 
-    def advance(
-        self,
-        lists: list[list[Tensor]],
-        grads: list[Tensor],
-        indices: list[int],
-        t: float,
-        carried: list[float],
-        scalars: list[float],
-    ) -> None:
-        """Step the tensors, parameters first and then states, all of the same count t."""
+    def lists(self, at: list[int]) -> Lists:
+        """What is stepped of the parameters with these indices."""
+        return [[column[k] for k in at] for column in (self.params, *self.columns)]
+
+    def advance(self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]) -> None:
+        """Step tensors that are all of the same count."""
         run, host = _foreach_of(self.selection, self.kind.itemsize)
         # t stands first among the program's scalars, if it is there
-        values = host(*([t] if self.program.counts else []), *scalars, *carried)
+        values = host(*([row.t] if self.program.counts else []), *scalars, *row.carried)
         slots = len(self.program.slots)
         loaded = self.load(lists)
         run(loaded[0], [codecs.load(g, self.kind) for g in grads], *loaded[1:], values[:slots])
-        self.store(lists, loaded, indices, t)
-        self.count(indices, t, values[slots:])
+        self.store(lists, loaded, row)
+        self.count(row, values[slots:])
 
-    def load(self, lists: list[list[Tensor]]) -> list[list[Tensor]]:
+    def load(self, lists: Lists) -> Lists:
         """What the rule reads: without the compensation, which is part of the parameter."""
         loaded = [[codecs.load(x, self.kind) for x in tensors] for tensors in lists]
         if self.compensated:
@@ -64,64 +61,44 @@ class ForeachPart(Part):
             torch._foreach_add_(loaded[0], compensation)
         return loaded
 
-    def store(
-        self, lists: list[list[Tensor]], loaded: list[list[Tensor]], indices: list[int], t: float
-    ) -> None:
+    def store(self, lists: Lists, loaded: Lists, row: Row) -> None:
         """Write back what was stepped in copies."""
         params, *states = lists
         if self.compensated:
             codecs.store_compensated(params, loaded[0], states.pop())
         elif self.stochastic:
-            elements = [self.elements(k) for k in indices]
-            codecs.store_stochastic(params, loaded[0], elements, self.wanted.seed, t)
+            of = zip(row.at, row.chosen or [()] * len(row.at), strict=True)
+            every = [codecs.numbers(self.params[k], self.firsts[k], rows) for k, rows in of]
+            codecs.store_stochastic(params, loaded[0], every, self.wanted.seed, row.t)
         else:
             codecs.store(params, loaded[0], self.kind)
         for old, new in zip(states, loaded[1:], strict=True):
             codecs.store(old, new, self.kind)
 
-    def elements(self, k: int) -> Tensor:
-        """The numbers of a parameter's elements, for their noise."""
-        return codecs.numbers(self.params[k], self.firsts[k])
-
 
 class SparsePart(ForeachPart):
     """The rows that a sparse gradient has, for rules that leave a row without gradient alone."""
 
-    chosen: dict[int, Any]
-
-    def elements(self, k: int) -> Tensor:
-        """The numbers of the elements in the rows of this step."""
-        rows = self.chosen[k]
-        return codecs.numbers(self.params[k], self.firsts[k], () if rows is ... else rows)
+    sparse = True
 
     def ready(self, scalars: list[float]) -> Callable[[], None]:
-        self.check_params()
-        grads = self.given()
-        at = [k for k, g in enumerate(grads) if g is not None]
-        if not all(takes_sparse(self.selection, grads[k]) for k in at):
-            raise Stale
-        if not self.unborn.isdisjoint(at):
-            raise Stale
-        for k in at:
-            check_gradient(self.selection, self.params[k], grads[k], sparse=True)
+        at, grads = self.gradients()
+        order = dict(zip(at, grads, strict=True))
 
         @torch.no_grad()
         def step() -> None:
-            for indices, t, carried in self.rows(at):
-                pieces, self.chosen = [], {}
-                for k in indices:
-                    g = grads[k].coalesce()
-                    # the first step is of all rows: a state may have a start other than zero
-                    every = t == 1 or self.selection.rule.sparse == "dense"
-                    rows = ... if every else tuple(g.indices())
-                    self.chosen[k] = rows
-                    pieces.append((rows, g.to_dense() if every else g.values()))
-                columns = [[c[k] for k in indices] for c in (self.params, *self.columns)]
-                lists = [[x[rows] for x, (rows, _) in zip(c, pieces, strict=True)] for c in columns]
-                self.advance(lists, [g for _, g in pieces], indices, t, carried, scalars)
-                for column, tensors in zip(columns, lists, strict=True):
-                    for x, (rows, _), new in zip(column, pieces, tensors, strict=True):
-                        if rows is not ...:  # else it was a view
+            for row in self.rows(at):
+                found = [order[k].coalesce() for k in row.at]
+                # the first step is of all rows: a state may have a start other than zero
+                every = row.t == 1 or self.selection.rule.sparse == "dense"
+                chosen = [() if every else tuple(g.indices()) for g in found]
+                values = [g.to_dense() if every else g.values() for g in found]
+                whole = self.lists(row.at)
+                lists = [[x[rows] for x, rows in zip(c, chosen, strict=True)] for c in whole]
+                self.advance(lists, values, row._replace(chosen=chosen), scalars)
+                if not every:  # else they were views
+                    for column, tensors in zip(whole, lists, strict=True):
+                        for x, rows, new in zip(column, chosen, tensors, strict=True):
                             x[rows] = new
 
         return step
@@ -135,39 +112,39 @@ class ReferencePart(ForeachPart):
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
         values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
         differentiable = self.wanted.differentiable
-        if differentiable and torch.is_grad_enabled():
-            for k in at:
-                if self.params[k].is_leaf and self.params[k].requires_grad:
-                    raise RuntimeError(
-                        f"{self.rule}: differentiable=True was given for a leaf that requires "
-                        f"grad, {describe(self.params[k])}, expected what autograd can change in "
-                        "place; pass clones, [p.clone() for p in model.parameters()]"
-                    )
+        for p in map(self.params.__getitem__, at):
+            if differentiable and torch.is_grad_enabled() and p.is_leaf and p.requires_grad:
+                raise RuntimeError(
+                    f"{self.rule}: differentiable=True was given for a leaf that requires grad, "
+                    f"{describe(p)}, expected what autograd can change in place; pass clones, "
+                    "[p.clone() for p in model.parameters()]"
+                )
 
         def one(k: int, g: Tensor, add: bool) -> None:
-            t, state = float(self.steps[k]) + 1, self.states[k] or {}
-            values.update(zip(rule.carried, self.carried[:, k].tolist(), strict=True), t=t)
-            lists = [[column[k]] for column in (self.params, *self.columns)]
+            state = self.states[k] or {}
+            row = Row([k], float(self.steps[k]) + 1, self.carried[:, k].tolist())
+            values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
+            lists = self.lists(row.at)
             if differentiable:  # as the last step left them, with their history
                 lists[1:] = [[state[rule.keys[s]]] for s in program.states]
             loaded = self.load(lists)
-            tensors = [x for (x,) in loaded]
-            tensors.insert(1, codecs.load(g, self.kind))
+            p, *states = (x for (x,) in loaded)
+            tensors = [p, codecs.load(g, self.kind), *states]
             new, carried = eager.run(program, choices, tensors, values)
             if add:
                 return
             if not differentiable:
-                for old, name in zip(loaded, (rule.tensors[0], *program.states), strict=True):
-                    if name in new:
-                        old[0].copy_(new[name])
-                self.store(lists, loaded, [k], t)
+                old = dict(zip((rule.tensors[0], *program.states), (p, *states), strict=True))
+                for name, x in new.items():
+                    old[name].copy_(x)
+                self.store(lists, loaded, row)
             else:
                 codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
                 state.update((rule.keys[name], x) for name, x in new.items())
-            self.count([k], t, carried)
+            self.count(row, carried)
 
         def step() -> None:
-            found: list[Tensor] = []
+            found: dict[int, Tensor] = {}
             # what is summed over all parameters is summed before the first of them moves
             for add in (True, False) if program.spans else (False,):
                 for k, g in zip(at, grads, strict=True):
