@@ -1,0 +1,132 @@
+"""Newton's method near saddles, plain and saddle-free."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from found import Found
+from torch import Tensor, nn
+
+from steepest.whole import Newton
+
+ANGLE = 0.5
+"""Radians between the parameters and the axes along which `wells` is separable."""
+HIDDEN, PENALTY = 4, 1e-2
+FLAT = 1e-6
+"""Norm of a gradient that counts as zero."""
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {"line_search": False},
+    "saddle-free": {"line_search": False, "saddle_free": True},
+    "plain, damped": {"line_search": False, "damping": 0.1},
+    "saddle-free, damped": {"line_search": False, "damping": 0.1, "saddle_free": True},
+    "plain, line search": {},
+    "saddle-free, line search": {"saddle_free": True},
+}
+
+
+def wells(points: Tensor) -> Tensor:
+    """Sum over points (n, 2) of (u^2 - 1)^2/4 + (v^2 - 1)^2/4, (u, v) the point turned by ANGLE.
+
+    Each has 4 minima (u and v are 1 or -1), 4 saddles (one of them is 0) and a maximum at 0.
+    """
+    return ((turned(points).square() - 1).square() / 4).sum()
+
+
+def turned(points: Tensor) -> Tensor:
+    c, s = math.cos(ANGLE), math.sin(ANGLE)
+    return points @ torch.tensor([[c, s], [-s, c]], dtype=points.dtype)
+
+
+def ends(start: Tensor, steps: int, **options: Any) -> Tensor:
+    """Where Newton's steps lead each of the starts (n, 2), turned.
+
+    One optimizer steps all points: the Hessian of the sum has a block for each of them.
+    """
+    points = nn.Parameter(start.clone())
+    optimizer = Newton([points], **options)
+    for _ in range(steps):
+        optimizer.step(lambda: wells(points))
+    return turned(points.detach())
+
+
+def network(seed: int, deviation: float) -> tuple[nn.Module, Any, Any]:
+    """A network (30-4-1, tanh) near zero on the breast cancer data, loss and accuracy.
+
+    The loss has a penalty of PENALTY/2 |theta|^2, with which the point where all parameters but
+    the last bias are zero is a saddle whose Hessian is regular.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    x, y = (torch.tensor(a).double() for a in load_breast_cancer(return_X_y=True))
+    x = (x - x.mean(0)) / x.std(0)
+    model = nn.Sequential(nn.Linear(30, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 1)).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(0, deviation, generator=generator)
+
+    def loss() -> Tensor:
+        penalty = torch.stack([p.square().sum() for p in model.parameters()]).sum()
+        data = nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y)
+        return data + PENALTY / 2 * penalty
+
+    def accuracy() -> float:
+        with torch.no_grad():
+            return 100 * ((model(x)[:, 0] > 0) == (y > 0)).double().mean().item()
+
+    return model, loss, accuracy
+
+
+def slope_and_curvature(model: nn.Module, loss: Any) -> tuple[float, float]:
+    """Norm of the gradient and least eigenvalue of the Hessian, by a double backward."""
+    params = [*model.parameters()]
+    gradient = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss(), params, create_graph=True)]
+    )
+    rows = [torch.autograd.grad(g, params, retain_graph=True) for g in gradient]
+    hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    return float(gradient.detach().norm()), float(torch.linalg.eigvalsh(hessian)[0])
+
+
+def saddle(seeds: int = 10, starts: int = 100, steps: int = 40, deviation: float = 0.05) -> Found:
+    """Plain Newton is drawn to saddles, the saddle-free form is not, Dauphin et al. 2014.
+
+    arXiv:1406.2572. On a function with 4 minima, 4 saddles and a maximum: per cent of random starts
+    in [-2, 2]^2 that end within 1e-3 of each kind. On a network on the breast cancer data that
+    starts near a saddle: per cent at a saddle and at a minimum, by the gradient and the Hessian's
+    least eigenvalue, loss, and accuracy in per cent, both of the training data.
+    """
+    found = Found()
+    for name in ("plain", "saddle-free"):
+        shares: dict[str, list[float]] = {"minimum": [], "saddle": [], "maximum": []}
+        for seed in range(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            start = 4 * torch.rand(starts, 2, generator=generator, dtype=torch.float64) - 2
+            end = ends(start, steps, **FORMS[name]).abs()
+            near_zero = (end < 1e-3).sum(1)
+            there = ((end < 1e-3) | ((end - 1).abs() < 1e-3)).all(1)
+            for zeros, kind in enumerate(shares):
+                shares[kind].append(100 * float((there & (near_zero == zeros)).double().mean()))
+        for kind, share in shares.items():
+            found.add(f"two variables, % at a {kind}: {name}", share)
+    found.compare("two variables, % at a saddle", "plain", ["saddle-free"])
+    for name, options in FORMS.items():
+        rows = []
+        for seed in range(seeds):
+            model, loss, accuracy = network(seed, deviation)
+            optimizer = Newton(model.parameters(), **options)
+            for _ in range(steps):
+                optimizer.step(loss)
+            slope, curvature = slope_and_curvature(model, loss)
+            flat = slope < FLAT
+            kinds = (100.0 * (flat and curvature < 0), 100.0 * (flat and curvature > 0))
+            rows.append((*kinds, float(loss().detach()), accuracy()))
+        whats = ("% at a saddle", "% at a minimum", "loss", "accuracy")
+        for what, values in zip(whats, zip(*rows, strict=True), strict=True):
+            found.add(f"network, {what}: {name}", values)
+    found.compare("network, % at a saddle", "plain", ["saddle-free", "plain, line search"])
+    found.compare("network, % at a saddle", "plain, damped", ["saddle-free, damped"])
+    found.compare("network, accuracy", "plain, damped", ["saddle-free, damped"])
+    return found
