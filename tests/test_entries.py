@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.race import BadCall, entries
+from steepest.race import BadCall, entries, methods, parts
+from steepest.race.request import Request
 
 
 def test_the_references_are_always_in():
@@ -22,9 +23,26 @@ def test_the_references_are_always_in():
     ("text", "said"),
     [
         ("adamx+cosine", "'adamx'.*did you mean 'adam"),
-        ("adam+cosin", "'cosin' is unknown: expected .cosine, .warmup or .warmup.cosine"),
-        ("adam+cosine+warmup", "'cosine.warmup' is unknown"),
-        ("adam+", "'' is unknown"),
+        ("adam+cosin", "entry 'adam.cosin': .cosin is unknown; did you mean .cosine"),
+        ("adam+zzz", ".zzz is unknown; expected one of warmup, cosine, step, "),
+        ("adam+cosine+warmup", "expected its parts once, as .warmup.cosine"),
+        ("adam+noise+noise", "expected its parts once, as .noise$"),
+        ("adam+", ". is unknown; expected one of warmup"),
+        ("adam+cosine+sgdr", ".cosine and .sgdr do the same: expected one of them"),
+        ("adam+full-batch+one-sample", ".full-batch and .one-sample do the same"),
+        ("adam+warmup+noam", ".noam has a warm-up: expected no .warmup beside it"),
+        ("adam+warmup+one-cycle", ".one-cycle has a warm-up: expected no .warmup"),
+        ("adam+warmup+batch-growth", ".batch-growth is a schedule: expected no .warmup"),
+        ("adam+step+batch-growth", ".batch-growth is a schedule: expected no .step"),
+        ("adam+cosine+restarts", ".restarts sets the learning rate: expected no .cosine"),
+        ("adam+batch-growth+restarts", ".restarts sets .* expected no .batch-growth"),
+        ("adam+batchnorm+one-sample", ".batchnorm needs several .* no .one-sample"),
+        ("adam+batchnorm+adaptive-batch", ".batchnorm needs several .* no .adaptive-batch"),
+        ("adam+full-batch+curriculum", ".curriculum draws batches .* no .full-batch"),
+        ("bfgs+cosine", "bfgs takes no .cosine: expected it alone, or with .early-stopping"),
+        ("genetic+restarts", "genetic takes no .restarts"),
+        ("newton+dropout", "newton takes no .dropout"),
+        ("newtn", "unknown optimizer 'newtn'.*did you mean 'newton'"),
         ("torch.optim:Adaam", r"cannot be imported \(AttributeError.*expected module:Class"),
         ("nowhere.at.all:Adam", r"cannot be imported \(ModuleNotFoundError"),
         ("torch.nn:Linear", "no torch.optim.Optimizer class"),
@@ -49,6 +67,7 @@ def strangers(tmp_path, monkeypatch):
         "from torch.optim import SGD, Optimizer\n"
         "class NoDefault(SGD):\n    def __init__(self, params, lr): super().__init__(params, lr)\n"
         "class Zero(SGD):\n    def __init__(self, params, lr=0.0): super().__init__(params, lr)\n"
+        "class Rateless(Optimizer):\n    def __init__(self, params): super().__init__(params, {})\n"
         "class Free(SGD):\n    def __init__(self, params): super().__init__(params, 0.1)\n"
         "class Mine(SGD):\n    def __init__(self, params, lr=0.5): super().__init__(params, lr)\n"
     )
@@ -67,11 +86,62 @@ def test_a_class_is_tuned_in_lr_around_its_default(strangers):
     assert entries.space("stranger:Mine")["lr"] == pytest.approx((0.5 / 30, 15))
     assert entries.space("stranger:Free") == entries.defaults("stranger:Free") == {}
     weight = nn.Parameter(torch.ones(2))
-    made = entries.make("stranger:Mine+cosine", [weight], {"lr": 0.25})
+    made = entries.make("stranger:Mine+cosine", [weight], {"lr": 0.25}, seed=1)
     assert type(made).__name__ == "Mine"
     assert made.param_groups[0]["lr"] == 0.25
     assert entries.backends(made) == {"stranger:Mine"}
     assert entries.make("stranger:Free", [weight], {}).param_groups[0]["lr"] == 0.1
+
+
+def test_what_needs_a_learning_rate_says_so(strangers):
+    for word in ("cosine", "warmup", "batch-growth", "adaptive-batch", "restarts"):
+        entry, weight = f"stranger:Rateless+{word}", nn.Parameter(torch.ones(2))
+        made = entries.make(entry, [weight], {})
+        with pytest.raises(BadCall, match=rf"\+{word} needs a learning rate.*no option lr"):
+            entries.equip(entry, made, 10, {}, 0)
+    entries.equip("stranger:Rateless+noise+clip", made, 10, {"noise.eta": 1.0, "clip.norm": 1.0}, 0)
+
+
+def test_knobs_of_parts_are_tuned_beside_the_optimizers():
+    both = entries.space("adam+polynomial+noise+clip")
+    assert both == {
+        **entries.space("adam"), "polynomial.power": (0.5, 4.0), "noise.eta": (1e-4, 1.0),
+        "clip.norm": (0.03, 30.0),
+    }  # fmt: skip
+    assert next(iter(both)) == "lr"  # the coordinate of the points that it shares with others
+    known = entries.defaults("adam+polynomial+noise+clip")
+    assert known.keys() == both.keys()
+    assert (known["polynomial.power"], known["noise.eta"], known["clip.norm"]) == (1, 0.01, 1)
+    assert entries.space("newton") == {"damping": (1e-4, 10.0)}
+    assert entries.defaults("annealing") == {"sigma": 0.01, "temperature": 0.01}
+    for name in (*parts.PARTS, *methods.WHOLE):
+        entry = name if name in methods.WHOLE else f"adam+{name}"
+        for knob, (low, high) in entries.space(entry).items():
+            assert 0 < low <= entries.defaults(entry)[knob] <= high, (entry, knob)
+
+
+@pytest.mark.parametrize(
+    ("entry", "task", "said"),
+    [
+        ("adam+batch-growth", "text", "text gives batches, and .batch-growth needs samples"),
+        ("adam+curriculum", "text", "text gives batches, and .curriculum needs samples"),
+        ("bfgs", "text", "text gives batches, and bfgs needs samples"),
+        ("levenberg-marquardt", "digits", "digits has a loss, .* needs the residuals"),
+        ("newton", "digits", "'newton' cannot be made .*6,090 parameters were given"),
+        ("adam+batchnorm", "text", "the task text has no .batchnorm"),
+        ("adam+early-stopping", "digits-gan", "training loop of its own, and .early-stopping"),
+        ("adam+batchnorm", "digits-gan", "training loop of its own, and .batchnorm acts"),
+        ("genetic", "bag-of-words", "training loop of its own, and genetic acts in the race's"),
+    ],
+)
+def test_a_task_that_cannot_have_an_entry_says_so_before_the_race(entry, task, said):
+    with pytest.raises(BadCall, match=said):
+        Request(task, entry).check()
+
+
+@pytest.mark.parametrize("task", ["digits", "diabetes", "text", "digits-gan", "bag-of-words"])
+def test_what_acts_at_the_step_fits_every_task(task):
+    Request(task, "adam+warmup+cosine+noise+clip,torch.optim:SGD+sgdr").check()
 
 
 def test_a_schedule_changes_neither_space_nor_defaults():
@@ -84,7 +154,7 @@ def rates(entry, steps):
     weight = nn.Parameter(torch.ones(2))
     optimizer = entries.make(entry, [weight], {"lr": 1.0})
     found = []
-    entries.schedule(entry, optimizer, steps)
+    entries.equip(entry, optimizer, steps, {}, 0)
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         weight.grad = torch.ones(2)
@@ -114,7 +184,7 @@ def test_a_schedule_of_a_very_short_run(entry, steps):
 def test_an_entry_with_a_schedule_steps_as_torch_does():
     ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64)) for _ in "ab")
     candidate = entries.make("adam+cosine", [ours], {"lr": 0.1})
-    entries.schedule("adam+cosine", candidate, 10)
+    entries.equip("adam+cosine", candidate, 10, {}, 0)
     oracle = torch.optim.Adam([theirs], lr=0.1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(oracle, 10)
     for _ in range(10):

@@ -400,6 +400,17 @@ def test_a_claim_smaller_than_the_test_sets_own_error():
 # --- in words
 
 
+def test_an_entry_that_computes_much_more_than_the_baseline():
+    summary = race(dear=entry(GOOD, test=STEADY), fair=entry(GOOD, test=STEADY))
+    base, dear, fair = (summary["entries"][name] for name in ("adamw", "dear", "fair"))
+    assert not any(f["name"] == "cost" for f in lint(summary))  # nobody has counted
+    base["gradients"], dear["gradients"], fair["gradients"] = 2000.0, 3001.0, 3000.0
+    (found,) = [f for f in lint(summary) if f["name"] == "cost"]
+    assert found["entry"] == "dear"
+    assert "dear computed 3,001 gradients of a batch for its 2,000 steps" in found["text"]
+    assert "adamw 2,000: at equal steps it is dearer 1.5 times over" in found["text"]
+
+
 def test_lint_is_spoken():
     lost = tried((1e-3, 0.95), (0.1, None), (0.05, None), (0.02, None), (0.09, None))
     summary = race(adam=entry(lost, test=STEADY))

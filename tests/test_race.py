@@ -57,6 +57,22 @@ def test_a_killed_worker_costs_its_item_time_and_nothing_else(tmp_path):
     assert again == {"4": 4}
 
 
+def test_a_worker_has_its_next_item_before_the_caller_has_the_answer():
+    drawn = []
+
+    def items():
+        for item in ("1 + 1", "2 + 2", "3 + 3"):
+            drawn.append(item)
+            yield item
+
+    with Pool(1, eval) as pool:
+        pool.hire()
+        answers = pool.map(items())
+        assert next(answers) == ("1 + 1", 2)
+        assert drawn == ["1 + 1", "2 + 2"]
+        assert [answer for _, answer in answers] == [4, 6]
+
+
 def test_an_item_that_always_kills_its_worker_is_given_up():
     with Pool(1, eval) as pool, pytest.raises(WorkerError, match="3 workers died"):
         list(pool.map(["__import__('os')._exit(9)"]))

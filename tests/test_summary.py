@@ -16,7 +16,7 @@ from steepest.race import figures, planning, report, tables, terminal
 from steepest.race.conduct import _seen
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.summary import _curve, summarise
-from steepest.race.wording import caveats, number, rows, verdict
+from steepest.race.wording import UNKNOWN, caveats, columns, number, rows, verdict
 
 PLAN = Plan("digits", ("adamw", "adam", "momentum"), trials=1, seeds=6, steps=2, seed=0)
 
@@ -370,3 +370,26 @@ def test_one_of_each_is_in_the_singular():
     partial = summarise(DIGITS, plan, pairs(plan)[:1], PROVENANCE)
     said = caveats(partial)[0]
     assert "had 1 tuning trial of 1 step, 1 for each fresh seed, and 0 of 1 planned fresh" in said
+
+
+def test_gradients_are_the_median_of_the_runs_that_ended():
+    plan = Plan("digits", ("adamw", "momentum"), 1, 3, 100, 0)
+    runs = pairs(plan, lost=[("fresh", "momentum", 1)])
+    for trial, result in runs:
+        if trial.entry == "momentum":
+            result.measures = {"gradients": 3.0 if result.diverged else 200.0 + trial.index}
+    found = summarise(DIGITS, plan, runs, PROVENANCE)
+    assert found["entries"]["adamw"]["gradients"] is None
+    assert found["entries"]["momentum"]["gradients"] == 201.0
+    assert "gradients" in columns(found)
+    cells = {row[0]: row[columns(found).index("gradients")] for row in rows(found)}
+    assert cells == {"adamw": UNKNOWN, "momentum": "201"}
+    found["entries"]["momentum"]["gradients"] = 100.0  # a step is a gradient: nothing to say
+    assert "gradients" not in columns(found)
+
+
+@pytest.mark.parametrize("entry", ["adamw", "adam+curriculum"])
+def test_what_is_paired_is_said(entry):
+    found = race(dict.fromkeys(["adamw", entry, "momentum"]))
+    line = next(line for line in caveats(found) if line.startswith("Differences are paired"))
+    assert ("a curriculum has an order of its own" in line) == ("curriculum" in entry)

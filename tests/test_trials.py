@@ -24,7 +24,7 @@ def trial(**changes):
 def stock(monkeypatch):
     """Trials with torch's own SGD in place of every entry."""
     monkeypatch.setattr(
-        entries, "make", lambda name, params, hyper: torch.optim.SGD(params, lr=hyper["lr"])
+        entries, "make", lambda name, params, hyper, *_: torch.optim.SGD(params, lr=hyper["lr"])
     )
 
 
@@ -104,7 +104,7 @@ def test_an_arithmetic_error_of_an_optimizer_is_divergence(error, monkeypatch):
         def step(self, closure=None):
             raise error
 
-    monkeypatch.setattr(entries, "make", lambda name, params, hyper: Failing(params, lr=1.0))
+    monkeypatch.setattr(entries, "make", lambda name, params, *_: Failing(params, lr=1.0))
     assert trials.run(trial()).diverged == error.__name__
 
 
@@ -116,7 +116,7 @@ def test_the_first_step_that_compiles_is_not_training_time(monkeypatch):
 
     slow = [0.5]
     monkeypatch.setattr(trials, "_warm", set())
-    monkeypatch.setattr(entries, "make", lambda name, params, hyper: Compiled(params, lr=0.1))
+    monkeypatch.setattr(entries, "make", lambda name, params, *_: Compiled(params, lr=0.1))
     result = trials.run(trial(steps=2))
     assert result.warm_seconds >= 0.5
     assert result.seconds[-1] < 0.5

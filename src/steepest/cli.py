@@ -46,8 +46,9 @@ def race(
     optimizers: Annotated[
         str | None,
         typer.Option(
-            help="Entries, separated by commas: a rule or module:Class, with +cosine, +warmup or "
-            "+warmup+cosine for a schedule. adamw, momentum and eadam are always in.",
+            help="Entries, separated by commas: a rule or module:Class, with parts such as "
+            "+warmup+cosine+clip, or a method on the whole loss (steepest list --parts). adamw, "
+            "momentum and eadam are always in.",
             show_default="nine",
         ),
     ] = None,
@@ -100,20 +101,27 @@ def race(
     need_race()
     import os
 
-    from steepest.race import BadCall, conduct, tasks, terminal
+    from steepest.race import BadCall, tasks
+    from steepest.race.request import Request
+    from steepest.race.trials import run
+    from steepest.race.workers import Pool
 
-    request = conduct.Request(task, optimizers, trials, seeds, steps, budget, seed, data)
+    request = Request(task, optimizers, trials, seeds, steps, budget, seed, data)
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")
     request.check()
-    if plan:
-        print(conduct.forecast(request, jobs))
-        return 0
     folder = out or Path(f"race-{tasks.words(task)}")
-    summary, interrupted = conduct.race(
-        request, folder, jobs=jobs, resume=resume, storage=storage, study=study
-    )
+    with Pool(jobs, run) as pool:
+        pool.hire()
+        from steepest.race import conduct, terminal  # scipy, optuna, matplotlib: meanwhile
+
+        if plan:
+            print(conduct.forecast(request, jobs, pool))
+            return 0
+        summary, interrupted = conduct.race(
+            request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
+        )
     terminal.show(summary)
     _say_where(folder)
     if interrupted:
@@ -178,9 +186,17 @@ def profile(
 
 
 @app.command("list", epilog="Example: steepest list --json")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> int:
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="What else may enter a race, and what behind a +.")
+    ] = False,
+) -> int:
     """List the optimizers: name, class, year, states and their bytes, kind, oracle, paper."""
-    from steepest.catalogue import listing, table
+    if parts:
+        from steepest.race.methods import listing, table
+    else:
+        from steepest.catalogue import listing, table
 
     found = listing()
     print(json.dumps(found, indent=2) if as_json else "\n".join(table(found)))

@@ -7,8 +7,10 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
@@ -32,12 +34,14 @@ def race(
     folder: Path,
     *,
     jobs: int,
+    pool: Pool | None = None,
     resume: bool = False,
     storage: str | None = None,
     study: str | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
+    pool: of `jobs` workers that run trials, if there is one already.
     storage: URL of a database for its trials; study: a name there, of a new race or one to join.
     Raises BadCall for a wrong request or folder, WorkerError if a task itself fails.
     """
@@ -45,7 +49,7 @@ def race(
     request.check()
     if resume and not folder.exists():
         raise BadCall(NOTHING.format(folder))
-    with locked(folder), Pool(jobs, trials.run) as pool:
+    with locked(folder), nullcontext(pool) if pool else Pool(jobs, trials.run) as pool:
         found = _found(request, folder, resume, storage, study)
         store = found if isinstance(found, Store) else None
         interrupted = False
@@ -159,13 +163,13 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     )
     if request.budget is None:
         return _meant(plan)
-    measured = [result for _, result in pool.map(_pilots(plan, [plan.baseline], jobs))]
+    run, warm, _ = _measured(plan, jobs, pool)
     cost = {
         "seconds": protocol.parse_budget(request.budget) - (perf_counter() - started),
         "field": len(plan.entries),
         "jobs": jobs,
-        "run": max(result.wall_seconds for result in measured),
-        "warm": max(result.warm_seconds for result in measured),
+        "run": run,
+        "warm": warm,
     }
     count, seeds = protocol.affordable(**cost, seeds=request.seeds)
     short = seeds * (count + 1) > protocol.runs_within(**cost)
@@ -196,6 +200,23 @@ def _pilots(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
     ]  # fmt: skip
 
 
+def _measured(
+    plan: Plan, count: int, pool: Pool
+) -> tuple[float, float, list[tuple[Trial, Result]]]:
+    """Seconds of a run, the mean over all entries; of a first step, the longest; and the baseline's
+    `count` pilot runs. Entries that step as it does are taken to be as quick.
+    """
+    dear = [e for e in plan.entries if e != plan.baseline and entries.dear(e)]
+    pilots = [*_pilots(plan, [plan.baseline], count), *_pilots(plan, dear, 1)]
+    found: dict[str, list[tuple[Trial, Result]]] = {}
+    for trial, result in pool.map(pilots):
+        found.setdefault(trial.entry, []).append((trial, result))
+    wall = {entry: max(r.wall_seconds for _, r in runs) for entry, runs in found.items()}
+    warm = max(r.warm_seconds for runs in found.values() for _, r in runs)
+    run = fmean(wall.get(entry, wall[plan.baseline]) for entry in plan.entries)
+    return run, warm, found[plan.baseline]
+
+
 def _completed(task: Task, plan: Plan, pool: Pool) -> Task:
     """The task with what a pilot run tells of a file: that it runs, and how bad untrained is."""
     if not task.file:
@@ -213,7 +234,7 @@ PILOT_PAIRS = 4
 """Differences between two pilot runs from which `--plan` takes the spread of differences."""
 
 
-def forecast(request: Request, jobs: int) -> str:
+def forecast(request: Request, jobs: int, pool: Pool) -> str:
     """What `--plan` prints: how long the race would take, and which difference it could detect.
 
     The spread is that of the baseline's defaults between one seed and another, as if pairing by
@@ -221,16 +242,15 @@ def forecast(request: Request, jobs: int) -> str:
     """
     started = perf_counter()
     request.check()
-    with Pool(jobs, trials.run) as pool:
-        plan = _plan(request, jobs, pool, started)
-        found = list(pool.map(_pilots(plan, [plan.baseline], 2 * PILOT_PAIRS)))
+    plan = _plan(request, jobs, pool, started)
+    run, warm, found = _measured(plan, 2 * PILOT_PAIRS, pool)
     ends = {t.index: r.validation[-1] for t, r in found if not r.diverged}
     pairs = [(i, i + 1) for i in range(0, 2 * PILOT_PAIRS, 2)]
     return planning.text(
         plan,
         jobs,
-        max(result.wall_seconds for _, result in found),
-        max(result.warm_seconds for _, result in found),
+        run,
+        warm,
         [ends[i] - ends[j] for i, j in pairs if i in ends and j in ends],
         proportion=tasks.get(plan.task, plan.data).proportion,
     )
@@ -281,7 +301,8 @@ class _Agreement:
 
     def check(self, trial: Trial, result: Result) -> None:
         """BadCall for the first run that differs from an earlier one."""
-        self._same("initial weights", ("weights", trial.seed), trial, result.initial)
+        key = "weights", trial.seed, entries.model_of(trial.entry)
+        self._same("initial weights", key, trial, result.initial)
         if not result.diverged:
             self._same("steps of the reports", "steps", trial, result.steps)
             if trial.phase == FRESH:

@@ -1,7 +1,8 @@
 """Who may enter a race. The only file of this room that knows where optimizers come from.
 
-An entry is the name of a rule, of the package or of the task file, or `module:Class`, any
-torch.optim.Optimizer; `+cosine`, `+warmup` or `+warmup+cosine` behind it is its schedule.
+An entry is the name of a rule, of the package or of the task file, of a method on the whole loss
+(`methods.py`), or `module:Class`, any torch.optim.Optimizer; what may stand behind it, as in
+`adam+warmup+cosine`, is in `parts.py`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,25 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from inspect import Parameter, signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LRScheduler
 
 import steepest
-from steepest.race import BadCall
+from steepest.race import BadCall, parts
+from steepest.race.methods import SQUARES, WHOLE
+from steepest.race.tasks.written import silenced
 from steepest.shell import RuleOptimizer
+
+if TYPE_CHECKING:
+    from steepest.race.protocol import Trial
+    from steepest.race.tasks.shape import Setup, Task
 
 REFERENCES = ("adamw", "momentum", "eadam")
 """Always in the field: two that everybody tunes, and the one that shows what eps alone does."""
@@ -30,9 +38,6 @@ BASELINE = "adamw"
 SPAN = 30.0
 """A class that says no search range is tuned in lr alone, from its default / 30 to * 30, as a rule
 that says none is; weight decay and all else stay at their defaults."""
-WARMUP = 0.1
-"""Share of the steps over which `+warmup` raises the learning rate from near 0, linearly."""
-SCHEDULES = ("warmup", "cosine")
 
 
 def parse(text: str | None) -> tuple[str, ...]:
@@ -55,24 +60,87 @@ def parse(text: str | None) -> tuple[str, ...]:
 
 
 def split(name: str) -> tuple[str, tuple[str, ...]]:
-    """The optimizer of an entry, and its schedule's words."""
+    """The optimizer of an entry, and the names of its parts."""
     optimizer, *words = name.split("+")
     return optimizer, tuple(words)
 
 
+def whole(name: str) -> bool:
+    """Whether the entry is a method on the whole loss."""
+    return split(name)[0] in WHOLE
+
+
+def dear(name: str) -> bool:
+    """Whether its steps are other than one gradient of one batch, so that they may take longer."""
+    return whole(name) or any(parts.PARTS[w].kind not in parts.ANYWHERE for w in split(name)[1])
+
+
+def fits(name: str, task: Task) -> None:
+    """BadCall if the task does not give what the entry needs."""
+    optimizer, words = split(name)
+    inside = [w for w in words if parts.PARTS[w].kind not in parts.ANYWHERE]
+    if task.train and (inside or whole(name)):
+        raise BadCall(
+            f"entry {name!r}: {task.name} has a training loop of its own, and "
+            f"{f'+{inside[0]}' if inside else name} acts in the race's: expected a task that says "
+            f"what is trained, or parts of the kinds {', '.join(sorted(parts.ANYWHERE))}"
+        )
+    for word in words:
+        if parts.PARTS[word].kind in parts.SWITCHES and word not in task.switches:
+            raise BadCall(
+                f"entry {name!r}: the task {task.name} has no +{word}: expected a bundled task "
+                f"with such layers, or an entry without it"
+            )
+    chosen = next((f"+{w}" for w in words if parts.named(w, ("batch", "order"))), "")
+    if not chosen and not whole(name):
+        return
+    setup = _first(task)
+    if setup.samples is None:
+        raise BadCall(
+            f"entry {name!r}: {task.name} gives batches, and {chosen or optimizer} needs samples: "
+            f"expected a task whose batches are a DataLoader that goes through all of its dataset"
+        )
+    if optimizer == SQUARES and setup.residuals is None:
+        raise BadCall(
+            f"entry {name!r}: {task.name} has a loss, and {optimizer} needs the residuals whose "
+            f"squares it is the mean of: expected a bundled task of regression, such as diabetes"
+        )
+    if whole(name):
+        make(name, setup.model.parameters(), defaults(name))  # it may be too large for a matrix
+    if chosen == "+adaptive-batch" and any(
+        isinstance(m, _BatchNorm) for m in setup.model.modules()
+    ):
+        raise BadCall(
+            f"entry {name!r}: the model of {task.name} has batch normalisation, and {chosen} needs "
+            f"gradients of single samples: expected a model without"
+        )
+
+
+@lru_cache(maxsize=1)
+def _first(task: Task) -> Setup:
+    """The task for some seed: what it gives is the same for all."""
+    assert task.build
+    with silenced() if task.file else nullcontext():  # the pilot run shows what it prints
+        return task.build(0)
+
+
 def _check(name: str) -> None:
     optimizer, words = split(name)
-    if words and words not in (("cosine",), ("warmup",), SCHEDULES):
-        raise BadCall(
-            f"entry {name!r}: schedule {'+'.join(words)!r} is unknown: expected +cosine, +warmup "
-            f"or +warmup+cosine behind the optimizer"
-        )
+    parts.check(name, words)
+    if optimizer in WHOLE:
+        if bad := [w for w in words if w != "early-stopping"]:
+            raise BadCall(
+                f"entry {name!r}: {optimizer} takes no +{bad[0]}: expected it alone, or with "
+                f"+early-stopping"
+            )
+        return
     if ":" in optimizer:
         _class(optimizer)
         return
     if optimizer not in steepest.rules:
-        near = get_close_matches(optimizer.lower(), list(steepest.rules), n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(steepest.rules)}"
+        known = [*steepest.rules, *WHOLE]
+        near = get_close_matches(optimizer.lower(), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise BadCall(
             f"unknown optimizer {optimizer!r}: expected known names, or module:Class, separated by "
             f"commas; {hint}"
@@ -123,51 +191,113 @@ def space(name: str) -> dict[str, tuple[float, float]]:
     """Hyperparameter -> (low, high) of its log-uniform search range, as declared by the rule."""
     if name in _stored:
         return dict(_stored[name])
+    mine = {knob: (low, high) for knob, (low, _, high) in _more(name).items()}
     optimizer, _ = split(name)
+    if optimizer in WHOLE:
+        return mine
     if ":" in optimizer:
-        return {knob: (value / SPAN, value * SPAN) for knob, value in _class(optimizer)[1].items()}
-    return dict(steepest.rules[optimizer].search)
+        own = {knob: (value / SPAN, value * SPAN) for knob, value in _class(optimizer)[1].items()}
+        return own | mine
+    return {**steepest.rules[optimizer].search, **mine}
+
+
+def _more(name: str) -> dict[str, tuple[float, float, float]]:
+    """Knobs that are no rule's and no class's: (low, default, high)."""
+    optimizer, words = split(name)
+    return {**(WHOLE[optimizer].knobs if optimizer in WHOLE else {}), **parts.knobs(words)}
 
 
 def defaults(name: str) -> dict[str, float]:
     """The optimizer's own value of every hyperparameter that is searched."""
+    mine = {knob: default for knob, (_, default, _) in _more(name).items()}
     optimizer, _ = split(name)
+    if optimizer in WHOLE:
+        return mine
     if ":" in optimizer:
-        return dict(_class(optimizer)[1])
+        return {**_class(optimizer)[1], **mine}
     rule = steepest.rules[optimizer]
-    return {knob: float(rule.defaults[knob]) for knob in rule.search}
+    return {**{knob: float(rule.defaults[knob]) for knob in rule.search}, **mine}
 
 
-def make(name: str, params: Iterable[Any], hyper: Mapping[str, float]) -> torch.optim.Optimizer:
-    """The optimizer of the entry `name` over `params` with `hyper`, without its schedule."""
+def make(
+    name: str, params: Iterable[Any], hyper: Mapping[str, float], seed: int = 0
+) -> torch.optim.Optimizer:
+    """The optimizer of the entry `name` over `params` with `hyper`, without its parts.
+
+    seed: of a method that draws.
+    """
     optimizer, _ = split(name)
-    if ":" not in optimizer:
-        return steepest.optimizer(optimizer, params, **hyper)
-    kind: Any = _class(optimizer)[0]
+    own = {knob: value for knob, value in hyper.items() if "." not in knob}
+    if optimizer in WHOLE:
+        from steepest import whole as methods
+
+        method = WHOLE[optimizer]
+        kind: Any = getattr(methods, method.called)
+        own |= method.options | ({"seed": seed} if "seed" in signature(kind).parameters else {})
+    elif ":" in optimizer:
+        kind = _class(optimizer)[0]
+    else:
+        return steepest.optimizer(optimizer, params, **own)
     try:
-        return kind(params, **hyper)
+        return kind(params, **own)
     except Exception as error:
-        given = ", ".join(f"{k}={v:g}" for k, v in hyper.items())
+        given = ", ".join(
+            f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in own.items()
+        )
         why = f"{type(error).__name__}: {error}"
         raise BadCall(
             f"entry {name!r} cannot be made with {given or 'its defaults'} ({why})"
         ) from None
 
 
-def schedule(name: str, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler | None:
-    """Give `optimizer` the schedule of the entry over `steps` steps; it moves inside of step()."""
+def equip(
+    name: str, optimizer: torch.optim.Optimizer, steps: int, hyper: Mapping[str, float], seed: int
+) -> LRScheduler | None:
+    """Give `optimizer` the parts of the entry that act inside of its step(); its schedule.
+
+    seed: of the noise.
+    """
     _, words = split(name)
-    if not words:
-        return None
-    warm = min(max(1, round(WARMUP * steps)), steps) if "warmup" in words else 0
-    parts: list[LRScheduler] = []
-    if warm:
-        parts.append(LinearLR(optimizer, 1 / (warm + 1), 1.0, warm))
-    if "cosine" in words:
-        parts.append(CosineAnnealingLR(optimizer, max(1, steps - warm)))
-    made = parts[0] if len(parts) == 1 else SequentialLR(optimizer, parts, [warm])
-    optimizer.register_step_post_hook(lambda *_: made.step())
+    needy = next((w for w in words if parts.named(w, parts.NEED_RATE)), None)
+    if needy and not all("lr" in group for group in optimizer.param_groups):
+        raise BadCall(
+            f"entry {name!r}: +{needy} needs a learning rate, and the optimizer has no option lr: "
+            f"expected one that has it"
+        )
+    if "clip" in words:  # before the noise, which is not clipped
+        found, norm = [p for g in optimizer.param_groups for p in g["params"]], hyper["clip.norm"]
+
+        def clip(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(map(callable, (*args, *kwargs.values()))):  # its gradients come later
+                raise BadCall(
+                    f"entry {name!r}: +clip was given step(closure): expected a loop that calls "
+                    f"backward() and then step()"
+                )
+            torch.nn.utils.clip_grad_norm_(found, norm)
+
+        optimizer.register_step_pre_hook(clip)
+    if "noise" in words:
+        from steepest.strategies import GradientNoise
+
+        GradientNoise(optimizer, hyper["noise.eta"], seed=seed)
+    made = parts.rate(words, optimizer, steps, hyper)
+    if made:
+        optimizer.register_step_post_hook(lambda *_: made.step())
     return made
+
+
+def built(task: Task, trial: Trial) -> Setup:
+    """The task's setup for the trial's seed, with what the entry switches on in the model."""
+    assert task.build
+    _, words = split(trial.entry)
+    switches = [w for w in words if parts.PARTS[w].kind in parts.SWITCHES]
+    values = {w: trial.hyper.get(f"{w}.p", True) for w in switches}
+    return task.build(trial.seed, **values) if values else task.build(trial.seed)
+
+
+def model_of(name: str) -> tuple[str, ...]:
+    """What the entry's model has that others have not: initial weights may differ by it."""
+    return tuple(w for w in split(name)[1] if parts.PARTS[w].kind in parts.SWITCHES)
 
 
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:

@@ -23,6 +23,8 @@ EDGE = 0.1
 """Share of a search range, in decades, that counts as its border."""
 TRIALS_TO_JUDGE = 3
 """Fewer tuning trials always have their best at one end."""
+MUCH = 1.5
+"""So many times the baseline's gradients are no equal cost."""
 POINTS_PER_KNOB = 4
 """Quasi-random points that a knob needs: over the usual four decades, one in each."""
 
@@ -209,6 +211,21 @@ def schedule(summary: Summary) -> Iterator[Finding]:
             yield name, text
 
 
+def cost(summary: Summary) -> Iterator[Finding]:
+    """An entry has computed many more gradients than the baseline in as many steps."""
+    base = summary["entries"][summary["baseline"]].get("gradients")
+    for name, entry in summary["entries"].items():
+        spent = entry.get("gradients")
+        if base and spent and spent > MUCH * base:
+            text = (
+                f"{name} computed {spent:,.0f} gradients of a batch for its "
+                f"{summary['plan']['steps']:,} steps, {summary['baseline']} {base:,.0f}: at equal "
+                f"steps it is dearer {spent / base:,.1f} times over; compare by seconds, or give "
+                f"{summary['baseline']} more --steps in another race"
+            )
+            yield name, text
+
+
 def test_noise(summary: Summary) -> Iterator[Finding]:
     """A claimed difference is smaller than the standard error of the test set."""
     error, shown = summary.get("test_standard_error"), _shown(summary)
@@ -231,6 +248,7 @@ RULES: dict[str, Callable[[Summary], Iterator[Finding]]] = {
     "worse-than-default": worse_than_default,
     "inclusion": inclusion,
     "schedule": schedule,
+    "cost": cost,
     "test-noise": test_noise,
 }
 

@@ -44,7 +44,9 @@ def _measures(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
     """Measure -> entry -> mean and standard deviation over the fresh runs that reported it."""
     found: dict[str, dict[str, str]] = {}
     for entry, known in summary["entries"].items():
-        for name in sorted({name for run in known.get("measures", ()) for name in run}):
+        for name in sorted(
+            {name for run in known.get("measures", ()) for name in run} - {"gradients"}
+        ):  # which stand in the table
             values = [run[name] for run in known["measures"] if name in run]
             spread = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
             found.setdefault(name, {})[entry] = f"{st.fmean(values):.4g}{spread} (n={len(values)})"

@@ -45,8 +45,9 @@ class Request:
 
     def check(self) -> None:
         """BadCall at the first option that cannot be meant."""
-        tasks.get(self.task, self.data)  # first: its file may define rules
-        entries.parse(self.optimizers)
+        task = tasks.get(self.task, self.data)  # first: its file may define rules
+        for entry in entries.parse(self.optimizers):
+            entries.fits(entry, task)
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:

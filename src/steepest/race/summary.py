@@ -124,6 +124,13 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
         },
         "state_bytes": one.state_bytes if one else None,
         "parameters": one.parameters if one else None,
+        "gradients": _median(
+            [
+                r.measures["gradients"]
+                for r in results
+                if "gradients" in r.measures and not r.diverged
+            ]
+        ),
         "curve": _curve(task, results),
         "difference": None,
         "timing": {

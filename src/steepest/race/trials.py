@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -17,22 +18,17 @@ import torch
 from torch import nn
 
 from steepest.race import BadCall, entries, tasks
+from steepest.race.course import Diverged, declared
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
-from steepest.race.tasks.shape import Make, Reporter, Setup, Task, TaskError
+from steepest.race.tasks.shape import Samples, Setup, Task, TaskError
 from steepest.race.tasks.written import described, number, silenced, told
 
-EVALUATIONS = 10
-"""Of a run that `--steps` has made shorter than its file says."""
 ROUNDING = 1e-6
 """So far beyond 0 or 1 a share may lie."""
 HUGE = 1e8
 """A weight beyond this is lost as surely as inf: what a task then raises is divergence."""
 
 _warm: set[str] = set()
-
-
-class Diverged(FloatingPointError):  # noqa: N818 - a result, no mistake
-    """The run cannot go on: something that was asked to be finite is not."""
 
 
 class Ended(BaseException):
@@ -61,10 +57,24 @@ def run(trial: Trial) -> Result:
 
 
 def _warm_up(trial: Trial) -> None:
-    weight = nn.Parameter(torch.ones(4, 4))
-    weight.grad = torch.ones(4, 4)
+    """A step of the entry on a model of 16 numbers: compiles, imports, and what else comes once."""
+
+    def build(seed: int, **_: Any) -> Setup:
+        square = lambda model, batch: model(batch[0]).square()  # noqa: E731
+        samples = Samples((torch.ones(4, 4),), 4)
+        return Setup(
+            nn.Linear(4, 4, bias=False), samples.batched(seed), lambda *a: square(*a).mean(),
+            lambda *_: 0.0, residuals=square, samples=samples,
+        )  # fmt: skip
+
+    def make(model: nn.Module) -> torch.optim.Optimizer:
+        made = entries.make(trial.entry, model.parameters(), trial.hyper)
+        entries.equip(trial.entry, made, 1, trial.hyper, 0)
+        return made
+
+    small = replace(tasks.TASKS["digits"], build=build, switches=())
     with suppress(Exception):  # it fails again in the run, where the error is told
-        entries.make(trial.entry, [weight], trial.hyper).step()
+        declared(small, replace(trial, steps=1), make, lambda *_, **__: None)
 
 
 class _Run:
@@ -121,7 +131,7 @@ class _Run:
             self._refuse(f"make_optimizer({described(params)}): expected a module or parameters")
         found = list(params.parameters() if isinstance(params, nn.Module) else params)
         try:
-            optimizer = entries.make(self.trial.entry, found, self.trial.hyper)
+            optimizer = entries.make(self.trial.entry, found, self.trial.hyper, self.trial.seed)
         except Exception as error:
             self._wrong = error  # whatever the task makes of it
             raise
@@ -130,7 +140,8 @@ class _Run:
             self._initial.update(raw.numpy().tobytes())
         self._optimizers.append(optimizer)
         optimizer.step = MethodType(self._timed(optimizer.step), optimizer)
-        entries.schedule(self.trial.entry, optimizer, self.trial.steps)
+        trial, which = self.trial, len(self._optimizers)  # two have two noises
+        entries.equip(trial.entry, optimizer, trial.steps, trial.hyper, trial.seed + which)
         self._mark = perf_counter()
         return optimizer
 
@@ -258,53 +269,3 @@ class _Run:
 
 def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:
     return [p for o in optimizers for group in o.param_groups for p in group["params"]]
-
-
-def declared(task: Task, trial: Trial, make_optimizer: Make, report: Reporter) -> None:
-    """The training loop of a task that only says what is trained."""
-    assert task.build
-    setup = task.build(trial.seed)
-    model, batches = setup.model, _endless(setup.batches)
-    optimizer, every = make_optimizer(model), task.every
-    if task.file and trial.steps < task.steps:  # as many evaluations as the file has, up to 10
-        wanted = min(EVALUATIONS, max(1, task.steps // every))
-        every = min(every, max(1, trial.steps // wanted))
-    if trial.phase == PILOT:  # how bad is a model that has learned nothing?
-        report(0, validation=_evaluate(setup, "validation"))
-    for step in range(1, trial.steps + 1):
-        optimizer.zero_grad()
-        loss = setup.loss(model, next(batches))
-        if not math.isfinite(loss.item()):
-            raise Diverged(f"training loss is {loss.item()} at step {step}")
-        loss.backward()
-        optimizer.step()
-        if step % every == 0 or step == trial.steps:
-            found = {"validation": _evaluate(setup, "validation")}
-            tested = setup.test_data and step == trial.steps and trial.phase in (FRESH, PILOT)
-            if tested and math.isfinite(found["validation"]):
-                found["test"] = _evaluate(setup, "test")
-            report(step, **found)
-
-
-def _endless(batches: Iterable[Any]) -> Iterator[Any]:
-    total = 0
-    while True:
-        before = total
-        for batch in batches:
-            total += 1
-            yield batch
-        if total == before:
-            ended = (
-                f"ended after {total} and gave none when gone through again" if total else "none"
-            )
-            raise BadCall(
-                f"training batches: {ended}; return a list or a DataLoader with batches in "
-                f"it, or a generator without end"
-            )
-
-
-def _evaluate(setup: Setup, split: str) -> float:
-    setup.model.eval()
-    metric = setup.evaluate(setup.model, split)
-    setup.model.train()
-    return metric

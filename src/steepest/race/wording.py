@@ -118,8 +118,10 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         lines.append(over_budget(plan) + ".")
     compared = _compared(summary)
     if compared:
+        own = " (a curriculum has an order of its own)"
         lines.append(
-            f"Differences are paired by seed (n={n}): same initial weights and order of data. "
+            f"Differences are paired by seed (n={n}): same initial weights and order of data"
+            f"{own * any('curriculum' in name for name in summary['entries'])}. "
             f"Two-sided t intervals, Holm-corrected over {len(compared)} "
             f"{_plural('comparison', len(compared))}: the claims hold at 5 % together; "
             f"each interval stands alone."
@@ -243,9 +245,16 @@ def columns(summary: dict[str, Any]) -> tuple[str, ...]:
         "seconds to target",
         "optimizer ms/step",
         "training ms/step",
+        *["gradients"] * costs(summary),
         "state bytes/parameter",
         "diverged",
     )
+
+
+def costs(summary: dict[str, Any]) -> bool:
+    """Whether an entry has computed more or fewer gradients of a batch than it made steps."""
+    found = [entry.get("gradients") for entry in summary["entries"].values()]
+    return any(g is not None and g != summary["plan"]["steps"] for g in found)
 
 
 def rows(summary: dict[str, Any]) -> list[list[str]]:
@@ -287,6 +296,7 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         _reached(timing["seconds_to_target"], "{:.2f}", timing["training_seconds"]),
         UNKNOWN if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",
         UNKNOWN if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
+        *[f"{entry['gradients']:,.0f}" if entry["gradients"] else UNKNOWN] * costs(summary),
         bytes_each,
         f"{entry['diverged']['fresh']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
     ]

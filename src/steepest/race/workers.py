@@ -74,6 +74,11 @@ class Pool:
         self._work = work
         self._workers: dict[Connection, SpawnProcess] = {}
 
+    def hire(self) -> None:
+        """Start all processes now: they import what they need while the caller does."""
+        while len(self._workers) < self._jobs:
+            self._hire()
+
     def _hire(self) -> Connection:
         # no daemon: a task's DataLoader may have processes of its own
         context = multiprocessing.get_context("spawn")
@@ -94,7 +99,9 @@ class Pool:
         source, again = iter(items), deque[tuple[Any, int]]()
         busy: dict[Connection, tuple[Any, int]] = {}
         ended = False
-        while True:
+
+        def share_out() -> None:
+            nonlocal ended
             while len(busy) < self._jobs and (again or not ended):
                 item, deaths = again.popleft() if again else (next(source, _END), 0)
                 ended = ended or item is _END
@@ -104,6 +111,9 @@ class Pool:
                 busy[pipe] = item, deaths
                 with suppress(BrokenPipeError):  # it died while idle: the wait below sees that
                     pipe.send(item)
+
+        while True:
+            share_out()
             if ended and not busy:
                 return
             if not busy:
@@ -126,6 +136,7 @@ class Pool:
                     raise answer
                 if isinstance(answer, _Failure):
                     raise WorkerError(f"{answer.text} in {item}") from RuntimeError(answer.trace)
+                share_out()  # no worker waits for what the caller does with an answer
                 yield item, answer
 
     def __enter__(self) -> Pool:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race.tasks.images import BATCH, digits, hash_of, shuffled
-from steepest.race.tasks.shape import Make, Reporter, Task
+from steepest.race.tasks.images import BATCH, digits, hash_of
+from steepest.race.tasks.shape import Make, Reporter, Samples, Task
 
 NOISE, SAMPLES, STEPS, EVERY = 16, 1000, 1000, 100
 PRESENT = 0.02
@@ -30,14 +30,13 @@ def judge() -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = _classifier()
-    images, labels = digits()["train"]
+    batches = Samples(digits()["train"], BATCH).batched(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    rows = shuffled(0, len(images), BATCH)
     with torch.enable_grad():
         for _ in range(400):
-            batch = next(rows)
+            images, labels = next(batches)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
     return model.requires_grad_(False).eval()
 
@@ -81,7 +80,7 @@ def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> Non
     )  # fmt: skip
     fooling, telling = make_optimizer(generator), make_optimizer(critic)
     images = digits()["train"][0].flatten(1)
-    rows = shuffled(seed, len(images), BATCH)
+    batches = Samples((images,), BATCH).batched(seed)
     noise = torch.Generator().manual_seed(seed)
     fixed = torch.randn(SAMPLES, NOISE, generator=noise)
 
@@ -91,7 +90,7 @@ def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> Non
         return nn.functional.binary_cross_entropy_with_logits(scores, goal)
 
     for step in range(1, steps + 1):
-        real = images[next(rows)]
+        (real,) = next(batches)
         fake = generator(torch.randn(len(real), NOISE, generator=noise))
         telling.zero_grad()
         (cost(real, True) + cost(fake.detach(), False)).backward()

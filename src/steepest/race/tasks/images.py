@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.race import BadCall
-from steepest.race.tasks.shape import Setup, Task
+from steepest.race.tasks.shape import Samples, Setup, Task
 
 Split = dict[str, tuple[Tensor, Tensor]]
 
@@ -23,6 +23,7 @@ TRAIN, VALIDATION, TEST = 800, 400, 597
 """Images of the digits task; few for training, so that the race does not end at 100 %."""
 BATCH = 32
 IDX_VALIDATION, IDX_BATCH, IDX_STEPS, IDX_EVERY = 5000, 64, 1000, 200
+SWITCHES = ("batchnorm", "dropout")
 EVALUATED = 1000
 """Images evaluated at once."""
 
@@ -53,28 +54,28 @@ def hash_of(splits: Callable[[], Split]) -> str:
     return digest.hexdigest()
 
 
-def shuffled(seed: int, size: int, batch: int) -> Iterator[Tensor]:
-    """Rows of each batch, epoch after epoch in a new order, without end."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.randperm(size, generator=generator).split(batch)
-
-
-def _network(side: int, hidden: int) -> nn.Module:
+def _network(side: int, hidden: int, batchnorm: bool, dropout: float) -> nn.Module:
     flat = 32 * (side // 4) ** 2
-    head = [nn.Linear(flat, hidden), nn.ReLU(), nn.Linear(hidden, 10)] if hidden else []
+    norms = [[nn.BatchNorm2d(width)] * batchnorm for width in (16, 32)]
+    head = [nn.Linear(flat, hidden), nn.ReLU()] if hidden else []
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(),  # pooling takes twice the time
-        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Flatten(), *(head or [nn.Linear(flat, 10)]),
+        nn.Conv2d(1, 16, 3, stride=2, padding=1), *norms[0], nn.ReLU(),  # pooling takes twice
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), *norms[1], nn.ReLU(),  # the time
+        nn.Flatten(), *head, *[nn.Dropout(dropout)] * (dropout > 0), nn.Linear(hidden or flat, 10),
     )  # fmt: skip
 
 
-def _setup(splits: Callable[[], Split], batch: int, hidden: int, seed: int) -> Setup:
+def _setup(
+    splits: Callable[[], Split],
+    batch: int,
+    hidden: int,
+    seed: int,
+    batchnorm: bool = False,
+    dropout: float = 0.0,
+) -> Setup:
     torch.manual_seed(seed)
     data = splits()
-    images, labels = data["train"]
-    model = _network(images.shape[-1], hidden)
+    model = _network(data["train"][0].shape[-1], hidden, batchnorm, dropout)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
@@ -87,8 +88,8 @@ def _setup(splits: Callable[[], Split], batch: int, hidden: int, seed: int) -> S
             return float("nan")
         return (scores.argmax(1) == labels).double().mean().item()
 
-    rows = shuffled(seed, len(images), batch)
-    return Setup(model, ((images[r], labels[r]) for r in rows), loss, evaluate)
+    samples = Samples(data["train"], batch)
+    return Setup(model, samples.batched(seed), loss, evaluate, samples=samples)
 
 
 DIGITS = Task(
@@ -103,6 +104,7 @@ DIGITS = Task(
     proportion=True,
     build=partial(_setup, digits, BATCH, 0),
     data_hash=partial(hash_of, digits),
+    switches=SWITCHES,
 )
 
 
@@ -169,4 +171,5 @@ def idx_task(name: str, folder: Path) -> Task:
         proportion=True,
         build=partial(_setup, lambda: data, IDX_BATCH, 64),
         data_hash=lru_cache(partial(hash_of, lambda: data)),
+        switches=SWITCHES,
     )

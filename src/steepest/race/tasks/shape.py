@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -31,6 +31,47 @@ Make = Callable[[Any], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Training data that hand out any samples, and the size of the task's usual batch."""
+
+    data: Any
+    """A tuple of tensors of one length, or a map-style dataset."""
+    batch: int
+    collate: Callable[[list[Any]], Any] | None = None
+    """Makes a batch of a dataset's samples."""
+    drop_last: bool = False
+    """Leave out what remains of an epoch and is no whole batch."""
+    order: Callable[[], Sequence[int]] | None = None
+    """Draws an epoch's order as the task's own batches do; None: from the seed."""
+
+    def __len__(self) -> int:
+        return len(self.data[0] if self.collate is None else self.data)
+
+    def rows(self, index: Tensor) -> Any:
+        """The batch of these samples."""
+        if self.collate is None:
+            return tuple(t[index] for t in self.data)
+        return self.collate([self.data[i] for i in index.tolist()])
+
+    def orders(self, seed: int) -> Iterator[Sequence[int]]:
+        """The order of each epoch, without end."""
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield (
+                self.order()
+                if self.order
+                else torch.randperm(len(self), generator=generator).tolist()
+            )
+
+    def batched(self, seed: int) -> Iterator[Any]:
+        """Batches of the usual size, epoch after epoch in a new order, without end."""
+        for order in self.orders(seed):
+            for index in torch.tensor(order).split(self.batch):
+                if len(index) == self.batch or not self.drop_last:
+                    yield self.rows(index)
+
+
+@dataclass(frozen=True)
 class Setup:
     """One seed of a task. The seed decides initial weights and order of data, nothing else."""
 
@@ -43,6 +84,10 @@ class Setup:
     """(model, "validation" or "test") -> the metric; nan if the model's output is not finite."""
     test_data: bool = True
     """Whether `evaluate` knows "test"."""
+    residuals: Callable[[nn.Module, Any], Tensor] | None = None
+    """(model, batch) -> what the loss is the sum of squares of, up to a factor."""
+    samples: Samples | None = None
+    """What the batches are made of, for entries that choose batches of their own."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +113,8 @@ class Task:
     """Cases of the test set; 0 where they are not known."""
     proportion: bool
     """The metric is a share of test cases: shown in %, with a binomial standard error."""
-    build: Callable[[int], Setup] | None = None
+    build: Callable[..., Setup] | None = None
+    """(seed, and those of `switches` that an entry has)."""
     train: Callable[[Make, Reporter, int, int], object] | None = None
     """(make_optimizer, report, seed, steps)."""
     data_hash: Callable[[], str | None] = lambda: None
@@ -77,6 +123,8 @@ class Task:
     source_hash: str | None = None
     """sha256 of the user's file."""
     file: str | None = None
+    switches: tuple[str, ...] = ()
+    """What the model can be built with: "batchnorm" (True), "dropout" (its probability)."""
 
     def better(self, a: float, b: float) -> bool:
         """Whether metric `a` is strictly better than `b`."""

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race.tasks.images import shuffled
-from steepest.race.tasks.shape import Setup, Task
+from steepest.race.tasks.shape import Samples, Setup, Task
 
 TRAIN, VALIDATION, TEST = 222, 110, 110
 """Patients of 442."""
@@ -40,11 +39,13 @@ def _hash() -> str:
     return digest.hexdigest()
 
 
-def _setup(seed: int) -> Setup:
+def _setup(seed: int, batchnorm: bool = False, dropout: float = 0.0) -> Setup:
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(10, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(),
+    more = lambda: [  # noqa: E731
+        *[nn.BatchNorm1d(32)] * batchnorm, nn.Tanh(), *[nn.Dropout(dropout)] * (dropout > 0)
+    ]  # fmt: skip
+    model = nn.Sequential(nn.Linear(10, 32), *more(), nn.Linear(32, 32), *more(),
                           nn.Linear(32, 1), nn.Flatten(0))  # fmt: skip
-    features, targets = diabetes()["train"]
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.mse_loss(model(batch[0]), batch[1])
@@ -54,8 +55,9 @@ def _setup(seed: int) -> Setup:
         features, targets = diabetes()[split]
         return loss(model, (features, targets)).item()
 
-    rows = shuffled(seed, TRAIN, BATCH)
-    return Setup(model, ((features[r], targets[r]) for r in rows), loss, evaluate)
+    samples = Samples(diabetes()["train"], BATCH)
+    residuals = lambda model, batch: model(batch[0]) - batch[1]  # noqa: E731
+    return Setup(model, samples.batched(seed), loss, evaluate, residuals=residuals, samples=samples)
 
 
 DIABETES = Task(
@@ -70,4 +72,5 @@ DIABETES = Task(
     proportion=False,
     build=_setup,
     data_hash=_hash,
+    switches=("batchnorm", "dropout"),
 )

@@ -39,9 +39,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from steepest.race import BadCall
-from steepest.race.tasks.shape import Make, Reporter, Setup, Task, TaskError
+from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, TaskError
 
 MODULE = "steepest_task"
 STEPS = 300
@@ -206,7 +207,7 @@ def _build(function: FunctionType, path: Path, seed: int) -> Setup:
             value = loss(model, batch)
             if not isinstance(value, torch.Tensor) or value.numel() != 1:
                 raise BadCall(f"it returned {described(value)}: expected a tensor of one number")
-            if not value.requires_grad:
+            if torch.is_grad_enabled() and not value.requires_grad:
                 raise BadCall("no gradient flows to the loss it returned: no .item(), no no_grad")
         return value.reshape(())
 
@@ -214,7 +215,34 @@ def _build(function: FunctionType, path: Path, seed: int) -> Setup:
         with told(path, "evaluate()", (ArithmeticError,)), torch.no_grad():
             return number(evaluate(model, part) if split else evaluate(model))
 
-    return Setup(model, _Batches(batches, path), loss_of, evaluated, test_data=split)
+    return Setup(
+        model, _Batches(batches, path), loss_of, evaluated, split, samples=_samples(batches)
+    )
+
+
+def _samples(batches: Any) -> Samples | None:
+    """What the batches are made of: a DataLoader that goes through all of its data says so.
+
+    One with another sampler may hold back a part of them, to validate on.
+    """
+    sampler = getattr(batches, "sampler", None)
+    whole = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler and not sampler.replacement
+    )
+    if not isinstance(batches, DataLoader) or batches.batch_size is None or not whole:
+        return None
+    loader, size = batches, len(batches.sampler)  # type: ignore[arg-type]
+    if size != len(loader.dataset) or (loader.drop_last and size < batches.batch_size):  # type: ignore[arg-type]
+        return None
+
+    def order() -> list[int]:
+        # as a DataLoader does, which draws a seed for its workers first
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+        return list(loader.sampler)
+
+    # a list of tensors is no columns
+    data = Subset(loader.dataset, range(size))
+    return Samples(data, batches.batch_size, loader.collate_fn, loader.drop_last, order)
 
 
 def _takes_split(evaluate: Any) -> bool:
