@@ -49,7 +49,7 @@ def index() -> str:
     for rule in rules.values():
         f = facts(rule)
         name, kind, oracle = f"[`{rule.name}`]({rule.name}.md)", f["kind"], f["oracle"] or "none"
-        size = str(f["bytes_per_parameter"])
+        size = f"{f['bytes_per_parameter']:g}"
         year, paper = str(f["year"] or ""), linked(f["paper"])
         states = ", ".join(f"`{s}`" for s in f["states"])
         cells.append((name, f"`{f['class']}`", year, paper, kind, states, size, oracle))
@@ -57,9 +57,10 @@ def index() -> str:
 
 In order of growing complexity; `python docs/pages.py --write` writes these pages from the rules
 themselves, and `steepest list` prints the table. Bytes are those of the states, for each float32
-parameter, with the class's defaults. The oracle is what the rule is compared with, step by step:
-torch.optim, the package of the method's authors, optax, pytorch-optimizer, or (of the paper's
-formula, by somebody who had not seen the rule) a transcription.
+parameter, with the class's defaults (of a matrix of 1024 x 1024, where a state is not like its
+parameter). The oracle is what the rule is compared with, step by step: torch.optim, the package of
+the method's authors, optax, pytorch-optimizer, or (of the paper's formula, by somebody who had not
+seen the rule) a transcription.
 """
     return "\n".join([text, *table(cells)]) + "\n"
 
@@ -111,7 +112,7 @@ def arguments(rule: Rule) -> list[str]:
     family, symbols = family_of(rule), formula(rule).symbols
     cells = [("argument", "in the formula", "default", "as in", "allowed")]
     for name, default in {**family.arguments, **STORAGE}.items():
-        if name in WITHOUT_EFFECT:
+        if name in WITHOUT_EFFECT or (name == "clip_norm" and not rule.trace().elementwise):
             continue
         parts = [n for n, (pair, _) in PAIRS.items() if pair == name and n in rule.defaults]
         mine = parts or ([name] if name in rule.defaults else [])
@@ -146,7 +147,7 @@ def states(rule: Rule, found: dict[str, Any]) -> list[str]:
     of_own = ", ".join(kept) or "none"
     lines = [f"Of each parameter's shape: {of_own}; {size} bytes per float32 parameter."]
     if found["kind"] == "matrix":
-        lines[0] += " For matrices some of them are smaller."
+        lines[0] += " For matrices some of them are of another size."
     if rule.carried:
         named = ", ".join(f"`{rule.keys[n]}` ({inline(symbols[n])})" for n in rule.carried)
         lines.append(f"One number for each parameter tensor: {named}.")

@@ -46,7 +46,7 @@ def test_a_line_each_that_fits(capsys):
         facts = catalogue.facts(rule)
         size = facts["bytes_per_parameter"]
         assert words[:2] == [name, facts["class"]]
-        assert words[3:5] == [str(size // 4), str(size)]
+        assert words[3:5] == [str(len(facts["states"])), f"{size:g}"]
         if facts["link"] and facts["link"].startswith("arXiv"):
             assert words[-1] == facts["link"]  # whole: it is what one looks the paper up by
 

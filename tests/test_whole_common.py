@@ -148,10 +148,11 @@ def test_a_loss_that_is_not_finite_is_refused(name):
         made.step(closure_of(made, params))
         before, saved = [p.detach().clone() for p in params], made.state_dict()["whole"]
         loss = made.step(lambda made=made, params=params, bad=bad: closure_of(made, params)() * bad)
-        assert not math.isfinite(loss)
+        # BFGS knows loss and gradient from its last search, finds no better point and begins anew
+        assert name == "bfgs" or not math.isfinite(loss)
         assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
         now = made.state_dict()["whole"]
-        for key in set(saved) - {"thirds", "steps", "kind"}:
+        for key in set(saved) - {"thirds", "steps", "kind", "inverse" if name == "bfgs" else ""}:
             torch.testing.assert_close(now[key], saved[key], rtol=0, atol=0)
 
 

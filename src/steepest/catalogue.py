@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,11 +46,15 @@ def said(rule: Rule) -> dict[str, str]:
     }
 
 
+SQUARE = (1024, 1024)
+"""The parameter whose states are counted."""
+
+
 def facts(rule: Rule) -> dict[str, Any]:
     """All that is known of a rule without running it, as JSON can hold it.
 
     states and bytes_per_parameter are those of the class's defaults, in float32 (of a matrix rule,
-    states as large as the parameter); oracle is None for a rule that has none.
+    for a parameter of 1024 x 1024); oracle is None for a rule that has none.
     """
     from .check.oracles import ORACLES
 
@@ -58,6 +63,7 @@ def facts(rule: Rule) -> dict[str, Any]:
     link = _LINK.search(text["paper"])
     program = program_of(select_defaults(rule))
     row = ORACLES.get(rule.name)
+    sizes = [math.prod(rule.shape(rule.keys[s], SQUARE)) for s in program.states]
     return {
         "name": rule.name,
         "class": family_of(rule).name,
@@ -68,7 +74,7 @@ def facts(rule: Rule) -> dict[str, Any]:
         "kind": kind_of(program),
         "oracle": row.kind if row else None,
         "states": [rule.keys[s] for s in program.states],
-        "bytes_per_parameter": 4 * len(program.states),
+        "bytes_per_parameter": round(4 * sum(sizes) / math.prod(SQUARE), 2),
         "when": text["when"],
         "defaults": {**rule.defaults, **rule.choices},
     }
@@ -87,7 +93,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     rows: list[tuple[str, ...]] = [("name", "class", "year", "st", "B", "kind", "oracle", "paper")]
     for f in found:
-        size = f["bytes_per_parameter"]
+        size = f"{f['bytes_per_parameter']:g}"
         year, oracle = f["year"] or "-", f["oracle"] or "none"
         start = (f["name"], f["class"], year, len(f["states"]), size, f["kind"], oracle)
         number = f["link"] if str(f["link"]).startswith("arXiv") else None

@@ -11,6 +11,7 @@ import copy
 import difflib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -211,6 +212,23 @@ class Family:
         return {n: source for r in self.members for n, source in r.captured.items()}
 
 
+def warn(called: str, groups: Sequence[Group]) -> None:
+    """UserWarning for what a new group, the last one, may do that its user does not mean."""
+    if [g.get("clip_norm") is not None for g in groups].count(True) == 2:
+        warnings.warn(
+            f"{called}: clip_norm holds each group below it on its own; for all groups together "
+            "call torch.nn.utils.clip_grad_norm_ before the step",
+            stacklevel=5,
+        )
+    params = groups[-1]["params"]
+    if len({id(p) for p in params}) < len(params):
+        warnings.warn(
+            f"{called}: a parameter stands twice in one group; it is stepped once (torch steps it "
+            "twice)",
+            stacklevel=5,
+        )
+
+
 def members_of(key: str, rule: Rule) -> list[str]:
     """The scalars of a rule that stand in a group under one key, in order."""
     return [n for n, (k, _) in PAIRS.items() if k == key and n in rule.defaults]
@@ -258,6 +276,13 @@ def _sgd_check(group: Group) -> str:
     if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
         return (f"nesterov=True was given with momentum={group['momentum']!r} and dampening="
                 f"{group['dampening']!r}, expected momentum > 0 and dampening 0")  # fmt: skip
+    return ""
+
+
+def _muon_check(group: Group) -> str:
+    if group["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):
+        return (f"adjust_lr_fn={group['adjust_lr_fn']!r} was given, expected 'original', "
+                "'match_rms_adamw' or None")  # fmt: skip
     return ""
 
 
@@ -321,7 +346,7 @@ def _all() -> dict[str, Family]:
     found = {}
     for name, (members, pick) in _TORCH.items():
         known = tuple(rules[m] for m in members.split())
-        check = _sgd_check if name == "SGD" else lambda group: ""
+        check = {"SGD": _sgd_check, "Muon": _muon_check}.get(name, lambda group: "")
         found[name] = Family(name, known, _torch_arguments(name, known), pick, check)
     found["AdaBelief"] = Family("AdaBelief", (rules["adabelief"],), _BELIEF)
     found["AdaBound"] = Family(

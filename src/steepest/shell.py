@@ -123,13 +123,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             super().add_param_group(group)
         for name in {*group} - known:  # torch has put the options of this class beside its own
             del group[name]
-        params = group["params"]
-        if len({id(p) for p in params}) < len(params):
-            warnings.warn(
-                f"{self._called}: a parameter stands twice in one group; it is stepped once (torch "
-                "steps it twice)",
-                stacklevel=4,
-            )
+        house.warn(self._called, self.param_groups)
 
     def _family(self, group: dict[str, Any]) -> house.Family:
         rule = group.get("rule")
@@ -143,7 +137,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
         All groups are checked and all loops compiled before the first write: a step that raises
         (RuntimeError for a sparse or misfit gradient) has changed nothing, unless it was
-        interrupted in the middle of the writing (Ctrl-C).
+        interrupted in the middle of the writing (Ctrl-C), or torch's linear algebra failed there.
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)

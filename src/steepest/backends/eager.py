@@ -45,7 +45,7 @@ words.register(
     turned=lambda x, left, right: _turned(x, left, right),
     turned_back=lambda x, left, right: _turned(x, left.T, right.T),
     # of a nan it has none
-    eigenvectors=lambda x: torch.linalg.eigh(x.nan_to_num(0, 0, 0))[1].flip(1),
+    eigenvectors=lambda x: torch.linalg.eigh(x.nan_to_num(0, 0, 0).double())[1].flip(1).to(x),
     refined=lambda x, basis: torch.linalg.qr(x @ basis @ _sorting(x, basis))[0],
     ranked=lambda x, left, q, right, r: _turned(x, _sorting(left, q), _sorting(right, r)),
     rows=lambda x: words.Number(len(x)),

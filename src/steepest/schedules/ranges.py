@@ -262,6 +262,8 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
     drawn = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
     generators = [g for g in drawn.values() if isinstance(g, torch.Generator)]
     states = [g.get_state() for g in generators]
+    # a Loader goes on where it was left
+    place = batches.state_dict() if hasattr(batches, "load_state_dict") else None
     python, numpys = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator()
     every = range(torch.accelerator.device_count())
@@ -279,5 +281,7 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+        if place is not None:
+            batches.load_state_dict(place)
         random.setstate(python)
         np.random.set_state(numpys)

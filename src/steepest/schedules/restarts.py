@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .rising import positive
+from ..checks import whole
 
 
 class RestartFromBest(ReduceLROnPlateau):
@@ -54,7 +54,7 @@ class RestartFromBest(ReduceLROnPlateau):
             raise ValueError(
                 f"RestartFromBest: restarts={restarts!r} was given, expected a whole number from 0"
             )
-        super().__init__(optimizer, mode, factor, positive("RestartFromBest", "patience", patience))
+        super().__init__(optimizer, mode, factor, whole("RestartFromBest", "patience", patience, 1))
         self.model = model
         self.restarts, self.restarted, self.stopped = restarts, 0, False
         self._weights = deepcopy(model.state_dict())

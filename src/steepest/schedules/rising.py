@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-
-def positive(called: str, name: str, value: Any) -> int:
-    """A whole number of at least 1; ValueError for anything else."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{called}: {name}={value!r} was given, expected a whole number above 0")
-    return value
+from ..checks import whole
 
 
 class NoamLR(LRScheduler):
@@ -40,8 +35,8 @@ class NoamLR(LRScheduler):
         factor: float | Sequence[float] = 1.0,
         last_epoch: int = -1,
     ) -> None:
-        self.width = positive("NoamLR", "width", width)
-        self.warmup = positive("NoamLR", "warmup", warmup)
+        self.width = whole("NoamLR", "width", width, 1)
+        self.warmup = whole("NoamLR", "warmup", warmup, 1)
         groups = getattr(optimizer, "param_groups", ())  # torch refuses what is no optimizer
         many = isinstance(factor, Sequence)
         self.factors = [float(f) for f in factor] if many else [float(factor)] * len(groups)
@@ -85,7 +80,7 @@ class WarmupLR(LRScheduler):
                 f"WarmupLR: a {type(after).__name__} was given, expected a scheduler that is made "
                 "already; write WarmupLR(CosineAnnealingLR(optimizer, 900), steps=100)"
             )
-        self.steps = positive("WarmupLR", "steps", steps)
+        self.steps = whole("WarmupLR", "steps", steps, 1)
         self.start = 1 / (steps + 1) if start is None else float(start)
         if not 0 <= self.start <= 1:
             raise ValueError(f"WarmupLR: start={start!r} was given, expected a share in [0, 1]")
@@ -95,9 +90,8 @@ class WarmupLR(LRScheduler):
         super().__init__(after.optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each param group; behind the warm-up this steps `after`."""
+        """The learning rate of each param group."""
         if self.last_epoch > self.steps:
-            self.after.step()
             return self.after.get_last_lr()
         share = self.start + (1 - self.start) * self.last_epoch / self.steps
         return [share * target for target in self.targets]
@@ -111,6 +105,8 @@ class WarmupLR(LRScheduler):
                     f"WarmupLR: step({metrics!r}) was called in front of a "
                     f"{type(self.after).__name__}, expected step() after each of its steps"
                 )
+            if warm:
+                self.after.step()
             super().step()
         elif metrics is None and not warm:
             super().step()

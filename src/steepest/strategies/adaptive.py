@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .checks import number, saved, whole
+from ..checks import number, saved, whole
 from .loading import Loader
 
 Loss = Callable[[nn.Module, Any], Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from .checks import number, saved, whole
+from ..checks import number, saved, whole
 
 
 def noise_scale(lr: float, batch_size: int, samples: int, momentum: float = 0.0) -> float:

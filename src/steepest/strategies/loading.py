@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
-from .checks import mixed, saved, whole
+from ..checks import mixed, saved, whole
 from .orders import Shuffled
 
 
@@ -107,7 +107,7 @@ class Loader(DataLoader[Any]):
         drop_last: bool = False,
         **options: Any,
     ) -> None:
-        if isinstance(data, (tuple, list)) and data and all(isinstance(t, Tensor) for t in data):
+        if isinstance(data, tuple) and data and all(isinstance(t, Tensor) for t in data):
             data = _Rows(tuple(data))
             options.setdefault("collate_fn", _as_it_is)
         if isinstance(data, IterableDataset) or not isinstance(data, Sized):

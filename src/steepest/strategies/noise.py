@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .checks import mixed, number, saved, whole
+from ..checks import mixed, number, saved, whole
 
 
 class GradientNoise:
@@ -18,12 +18,13 @@ class GradientNoise:
     gamma 0.55. t is 0 at the first step. eta is a variance, in squared units of the gradient.
 
     `noise = GradientNoise(optimizer)` is all: it is a step_pre_hook of that optimizer, and touches
-    the gradients of its parameters alone. Clip before the step, so that the noise is not clipped.
-    With `step(closure)` the noise is added after each call of the closure, the same within a step.
-    The noise of a step follows from (seed, t) alone and is drawn on the gradient's device, the
-    global random state left alone. No gradient, no noise; a sparse gradient is coalesced and gets
-    it where it has values; of a complex one, real and imaginary part get half the variance each.
-    Where GradScaler leaves the gradients scaled (fused optimizers), the noise is scaled too.
+    the gradients of its parameters alone. Clip before the step by clip_grad_norm_, so that the
+    noise is not clipped; an optimizer's own clip_norm clips it too. With `step(closure)` the noise
+    is added after each call of the closure, the same within a step. The noise of a step follows
+    from (seed, t) alone and is drawn on the gradient's device, the global random state left alone.
+    No gradient, no noise; a sparse gradient is coalesced and gets it where it has values; of a
+    complex one, real and imaginary part get half the variance each. Where GradScaler leaves the
+    gradients scaled (fused optimizers), the noise is scaled too.
 
     `remove()` takes it away again. Raises ValueError for eta below 0 and gamma below 0.
     """

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Sampler
 
-from .checks import choice, number, saved, whole
+from ..checks import choice, number, saved, whole
 
 
 class Order(Sampler[int]):

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
-from .checks import number, whole
+from ..checks import number, whole
 
 Pace = Callable[[int], float]
 
@@ -24,7 +25,7 @@ def root(start: float, steps: int, power: float = 2.0) -> Pace:
     start, steps = _checked(start, steps)
     power = number("root", "power", power, "(0, inf)")
     least = start**power
-    return lambda step: min(1.0, (least + step / steps * (1 - least)) ** (1 / power))
+    return partial(_root, steps, power, least)
 
 
 def linear(start: float, steps: int) -> Pace:
@@ -41,7 +42,7 @@ def exponential(start: float, increase: float, steps: int) -> Pace:
     increase = number("exponential", "increase", increase, "(1, inf)")
 
     last = math.ceil(-math.log(start) / math.log(increase))  # a larger power may overflow
-    return lambda step: min(1.0, start * increase ** min(step // steps, last))
+    return partial(_exponential, start, increase, steps, last)
 
 
 def single_step(start: float, steps: int) -> Pace:
@@ -50,7 +51,20 @@ def single_step(start: float, steps: int) -> Pace:
     Hacohen and Weinshall 2019, arXiv:1904.03626, equation 4; also Bengio et al. 2009.
     """
     start, steps = _checked(start, steps)
-    return lambda step: start if step < steps else 1.0
+    return partial(_single_step, start, steps)
+
+
+# not lambdas: a sampler that goes to another process is pickled
+def _root(steps: int, power: float, least: float, step: int) -> float:
+    return min(1.0, (least + step / steps * (1 - least)) ** (1 / power))
+
+
+def _exponential(start: float, increase: float, steps: int, last: int, step: int) -> float:
+    return min(1.0, start * increase ** min(step // steps, last))
+
+
+def _single_step(start: float, steps: int, step: int) -> float:
+    return start if step < steps else 1.0
 
 
 def _checked(start: float, steps: int) -> tuple[float, int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checks import choice, number, saved, whole
+from ..checks import choice, number, saved, whole
 
 
 class EarlyStopping:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,8 @@ class WholeLoss(torch.optim.Optimizer):
     """Options that are whole numbers."""
     _keeps: ClassVar[tuple[str, ...]] = ()
     """What goes from step to step beside the counters."""
+    _instead: ClassVar[str] = ""
+    """What to use for more than max_parameters, if there is such an option."""
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
         self._memory: dict[str, Any] = {
@@ -66,7 +69,7 @@ class WholeLoss(torch.optim.Optimizer):
                 right = any(value is a or (type(value) is type(a) and value == a) for a in allowed)
                 expected = "one of " + ", ".join(map(repr, allowed))
             else:
-                kind = int if name in self._whole else (int, float)
+                kind = Integral if name in self._whole else Real
                 number = isinstance(value, kind) and not isinstance(value, bool)
                 right = number and inside(allowed, float(value))
                 expected = f"a {'whole ' if name in self._whole else ''}number in {allowed}"
@@ -97,6 +100,14 @@ class WholeLoss(torch.optim.Optimizer):
                     f"a parameter of {p.dtype}, {p.layout} was given, expected dense real ones; "
                     "torch.view_as_real or to_dense make them"
                 )
+        size, most = sum(p.numel() for p in self._params()), self.defaults.get("max_parameters")
+        if most is not None and size > most:
+            del self.param_groups[-1]
+            self._refuse(
+                f"{size:,} parameters were given, expected at most {most:,}, for a matrix of them "
+                f"takes {size * size * 8 / 2**20:,.0f} MiB; use {self._instead}, or raise "
+                "max_parameters"
+            )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -283,9 +294,9 @@ class Randomly(WholeLoss):
     _random: torch.Generator
 
     def _seeded(self, seed: int) -> None:
-        if type(seed) is not int:
+        if not isinstance(seed, Integral) or isinstance(seed, bool):
             self._refuse(f"seed={seed!r} was given, expected a whole number", TypeError)
-        self._memory["generator"] = torch.Generator().manual_seed(seed).get_state()
+        self._memory["generator"] = torch.Generator().manual_seed(int(seed)).get_state()
 
     def _guarded(self, closure: Any, step: Callable[[Any], Any]) -> Any:
         def drawing(closure: Any) -> Any:

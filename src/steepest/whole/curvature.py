@@ -43,6 +43,8 @@ class Newton(WholeLoss):
         "lr": "(0, inf)", "damping": "[0, inf)", "saddle_free": (False, True),
         "line_search": (False, True), "max_parameters": "[1, inf)",
     }  # fmt: skip
+    _whole: ClassVar = frozenset({"max_parameters"})
+    _instead: ClassVar = "NewtonCG"
     _keeps: ClassVar = ("damping",)
 
     def __init__(
@@ -61,11 +63,6 @@ class Newton(WholeLoss):
         super().__init__(params, options)
         self._memory["damping"] = float(damping)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As WholeLoss.add_param_group; ValueError for more parameters than max_parameters."""
-        super().add_param_group(param_group)
-        limit_size(self, "NewtonCG")
-
     @property
     def damping(self) -> float:
         """What is added to the eigenvalues now."""
@@ -80,6 +77,9 @@ class Newton(WholeLoss):
         values = values.abs() if self._option("saddle_free") else values
         along = gradient @ vectors  # the gradient in the Hessian's own coordinates
         damping = self.damping
+        if self._option("damping"):  # from less, TRIES times 4 would not bring it back
+            largest = max(self._option("damping"), float(values.abs().max()))
+            damping = max(damping, 1e-10 * largest)
         for _ in range(TRIES):
             move, coefficients = self._direction(values, vectors, along, damping)
             found = self._length(closure, start, move, loss, float(gradient @ move))
@@ -201,17 +201,6 @@ class NewtonCG(WholeLoss):
                 break
             direction = -residual + (residual @ residual) / square * direction
         return solution
-
-
-def limit_size(made: WholeLoss, instead: str) -> None:
-    """ValueError if there are more parameters than the option max_parameters."""
-    size = sum(p.numel() for p in made._params())
-    most = made._option("max_parameters")
-    if size > most:
-        made._refuse(
-            f"{size:,} parameters were given, expected at most {most:,}, for a matrix of them "
-            f"takes {size * size * 8 / 2**20:,.0f} MiB; use {instead}, or raise max_parameters"
-        )
 
 
 def _with_graph(made: WholeLoss, closure: Callable[[], Any]) -> tuple[float, Tensor, Tensor]:

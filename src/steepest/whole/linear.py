@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,13 +55,9 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
     Raises TypeError and ValueError for empty data, numbers that are not finite, shapes that do not
     fit, a ridge below 0.
     """
-    if (
-        isinstance(ridge, bool)
-        or not isinstance(ridge, (int, float))
-        or not inside("[0, inf)", ridge)
-    ):
+    if isinstance(ridge, bool) or not isinstance(ridge, Real) or not inside("[0, inf)", ridge):
         raise ValueError(f"least_squares: ridge={ridge!r} was given, expected a number in [0, inf)")
-    if y is None and isinstance(x, Tensor):
+    if y is None and hasattr(x, "shape"):
         raise ValueError(
             "least_squares: X was given without y, expected both, or an iterable of pairs (X, y)"
         )
@@ -102,6 +100,9 @@ def _solved(
     head = factor[0]
     rest = factor[1:] if intercept else factor
     a, b = rest[:, 1 : 1 + width], rest[:, 1 + width :]
+    if intercept:  # of a constant column centring leaves rounding alone
+        rounding = 100 * torch.finfo(a.dtype).eps * factor[:, 1 : 1 + width].norm(dim=0)
+        a = torch.where(a.norm(dim=0) > rounding, a, 0)
     if not len(a):  # one row and an intercept
         a, b = a.new_zeros(1, width), b.new_zeros(1, b.shape[1])
     u, s, vh = torch.linalg.svd(a, full_matrices=False)
@@ -125,7 +126,8 @@ def _dims(data: Any) -> int:
 
 def _matrix(data: Any, name: str) -> Tensor:
     try:
-        found = torch.as_tensor(data)
+        # numpy takes a list of Python's floats for float64, torch for float32
+        found = data if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"least_squares: {name} is a {type(data).__name__}, expected a tensor or an array of "

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
+from ..checks import whole
+
 Loss = Callable[[Any, Tensor], Tensor]
 WAYS = ("vmap", "loop")
 
@@ -37,8 +39,7 @@ class Population:
     def __init__(
         self, model: nn.Module | Callable[[int], nn.Module], n: int, way: str | None = None
     ) -> None:
-        if type(n) is not int or n < 1:
-            raise ValueError(f"Population: n={n!r} was given, expected a whole number from 1 on")
+        n = whole("Population", "n", n, 1)
         if way not in (*WAYS, None):
             raise ValueError(f"Population: way={way!r} was given, expected 'vmap', 'loop' or None")
         single = isinstance(model, nn.Module)
@@ -60,11 +61,18 @@ class Population:
         self._buffers: dict[str, Tensor] = dict(buffers)
         self._frame = deepcopy(made[0])
         self._ways: dict[str, str] = {}
+        self._tie()
+
+    def _tie(self) -> None:
         for k, member in enumerate(self._members):  # views: one memory for both ways
             for name, p in member.named_parameters():
                 p.data = self._params[name].data[k]
             for name, b in member.named_buffers():
                 b.data = self._buffers[name][k]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tie()  # a copy of a view has memory of its own
 
     def parameters(self) -> list[nn.Parameter]:
         """The stacked parameters, each (n, *shape), in the model's order."""

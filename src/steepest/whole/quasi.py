@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from .closures import WholeLoss
-from .curvature import limit_size
 
 
 class BFGS(WholeLoss):
@@ -25,25 +24,27 @@ class BFGS(WholeLoss):
     as in torch's LBFGS. max_parameters: more of them raise ValueError (B is P x P float64 numbers).
     A pair of differences whose product is not positive is not taken into B.
 
-    `step(closure)` makes one iteration and returns the loss before it. A loss or gradient that is
-    not finite, or a loss that no length lowers, leaves the parameters as they were; in the latter
-    case B starts anew.
+    `step(closure)` makes one iteration and returns the loss before it. What the last search has
+    computed here is not computed again, so the closure has to be the same. A loss or gradient that
+    is not finite, or a loss that no length lowers, leaves the parameters as they were; in the
+    latter case B starts anew.
     """
 
     _limits: ClassVar = {"lr": "(0, inf)", "max_parameters": "[1, inf)"}
-    _keeps: ClassVar = ("inverse",)
+    _whole: ClassVar = frozenset({"max_parameters"})
+    _instead: ClassVar = "LBFGS"
+    _keeps: ClassVar = ("inverse", "point", "loss", "gradient")
 
     def __init__(self, params: Iterable[Any], lr: float = 1.0, max_parameters: int = 5000) -> None:
         super().__init__(params, {"lr": lr, "max_parameters": max_parameters})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As WholeLoss.add_param_group; ValueError for more parameters than max_parameters."""
-        super().add_param_group(param_group)
-        limit_size(self, "LBFGS")
-
     def _step(self, closure: Callable[[], Any]) -> float:
         start, inverse = self._flat(), self._memory["inverse"]
-        loss, gradient = self._gradient(closure)
+        now = self._memory
+        if now["point"] is not None and torch.equal(now["point"], start):
+            loss, gradient = now["loss"], now["gradient"]  # as the last search ended
+        else:
+            loss, gradient = self._gradient(closure)
         if not math.isfinite(loss) or not gradient.isfinite().all() or not gradient.any():
             return loss
         move = -gradient if inverse is None else -(inverse @ gradient)
@@ -67,6 +68,7 @@ class BFGS(WholeLoss):
             return loss
         self._write(start + best.t * move)
         self._memory["inverse"] = _updated(inverse, best.t * move, best.gradient - gradient)
+        now |= {"point": self._flat(), "loss": best.loss, "gradient": best.gradient}
         return loss
 
 

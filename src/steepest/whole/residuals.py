@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .closures import WholeLoss
-from .curvature import TRIES, limit_size
+from .curvature import TRIES
 from .linear import stack
 
 
@@ -35,6 +35,8 @@ class LevenbergMarquardt(WholeLoss):
     """
 
     _limits: ClassVar = {"damping": "[0, inf)", "max_parameters": "[1, inf)"}
+    _whole: ClassVar = frozenset({"max_parameters"})
+    _instead: ClassVar = "LBFGS"
     _keeps: ClassVar = ("damping", "factor")
 
     def __init__(
@@ -42,11 +44,6 @@ class LevenbergMarquardt(WholeLoss):
     ) -> None:
         super().__init__(params, {"damping": damping, "max_parameters": max_parameters})
         self._memory["factor"] = 2.0
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As WholeLoss.add_param_group; ValueError for more parameters than max_parameters."""
-        super().add_param_group(param_group)
-        limit_size(self, "LBFGS")
 
     def _scalar(self, loss: Any) -> float:
         if not isinstance(loss, Tensor) or not loss.numel():
@@ -80,6 +77,9 @@ class LevenbergMarquardt(WholeLoss):
         damping, factor = self._memory["damping"], self._memory["factor"]
         if damping is None:
             damping = self._option("damping") * float(triangle[:, :size].square().sum(0).max())
+        if self._option("damping"):  # from less, TRIES doublings would not bring it back
+            least = torch.finfo(s.dtype).eps * float(s.max()) ** 2
+            damping = max(damping, least, torch.finfo(s.dtype).eps * self._option("damping"))
         for _ in range(TRIES):
             move = (
                 -(s / (s.square() + damping) * along) @ vh if damping else _shortest(s, along, vh)

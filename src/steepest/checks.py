@@ -1,4 +1,4 @@
-"""What is common to the strategies: checked numbers, seeds, and saved states."""
+"""Checked numbers, seeds and saved states, for what stands around the optimizers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.definition import inside
+from .definition import inside
 
 
 def whole(called: str, name: str, value: Any, least: int) -> int:
