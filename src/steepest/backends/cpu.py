@@ -118,6 +118,10 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
             node.label = spelt(node.value)
         text = f"real(rows[row + {i}])"
         constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i][4:-1]}")
+    sides = [s for node in program.body if node.op == "where" for s in node.args[1:]]
+    for node in dict.fromkeys(s for s in sides if s.op == "input" and not s.host):
+        old = printer.names[node]  # read in any case: a load on one side alone is no vector's
+        lines.append(f"{printer.name(node, 'x')} = {old}")
     outputs = list(program.outputs.items())
     kept = [node for _, node in outputs if node.op != "const"]
     lines += printer.assignments(program.body, kept, "x")
