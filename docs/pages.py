@@ -145,7 +145,7 @@ def states(rule: Rule, found: dict[str, Any]) -> list[str]:
     kept = [f"`{key}` ({inline(symbols[names[key]])})" for key in found["states"]]
     size = found["bytes_per_parameter"]
     of_own = ", ".join(kept) or "none"
-    lines = [f"Of each parameter's shape: {of_own}; {size} bytes per float32 parameter."]
+    lines = [f"Of each parameter's shape: {of_own}; {size:g} bytes per float32 parameter."]
     if found["kind"] == "matrix":
         lines[0] += " For matrices some of them are of another size."
     if rule.carried:

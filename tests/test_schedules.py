@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, SequentialLR
 
 import steepest
-from scheduled import STEPS, Net, params, sgd, through_a_file, walk
+from schedule_cases import STEPS, Net, params, sgd, through_a_file, walk
 from steepest import schedules
 from steepest.schedules import (
     CosineAnnealingLR,

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 import steepest
-from scheduled import BATCHES, OPTIMIZERS, Net, X, Y, loss_of, train
+from schedule_cases import BATCHES, OPTIMIZERS, Net, X, Y, loss_of, train
 from steepest.schedules import Interval, range_test
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from scheduled import OPTIMIZERS, Net, through_a_file, train
+from schedule_cases import OPTIMIZERS, Net, through_a_file, train
 from steepest.schedules import RestartFromBest, WarmupLR
 
 

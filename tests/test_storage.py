@@ -122,7 +122,7 @@ def together(root, storage, dies):
     def killed(statement):
         nonlocal written
         written += statement.startswith("INSERT INTO trials ")
-        return written == 5
+        return written == 2  # the other one may be quicker
 
     pids = []
     for name in "ab":

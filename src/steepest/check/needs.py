@@ -42,7 +42,9 @@ def separate(subject: Subject) -> str | None:
 
 
 def coarse(subject: Subject) -> str | None:
-    """Its first steps are larger than the precision of 16 bits."""
+    """Its first steps are larger than the precision of 16 bits, and nothing else."""
+    if subject.name == "SOAP":
+        return "SOAP steps as far where a gradient of rank 1 leaves nothing but rounding"
     if subject.name in ("LARS", "Prodigy"):
         return f"the first steps of {subject.name} are a thousandth of a parameter or less"
     return None
