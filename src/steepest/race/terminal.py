@@ -152,13 +152,14 @@ def _table(summary: dict[str, Any], width: int) -> Table:
     title = f"{summary['task']}, {counted(summary, 'test', 'fresh seed')}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
+    heads = columns(summary)
     table = Table(
         box=box.SIMPLE,
         title=Text(title),
-        caption="mean ± sd; median (seeds that reached it); diverged: fresh (tuning)",
+        caption="mean ± sd; median (seeds that reached it); diverged: fresh (tuning)"
+        + "; gradients: of one usual batch" * ("gradients" in heads),
     )
     left_out = LEFT_OUT if width >= NARROW else LEFT_OUT + TIMES
-    heads = columns(summary)
     picked = [i for i, head in enumerate(heads) if head not in left_out]
     for i in picked:
         justify = "right" if i else "left"
