@@ -18,9 +18,8 @@ sys.path.insert(0, str(FOLDER))
 import convex  # noqa: E402
 import noisy  # noqa: E402
 import saddles  # noqa: E402
-from found import Found, digits  # noqa: E402
-
 import scheduled  # noqa: E402
+from found import Found, digits  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,6 @@ import torch
 from convex import fit, nesterov
 from noisy import noise
 from saddles import saddle
-
 from scheduled import growth, sgdr
 
 REPRODUCTIONS = {
