@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+from blocks import blocks, paste, text
+
+README = text("README.md")
+BLOCKS = blocks("README.md")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_a_block_of_code_runs(block):
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    paste(block, "README.md")
 
 
 def test_nothing_in_the_readme_waits_to_be_filled_in():

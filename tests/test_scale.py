@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 import shutil
 import warnings
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import nn
 from torch.distributed.checkpoint import state_dict as dsd
 
 import steepest
+from blocks import blocks, paste
 from scale import checkpoints, launch, worker
 from scale.models import BACKENDS, OPTIMIZERS, batch, make, network, train
 
@@ -368,13 +368,13 @@ def test_autocast_with_a_scaler_skips_an_overflow():
 # the page
 
 
-BLOCKS = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+BLOCKS = blocks("docs/scale.md")
 SCRIPTS = {b.split()[1]: b for b in BLOCKS if b.startswith("# ")}
 
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b not in SCRIPTS.values()])
 def test_a_block_of_the_page_runs(block):
-    exec(compile(block, str(DOCS), "exec"), {"__name__": "docs"})
+    paste(block, str(DOCS))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

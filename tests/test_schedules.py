@@ -4,7 +4,6 @@ import math
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import adabound
 import numpy as np
@@ -16,6 +15,7 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, SequentialLR
 
 import steepest
+from blocks import blocks, paste, text
 from schedule_cases import STEPS, Net, params, sgd, through_a_file, walk
 from steepest import schedules
 from steepest.schedules import (
@@ -34,7 +34,7 @@ from steepest.schedules import (
     WarmupLR,
 )
 
-PAGE = (Path(__file__).parents[1] / "docs" / "schedules.md").read_text(encoding="utf-8")
+PAGE = text("docs/schedules.md")
 NET = Net()
 
 
@@ -396,6 +396,6 @@ def test_all_names_are_public_and_on_the_page():
         assert re.search(rf"\b{name}\b", PAGE) or name in ("Interval", "RangeTest")
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+@pytest.mark.parametrize("block", blocks("docs/schedules.md"))
 def test_the_page_runs(block, capsys):
-    exec(compile(block, "schedules.md", "exec"), {"__name__": "schedules"})
+    paste(block, "schedules.md")

@@ -1,25 +1,24 @@
 """docs/strategies.md: its blocks run one after the other, and name all that there is."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 
+from blocks import blocks, paste, text
 from steepest import strategies
 
-PAGE = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text(encoding="utf-8")
+PAGE = text("docs/strategies.md")
 
 
 def test_the_blocks_of_the_page_run():
     torch.manual_seed(0)
     torch.set_num_threads(1)  # two wait for each other on a busy machine; conftest sets it back
     names = {"__name__": "strategies"}
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(blocks) == PAGE.count("\n## ") + 1
-    for block in blocks:
-        exec(compile(block, "strategies.md", "exec"), names)
+    found = blocks("docs/strategies.md")
+    assert len(found) == PAGE.count("\n## ") + 1
+    for block in found:
+        paste(block, "strategies.md", names)
 
 
 def test_the_page_names_every_strategy():

@@ -1,21 +1,19 @@
 """The code of docs/whole.md runs as it stands, one block after the other."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 
+from blocks import blocks, paste, text
 from steepest import whole
 
-PAGE = (Path(__file__).parent.parent / "docs" / "whole.md").read_text(encoding="utf-8")
+PAGE = text("docs/whole.md")
 
 
 def test_the_page_runs_and_names_every_method():
     torch.set_num_threads(1)
     names = {"__name__": "page"}
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(block, "docs/whole.md", "exec"), names)
+    for block in blocks("docs/whole.md"):
+        paste(block, "docs/whole.md", names)
     assert names["loss"] < 1
     for name in set(whole.__all__) - {"LinearFit"}:
         assert f"whole.{name}(" in PAGE, name
