@@ -399,3 +399,9 @@ def test_all_names_are_public_and_on_the_page():
 @pytest.mark.parametrize("block", blocks("docs/schedules.md"))
 def test_the_page_runs(block, capsys):
     paste(block, "schedules.md")
+
+
+@pytest.mark.parametrize("first", [0, -1, 2.5])
+def test_a_first_period_of_nothing_is_refused(first):
+    with pytest.raises(ValueError, match=f"Expected positive integer T_0, but got {first}"):
+        CosineAnnealingWarmRestarts(sgd(), first)
