@@ -10,8 +10,6 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate, chain
-from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +19,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import checkpoint
 from . import families as house
 from .definition import Rule, rules
-from .plan import BACKENDS, Part, Stale, Wanted, parts
+from .plan import BACKENDS, Plan, Stale
 
-_NOTHING: tuple[Any, list[Tensor], Any, list[Part]] = (None, [], None, [])
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 
 
@@ -78,7 +75,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def stepped_by(self) -> set[str]:
         """What made the last step: CompiledPart, ForeachPart, SparsePart, ReferencePart."""
-        return {type(part).__name__ for *_, parts in self._parts.values() for part in parts}
+        groups = self._plan.groups if self._plan is not None else []
+        return {type(part).__name__ for group in groups for part in group.parts}
 
     @property
     def _called(self) -> str:
@@ -87,10 +85,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _begin(self) -> None:
         if not hasattr(self, "_lock"):
             self._lock = threading.RLock()
-        self._parts: dict[int, tuple[Any, list[Tensor], Any, list[Part]]] = {}
-        self._snapshot: list[Any] = []
-        self._addresses: list[int] = []
-        self._checked, self._by_identity = slice(0), True
+        self._plan: Plan | None = None
         _alive.add(self)
 
     # groups
@@ -160,53 +155,20 @@ class RuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with self._lock:
-            if self._state_was_replaced():
-                self._parts.clear()
+            plan = self._plan
             try:
+                if plan is None or not plan.holds():
+                    plan = self._plan = Plan(self)
                 try:
-                    work = self._ready()
+                    work = plan.ready()
                 except Stale:
-                    self._parts.clear()
-                    work = self._ready()
-                for each in work:
-                    each()
+                    plan = self._plan = Plan(self)
+                    work = plan.ready()
+                work()
             except BaseException:
-                self._parts.clear()  # they may hold states that were not put in place
+                self._plan = None  # it may be in the middle of its writing
                 raise
         return loss
-
-    def _ready(self) -> list[Callable[[], None]]:
-        work: list[Callable[[], None]] = []
-        new: list[Part] = []
-        for index in [i for i in self._parts if i >= len(self.param_groups)]:
-            del self._parts[index]  # a group was removed
-        for index, group in enumerate(self.param_groups):
-            params = group["params"]
-            family = self._family(group)
-            watched = [group.get(name) for name in family.static]
-            watched = [float(v) if isinstance(v, Tensor) else v for v in watched]
-            known, old, made, mine = self._parts.get(index, _NOTHING)
-            same = len(params) == len(old) and all(map(is_, params, old))
-            if known != watched or not same:
-                self._check_options(family, group)
-                stored = {n: group[n] for n in ("rounding", "seed") if n in group}
-                differentiable = bool(group.get("differentiable"))
-                wanted = Wanted(family.select(group), self.backend, differentiable, **stored)
-                if wanted != made or not same:
-                    if old and not same and any("seed" in g for g in self.param_groups):
-                        raise Stale  # the elements of later groups have other numbers now
-                    unique, first = [*dict.fromkeys(params)], self._first()
-                    mine = parts(wanted, unique, self.state.get, first.__getitem__)
-                    new += mine
-                self._parts[index] = watched, list(params), wanted, mine
-            scalars = {}
-            for part in mine:
-                program = part.program
-                if program not in scalars:
-                    names = [n for n in program.scalars if n != "t"]
-                    scalars[program] = [family.scalar(group, n, program.rule) for n in names]
-                work.append(part.ready(scalars[program]))
-        return [lambda: self._commit(new), *work] if new else work
 
     def _check_options(self, family: house.Family, group: dict[str, Any]) -> None:
         if missing := [n for n in family.arguments if n not in group]:
@@ -215,44 +177,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                 "expected all of them; give a group its rule when it is added, not later"
             )
         family.validate(group)
-
-    def _first(self) -> dict[Tensor, int]:
-        """The number of a parameter's first element, counted through all groups."""
-        every = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        starts = accumulate((p.numel() for p in every), initial=0)
-        return dict(zip(every, starts, strict=False))
-
-    def _state_was_replaced(self) -> bool:
-        """Whether the state has other tensors, as after `state[k] = v.to(...)`, or other memory."""
-        flat = list(chain.from_iterable(map(dict.values, self.state.values())))
-        try:
-            if flat != self._snapshot:  # the same object is equal unasked
-                return True
-        except RuntimeError:  # two different tensors of several elements have no truth
-            return True
-        copied = self._by_identity and not all(map(is_, flat, self._snapshot))
-        return copied or list(map(Tensor.data_ptr, flat[self._checked])) != self._addresses
-
-    def _commit(self, new: list[Part]) -> None:
-        found = {p: (part, k) for part in new for k, p in enumerate(part.owners)}
-        # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
-        # state in this order, and a shard may be empty in one process alone
-        for p in filter(found.__contains__, self._first()):
-            part, k = found[p]
-            if part.states[k] or p in self.state:
-                mine, planned = self.state[p], part.states[k] or {}
-                mine.update(planned)
-                for key in mine.keys() - planned.keys():
-                    del mine[key]
-                part.states[k] = mine
-        self._snapshot = list(chain.from_iterable(map(dict.values, self.state.values())))
-        # of one element, an equal copy passes for the original
-        self._by_identity = any(p.numel() == 1 for p in self.state)
-        # v.data = ..., v.share_memory_() change the memory and not the object. Looking at every
-        # address is dear where tensors are tiny: there the first one's speak for all
-        tiny = sum(p.numel() for p in self.state) < (1 << 14) * len(self.state)
-        self._checked = slice(16) if tiny else slice(None)
-        self._addresses = list(map(Tensor.data_ptr, self._snapshot[self._checked]))
 
     # checkpoints
 

@@ -191,8 +191,8 @@ class Program:
     body: the tensor nodes in order of computation; hosts: the host nodes, likewise.
     slots: the host nodes that the body reads. scalars: names of the host inputs, `t` first.
     reductions: the norms, means and totals that hosts are made of; `first` is the pass that adds
-    them up, spans says whether one is over all parameters. matrix: only torch can run it.
-    elementwise: it has neither.
+    them up, spans says whether one is over several parameters: those of a group, where a modifier
+    clips them, else all. matrix: only torch can run it. elementwise: it has neither.
     """
 
     def __init__(self, rule: Any, tensors: list[Node], new: list[Node], modifiers: Any) -> None:
@@ -212,6 +212,7 @@ class Program:
         self.states = [s for s in rule.states if s in self.outputs or s in read]
         self.reductions = [n for n in ordered if n.op in REDUCTIONS]
         self.spans = any(n.op == "total" for n in self.reductions)
+        self.clips = any("clip_norm" in scalars_of(m) for m in modifiers)
         # where a rule has two ways, only the one that counts saves its count
         self.saves_count = rule.counts and (self.counts or "matrix" not in rule.choices)
         self.matrix = any(n.op in MATRIX for n in ordered) or "matrix" in rule.choices
@@ -383,7 +384,7 @@ RESERVED = frozenset(re.findall(r"\w+", """
     torch full address addresses job n integers doubles singles reals real float64 rows
     row_of row steps carried scalar k chunks count borders piece take c i zero fit host
     halves widen narrow cut dither firsts keys first key compensation now grad new sums
-    starts only pieces
+    starts only pieces cells kinds totals fetch put
 """))  # fmt: skip
 
 

@@ -8,7 +8,7 @@ equal elements, with borders that depend on sizes alone; threads take pieces by 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,17 +16,19 @@ import numpy as np
 from ..codecs import Tensors
 from ..trace import RESERVED, Node, Printer, Program, host_body, spelt
 from . import machine, threads
+from .memory import LIMIT, SINGLE, Cells
 
 CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
 
 # the job: one array of int64, these numbers and then the addresses of the arrays, which stand here
 # by the type of their elements
-NEXT, ONLY, PIECES, TENSORS, COUNT = range(5)
+NEXT, ONLY, PIECES, TENSORS, COUNT, FULL = range(6)
 ARRAYS = {
-    "integers": ("addresses", "row_of", "chunks", "borders", "starts", "firsts", "keys"),
-    "doubles": ("carried", "scalar", "rows", "sums"),
-    "singles": ("steps",),
-}
+    "integers": (
+        "addresses", "row_of", "chunks", "borders", "starts", "firsts", "keys", "cells", "kinds",
+    ),
+    "doubles": ("scalar", "rows", "sums", "totals"),
+}  # fmt: skip
 
 _SOURCE = """\
 def {name}(address):
@@ -37,7 +39,7 @@ def {name}(address):
         for k in range(n):
             if addresses[n + k] == 0:  # no gradient
                 continue
-            t = float64(steps[k]) + 1.0
+            t = fetch(cells[k], kinds[k]) + 1.0
 {changed}{host}            row_of[k] = row
 {counted}        job[0] = 0
         if only != 0:
@@ -66,10 +68,11 @@ def _indent(lines: Sequence[str], depth: int) -> str:
     return "".join(f"{'    ' * depth}{line}\n" for line in lines)
 
 
-def source(whole: Program, storage: str = "", first: bool = False) -> str:
+def source(whole: Program, storage: str = "", first: bool = False, wide: bool = False) -> str:
     """The loop as a Python function of one argument, the address of its job.
 
     storage: how bfloat16 parameters are rounded, "nearest", "stochastic" or "kahan"; "" for others.
+    wide: their gradients are float32.
     first: the pass that adds up, in float64 and for each chunk, what norms and means are made of.
     """
     program = (whole.first if first else None) or whole
@@ -81,16 +84,19 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
     slots = max(len(program.slots), 1)
     # counts that move in step make one row
     memo = [("last_t", "t")] * program.counts + [(f"last_{c}", c) for c in carried]
-    read = [f"{c} = carried[{i} * n + k]" for i, c in enumerate(carried)]
+    cells = [f"cells[{i} * n + k], kinds[{i} * n + k]" for i in range(1, len(carried) + 1)]
+    read = [f"{c} = fetch({cell})" for c, cell in zip(carried, cells, strict=True)]
     test = " or ".join(["row < 0", *(f"{old} != {now}" for old, now in memo)])
     for i, node in enumerate(program.reductions):
+        if node.op == "total":  # of all parameters, added up between the passes
+            read.append(f"sum{i} = totals[{i}]")
+            test = "True"
+            continue
         size = "chunks[2 * count + starts[k + 1] - 1]"  # where the last chunk ends
-        mine = "0, count" if node.op == "total" else "starts[k], starts[k + 1]"
         read += [
             f"sum{i} = 0.0",
-            f"for c in range({mine}):",
-            "    if addresses[n + chunks[c]] != 0:",
-            f"        sum{i} += sums[{i} * count + c]",
+            "for c in range(starts[k], starts[k + 1]):",
+            f"    sum{i} += sums[{i} * count + c]",
             *[f"sum{i} = sqrt(sum{i})"] * (node.op == "norm"),
             *[f"sum{i} = sum{i} / {size}"] * (node.op == "mean"),
         ]
@@ -99,15 +105,16 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
     compute += [f"next_{c} = {v}" for c, v in zip(carried, new, strict=True)]
     compute += [f"{old} = {now}" for old, now in memo]
     start = [f"{old} = 0.0" for old, _ in memo] + [f"next_{c} = 0.0" for c in carried]
-    write = [f"carried[{i} * n + k] = next_{c}" for i, c in enumerate(carried)]
+    write = [f"put({cell}, next_{c})" for c, cell in zip(carried, cells, strict=True)] * (not first)
 
     printer = _Loop(program, taken={*RESERVED, *tensors})
     for name in program.rule.tensors:
         printer.names[program.inputs[name]] = f"{spelt(name)}[i]"
-    lines, halves, dithered = [], tensors[:2] if storage else [], storage == "stochastic"
+    lines, halves, dithered = [], tensors[: 2 - wide] if storage else [], storage == "stochastic"
     if storage:
         printer.names |= {program.inputs[p]: "now", program.inputs[g]: "grad"}
-        lines.append(f"now, grad = widen({tensors[0]}[i]), widen({tensors[1]}[i])")
+        grad = f"{tensors[1]}[i]" if wide else f"widen({tensors[1]}[i])"
+        lines.append(f"now, grad = widen({tensors[0]}[i]), {grad}")
     if storage == "kahan":
         lines.append("now = now + widen(compensation[i])")
         tensors, halves = [*tensors, "compensation"], [*halves, "compensation"]
@@ -143,14 +150,17 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
             lines.append(f"{spelt(name)}[i] = {value}")
     if storage == "kahan" and not first:
         lines.append("compensation[i] = narrow(cut(new, widen(narrow(new))))")
+    # a float32 count would stand still from here on: the caller puts a wider one there
+    counted = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:", f"    job[{FULL}] = 1", "else:",
+               "    put(cells[k], kinds[k], t)"]  # fmt: skip
     every = [(name, kind) for kind, names in ARRAYS.items() for name in names]
-    arrays = [f"{name} = {kind}(job[{i}])" for i, (name, kind) in enumerate(every, COUNT + 1)]
+    arrays = [f"{name} = {kind}(job[{i}])" for i, (name, kind) in enumerate(every, FULL + 1)]
     types = [(x, "halves" if x in halves else "reals") for x in tensors]
     pointers = [f"{x} = {kind}(addresses[{i} * n + k])" for i, (x, kind) in enumerate(types)]
     return _SOURCE.format(
         name=program.rule.name,
         arrays=_indent(arrays, 1),
-        counted=_indent(["steps[k] = t"] * (not first), 3),
+        counted=_indent(counted * (not first), 3),
         summed=_indent([f"sums[{i} * count + c] = sum{i}" for i in range(len(sums))], 3),
         slots=slots,
         unpack=_indent([f"{s} = scalar[{i}]" for i, s in enumerate(scalars)] + start, 2),
@@ -163,50 +173,74 @@ def source(whole: Program, storage: str = "", first: bool = False) -> str:
 
 
 class Work:
-    """The loop and what stays from step to step: addresses of states, pieces, scratch.
+    """The loops and what stays from step to step: addresses, pieces, scratch, and no tensor.
 
-    columns: the parameters, then each state's tensors. kept: the counts, the carried scalars, and
-    the number of each parameter's first element for the noise of stochastic rounding.
+    wide: gradients are float32 where parameters are bfloat16. columns: the parameters, then each
+    state's tensors. firsts: the number of each parameter's first
+    element for the noise of stochastic rounding.
     """
 
     def __init__(
-        self, program: Program, storage: str, columns: Sequence[Tensors], kept: Tensors
-    ) -> None:
-        params, (steps, carried, firsts) = columns[0], (x.numpy() for x in kept)
+        self, program: Program, storage: str, wide: bool, columns: Sequence[Tensors], cells: Cells,
+        firsts: Sequence[int],
+    ) -> None:  # fmt: skip
+        params = columns[0]
         n, sizes = len(params), [p.numel() for p in params]
         name, size = program.rule.name, max(params[0].element_size(), 4)
         self.loops = [
-            machine.load(name, source(program, storage, first), size, first)
+            machine.load(name, source(program, storage, first, wide), size, first)
             for first in ([True, False] if program.first else [False])
         ]
         slots = max(len(each.slots) for each in (program, program.first or program))
         addresses = [[x.data_ptr() for x in column] for column in columns]
         self.table = np.array([addresses[0], [0] * n, *addresses[1:]], np.int64)
+        self.gradients = self.table[1]
         self.scalars, self.keys = np.zeros(len(program.scalars)), np.zeros(n, np.int64)
-        chunks, borders = _cut(sizes)
-        count, self.pieces, self.elements = chunks.shape[1], len(borders) - 1, sum(sizes)
-        starts = np.searchsorted(chunks[0], np.arange(n + 1)).astype(np.int64)
-        rows, sums = np.zeros((n, max(slots, 1))), np.zeros((len(program.reductions), count))
-        row_of = np.zeros(n, np.int64)
+        self.chunks, borders = _cut(sizes)
+        count, self.pieces, self.elements = self.chunks.shape[1], len(borders) - 1, sum(sizes)
+        starts = np.searchsorted(self.chunks[0], np.arange(n + 1)).astype(np.int64)
+        # which reductions are over all parameters
+        self.spanning = [i for i, x in enumerate(program.reductions) if x.op == "total"]
+        reductions = len(program.reductions)
+        rows, self.sums = np.zeros((n, max(slots, 1))), np.zeros((reductions, count))
+        self.totals, row_of = np.zeros(reductions), np.zeros(n, np.int64)
+        first = np.array(firsts, np.int64)
         # held here, in the order of ARRAYS
-        integers = [self.table, row_of, chunks, borders, starts, firsts, self.keys]
-        self.arrays = [*integers, carried, self.scalars, rows, sums, steps]
+        integers = [self.table, row_of, self.chunks, borders, starts, first, self.keys]
+        integers += [cells.addresses, cells.kinds]
+        self.arrays = [*integers, self.scalars, rows, self.sums, self.totals]
         at = [array.ctypes.data for array in self.arrays]
-        self.job = np.array([-1, 0, self.pieces, n, count, *at], np.int64)
+        self.job = np.array([-1, 0, self.pieces, n, count, 0, *at], np.int64)
         self.address = self.job.ctypes.data
 
-    def run(self, gradients: Any, scalars: Sequence[float], keys: Any = 0) -> None:
-        """One step: addresses of the gradients (0: none), the values of the scalars but t, and the
-        keys of the noise.
+    def prepare(self, scalars: Sequence[float], keys: Any = 0) -> None:
+        """Take the values of the scalars but t, and the keys of the noise."""
+        self.scalars[: len(scalars)], self.keys[:] = scalars, keys
+
+    def add(self) -> list[float]:
+        """The first pass: what is summed over parameters, over these alone."""
+        self._run(self.loops[0])
+        stepped = self.gradients[self.chunks[0]] != 0
+        return [float(self.sums[i, stepped].sum()) for i in self.spanning]
+
+    def run(self, totals: Sequence[float] | None = None) -> bool:
+        """The step; totals: what `add` of all who share them adds up to. Whether a count has
+        reached the end of its dtype.
         """
-        self.table[1], self.keys[:] = gradients, keys
-        self.scalars[: len(scalars)] = scalars
+        if totals is None and len(self.loops) > 1:
+            totals = self.add()
+        if totals is not None:
+            self.totals[self.spanning] = totals
+        self.job[FULL] = 0
+        self._run(self.loops[-1])
+        return bool(self.job[FULL])
+
+    def _run(self, loop: Callable[[int], None]) -> None:
         count = threads.wanted(self.elements, self.pieces)
-        for loop in self.loops:
-            self.job[NEXT], self.job[ONLY] = -1, count > 1
-            loop(self.address)
-            if count > 1:
-                threads.run(loop, self.address, count)
+        self.job[NEXT], self.job[ONLY] = -1, count > 1
+        loop(self.address)
+        if count > 1:
+            threads.run(loop, self.address, count)
 
 
 def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -49,6 +49,17 @@ def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[
         return _loaded[source, itemsize]
 
 
+def load_text(name: str, text: str) -> Callable[[int], None]:
+    """The function of that name in LLVM's own text, optimized, compiled in memory."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module, machine = llvm.parse_assembly(text), _machine()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
+    passes.getModulePassManager().run(module, passes)
+    with _lock:
+        return _link(name, machine.emit_object(module))
+
+
 def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -153,8 +164,46 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "integers": pointer(types.int64, ir.IntType(64)), "doubles": pointer(*double),
         "singles": pointer(*single), "sqrt": math.sqrt, "sign": sign, "log": math.log,
         "halves": pointer(types.uint16, ir.IntType(16)), **_halves(), "fit": helper(fits[itemsize]),
-        "maximum": helper(words.larger), "minimum": helper(words.smaller),
+        "maximum": helper(words.larger), "minimum": helper(words.smaller), "helper": helper,
+        **_cells(helper, pointer),
     }  # fmt: skip
+
+
+def _cells(helper: Any, pointer: Any) -> dict[str, Any]:
+    """Numbers of several types at addresses: as in memory.py's list of them."""
+    from llvmlite import ir
+    from numba import types
+
+    integers, shorts = (
+        pointer(types.int64, ir.IntType(64)), pointer(types.int32, ir.IntType(32))
+    )  # fmt: skip
+    singles, doubles = (
+        pointer(types.float32, ir.FloatType()), pointer(types.float64, ir.DoubleType())
+    )  # fmt: skip
+    real, whole, small = types.float32, types.int64, types.int32
+
+    @helper
+    def fetch(address: Any, kind: Any) -> Any:
+        if kind == 0:
+            return types.float64(singles(address)[0])
+        if kind == 1:
+            return doubles(address)[0]
+        if kind == 2:
+            return types.float64(integers(address)[0])
+        return types.float64(shorts(address)[0])
+
+    @helper
+    def put(address: Any, kind: Any, value: Any) -> Any:
+        if kind == 0:
+            singles(address)[0] = real(value)
+        elif kind == 1:
+            doubles(address)[0] = value
+        elif kind == 2:
+            integers(address)[0] = whole(value)
+        else:
+            shorts(address)[0] = small(value)
+
+    return {"fetch": fetch, "put": put}
 
 
 def _halves() -> dict[str, Any]:

@@ -115,14 +115,14 @@ def prodigy(
     where no rate can be searched: lr stays 1, with a cosine schedule if any.
     """
     start = where(t > 1, start, p)
-    d, d_max = where(t > 1, d, d0), where(t > 1, d_max, d0)
-    beta3 = sqrt(beta2)
-    rate = d * lr
-    m = beta1 * m + (1 - beta1) * d * g
-    v = beta2 * v + (1 - beta2) * d**2 * g**2
-    s = beta3 * s + d / d0 * rate * g
-    r = beta3 * r + d / d0 * rate * total(g * (start - p))
-    reach = total(abs(s))
+    d, d_max = where(d > 0, d, d0), where(d_max > 0, d_max, d0)
+    beta3, rate = sqrt(beta2), d * lr
+    m = where(lr > 0, beta1 * m + (1 - beta1) * d * g, m)
+    v = where(lr > 0, beta2 * v + (1 - beta2) * d**2 * g**2, v)
+    s = where(lr > 0, beta3 * s + d / d0 * rate * g, s)
+    # of a group whose lr is 0 nothing counts
+    along, reach = total(d / d0 * rate * g * (start - p)), total(where(lr > 0, 1, 0) * abs(s))
+    r = where(reach > 0, beta3 * r + along, r)
     estimate = where(reach > 0, d_coef * r / reach, d)
     first = where(d > d0, d, maximum(d, estimate))
     d_max = maximum(d_max, estimate)

@@ -1,22 +1,25 @@
-"""A plan: one group's parameters and states laid out for the backends, kept from step to step.
+"""A plan: an optimizer's parameters and states laid out for the backends, kept from step to step.
 
-A part is a share of the group that one backend steps in one go. `ready` checks everything and
-writes nothing; the function that it returns writes.
+A part is a share of a group that one backend steps in one go. All parts are checked before the
+first one writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..backends.memory import Seen
+from ..families import Family
 from .compiled import CompiledPart
 from .listed import ForeachPart, ReferencePart, SparsePart
-from .part import Part, Stale, Wanted, describe, local, program_of, takes_sparse
+from .part import Part, Stale, Wanted, describe, local, program_of, takes_sparse, wider
 
-__all__ = ["BACKENDS", "Part", "Stale", "Wanted", "describe", "parts", "program_of"]
+__all__ = ["BACKENDS", "Plan", "Stale", "describe", "program_of"]
 BACKENDS = ("cpu", "foreach", "eager")
 
 
@@ -36,16 +39,17 @@ def compiled_for(p: Tensor) -> bool:
 
 def parts(
     wanted: Wanted,
-    params: Sequence[Tensor],
-    state: Callable[[Tensor], dict[str, Any] | None],
-    firsts: Callable[[Tensor], int],
+    places: Mapping[Tensor, int],
+    state: Mapping[Tensor, dict[str, Any]],
+    first: Callable[[Tensor], int],
 ) -> list[Part]:
-    """The group's parameters shared out among the backends."""
+    """A group's parameters, with their places in it, shared out among the backends."""
     found: dict[Any, dict[Tensor, dict[str, Any]]] = {}
     rule, backend = wanted.selection.rule.name, wanted.backend
-    # what is summed over all parameters is summed in one part
-    loops = not program_of(wanted.selection).spans or all(map(compiled_for, map(local, params)))
-    for p in params:
+    clips = program_of(wanted.selection).clips
+    # a norm that clips a group is taken in one part
+    loops = not clips or all(map(compiled_for, map(local, places)))
+    for p in places:
         sharded = hasattr(p, "to_local")
         selected = wanted._replace(selection=wanted.selection.of(p))
         program = program_of(selected.selection)
@@ -78,5 +82,148 @@ def parts(
             kind = CompiledPart
         elif program.reductions:
             kind = ReferencePart
-        found.setdefault((kind, selected, p.device, p.dtype, sharded), {})[p] = state(p) or {}
-    return [kind(selected, old, firsts) for (kind, selected, *_), old in found.items()]
+        key = kind, selected, p.device, p.dtype, sharded, wider(p, p.grad)
+        found.setdefault(key, {})[p] = state.get(p) or {}
+    shared = _shared(program_of(wanted.selection), state)
+    return [
+        kind(selected, old, [places[p] for p in old], first, shared)
+        for (kind, selected, *_), old in found.items()
+    ]
+
+
+def _shared(program: Any, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
+    """Of a rule that sums over all parameters, the carried scalars that they have already."""
+    keys = {name: program.rule.keys[name] for name in program.rule.carried}
+    for own in state.values() if program.spans and not program.clips else ():
+        if isinstance(own, Mapping) and all(own.get(key) is not None for key in keys.values()):
+            return {name: float(own[key]) for name, key in keys.items()}
+    return {}
+
+
+class _Group(NamedTuple):
+    """A group's parts, the options that they were made for, and whether one has all of it."""
+
+    watched: list[Any]
+    family: Family
+    parts: list[Part]
+    whole: bool
+
+
+class Plan:
+    """All parts of an optimizer, made for what its groups, parameters and states are now.
+
+    Making one checks everything and writes nothing.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+        groups, state = optimizer.param_groups, optimizer.state
+        first = self._first(groups)
+        self.groups: list[_Group] = []
+        self.seen: Seen | None = None
+        for group in groups:
+            family = optimizer._family(group)
+            optimizer._check_options(family, group)
+            stored = {n: group[n] for n in ("rounding", "seed") if n in group}
+            differentiable = bool(group.get("differentiable"))
+            wanted = Wanted(family.select(group), optimizer.backend, differentiable, **stored)
+            places: dict[Tensor, int] = {}
+            for place, p in enumerate(group["params"]):
+                places.setdefault(p, place)
+            made = parts(wanted, places, state, first.__getitem__)
+            whole = len(made) == 1 and made[0].places == [*range(len(group["params"]))]
+            self.groups.append(_Group(_watched(family, group), family, made, whole))
+
+    @staticmethod
+    def _first(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
+        """The number of a parameter's first element, counted through all groups."""
+        every = list(chain.from_iterable(group["params"] for group in groups))
+        starts = accumulate((p.numel() for p in every), initial=0)
+        return dict(zip(every, starts, strict=False))
+
+    def holds(self) -> bool:
+        """Whether groups, parameters and states are still what the plan was made for."""
+        groups = self.optimizer.param_groups
+        return (
+            self.seen is not None
+            and len(groups) == len(self.groups)
+            and all(
+                _watched(known.family, group) == known.watched
+                and self.optimizer._family(group) is known.family
+                for known, group in zip(self.groups, groups, strict=True)
+            )
+            and self.seen.same([group["params"] for group in groups], self.optimizer.state)
+        )
+
+    def ready(self) -> Callable[[], None]:
+        """Check every gradient and scalar, and return what steps; writes nothing.
+
+        Raises Stale if a gradient asks for another plan.
+        """
+        steps: list[Callable[[], None]] = []
+        spanning: dict[Any, list[Any]] = {}
+        for known, group in zip(self.groups, self.optimizer.param_groups, strict=True):
+            scalars: dict[Any, list[float]] = {}
+            for part in known.parts:
+                program, params = part.program, group["params"]
+                if program not in scalars:
+                    names = [n for n in program.scalars if n != "t"]
+                    of = known.family.scalar
+                    scalars[program] = [of(group, n, program.rule) for n in names]
+                owners = params if known.whole else [params[i] for i in part.places]
+                made = part.ready(owners, self.optimizer.state, scalars[program])
+                if program.spans and not program.clips:
+                    spanning.setdefault(program.rule.name, []).append((part, made))
+                elif made is not None:
+                    steps.append(lambda step=made.step: step(None))
+        steps += [lambda members=members: _together(members) for members in spanning.values()]
+
+        def run() -> None:
+            if self.seen is None:
+                self._put()
+            for step in steps:
+                step()
+
+        return run
+
+    def _put(self) -> None:
+        """Put the states of the parts in place, and look at all of it once."""
+        groups, state = self.optimizer.param_groups, self.optimizer.state
+        new: dict[Tensor, dict[str, Any]] = {}
+        for known, group in zip(self.groups, groups, strict=True):
+            for part in known.parts:
+                owners = [group["params"][i] for i in part.places]
+                pairs = zip(owners, part.pending, strict=True)
+                new.update((p, s) for p, s in pairs if s or (s is not None and p in state))
+                part.pending = []
+        # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
+        # state in this order, and a shard may be empty in one process alone
+        for p in filter(new.__contains__, self._first(groups)):
+            mine = state[p]
+            mine.update(new[p])
+            for key in mine.keys() - new[p].keys():
+                del mine[key]
+        self.seen = Seen([group["params"] for group in groups], state)
+
+
+def _watched(family: Family, group: dict[str, Any]) -> list[Any]:
+    """The options that decide over a group's parts."""
+    values = [group.get(name) for name in family.static]
+    return [float(v) if isinstance(v, Tensor) else v for v in values]
+
+
+def _together(members: Sequence[tuple[Part, Any]]) -> None:
+    """Step the parts of a rule that sums over all parameters, with their common totals.
+
+    What it carries is the same for all of them, as the first one that has a gradient computes it.
+    """
+    able = [(part, made) for part, made in members if made is not None]
+    if not able:
+        return
+    totals = [sum(column) for column in zip(*(made.add() for _, made in able), strict=True)]
+    for _, made in able:
+        made.step(totals)
+    leader = able[0][0]
+    carried = leader.carried_of(leader.leading)
+    for part, _ in members:
+        part.carry(carried)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from .. import codecs
 from ..backends import eager, foreach
 from ..families import Selection
 from ..trace import host_function
-from .part import Part, Row, describe, program_of
+from .part import Part, Ready, Row, States, describe, local, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 
@@ -27,23 +27,24 @@ def _foreach_of(selection: Selection, itemsize: int) -> tuple[Any, Any]:
 class ForeachPart(Part):
     """torch._foreach calls, for whatever has no kernel."""
 
-    def ready(self, scalars: list[float]) -> Callable[[], None]:
-        at, grads = self.gradients()
+    def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
+        at, grads = self.gradients(owners)
+        self.leading = at[0] if at else 0
         order = dict(zip(at, grads, strict=True))
 
         @torch.no_grad()
-        def step() -> None:
+        def step(_: Any) -> None:
             for row in self.rows(at):
-                self.advance(self.lists(row.at), [order[k] for k in row.at], row, scalars)
+                lists = self.columns(owners, state, row.at)
+                new = self.advance(lists, [order[k] for k in row.at], row, scalars)
+                self.count(owners, state, row, new)
 
-        return step
+        return Ready(step, list) if at else None
 
-    def lists(self, at: list[int]) -> Lists:
-        """What is stepped of the parameters with these indices."""
-        return [[column[k] for k in at] for column in (self.params, *self.columns)]
-
-    def advance(self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]) -> None:
-        """Step tensors that are all of the same count."""
+    def advance(
+        self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
+    ) -> Sequence[float]:
+        """Step tensors that are all of the same count; the next carried scalars."""
         run, host = _foreach_of(self.selection, self.kind.itemsize)
         # t stands first among the program's scalars, if it is there
         values = host(*([row.t] if self.program.counts else []), *scalars, *row.carried)
@@ -51,7 +52,7 @@ class ForeachPart(Part):
         loaded = self.load(lists)
         run(loaded[0], [codecs.load(g, self.kind) for g in grads], *loaded[1:], values[:slots])
         self.store(lists, loaded, row)
-        self.count(row, values[slots:])
+        return values[slots:]
 
     def load(self, lists: Lists) -> Lists:
         """What the rule reads: without the compensation, which is part of the parameter."""
@@ -67,8 +68,13 @@ class ForeachPart(Part):
         if self.compensated:
             codecs.store_compensated(params, loaded[0], states.pop())
         elif self.stochastic:
-            of = zip(row.at, row.chosen or [()] * len(row.at), strict=True)
-            every = [codecs.numbers(self.params[k], self.firsts[k], rows) for k, rows in of]
+            of = zip(params, row.at, row.chosen or [()] * len(row.at), strict=True)
+            # of some rows, the numbers are those in the whole parameter
+            whole = row.whole or params
+            every = [
+                codecs.numbers(p, self.firsts[k], rows)
+                for p, (_, k, rows) in zip(whole, of, strict=True)
+            ]
             codecs.store_stochastic(params, loaded[0], every, self.wanted.seed, row.t)
         else:
             codecs.store(params, loaded[0], self.kind)
@@ -81,38 +87,42 @@ class SparsePart(ForeachPart):
 
     sparse = True
 
-    def ready(self, scalars: list[float]) -> Callable[[], None]:
-        at, grads = self.gradients()
+    def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
+        at, grads = self.gradients(owners)
+        self.leading = at[0] if at else 0
         order = dict(zip(at, grads, strict=True))
 
         @torch.no_grad()
-        def step() -> None:
+        def step(_: Any) -> None:
             for row in self.rows(at):
                 found = [order[k].coalesce() for k in row.at]
                 # the first step is of all rows: a state may have a start other than zero
                 every = row.t == 1 or self.selection.rule.sparse == "dense"
                 chosen = [() if every else tuple(g.indices()) for g in found]
                 values = [g.to_dense() if every else g.values() for g in found]
-                whole = self.lists(row.at)
+                whole = self.columns(owners, state, row.at)
                 lists = [[x[rows] for x, rows in zip(c, chosen, strict=True)] for c in whole]
-                self.advance(lists, values, row._replace(chosen=chosen), scalars)
+                about = row._replace(chosen=chosen, whole=whole[0])
+                new = self.advance(lists, values, about, scalars)
                 if not every:  # else they were views
                     for column, tensors in zip(whole, lists, strict=True):
-                        for x, rows, new in zip(column, chosen, tensors, strict=True):
-                            x[rows] = new
+                        for x, rows, y in zip(column, chosen, tensors, strict=True):
+                            x[rows] = y
+                self.count(owners, state, row, new)
 
-        return step
+        return Ready(step, list) if at else None
 
 
 class ReferencePart(ForeachPart):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
-    def ready(self, scalars: list[float]) -> Callable[[], None]:
-        at, grads = self.gradients()
+    def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
+        at, grads = self.gradients(owners)
+        self.leading = at[0] if at else 0
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
         values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
         differentiable = self.wanted.differentiable
-        for p in map(self.params.__getitem__, at):
+        for p in (local(owners[k]) for k in at):
             if differentiable and torch.is_grad_enabled() and p.is_leaf and p.requires_grad:
                 raise RuntimeError(
                     f"{self.rule}: differentiable=True was given for a leaf that requires grad, "
@@ -120,17 +130,15 @@ class ReferencePart(ForeachPart):
                     "[p.clone() for p in model.parameters()]"
                 )
 
-        def one(k: int, g: Tensor, add: bool) -> None:
-            state = self.states[k] or {}
-            row = Row([k], float(self.steps[k]) + 1, self.carried[:, k].tolist())
+        def one(k: int, g: Tensor, found: dict[int, Tensor], add: bool) -> None:
+            (row,) = self.rows([k])
             values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
-            lists = self.lists(row.at)
-            if differentiable:  # as the last step left them, with their history
-                lists[1:] = [[state[rule.keys[s]]] for s in program.states]
+            lists = self.columns(owners, state, row.at)
             loaded = self.load(lists)
             p, *states = (x for (x,) in loaded)
             tensors = [p, codecs.load(g, self.kind), *states]
-            new, carried = eager.run(program, choices, tensors, values)
+            with eager.totals(found, add):
+                new, carried = eager.run(program, choices, tensors, values)
             if add:
                 return
             if not differentiable:
@@ -139,16 +147,26 @@ class ReferencePart(ForeachPart):
                     old[name].copy_(x)
                 self.store(lists, loaded, row)
             else:
-                codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
-                state.update((rule.keys[name], x) for name, x in new.items())
-            self.count(row, carried)
+                codecs.view(lists[0][0]).copy_(new.pop(rule.tensors[0]))
+                state[owners[k]].update((rule.keys[name], x) for name, x in new.items())
+            self.count(owners, state, row, carried)
 
-        def step() -> None:
-            found: dict[int, Tensor] = {}
-            # what is summed over all parameters is summed before the first of them moves
-            for add in (True, False) if program.spans else (False,):
+        def every(found: dict[int, Tensor], add: bool) -> None:
+            with torch.set_grad_enabled(differentiable):
                 for k, g in zip(at, grads, strict=True):
-                    with torch.set_grad_enabled(differentiable), eager.totals(found, add):
-                        one(k, g, add)
+                    one(k, g, found, add)
 
-        return step
+        def add() -> list[float]:
+            found: dict[int, Tensor] = {}
+            every(found, True)
+            return [float(found[i]) for i in range(len(found))]
+
+        def step(totals: Sequence[float] | None) -> None:
+            found: dict[int, Tensor] = {}
+            if totals is not None:
+                found.update(enumerate(torch.tensor(totals, dtype=torch.float64)))
+            elif program.spans:
+                every(found, True)
+            every(found, False)
+
+        return Ready(step, add) if at else None

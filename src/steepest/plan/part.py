@@ -1,27 +1,34 @@
-"""A part: what its parameters, gradients and states must be, and what is kept of them."""
+"""A part: what its parameters, gradients and states must be, and what is kept of them.
+
+Between steps a part holds no parameter, gradient or state, only numbers about them: what others
+free is freed, and what they put there is met at the next step.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import codecs
+from ..backends.memory import LIMIT, SINGLE, Cells, in_bounds
 from ..definition import COMPENSATION
 from ..families import Selection
 from ..formulas import modifiers
 from ..trace import Program
 
 _kind, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
+States = Mapping[Tensor, dict[str, Any]]
 
 
-class Stale(Exception):  # noqa: N818  a signal, caught by the shell
-    """The parameters are no longer those that the plan was made for."""
+class Stale(Exception):  # noqa: N818  a signal, caught by the plan
+    """The parameters or gradients are no longer those that the plan was made for."""
 
 
 class Wanted(NamedTuple):
@@ -37,13 +44,24 @@ class Wanted(NamedTuple):
 class Row(NamedTuple):
     """Indices of parameters with one count, t with the next step, and the same carried scalars.
 
-    chosen: the rows of each that a sparse gradient has; empty: every one.
+    chosen: the rows of each that a sparse gradient has, and of what; empty: every one.
     """
 
     at: list[int]
     t: float
     carried: list[float]
     chosen: Sequence[tuple[Tensor, ...]] = ()
+    whole: Sequence[Tensor] = ()
+
+
+class Ready(NamedTuple):
+    """What does a part's step, once all parts were checked.
+
+    add: the sums over its parameters, for a rule that sums over all; step takes the totals then.
+    """
+
+    step: Callable[[Sequence[float] | None], None]
+    add: Callable[[], list[float]]
 
 
 @cache
@@ -65,6 +83,11 @@ def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
     return able and g is not None and g.layout is torch.sparse_coo
 
 
+def wider(p: Tensor, g: Tensor | None) -> bool:
+    """Whether a 16-bit parameter has a float32 gradient, as code that accumulates in it makes."""
+    return g is not None and p.dtype in codecs.HALVES and g.dtype is torch.float32
+
+
 def local(x: Any) -> Any:
     """This process's share of a DTensor; any other tensor itself."""
     return x.to_local() if hasattr(x, "to_local") else x
@@ -80,38 +103,36 @@ def offset(p: Any) -> int:
     return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(at))
 
 
-def adopted(scalars: Sequence[Any], dtype: torch.dtype) -> Tensor | None:
-    """The vector whose elements the scalars are, if they lie one behind the other in one memory."""
-    if not scalars or not all(isinstance(x, Tensor) and x.dtype is dtype for x in scalars):
-        return None
-    first = scalars[0]
-    places = [(x.untyped_storage().data_ptr(), x.storage_offset(), x.device.type) for x in scalars]
-    memory, start, _ = places[0]
-    if places != [(memory, start + k, "cpu") for k in range(len(scalars))]:
-        return None
-    return first.as_strided((len(scalars),), (1,), start)
-
-
 class Part:
-    """Parameters of one device and dtype, their states in columns, their counts in one vector.
+    """Parameters of one device and dtype, their states in columns, their counts in cells.
 
     owners are the optimizer's parameters, params what is stepped: of a sharded owner, its shard.
-    old: what `optimizer.state` has of each owner; first: the number of its first element.
+    old: what `optimizer.state` has of each owner; places: where each stands in its group; first:
+    the number of its first element; shared: the carried scalars of a rule that has the same ones
+    for all parameters. `pending` is, until it is put in place, the state of each owner as the part
+    keeps it; None before its first gradient.
     """
 
     sparse = False  # what gradients it takes
+    leading = 0  # the first one that has a gradient at this step
 
     def __init__(
-        self, wanted: Wanted, old: dict[Tensor, dict[str, Any]], first: Callable[[Tensor], int]
+        self,
+        wanted: Wanted,
+        old: dict[Tensor, dict[str, Any]],
+        places: list[int],
+        first: Callable[[Tensor], int],
+        shared: Mapping[str, float],
     ) -> None:
-        self.wanted, self.selection = wanted, wanted.selection
-        self.owners = owners = [*old]
+        self.wanted, self.selection, self.places = wanted, wanted.selection, places
+        owners = [*old]
         self.sharded = hasattr(owners[0], "to_local")
-        self.params = params = [local(p) for p in owners] if self.sharded else owners
+        params = [local(p) for p in owners] if self.sharded else owners
         self.program = program = program_of(wanted.selection)
-        rule, dtype, n = wanted.selection.rule, params[0].dtype, len(params)
+        rule, dtype, self.n = wanted.selection.rule, params[0].dtype, len(params)
         self.rule = rule.name
         self.half = dtype in codecs.HALVES
+        self.wide = wider(params[0], owners[0].grad)
         self.stochastic = wanted.rounding == "stochastic" and dtype is torch.bfloat16
         self.compensated = wanted.rounding == "kahan" and self.half
         self.firsts = [first(p) + (offset(p) if self.stochastic else 0) for p in owners]
@@ -123,45 +144,42 @@ class Part:
         kept = program.states or program.carried or program.counts
         # the noise of stochastic rounding is of the step count too
         self.keeps = self.stochastic or (program.saves_count and bool(kept))
-        # another process may count in the same memory: it is kept where it can be
-        counts = adopted([state.get("step") for state in old.values()], torch.float32)
-        self.steps = torch.zeros(n, dtype=torch.float32) if counts is None else counts
-        scalars = [state.get(rule.keys[c]) for c in rule.carried for state in old.values()]
-        if (carried := adopted(scalars, torch.float64)) is None:
-            starts = [[start] * n for start in rule.carried.values()]
-            carried = torch.tensor(starts, dtype=torch.float64)
-        self.carried = carried.reshape(-1, n)
-        self.states = [self.laid_out(k, p, state) for k, (p, state) in enumerate(old.items())]
-        self.unborn = {k for k, state in enumerate(self.states) if state is None}
-        self.columns = [
-            [local(x[key].detach() if x else p) for p, x in zip(owners, self.states, strict=True)]
-            for key in self.dtypes
-        ]
+        self.cells = Cells(1 + len(rule.carried), self.n)
+        start = {**rule.carried, **shared}
+        self.cells.own[1:] = np.array([*start.values()]).reshape(-1, 1)
+        self.pending = [self.laid_out(k, p, state) for k, (p, state) in enumerate(old.items())]
+        self.unborn = [k for k, state in enumerate(self.pending) if state is None]
         self.kinds = list(map(_kind, params))
-        # torch lets no other gradient in, unless it was told to
-        leaves = [p for p in params if p.is_leaf]
-        self.loose = any(getattr(p, "grad_dtype", p.dtype) != p.dtype for p in leaves)
+        self.build(owners, params)
+
+    def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
+        """What a backend makes of it once, from `pending`."""
 
     def laid_out(self, k: int, p: Tensor, old: dict[str, Any]) -> dict[str, Any] | None:
-        """The state of an owner as this part keeps it; None before its first gradient."""
-        if not old and p.grad is None:
-            return None
+        """The state of an owner as this part keeps it."""
+        if not in_bounds(p):
+            raise RuntimeError(f"{self.rule}: {_cut_short('a parameter', p)}")
         rule, new = self.selection.rule, dict(old)
+        mine = {*rule.keys.values(), "step", COMPENSATION}
         held = {key for key in self.dtypes if old.get(key) is not None}
-        if old:
+        if not mine & {*old} and p.grad is None:
+            return None
+        steps = 0.0
+        if mine & {*old}:
             # without a saved count, what is there tells a first step from a later one
-            self.steps[k] = float(old["step"]) if "step" in old else float(bool(held))
+            steps = float(old["step"]) if "step" in old else float(bool(held))
         # a compensation begins at zero at any time
-        if self.steps[k] > 0 and (missing := sorted({*self.dtypes} - {*held, COMPENSATION})):
+        if steps > 0 and (missing := sorted({*self.dtypes} - {*held, COMPENSATION})):
             raise RuntimeError(
                 f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
-                f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(old)}. Load "
+                f"{int(steps)} steps and lacks {missing}; it has {sorted(map(str, old))}. Load "
                 "a checkpoint of the same options, or clear optimizer.state to begin anew"
             )
         for key in {"step", COMPENSATION} - {*self.dtypes}:  # of options no longer asked for
             new.pop(key, None)
+        self.cells.own[0, k] = steps
         if self.keeps:
-            new["step"] = self.steps[k]
+            new["step"] = self.cell(0, k, old.get("step"), steps, torch.float32)
         for key, wide in self.dtypes.items():
             shape = rule.shape(key, p.shape)
             if key not in held:
@@ -177,35 +195,55 @@ class Part:
                     f"parameter, {describe(p)}; load the state after moving the model, put a "
                     "tensor there, or clear optimizer.state"
                 )
+            if not in_bounds(x):
+                raise RuntimeError(f"{self.rule}: {_cut_short(f'state {key!r}', x)}")
             new[key] = x if x.dtype == wide else x.detach().to(wide)
-        for key, row in zip((rule.keys[c] for c in rule.carried), self.carried, strict=True):
-            if old.get(key) is not None:
-                row[k] = float(old[key])
-            new[key] = row[k]
+        for i, name in enumerate(rule.carried, start=1):
+            key, value = rule.keys[name], self.cells.own[i, k]
+            given = old.get(key)
+            value = value if given is None else float(given)
+            new[key] = self.cell(i, k, given, value, torch.float64)
         return new
 
-    def gradients(self) -> tuple[list[int], list[Tensor]]:
+    def cell(self, row: int, k: int, given: Any, value: float, dtype: torch.dtype) -> Tensor:
+        """The tensor that this number is kept in: the one that is there, if it can be."""
+        if isinstance(given, Tensor) and given.numel() == 1 and not in_bounds(given):
+            raise RuntimeError(f"{self.rule}: {_cut_short('a count or a carried scalar', given)}")
+        x = given if Cells.able(given) else torch.tensor(value, dtype=dtype, device="cpu")
+        self.cells.own[row, k] = value
+        if Cells.able(x):  # else it is nothing but a shape, as in FakeTensorMode
+            self.cells.put(row, k, x)
+        return x
+
+    # one step
+
+    def columns(self, owners: Sequence[Tensor], state: States, at: list[int]) -> list[list[Tensor]]:
+        """The parameters with these indices, and then each state's tensors."""
+        some = [owners[k] for k in at]
+        states = [state[p] for p in some]
+        own = [[local(s[key]) for s in states] for key in self.dtypes]
+        return [list(map(local, some)) if self.sharded else some, *own]
+
+    def gradients(self, owners: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
         """Where there is a gradient: the indices, and the gradients, checked.
 
-        Raises Stale if a parameter has another dtype, shape or device than at planning.
+        Raises Stale if another part has to take it.
         """
-        if list(map(_kind, self.params)) != self.kinds:
-            raise Stale
-        grads = self.given()
+        grads = self.given(owners)
         at = [k for k, g in enumerate(grads) if g is not None]
         some: list[Tensor] = [grads[k] for k in at]
-        if not self.unborn.isdisjoint(at):
+        if not {*self.unborn}.isdisjoint(at):
             raise Stale
         layout = torch.sparse_coo if self.sparse else torch.strided
         kinds = [self.kinds[k] for k in at]
         if list(map(_kind, some)) != kinds or not {*map(_layout, some)} <= {layout}:
             for k, g in zip(at, some, strict=True):
-                self.check_gradient(self.params[k], g)
+                self.check_gradient(local(owners[k]), g)
         return at, some
 
     def check_gradient(self, p: Tensor, g: Tensor) -> None:
         """Raise for a gradient that no backend can take, Stale for one that another part takes."""
-        if takes_sparse(self.selection, g) is not self.sparse:
+        if takes_sparse(self.selection, g) is not self.sparse or wider(p, g) is not self.wide:
             raise Stale
         if g.layout is not torch.strided and not self.sparse:
             known = bool(self.selection.rule.sparse) and g.layout is torch.sparse_coo
@@ -215,24 +253,24 @@ class Part:
                 "expected a dense one; build the embedding with sparse=False, or call p.grad = "
                 "p.grad.to_dense() before the step"
             )
-        if _kind(g) != _kind(p):
+        dtype = torch.float32 if self.wide else p.dtype
+        if (g.dtype, g.shape, g.device) != (dtype, p.shape, p.device):
             raise RuntimeError(
                 f"{self.rule}: a gradient {describe(g)} was given, expected one like its parameter,"
                 f" {describe(p)}; after a change of the parameter's data set p.grad = None"
             )
+        if not in_bounds(g):
+            raise RuntimeError(f"{self.rule}: {_cut_short('a gradient', g)}")
 
-    def given(self) -> list[Any]:
+    def given(self, owners: Sequence[Tensor]) -> list[Any]:
         """What stands as gradient, shards for shards."""
-        return self.shards() if self.sharded else [p.grad for p in self.params]
+        return self.shards(owners) if self.sharded else [p.grad for p in owners]
 
     @torch.no_grad()  # else to_local goes through autograd, for every tensor
-    def shards(self) -> list[Any]:
+    def shards(self, owners: Sequence[Tensor]) -> list[Any]:
         """This process's shares of the gradients, placed as the parameters are."""
-        at = Tensor.data_ptr
-        if list(map(at, map(local, self.owners))) != list(map(at, self.params)):
-            raise Stale
         grads: list[Any] = []
-        for p in self.owners:
+        for p in owners:
             g: Any = p.grad
             if g is not None and hasattr(g, "placements") and g.placements != p.placements:  # type: ignore[attr-defined]
                 g = g.redistribute(placements=p.placements)  # type: ignore[attr-defined]
@@ -241,21 +279,57 @@ class Part:
 
     def rows(self, at: list[int]) -> list[Row]:
         """The indices by equal counts and carried scalars."""
-        steps = self.steps[at] + 1
-        if not len(self.carried) and bool((steps == steps[:1]).all()):
-            return [Row(at, float(steps[0]), [])] if at else []
+        values = self.cells.read()[:, at]
+        values[0] += 1
+        if at and bool((values == values[:, :1]).all()):
+            t, *carried = values[:, 0].tolist()
+            return [Row(at, t, carried)]
         rows: dict[tuple[float, ...], list[int]] = {}
-        values = zip(steps.tolist(), *(c[at].tolist() for c in self.carried), strict=True)
-        for k, key in zip(at, values, strict=True):
-            rows.setdefault(key, []).append(k)
+        for k, key in zip(at, values.T.tolist(), strict=True):
+            rows.setdefault(tuple(key), []).append(k)
         return [Row(indices, t, carried) for (t, *carried), indices in rows.items()]
 
-    def count(self, row: Row, carried: Sequence[float]) -> None:
+    def count(self, owners: Sequence[Tensor], state: States, row: Row, carried: Any) -> None:
         """Write what the step made of counts and carried scalars."""
-        self.steps[row.at] = row.t
-        for column, value in zip(self.carried, carried, strict=True):
-            column[row.at] = value
+        values = np.repeat(np.array([row.t, *carried], np.float64)[:, None], len(row.at), 1)
+        if row.t > LIMIT:
+            values[0, self.cells.kinds[0, row.at] == SINGLE] -= 1
+        self.cells.write(values, row.at)
+        if row.t > LIMIT:
+            self.widen(owners, state, row.at)
 
-    def ready(self, scalars: list[float]) -> Callable[[], None]:
-        """Check, and return what does the step; writes nothing."""
+    def widen(self, owners: Sequence[Tensor], state: States, at: Sequence[int]) -> None:
+        """Count on in float64 where a float32 count has reached its end, and so was left as it was.
+
+        Others may count in shared memory: there it stays, and stands still.
+        """
+        for p in (owners[k] for k in at):
+            x = state[p].get("step") if p in state else None
+            full = isinstance(x, Tensor) and x.dtype is torch.float32 and float(x) >= LIMIT
+            if full and not x.is_shared():
+                state[p]["step"] = x.double() + 1
+
+    def carried_of(self, k: int) -> list[float]:
+        """The carried scalars of one parameter."""
+        return self.cells.read()[1:, k].tolist()
+
+    def carry(self, values: Sequence[float]) -> None:
+        """Give all parameters the same carried scalars, those without a gradient too."""
+        counts = self.cells.read()[:1]
+        rest = np.repeat(np.array(values, np.float64)[:, None], self.n, 1)
+        self.cells.write(np.vstack([counts, rest]), [*range(self.n)])
+
+    def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
+        """Check, and return what does the step; writes nothing. None: no gradient is there.
+
+        owners: those of the parts's making, in order; state: the optimizer's.
+        """
         raise NotImplementedError
+
+
+def _cut_short(what: str, x: Tensor) -> str:
+    have = x.untyped_storage().nbytes()
+    return (
+        f"{what} {describe(x)} has a storage of {have} bytes, fewer than its elements need; bring "
+        "its memory back before the step"
+    )
