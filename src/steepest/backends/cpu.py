@@ -16,13 +16,13 @@ import numpy as np
 from ..codecs import Tensors
 from ..trace import RESERVED, Node, Printer, Program, host_body, spelt
 from . import machine, threads
-from .memory import LIMIT, SINGLE, Cells
+from .memory import FULL, LIMIT, SINGLE, Cells
 
 CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
 
 # the job: one array of int64, these numbers and then the addresses of the arrays, which stand here
 # by the type of their elements
-NEXT, ONLY, PIECES, TENSORS, COUNT, FULL = range(6)
+NEXT, ONLY, PIECES, TENSORS, COUNT, MARKED = range(6)
 ARRAYS = {
     "integers": (
         "addresses", "row_of", "chunks", "borders", "starts", "firsts", "keys", "cells", "kinds",
@@ -151,10 +151,10 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
     if storage == "kahan" and not first:
         lines.append("compensation[i] = narrow(cut(new, widen(narrow(new))))")
     # a float32 count would stand still from here on: the caller puts a wider one there
-    counted = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:", f"    job[{FULL}] = 1", "else:",
+    counted = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:", f"    kinds[k], job[{MARKED}] = {FULL}, 1", "else:",
                "    put(cells[k], kinds[k], t)"]  # fmt: skip
     every = [(name, kind) for kind, names in ARRAYS.items() for name in names]
-    arrays = [f"{name} = {kind}(job[{i}])" for i, (name, kind) in enumerate(every, FULL + 1)]
+    arrays = [f"{name} = {kind}(job[{i}])" for i, (name, kind) in enumerate(every, MARKED + 1)]
     types = [(x, "halves" if x in halves else "reals") for x in tensors]
     pointers = [f"{x} = {kind}(addresses[{i} * n + k])" for i, (x, kind) in enumerate(types)]
     return _SOURCE.format(
@@ -231,9 +231,9 @@ class Work:
             totals = self.add()
         if totals is not None:
             self.totals[self.spanning] = totals
-        self.job[FULL] = 0
+        self.job[MARKED] = 0
         self._run(self.loops[-1])
-        return bool(self.job[FULL])
+        return bool(self.job[MARKED])
 
     def _run(self, loop: Callable[[int], None]) -> None:
         count = threads.wanted(self.elements, self.pieces)

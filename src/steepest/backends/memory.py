@@ -28,7 +28,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 """The types whose objects torch's C functions can be asked about."""
 NONE, FINE, STRIDES, MISFIT = range(4)
 """Of a gradient: there is none; as its parameter; of other strides or negated; anything else."""
-SINGLE, DOUBLE, INTEGER, SHORT = range(4)
+SINGLE, DOUBLE, INTEGER, SHORT, FULL = range(5)
+"""Of a cell: its type; a float32 that could not be counted on."""
 LIMIT = 2**24
 """The largest count that a float32 goes on from."""
 _CELLS = {torch.float32: SINGLE, torch.float64: DOUBLE, torch.int64: INTEGER, torch.int32: SHORT}
@@ -413,6 +414,12 @@ class Cells:
     def put(self, row: int, k: int, x: Tensor) -> None:
         """The cell in this row for this parameter is the tensor x."""
         self.addresses[row, k], self.kinds[row, k] = x.data_ptr(), _CELLS[x.dtype]
+
+    def full(self) -> np.ndarray:
+        """Whose count a loop has left at the end of float32, and marked so."""
+        at = np.flatnonzero(self.kinds[0] == FULL)
+        self.kinds[0, at] = SINGLE
+        return at
 
     def read(self) -> np.ndarray:
         """All numbers, as doubles of shape (rows, n)."""

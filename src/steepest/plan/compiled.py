@@ -61,7 +61,7 @@ class CompiledPart(Part):
             full = self.work.run(totals)
             torch.autograd.graph.increment_version(stepped)
             if full:
-                self.widen(owners, state, range(self.n))
+                self.widen(owners, state, self.cells.full().tolist())
             grads.clear()  # held until here: the loop has read their memory
 
         return Ready(step, self.work.add)

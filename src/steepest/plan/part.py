@@ -167,7 +167,7 @@ class Part:
         steps = 0.0
         if mine & {*old}:
             # without a saved count, what is there tells a first step from a later one
-            steps = float(old["step"]) if "step" in old else float(bool(held))
+            steps = self.number("step", old["step"]) if "step" in old else float(bool(held))
         # a compensation begins at zero at any time
         if steps > 0 and (missing := sorted({*self.dtypes} - {*held, COMPENSATION})):
             raise RuntimeError(
@@ -201,14 +201,23 @@ class Part:
         for i, name in enumerate(rule.carried, start=1):
             key, value = rule.keys[name], self.cells.own[i, k]
             given = old.get(key)
-            value = value if given is None else float(given)
+            value = value if given is None else self.number(key, given)
             new[key] = self.cell(i, k, given, value, torch.float64)
         return new
 
+    def number(self, key: str, x: Any) -> float:
+        """A count or a carried scalar of a state."""
+        if isinstance(x, Tensor) and (x.numel() != 1 or x.is_meta):
+            raise RuntimeError(
+                f"{self.rule}: state {key!r} is {describe(x)}, expected one number; put a tensor "
+                "of one element there, or clear optimizer.state"
+            )
+        if isinstance(x, Tensor) and not in_bounds(x):
+            raise RuntimeError(f"{self.rule}: {_cut_short(f'state {key!r}', x)}")
+        return float(x)
+
     def cell(self, row: int, k: int, given: Any, value: float, dtype: torch.dtype) -> Tensor:
         """The tensor that this number is kept in: the one that is there, if it can be."""
-        if isinstance(given, Tensor) and given.numel() == 1 and not in_bounds(given):
-            raise RuntimeError(f"{self.rule}: {_cut_short('a count or a carried scalar', given)}")
         x = given if Cells.able(given) else torch.tensor(value, dtype=dtype, device="cpu")
         self.cells.own[row, k] = value
         if Cells.able(x):  # else it is nothing but a shape, as in FakeTensorMode
