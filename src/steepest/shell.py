@@ -20,8 +20,10 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import checkpoint
 from . import families as house
+from .backends import cpu  # noqa: F401  here: an import under way at a fork would hang the child
 from .definition import Rule, rules
 from .plan import BACKENDS, Part, Stale, Wanted, parts
+from .trace import Program
 
 _NOTHING: tuple[Any, list[Tensor], Any, list[Part]] = (None, [], None, [])
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
@@ -310,9 +312,16 @@ _watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
 
 
 def _after_fork() -> None:
-    # another thread may have held the lock, and it does not live in the child
     for optimizer in list(_alive):
-        optimizer._lock = threading.RLock()
+        if optimizer._lock.acquire(blocking=False):
+            optimizer._lock.release()
+        else:  # by a thread in the middle of a step, which does not live in the child
+            del optimizer._lock
+            optimizer._begin()
+    for kind in (house.Family, Program):
+        for found in vars(kind).values():
+            if hasattr(found, "lock"):  # before Python 3.12 a cached_property has one
+                found.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
