@@ -40,7 +40,7 @@ class CompiledPart(Part):
                     state[key] = like.copy_(state[key])
                     column[k] = local(state[key].detach())
         storage = (self.wanted.rounding or "nearest") if self.half else ""
-        kept = [self.steps, self.carried, torch.tensor(self.firsts)]
+        kept = [self.steps, self.carried, torch.tensor(self.firsts, device="cpu")]
         self.work = cpu.Work(self.program, storage, [params, *self.columns], kept)
         self.scratch: dict[int, Tensor] = {}
         self.seen = False

@@ -125,11 +125,11 @@ class Part:
         self.keeps = self.stochastic or (program.saves_count and bool(kept))
         # another process may count in the same memory: it is kept where it can be
         counts = adopted([state.get("step") for state in old.values()], torch.float32)
-        self.steps = torch.zeros(n, dtype=torch.float32) if counts is None else counts
+        self.steps = torch.zeros(n, dtype=torch.float32, device="cpu") if counts is None else counts
         scalars = [state.get(rule.keys[c]) for c in rule.carried for state in old.values()]
         if (carried := adopted(scalars, torch.float64)) is None:
             starts = [[start] * n for start in rule.carried.values()]
-            carried = torch.tensor(starts, dtype=torch.float64)
+            carried = torch.tensor(starts, dtype=torch.float64, device="cpu")
         self.carried = carried.reshape(-1, n)
         self.states = [self.laid_out(k, p, state) for k, (p, state) in enumerate(old.items())]
         self.unborn = {k for k, state in enumerate(self.states) if state is None}
