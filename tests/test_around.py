@@ -342,3 +342,25 @@ def test_a_model_on_the_meta_device_is_stepped(name):
         sized = [v for v in made.state[p].values() if v.dim()]
         assert {(v.shape, v.device.type) for v in sized} <= {(p.shape, "meta")}
     assert {float(s["step"]) for s in made.state.values() if "step" in s} <= {2.0}
+
+
+@pytest.mark.parametrize(
+    "name", ["AdamW", "SGD", "Adagrad", "AdaBelief", "NAdam", "AdamWScheduleFree", "Muon", "ASGD"]
+)
+def test_fake_tensors_are_stepped(name):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        model = nn.Linear(4, 3)
+        made = getattr(steepest, name)(model.parameters(), lr=0.1)
+        for _ in range(2):
+            made.zero_grad()
+            model(torch.ones(2, 4)).sum().backward()
+            made.step()
+        for p in model.parameters():  # a memory estimate sees what a real run has
+            real = nn.Parameter(torch.empty(p.shape, device="meta"))
+            real.grad = torch.empty_like(real)
+            like = getattr(steepest, name)([real], lr=0.1)
+            like.step()
+            expected = {n: (v.shape, v.dtype) for n, v in like.state[real].items()}
+            assert {n: (v.shape, v.dtype) for n, v in made.state[p].items()} == expected

@@ -57,6 +57,10 @@ def _watched(step: Callable[P, Any]) -> Callable[P, Any]:
             or torch.autograd._profiler_enabled()
         ):
             return watched(*args, **kwargs)
+        if torch._C._len_torch_dispatch_stack():  # of FakeTensorMode, say, which warns of data_ptr
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                return step(*args, **kwargs)
         return step(*args, **kwargs)
 
     uncompiled = torch._disable_dynamo(given)

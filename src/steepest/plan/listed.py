@@ -13,7 +13,7 @@ from .. import codecs
 from ..backends import eager, foreach
 from ..families import Selection
 from ..trace import host_function
-from .part import Part, Row, describe, program_of
+from .part import Part, Row, describe, fake, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 
@@ -122,7 +122,10 @@ class ReferencePart(ForeachPart):
 
         def one(k: int, g: Tensor, add: bool) -> None:
             state = self.states[k] or {}
-            row = Row([k], float(self.steps[k]) + 1, self.carried[:, k].tolist())
+            if fake(self.steps):
+                (row,) = self.rows([k])
+            else:
+                row = Row([k], float(self.steps[k]) + 1, self.carried[:, k].tolist())
             values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
             lists = self.lists(row.at)
             if differentiable:  # as the last step left them, with their history

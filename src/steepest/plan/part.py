@@ -70,6 +70,11 @@ def local(x: Any) -> Any:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
+def fake(x: Any) -> bool:
+    """Whether it is a tensor of FakeTensorMode, whose value cannot be asked for."""
+    return hasattr(x, "fake_mode")
+
+
 def offset(p: Any) -> int:
     """The number of the first element of this process's rows, within the whole tensor."""
     if not hasattr(p, "to_local") or not p.numel():
@@ -150,9 +155,11 @@ class Part:
         held = {key for key in self.dtypes if old.get(key) is not None}
         if old:
             # without a saved count, what is there tells a first step from a later one
-            self.steps[k] = float(old["step"]) if "step" in old else float(bool(held))
+            known = old["step"] if "step" in old else bool(held)
+            self.steps[k] = known if fake(known) else float(known)
         # a compensation begins at zero at any time
-        if self.steps[k] > 0 and (missing := sorted({*self.dtypes} - {*held, COMPENSATION})):
+        missing = sorted({*self.dtypes} - {*held, COMPENSATION})
+        if missing and not fake(self.steps) and self.steps[k] > 0:
             raise RuntimeError(
                 f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
                 f"{int(self.steps[k])} steps and lacks {missing}; it has {sorted(old)}. Load "
@@ -180,7 +187,7 @@ class Part:
             new[key] = x if x.dtype == wide else x.detach().to(wide)
         for key, row in zip((rule.keys[c] for c in rule.carried), self.carried, strict=True):
             if old.get(key) is not None:
-                row[k] = float(old[key])
+                row[k] = old[key] if fake(old[key]) else float(old[key])
             new[key] = row[k]
         return new
 
@@ -241,6 +248,8 @@ class Part:
 
     def rows(self, at: list[int]) -> list[Row]:
         """The indices by equal counts and carried scalars."""
+        if fake(self.steps):
+            return [Row(at, 1.0, [*self.selection.rule.carried.values()])] if at else []
         steps = self.steps[at] + 1
         if not len(self.carried) and bool((steps == steps[:1]).all()):
             return [Row(at, float(steps[0]), [])] if at else []
