@@ -45,13 +45,10 @@ class AveragedOptimizer(RuleOptimizer):
                     p.copy_(torch.lerp(p.to(z.dtype), z, weight))  # z may be wider than p
             group["train_mode"] = train
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As RuleOptimizer.step; RuntimeError between `eval()` and `train()`."""
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if not all(group.get("train_mode", True) for group in self.param_groups):
             raise RuntimeError(
                 f"{self._called}: step() was called while the parameters are the average, expected "
                 "the point of the gradient; call optimizer.train() before training goes on"
             )
-        return super().step(closure)
-
-    step.hooked = True  # type: ignore[attr-defined]  torch need not wrap it again
+        return super()._step(closure)

@@ -257,7 +257,11 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
                 given = describe(value) if math.isnan(x) and isinstance(value, Tensor) else value
                 refuse(f"{of} is {given!s}, expected a {'count' if count else 'finite number'}")
         elif isinstance(value, Tensor):
-            if value.layout is not torch.strided or value.is_nested or value.is_meta:
+            if (
+                value.layout is not torch.strided
+                or value.is_nested
+                or (value.is_meta and not p.is_meta)
+            ):
                 refuse(f"{of} has no dense memory, expected a tensor with elements")
             if value.shape != shape(family, key, p):
                 cure = "load it into the model that it was saved with, or pass strict=False"

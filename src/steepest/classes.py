@@ -10,10 +10,15 @@ import torch
 from . import families as house
 from .averaged import AveragedOptimizer
 from .definition import Rule, rules
+from .shared import SharedOptimizer
 from .shell import RuleOptimizer
 
-# not only a step: these have two points to switch between
-_BASES = {"SGDScheduleFree": AveragedOptimizer, "AdamWScheduleFree": AveragedOptimizer}
+# not only a step: two points to switch between, states to share
+_BASES = {
+    "SGDScheduleFree": AveragedOptimizer,
+    "AdamWScheduleFree": AveragedOptimizer,
+    "Adagrad": SharedOptimizer,
+}
 
 
 def make_class(family: house.Family) -> type[RuleOptimizer]:

@@ -362,7 +362,8 @@ def _continued(
         found.append(("kept", "step", "the averages are as old"))
     if there.carried and t:
         values = _carried(selection, y, t)
-        made |= {there.keys[n]: torch.tensor(v, dtype=torch.float64) for n, v in values.items()}
+        for n, v in values.items():
+            made[there.keys[n]] = torch.tensor(v, dtype=torch.float64, device="cpu")
         keys = ", ".join(there.keys[n] for n in values)
         found.append(("invented", keys, "what that many steps with these options make of it"))
     if COMPENSATION in old:
@@ -396,7 +397,7 @@ def _anew(
     if COMPENSATION not in old:
         return {}
     notes.add("kept", COMPENSATION, "the parameter's last digits", 1)
-    return {"step": torch.tensor(0.0), COMPENSATION: old[COMPENSATION]}
+    return {"step": torch.tensor(0.0, device="cpu"), COMPENSATION: old[COMPENSATION]}
 
 
 _WALK = 100_000

@@ -4,13 +4,15 @@ stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,10 +20,49 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import checkpoint
 from . import families as house
+from .backends import cpu  # noqa: F401  here: an import under way at a fork would hang the child
 from .definition import Rule, rules
 from .plan import BACKENDS, Plan, Stale
+from .trace import Program
 
+P = ParamSpec("P")
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
+
+
+def _watched(step: Callable[P, Any]) -> Callable[P, Any]:
+    """The step with torch's hooks and profiling, which get the arguments as they were given."""
+    watched = torch.optim.Optimizer.profile_hook_step(step)
+
+    @wraps(step)
+    def given(*args: P.args, **kwargs: P.kwargs) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(*args, **kwargs)
+        self: Any = args[0]
+        for graphs in (torch.cuda, torch.xpu):
+            if graphs.is_initialized() and graphs.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"{self._called}: step() was called while a graph of the stream is captured "
+                    "(torch.cuda.graph), which would repeat this step's learning rate and count "
+                    "for ever; call it after the capture, with capturable=True too"
+                )
+        # torch's wrapper costs a small model as much as the rest of the step
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return watched(*args, **kwargs)
+        if torch._C._len_torch_dispatch_stack():  # of FakeTensorMode, say, which warns of data_ptr
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                return step(*args, **kwargs)
+        return step(*args, **kwargs)
+
+    uncompiled = torch._disable_dynamo(given)
+    given.hooked = True  # type: ignore[attr-defined]  torch need not wrap it again
+    return given
 
 
 class RuleOptimizer(torch.optim.Optimizer):
@@ -29,7 +70,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     params: iterable of tensors, of (name, tensor) pairs, or of dicts with options per group. The
     other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
-    `capturable` and `print_change_log` are accepted without effect: the device chooses the backend.
+    `capturable` and `print_change_log` are accepted without effect: the device chooses the backend,
+    and a step inside the capture of a CUDA graph is refused.
     differentiable=True steps by the reference and lets autograd through. backend: "cpu", "foreach"
     or "eager", where None (the default) takes the fastest for each tensor.
 
@@ -48,6 +90,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     family: ClassVar[house.Family]
 
+    @torch._disable_dynamo  # half an optimizer would come out of a break in the middle
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
         options = self.family.bind(args, options)
         if backend not in (None, *BACKENDS):
@@ -126,6 +169,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     # the step
 
+    @_watched
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step on every parameter that has a gradient; returns the closure's loss, if there is
         one.
@@ -134,20 +178,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         (RuntimeError for a sparse or misfit gradient) has changed nothing, unless it was
         interrupted in the middle of the writing (Ctrl-C), or torch's linear algebra failed there.
         """
-        if torch.compiler.is_compiling():
-            return _uncompiled_step(self, closure)
-        # torch's wrapper of hooks and profiling costs a small model as much as the rest of the step
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-        ):
-            return _watched_step(self, closure)
         return self._step(closure)
-
-    step.hooked = True  # type: ignore[attr-defined]  torch need not wrap it again
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -217,9 +248,21 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "backend": self.backend}
 
+    @torch._disable_dynamo
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "defaults" in state and "backend" not in state:  # from torch's class, which knows less
+            self.backend = vars(self).get("backend")
+            for options in (self.defaults, *self.param_groups):
+                options |= {**self.family.arguments, **options}
         self._begin()
+
+    @torch._disable_dynamo
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        make, given, state = self.__reduce__()
+        memo[id(self)] = made = make(*given)
+        made.__setstate__(copy.deepcopy(state, memo))
+        return made
 
     def __reduce__(self) -> Any:
         from .classes import revive  # which makes its classes of this one
@@ -229,14 +272,17 @@ class RuleOptimizer(torch.optim.Optimizer):
         return revive, (self.family.members[0].name, self._called), self.__getstate__()
 
 
-_uncompiled_step = torch._disable_dynamo(RuleOptimizer.step)
-_watched_step = torch.optim.Optimizer.profile_hook_step(RuleOptimizer._step)
-
-
 def _after_fork() -> None:
-    # another thread may have held the lock, and it does not live in the child
     for optimizer in list(_alive):
-        optimizer._lock = threading.RLock()
+        if optimizer._lock.acquire(blocking=False):
+            optimizer._lock.release()
+        else:  # by a thread in the middle of a step, which does not live in the child
+            del optimizer._lock
+            optimizer._begin()
+    for kind in (house.Family, Program):
+        for found in vars(kind).values():
+            if hasattr(found, "lock"):  # before Python 3.12 a cached_property has one
+                found.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
+from types import CodeType, FrameType
 from typing import Any, ClassVar
 
 from .formulas import words
@@ -119,6 +120,8 @@ class Tape:
 
     def __init__(self) -> None:
         self.nodes: dict[Any, Node] = {}
+        self.wanted: CodeType | None = None
+        self.frame: FrameType | None = None
 
     def node(self, op: str, args: tuple[Node, ...], host: bool, value: Any = None) -> Node:
         # a sum or product is the same node in either order
@@ -131,7 +134,19 @@ class Tape:
     def constant(self, value: float) -> Node:
         return self.node("const", (), True, float(value))
 
+    def find(self) -> None:
+        """Hold the frame of the wanted function, whose variables outlive it then.
+
+        A profiler of Python would see them too, and would switch off the user's own.
+        """
+        frame: FrameType | None = sys._getframe()
+        while frame and frame.f_code is not self.wanted:
+            frame = frame.f_back
+        self.frame, self.wanted = frame, None if frame else self.wanted
+
     def make(self, op: str, *values: Any) -> Node:
+        if self.wanted:
+            self.find()
         a, *rest = args = [v if isinstance(v, Node) else self.constant(v) for v in values]
         host = op in SIZES or all(x.host for x in args)
         if op in _COMPARISONS and not host:
@@ -271,7 +286,7 @@ def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str,
     for modifier in modifiers:
         p, g = modifier(p, g, **{n: scalar[n] for n in scalars_of(modifier)})
     try:
-        new = _call_and_label(rule.function, (p, g, *tensors[2:]), given)
+        new = _call_and_label(tape, rule.function, (p, g, *tensors[2:]), given)
     except TraceError:
         raise
     except (TypeError, ValueError) as error:
@@ -303,22 +318,14 @@ def scalars_of(modifier: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(modifier).parameters)[2:]
 
 
-def _call_and_label(function: Any, args: Any, scalars: Any) -> Any:
+def _call_and_label(tape: Tape, function: Any, args: Any, scalars: Any) -> Any:
     """Call, and name the nodes after the function's variables, for readable code."""
-    code, before, final = function.__code__, sys.getprofile(), {}
-
-    def watch(frame: Any, event: str, _: Any) -> None:
-        if event == "return" and frame.f_code is code:
-            final.update(frame.f_locals)
-
-    if before is not None:  # a profiler, which cannot be put back: names are not worth it
-        return function(*args, **scalars)
-    sys.setprofile(watch)
+    tape.wanted = getattr(function, "__code__", None)
     try:
         result = function(*args, **scalars)
     finally:
-        sys.setprofile(None)
-    for name, value in final.items():
+        frame, tape.wanted, tape.frame = tape.frame, None, None
+    for name, value in frame.f_locals.items() if frame else ():
         if isinstance(value, Node) and value.op not in ("input", "const"):
             value.label = value.label or name
     return result

@@ -35,6 +35,7 @@ class Wrapper(torch.optim.Optimizer):
     optimizer: torch.optim.Optimizer
     _options: ClassVar[dict[str, tuple[Kind, str]]] = {}
 
+    @torch._disable_dynamo
     def __init__(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             name = type(self).__name__

@@ -1,9 +1,10 @@
-"""Generated source to machine code, and the cache of it on disk.
+"""Generated source to machine code.
 
-numba compiles, llvmlite (which numba stands on) emits and loads the object code. An entry is one
-file under a hash of source, versions and CPU: written once by rename, checked by its own hash when
-read, and compiled anew when it is damaged. A directory that cannot be written costs nothing but the
-time to compile again.
+numba compiles, llvmlite (which numba stands on) emits and loads the object code, `kept` keeps it on
+disk under a hash of whatever can change it. Both are imported at the first step.
+
+A fork waits until no thread loads a loop, so that the child has whole modules and free locks. It
+cannot wait for a thread of the user's that is inside numba or llvmlite: there the child refuses.
 """
 
 from __future__ import annotations
@@ -14,28 +15,33 @@ import hashlib
 import math
 import os
 import re
-import tempfile
+import sys
 import threading
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-import llvmlite.binding as llvm
 
 from ..formulas import words
 from ..trace import fits
+from . import kept
 
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}
 _engines: list[Any] = []  # machine code lives as long as its engine
-_lock = threading.Lock()
+_lock = threading.RLock()  # of one thread: a signal's handler may fork while that thread compiles
+_PATIENCE = 60  # seconds that a fork waits; a loop compiles in one
+_stuck: set[str] = set()  # packages that a thread was inside of which this process does not have
+_HELPERS = {"maximum": words.larger, "minimum": words.smaller}
+"""What generated source may call, beside `fits` and what stands in this file."""
 
 
-def directory() -> Path:
-    """Where compiled loops are kept: STEEPEST_CACHE_DIR, else the user's cache directory."""
-    if chosen := os.environ.get("STEEPEST_CACHE_DIR"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "steepest"
+def _ours() -> str:
+    """A hash of the files whose code is compiled in."""
+    modules = {__name__, *(f.__module__ for f in (*_HELPERS.values(), *fits.values()))}
+    files = [(sys.modules[m].__spec__.loader, sys.modules[m].__file__) for m in sorted(modules)]  # type: ignore[union-attr]
+    return hashlib.sha256(b"".join(loader.get_data(file) for loader, file in files)).hexdigest()  # type: ignore[union-attr]
+
+
+_OURS = _ours()  # now: the files may be exchanged while this process runs the old ones
 
 
 def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[[int], None]:
@@ -43,50 +49,60 @@ def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[
 
     sums: its sums may be taken in any order, the same one at each call.
     """
-    with _lock:
-        if (source, itemsize) not in _loaded:
-            _loaded[source, itemsize] = _link(*_object(name, source, itemsize, sums))
-        return _loaded[source, itemsize]
+    if (source, itemsize) not in _loaded:
+        with _lock:
+            if (source, itemsize) not in _loaded:
+                _refuse("llvmlite", name)
+                _loaded[source, itemsize] = _link(*_object(name, source, itemsize, sums))
+    return _loaded[source, itemsize]
+
+
+def _refuse(package: str, name: str) -> None:
+    if package in _stuck:
+        raise RuntimeError(
+            f"{name}: its loop is not loaded, and cannot be in this process: as it was forked, a "
+            f"thread of its parent was inside {package}, and will not leave it here. Make a first "
+            "step before the fork, start the process by spawn, or pass backend='foreach'"
+        )
+
+
+def _llvm() -> Any:
+    import llvmlite.binding
+
+    return llvmlite.binding
 
 
 def load_text(name: str, text: str) -> Callable[[int], None]:
     """The function of that name in LLVM's own text, optimized, compiled in memory."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module, machine = llvm.parse_assembly(text), _machine()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
-    passes.getModulePassManager().run(module, passes)
     with _lock:
+        _refuse("llvmlite", name)
+        llvm = _llvm()
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        module, machine = llvm.parse_assembly(text), _machine()
+        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
+        passes.getModulePassManager().run(module, passes)
         return _link(name, machine.emit_object(module))
 
 
 def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
+    llvm = _llvm()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    made_by = f"{version('numba')} {version('llvmlite')} {llvm.get_process_triple()} {_cpu()}"
-    by_us = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-    key = hashlib.sha256(f"{by_us} {itemsize} {sums} {made_by}\n{source}".encode()).hexdigest()
-    file = directory() / f"{name}-{key[:32]}.o"
-    with contextlib.suppress(OSError, ValueError):
-        symbol, digest, code = file.read_bytes().split(b"\n", 2)
-        if hashlib.sha256(code).hexdigest().encode() == digest:
-            return symbol.decode(), code
-    symbol, code = _compile(name, source, itemsize, sums)
-    _keep(file, f"{symbol}\n{hashlib.sha256(code).hexdigest()}\n".encode() + code)
-    return symbol, code
-
-
-def _keep(file: Path, content: bytes) -> None:
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            handle, path = tempfile.mkstemp(dir=folder)
-            with os.fdopen(handle, "wb") as out:
-                out.write(content)
-            os.replace(path, file)
+    made_by = [_OURS, sys.version, version("numba"), version("llvmlite"), llvm.llvm_version_info]
+    made_for = [llvm.get_process_triple(), *_cpu(), itemsize, sums]
+    settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    text = repr([*made_by, *made_for, settings, source])
+    key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+    if (found := kept.read(name, key)) is not None:
+        return found
+    made = _compile(name, source, itemsize, sums)
+    kept.write(name, key, *made)
+    return made
 
 
 def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
+    _refuse("numba", name)
     import numba
 
     names = _vocabulary(itemsize)
@@ -102,20 +118,21 @@ def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple
         raise RuntimeError(
             f"{name}: the compiled loop refers to {foreign or 'no entry'}; please report it"
         )
-    return symbol[1], _machine().emit_object(llvm.parse_assembly(text))
+    return symbol[1], _machine().emit_object(_llvm().parse_assembly(text))
 
 
 def _cpu() -> tuple[str, str]:
     """Name and features."""
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    return _llvm().get_host_cpu_name(), _llvm().get_host_cpu_features().flatten()
 
 
 def _machine() -> Any:
-    target = llvm.Target.from_triple(llvm.get_process_triple())
+    target = _llvm().Target.from_triple(_llvm().get_process_triple())
     return target.create_target_machine(*_cpu(), opt=3, codemodel="jitdefault", jit=True)
 
 
 def _link(symbol: str, code: bytes) -> Callable[[int], None]:
+    llvm = _llvm()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -164,8 +181,8 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "integers": pointer(types.int64, ir.IntType(64)), "doubles": pointer(*double),
         "singles": pointer(*single), "sqrt": math.sqrt, "sign": sign, "log": math.log,
         "halves": pointer(types.uint16, ir.IntType(16)), **_halves(), "fit": helper(fits[itemsize]),
-        "maximum": helper(words.larger), "minimum": helper(words.smaller), "helper": helper,
-        **_cells(helper, pointer),
+        **{word: helper(function) for word, function in _HELPERS.items()},
+        "helper": helper, **_cells(helper, pointer),
     }  # fmt: skip
 
 
@@ -256,3 +273,38 @@ def _halves() -> dict[str, Any]:
         "dither": _intrinsic(dither, bits, real, integer, integer),
         "cut": _intrinsic(cut, real, real, real),
     }  # fmt: skip
+
+
+def _before_fork() -> None:
+    _lock.acquire(timeout=_PATIENCE)
+
+
+def _in_parent() -> None:
+    with contextlib.suppress(RuntimeError):  # the patience was at its end
+        _lock.release()
+
+
+def _in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+    modules = {name: m for name, m in [*sys.modules.items()] if name.startswith(("numba", "llvm"))}
+    for package, module, path in (
+        ("numba", "numba.core.compiler_lock", "global_compiler_lock._lock"),
+        ("llvmlite", "llvmlite.binding.ffi", "lib._lock._lock"),
+    ):
+        lock: Any = modules.get(module)
+        for name in path.split("."):
+            lock = getattr(lock, name, None)
+        half = any(
+            getattr(getattr(m, "__spec__", None), "_initializing", False)
+            for name, m in modules.items()
+            if name.split(".")[0] == package
+        )
+        if half or (lock is not None and not lock.acquire(blocking=False)):
+            _stuck.add(package)
+        elif lock is not None:
+            lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -236,9 +236,15 @@ def _found_at(known: Sequence[tuple[Any, int]]) -> int:
     return only
 
 
-@cache
 def _native() -> _Native | None:
     """None where torch or Python is built in another way: then Python asks tensor by tensor."""
+    probe = torch.zeros(2, 3, device="cpu").T
+    # under a mode such as FakeTensorMode there is nothing to probe, and nothing to remember
+    return _probed() if type(probe) is Tensor else None
+
+
+@cache
+def _probed() -> _Native | None:
     try:
         native = _Native()
     except (OSError, AttributeError, ValueError, StopIteration):
@@ -332,23 +338,24 @@ def _walkable(lists: Sequence[Any], state: Any) -> bool:
 class Gradients:
     """What the gradients of some parameters have to be for their addresses to be used.
 
-    dtype: theirs; row: where the addresses are written, 0 for one that is missing or not to be used.
+    like: a tensor of their dtype; row: where the addresses are written, 0 for one that is missing
+    or not to be used.
     """
 
-    def __init__(self, params: Sequence[Tensor], dtype: torch.dtype, row: np.ndarray) -> None:
+    def __init__(self, params: Sequence[Tensor], like: Tensor, row: np.ndarray) -> None:
         n = len(params)
         self.row, self.codes = row, np.zeros(n, np.int64)
         self.native = native = _native()
         self.expected: list[Any] = []
         if native is None:
             self.expected = [
-                (dtype, p.device, p.layout, p.shape, p.stride()) for p in params
+                (like.dtype, p.device, p.layout, p.shape, p.stride()) for p in params
             ]
             return
         tape: list[int] = []
-        about = int(native.walk([[torch.zeros(1, dtype=dtype, device="cpu")]], {})[2]) - 1
+        about, size = int(native.walk([[like]], {})[2]) - 1, like.element_size()
         for p in params:
-            tape += [p.numel() * dtype.itemsize, dtype.itemsize, about, p.dim()]
+            tape += [p.numel() * size, size, about, p.dim()]
             tape += chain.from_iterable(zip(p.shape, p.stride(), strict=True))
         self.tape = np.array(tape, np.int64)
         arrays = (self.row.ctypes.data, self.codes.ctypes.data)

@@ -28,8 +28,8 @@ class CompiledPart(Part):
         storage = (self.wanted.rounding or "nearest") if self.half else ""
         columns = [params, *columns]
         self.work = cpu.Work(self.program, storage, self.wide, columns, self.cells, self.firsts)
-        dtype = torch.float32 if self.wide else params[0].dtype
-        self.expected = Gradients(params, dtype, self.work.gradients)
+        like = local(owners[0].grad) if self.wide else params[0]
+        self.expected = Gradients(params, like, self.work.gradients)
         self.scratch: dict[int, Tensor] = {}
 
     def walkable(self, k: int, p: Tensor, key: str) -> Tensor:

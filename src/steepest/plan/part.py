@@ -93,6 +93,11 @@ def local(x: Any) -> Any:
     return x.to_local() if hasattr(x, "to_local") else x
 
 
+def fake(x: Any) -> bool:
+    """Whether it is a tensor of FakeTensorMode, whose value cannot be asked for."""
+    return hasattr(x, "fake_mode")
+
+
 def offset(p: Any) -> int:
     """The number of the first element of this process's rows, within the whole tensor."""
     if not hasattr(p, "to_local") or not p.numel():
@@ -207,6 +212,8 @@ class Part:
 
     def number(self, key: str, x: Any) -> float:
         """A count or a carried scalar of a state."""
+        if fake(x):
+            return 0.0
         if isinstance(x, Tensor) and (x.numel() != 1 or x.is_meta):
             raise RuntimeError(
                 f"{self.rule}: state {key!r} is {describe(x)}, expected one number; put a tensor "

@@ -41,6 +41,7 @@ class WholeLoss(torch.optim.Optimizer):
     _instead: ClassVar[str] = ""
     """What to use for more than max_parameters, if there is such an option."""
 
+    @torch._disable_dynamo
     def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
         self._memory: dict[str, Any] = {
             "kind": type(self).__name__, "thirds": 0, "steps": 0, "size": None,

@@ -1,0 +1,41 @@
+"""The class whose states several processes may share before the first step: Adagrad."""
+
+from __future__ import annotations
+
+import torch
+
+from . import codecs
+from .shell import RuleOptimizer
+
+
+class SharedOptimizer(RuleOptimizer):
+    """`share_memory()` moves all states to shared memory, as torch.optim.Adagrad's does."""
+
+    @torch.no_grad()
+    def share_memory(self) -> None:
+        """Move sums and counts to shared memory; makes those that no step has made yet.
+
+        The parameters are the model's: share them by `model.share_memory()`. Unlike torch's, the
+        count is shared too, so `lr_decay` counts the steps of all processes.
+        """
+        with self._lock:
+            for group in self.param_groups:
+                for dtype in {p.dtype for p in group["params"]}:
+                    if self._family(group) is self.family:
+                        same = [p for p in dict.fromkeys(group["params"]) if p.dtype is dtype]
+                        self._begun(same, float(group["initial_accumulator_value"]))
+            for state in self.state.values():
+                for value in filter(torch.is_tensor, state.values()):
+                    value.share_memory_()
+
+    def _begun(self, params: list[torch.Tensor], start: float) -> None:
+        # the counts of one memory, in order: there a plan goes on counting in place
+        counts = torch.zeros(len(params), dtype=torch.float32, device="cpu")
+        for count, p in zip(counts, params, strict=True):
+            state = self.state[p]
+            state["step"] = count.fill_(float(state.get("step", 0)))
+            wide = torch.float32 if p.dtype in codecs.HALVES else p.dtype
+            if "sum" not in state:
+                # of a complex parameter both parts have a sum
+                value = complex(start, start) if p.is_complex() else start
+                state["sum"] = torch.full_like(p, value, dtype=wide)
