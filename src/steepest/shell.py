@@ -107,8 +107,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         family = self._family(param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
             param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
-        shared = {n: v for n, v in self.defaults.items() if n in house.STORAGE}
-        # only where the bytes are is for all
+        all_have = {*house.STORAGE, "differentiable"}
+        shared = {n: v for n, v in self.defaults.items() if n in all_have}
+        # only where the bytes are, and whether autograd goes through, is for all
         own = self.defaults if family is self.family else {**family.arguments, **shared}
         group = {**own, **param_group}
         if group.get("rounding") == "stochastic":
@@ -116,7 +117,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         family.misspelt(param_group)
         family.validate(group)
         for name, source in family.captured.items():
-            group.setdefault(name, float(group[source]))
+            if name not in group:
+                given = family.read(group, source, family.rule(group))
+                # as it was then, whatever becomes of the tensor
+                group[name] = given.clone() if isinstance(given, Tensor) else given
         known = {*group, "param_names"}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
@@ -184,7 +188,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             params = group["params"]
             family = self._family(group)
             watched = [group.get(name) for name in family.static]
-            watched = [float(v) if isinstance(v, Tensor) else v for v in watched]
+            watched = [(v.item(), v.requires_grad) if isinstance(v, Tensor) else v for v in watched]
             known, old, made, mine = self._parts.get(index, _NOTHING)
             same = len(params) == len(old) and all(map(is_, params, old))
             if known != watched or not same:
@@ -204,7 +208,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 program = part.program
                 if program not in scalars:
                     names = [n for n in program.scalars if n != "t"]
-                    scalars[program] = [family.scalar(group, n, program.rule) for n in names]
+                    scalars[program] = [family.read(group, n, program.rule) for n in names]
                 work.append(part.ready(scalars[program]))
         return [lambda: self._commit(new), *work] if new else work
 

@@ -69,6 +69,11 @@ def parts(
                 f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
                 "hand it to another rule, in a group with rule=..."
             )
+        if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{rule}: a gradient of layout {p.grad.layout} was given with differentiable=True, "
+                "expected a dense one; call p.grad = p.grad.to_dense() before the step"
+            )
         kind: type[Part] = ForeachPart
         if takes_sparse(wanted.selection, p.grad):
             kind = SparsePart

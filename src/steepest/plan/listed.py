@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .. import codecs
 from ..backends import eager, foreach
+from ..backends.eager import carries
 from ..families import Selection
 from ..trace import host_function
-from .part import Part, Row, describe, program_of
+from .part import Part, Row, Wanted, describe, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 
@@ -107,13 +108,28 @@ class SparsePart(ForeachPart):
 class ReferencePart(ForeachPart):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
+    def __init__(
+        self, wanted: Wanted, old: dict[Tensor, dict[str, Any]], first: Callable[[Tensor], int]
+    ) -> None:
+        # carried scalars are laid out as numbers; their history stays beside those
+        rule = wanted.selection.rule
+        keys = {rule.keys[c] for c in rule.carried}
+        kept = [{k: x for k, x in s.items() if k in keys and carries(x)} for s in old.values()]
+        numbers = [{k: x.detach().clone() for k, x in some.items()} for some in kept]
+        states = zip(old, old.values(), numbers, strict=True)
+        super().__init__(wanted, {p: {**state, **more} for p, state, more in states}, first)
+        if wanted.differentiable:
+            for state, some in zip(self.states, kept, strict=True):
+                if state is not None:
+                    state.update(some)
+
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
         values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
         differentiable = self.wanted.differentiable
         for p in map(self.params.__getitem__, at):
-            if differentiable and torch.is_grad_enabled() and p.is_leaf and p.requires_grad:
+            if differentiable and p.is_leaf and p.requires_grad:
                 raise RuntimeError(
                     f"{self.rule}: differentiable=True was given for a leaf that requires grad, "
                     f"{describe(p)}, expected what autograd can change in place; pass clones, "
@@ -126,7 +142,9 @@ class ReferencePart(ForeachPart):
             values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
             lists = self.lists(row.at)
             if differentiable:  # as the last step left them, with their history
-                lists[1:] = [[state[rule.keys[s]]] for s in program.states]
+                lists = [[self.params[k].clone()], *([state[rule.keys[s]]] for s in program.states)]
+                kept = {c: state.get(rule.keys[c]) for c in rule.carried}
+                values.update((c, x) for c, x in kept.items() if carries(x))
             loaded = self.load(lists)
             p, *states = (x for (x,) in loaded)
             tensors = [p, codecs.load(g, self.kind), *states]
@@ -140,8 +158,11 @@ class ReferencePart(ForeachPart):
                 self.store(lists, loaded, row)
             else:
                 codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
-                state.update((rule.keys[name], x) for name, x in new.items())
-            self.count(row, carried)
+                whole = torch.view_as_complex if self.params[k].is_complex() else Tensor.contiguous
+                state.update((rule.keys[name], whole(x)) for name, x in new.items())
+                for c, x, column in zip(rule.carried, carried, self.carried, strict=True):
+                    state[rule.keys[c]] = x if carries(x) else column[k]
+            self.count(row, [float(x.detach()) if carries(x) else x for x in carried])
 
         def step() -> None:
             found: dict[int, Tensor] = {}
