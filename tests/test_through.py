@@ -3,6 +3,7 @@ torch.optim's own gradients, and finite differences: of torch.optim's steps wher
 """
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -153,7 +154,7 @@ def of_a_rule(rule, tensors=True, **more):
     """The function (parameter, gradients, numbers) -> a number, and the numbers' values."""
     made = steepest.rules[rule]
     takes = family_of(rule).arguments
-    found = {n: FINE.get(n, v) for n, v in made.defaults.items() if n not in COUNTS}
+    found: dict[str, Any] = {n: FINE.get(n, v) for n, v in made.defaults.items() if n not in COUNTS}
     if "weight_decay" in takes and "wd" not in found:
         found["weight_decay"] = 0.1
 
@@ -395,6 +396,16 @@ def test_what_has_no_slope_is_refused():
     leaf.grad = torch.ones(2)
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"p\.clone\(\) for p in"):
         steepest.Adam([leaf], differentiable=True).step()
+
+
+@pytest.mark.parametrize("lib", [torch.optim, steepest])
+def test_wrappers_refuse_what_they_would_cut(lib):
+    made = lib.SGD([torch.ones(2)], lr=0.1, differentiable=True)
+    for wrapper in (steepest.SAM, steepest.Lookahead):
+        with pytest.raises(
+            ValueError, match=f"{wrapper.__name__}: .*differentiable=True was given"
+        ):
+            wrapper(made)
 
 
 def test_a_sparse_gradient_is_refused_and_nothing_lost():

@@ -33,8 +33,10 @@ class RuleOptimizer(torch.optim.Optimizer):
     params: iterable of tensors, of (name, tensor) pairs, or of dicts with options per group. The
     other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
     `capturable` and `print_change_log` are accepted without effect: the device chooses the backend.
-    differentiable=True steps by the reference and lets autograd through. backend: "cpu", "foreach"
-    or "eager", where None (the default) takes the fastest for each tensor.
+    differentiable=True steps by the reference and lets autograd through all that a step depends on:
+    parameters (no leaves: pass clones), gradients, earlier steps, options that are tensors which
+    require grad; without it such a tensor is its value. backend: "cpu", "foreach" or "eager", where
+    None (the default) takes the fastest for each tensor.
 
     rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
     (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the

@@ -126,7 +126,9 @@ class ReferencePart(ForeachPart):
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
-        values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
+        values: dict[str, Any] = dict(
+            zip((n for n in program.scalars if n != "t"), scalars, strict=True)
+        )
         differentiable = self.wanted.differentiable
         for p in map(self.params.__getitem__, at):
             if differentiable and p.is_leaf and p.requires_grad:
