@@ -220,8 +220,8 @@ def test_a_gradient_that_is_not_that_of_finite_differences_is_found(fault):
     assert len(line.reproduction.splitlines()) <= 45
 
 
-def test_what_torchs_own_lets_through_is_right_and_what_it_loses_is_found():
-    """SGD with momentum detaches its first buffer."""
+def test_what_torchs_own_loses_is_found():
+    """SGD with momentum detaches its first buffer: that of gradient 1 in all later steps."""
     (line,) = examine("torch.optim:SGD", "path-differentiable", {"momentum": 0.9})
     assert line.outcome == "fail"
     assert "gradient 1: autograd finds" in line.detail
@@ -620,7 +620,9 @@ TAKEN = {
 def test_torchs_own_with_options(name):
     for options in TAKEN[name]:
         lines = examine(f"torch.optim:{name}", options=options)
-        assert {f.name for f in lines if f.outcome == "fail"} <= BEYOND, options
+        # torch detaches the first momentum, and overwrites what amsgrad's backward() reads
+        cut = {"path-differentiable"} if {"momentum", "amsgrad"} & {*options} else set()
+        assert {f.name for f in lines if f.outcome == "fail"} - BEYOND == cut, options
 
 
 def test_json_of_a_class_with_an_option_and_of_a_module_that_prints(capsys, tmp_path, monkeypatch):
