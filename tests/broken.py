@@ -245,6 +245,79 @@ REALISTIC = {
 """Each faulty class, and the examination that is meant for its fault."""
 
 
+class Through(torch.optim.Optimizer):
+    """Descent by a gradient over its averaged norm, and autograd goes through; its methods are what
+    the faults replace.
+    """
+
+    def __init__(self, params, lr=0.1, weight_decay=0.0, differentiable=False):
+        super().__init__(
+            params, {"lr": lr, "weight_decay": weight_decay, "differentiable": differentiable}
+        )
+
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            with torch.set_grad_enabled(group["differentiable"]):
+                for p in group["params"]:
+                    if p.grad is not None:
+                        self.update(p, p.grad, self.state[p], group)
+        return loss
+
+    def update(self, p, g, state, group):
+        size = self.norm(g)
+        state["size"] = size = (size + self.earlier(state.get("size", size))) / 2
+        rate, decay = self.rate(group), self.decay(group)
+        p.copy_(p.clone() * (1 - rate * decay) - rate * g / (size + 1e-8))
+
+    def norm(self, g):
+        return torch.linalg.vector_norm(g)
+
+    def earlier(self, size):
+        return size
+
+    def rate(self, group):
+        return group["lr"]
+
+    def decay(self, group):
+        return group["weight_decay"]
+
+
+class DetachedNorm(Through):
+    """The norm is a number."""
+
+    def norm(self, g):
+        return super().norm(g.detach())
+
+
+class DetachedState(Through):
+    """What the steps before have left is a number."""
+
+    def earlier(self, size):
+        return size.detach()
+
+
+class DetachedRate(Through):
+    """lr is a number."""
+
+    def rate(self, group):
+        return torch.as_tensor(group["lr"]).item()
+
+
+class DetachedDecay(Through):
+    """weight_decay is a number."""
+
+    def decay(self, group):
+        return torch.as_tensor(group["weight_decay"]).item()
+
+
+DETACHED = {
+    DetachedNorm: "gradient 1", DetachedState: "gradient 1", DetachedRate: "lr",
+    DetachedDecay: "weight_decay",
+}  # fmt: skip
+"""Each class whose gradients are wrong, and of what first."""
+
+
 class HangsForked(torch.optim.SGD):
     """Never ends in a forked child."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from . import codecs
 from .shell import RuleOptimizer
 
 
@@ -33,16 +34,21 @@ class AveragedOptimizer(RuleOptimizer):
         """Put y, the point of the next gradient, in the place of the parameters."""
         self._switch(True)
 
-    @torch.no_grad()
     def _switch(self, train: bool) -> None:
         for group in self.param_groups:
             if group.get("train_mode", True) is train:
                 continue
-            beta = float(group["momentum"] if "momentum" in group else group["betas"][0])
-            weight = 1 - beta if train else 1 - 1 / beta
-            for p in group["params"]:
-                if (z := self.state.get(p, {}).get("z")) is not None:
-                    p.copy_(torch.lerp(p.to(z.dtype), z, weight))  # z may be wider than p
+            family = self._family(group)
+            rule = family.rule(group)
+            name = "momentum" if "momentum" in rule.defaults else "beta1"
+            with torch.set_grad_enabled(bool(group.get("differentiable"))):
+                beta = family.read(group, name, rule)
+                weight = 1 - beta if train else 1 - 1 / beta
+                for p in group["params"]:
+                    if (z := self.state.get(p, {}).get("z")) is not None:
+                        z, y = codecs.view(z), codecs.view(p)
+                        share = torch.as_tensor(weight, dtype=torch.float64).to(z)
+                        y.copy_(torch.lerp(y.to(z, copy=True), z, share))  # z may be wider than p
             group["train_mode"] = train
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:

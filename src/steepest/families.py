@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .backends.eager import carries
 from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
 
@@ -91,7 +92,7 @@ class Family:
         before: list[Callable[..., Any]] = []
         before += [modifiers.clipped] * (group.get("clip_norm") is not None)
         before += [modifiers.maximize] * bool(group.get("maximize"))
-        if group.get("weight_decay") and "wd" not in rule.defaults:
+        if asked(group, "weight_decay") and "wd" not in rule.defaults:
             usual = rule.decay == "decoupled"
             decoupled = next((group[name] for name in _DECOUPLED if name in group), usual)
             fixed = modifiers.fixed if group.get("fixed_decay") else modifiers.decoupled
@@ -99,7 +100,7 @@ class Family:
         choices = {c: bool(group[c]) if isinstance(v, bool) else group[c]
                    for c, v in rule.choices.items() if c in group}  # fmt: skip
         if "heavy" in rule.choices:
-            choices["heavy"] = group["momentum"] > 0
+            choices["heavy"] = asked(group, "momentum")
         rule = careful(rule) if group.get("cautious") else rule
         return Selection(rule, tuple(before), tuple(choices.items()))
 
@@ -131,19 +132,30 @@ class Family:
 
     def scalar(self, group: Group, name: str, rule: Rule) -> float:
         """The value of a rule's scalar in a group, betas and their like taken apart."""
-        key, index = PAIRS.get(name, (name, None))
-        value = group[key] if key in group else rule.defaults.get(name)
+        one = self._entry(group, name, rule)
         try:
-            one: Any = (
-                value if index is None or not isinstance(value, (tuple, list)) else value[index]
-            )
-            # torch.optim.Adafactor's eps begins with None
-            number = float(rule.defaults[name] if one is None and index == 0 else one)  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError, IndexError):
+            number = float(one.detach() if isinstance(one, torch.Tensor) else one)
+        except (TypeError, ValueError, RuntimeError):
             number = math.nan
         if number != number:
+            key, _ = PAIRS.get(name, (name, None))
+            value = group[key] if key in group else rule.defaults.get(name)
             raise TypeError(f"{self.name}: {key}={value!r} was given, expected a number")
         return number
+
+    def read(self, group: Group, name: str, rule: Rule) -> Any:
+        """What a step reads of it: the tensor itself where autograd is to go through."""
+        number = self.scalar(group, name, rule)
+        one = self._entry(group, name, rule)
+        return one if group.get("differentiable") and carries(one) else number
+
+    def _entry(self, group: Group, name: str, rule: Rule) -> Any:
+        key, index = PAIRS.get(name, (name, None))
+        one = group[key] if key in group else rule.defaults.get(name)
+        if index is not None and isinstance(one, (tuple, list)):
+            one = one[index] if index < len(one) else math.nan
+        # torch.optim.Adafactor's eps begins with None
+        return rule.defaults[name] if one is None and index == 0 else one
 
     def validate(self, group: Group) -> None:
         """Raise TypeError or ValueError for an option that is no number or out of limits."""
@@ -179,6 +191,11 @@ class Family:
             )
         if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(f"{self.name}: seed={seed!r} was given, expected a whole number")
+        if group.get("differentiable") and _iterates(rule):
+            raise ValueError(
+                f"{self.name}: differentiable=True was given, expected False, as its rule iterates "
+                "in bfloat16, whose steps have no slope; hand the parameter to another rule"
+            )
         if rounding and group.get("differentiable"):
             raise ValueError(
                 f"{self.name}: rounding={rounding!r} was given with differentiable=True, expected "
@@ -210,6 +227,18 @@ class Family:
     def captured(self) -> dict[str, str]:
         """Group constants: name -> the hyperparameter that it is taken from."""
         return {n: source for r in self.members for n, source in r.captured.items()}
+
+
+@cache
+def _iterates(rule: Rule) -> bool:
+    """Whether a rule makes matrices orthogonal in 16 bits."""
+    return any(node.op == "orthogonal" for node in rule.trace().body)
+
+
+def asked(group: Group, name: str) -> bool:
+    """Whether a group has a decay or a momentum: at 0, too, if its gradient is asked for."""
+    value = group.get(name)
+    return bool(value) or (bool(group.get("differentiable")) and carries(value))
 
 
 def warn(called: str, groups: Sequence[Group]) -> None:
@@ -263,13 +292,14 @@ def _torch_arguments(name: str, members: tuple[Rule, ...]) -> dict[str, Any]:
     for rule in members:  # what torch's class has not, and the rule needs
         own = {PAIRS.get(n, (n,))[0] for n in rule.defaults} - {*found}
         found |= {n: v for n, v in _arguments(rule).items() if n in own}
+    found.setdefault("differentiable", False)
     if name == "AdamW":  # torch's class is an Adam with this entry in its groups
         found["decoupled_weight_decay"] = True
     return found
 
 
 def _sgd(group: Group) -> str:
-    return "nesterov" if group["nesterov"] else "momentum" if group["momentum"] else "sgd"
+    return "nesterov" if group["nesterov"] else "momentum" if asked(group, "momentum") else "sgd"
 
 
 def _sgd_check(group: Group) -> str:

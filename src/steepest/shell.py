@@ -72,8 +72,10 @@ class RuleOptimizer(torch.optim.Optimizer):
     other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
     `capturable` and `print_change_log` are accepted without effect: the device chooses the backend,
     and a step inside the capture of a CUDA graph is refused.
-    differentiable=True steps by the reference and lets autograd through. backend: "cpu", "foreach"
-    or "eager", where None (the default) takes the fastest for each tensor.
+    differentiable=True steps by the reference and lets autograd through all that a step depends on:
+    parameters (no leaves: pass clones), gradients, earlier steps, options that are tensors which
+    require grad; without it such a tensor is its value. backend: "cpu", "foreach" or "eager", where
+    None (the default) takes the fastest for each tensor.
 
     rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
     (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the
@@ -145,8 +147,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         family = self._family(param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
             param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
-        shared = {n: v for n, v in self.defaults.items() if n in house.STORAGE}
-        # only where the bytes are is for all
+        all_have = {*house.STORAGE, "differentiable"}
+        shared = {n: v for n, v in self.defaults.items() if n in all_have}
+        # only where the bytes are, and whether autograd goes through, is for all
         own = self.defaults if family is self.family else {**family.arguments, **shared}
         group = {**own, **param_group}
         if group.get("rounding") == "stochastic":
@@ -154,7 +157,10 @@ class RuleOptimizer(torch.optim.Optimizer):
         family.misspelt(param_group)
         family.validate(group)
         for name, source in family.captured.items():
-            group.setdefault(name, float(group[source]))
+            if name not in group:
+                given = family.read(group, source, family.rule(group))
+                # as it was then, whatever becomes of the tensor
+                group[name] = given.clone() if isinstance(given, Tensor) else given
         known = {*group, "param_names"}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")

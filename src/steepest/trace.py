@@ -191,7 +191,9 @@ def _on_tape(word: str, *args: Any) -> Node:
 
 
 words.register(
-    Node, **{word: partial(_on_tape, word) for word in (*_WORDS, *REDUCTIONS, *MATRIX, "where")}
+    Node,
+    where=lambda condition, *sides: _on_tape("where", condition, *map(words.side, sides)),
+    **{word: partial(_on_tape, word) for word in (*_WORDS, *REDUCTIONS, *MATRIX)},
 )
 
 

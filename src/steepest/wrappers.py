@@ -45,6 +45,12 @@ class Wrapper(torch.optim.Optimizer):
                 f"{name}: {given} was given, expected an optimizer that is made already; write "
                 f"{name}(steepest.AdamW(model.parameters()))"
             )
+        if any(group.get("differentiable") for group in optimizer.param_groups):
+            name = type(self).__name__
+            raise ValueError(
+                f"{name}: an optimizer with differentiable=True was given, expected False, as "
+                f"autograd does not go through what {name} does to the parameters"
+            )
         self.__setstate__({"optimizer": optimizer, **self._checked(options)})
 
     def _checked(self, options: Mapping[str, Any], where: str = "") -> dict[str, Any]:

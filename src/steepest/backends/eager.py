@@ -15,10 +15,13 @@ from ..formulas import words
 from ..trace import Program, scalars_of
 
 
-def _other(fn: Any) -> Any:
+def _other(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
     """torch's maximum and minimum of two tensors, where one may be a number."""
 
-    def call(a: Any, b: Any) -> Tensor:
+    def call(a: Any, b: Any) -> Any:
+        if not any(isinstance(x, Tensor) and x.ndim for x in (a, b)):
+            # of scalars by value: 0 * inf would come back through the other one
+            return words.side(of(a, b))
         like = a if isinstance(a, Tensor) else b
         return fn(*(x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b)))
 
@@ -31,11 +34,11 @@ words.register(
     log=torch.log,
     abs=torch.abs,
     sign=torch.sign,
-    maximum=_other(torch.maximum),
-    minimum=_other(torch.minimum),
+    maximum=_other(torch.maximum, words.larger),
+    minimum=_other(torch.minimum, words.smaller),
     norm=torch.linalg.vector_norm,
     mean=torch.mean,
-    where=lambda condition, a, b: torch.where(condition, a, b),
+    where=words.chosen,
     total=lambda x: _totals.get()(x),
     row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
     column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),
@@ -44,9 +47,8 @@ words.register(
     inner=lambda x: _covariance(_matrix(x).T),
     turned=lambda x, left, right: _turned(x, left, right),
     turned_back=lambda x, left, right: _turned(x, left.T, right.T),
-    # of a nan it has none
-    eigenvectors=lambda x: torch.linalg.eigh(x.nan_to_num(0, 0, 0).double())[1].flip(1).to(x),
-    refined=lambda x, basis: torch.linalg.qr(x @ basis @ _sorting(x, basis))[0],
+    eigenvectors=lambda x: _eigenvectors(x),
+    refined=lambda x, basis: _refined(x, basis),
     ranked=lambda x, left, q, right, r: _turned(x, _sorting(left, q), _sorting(right, r)),
     rows=lambda x: words.Number(len(x)),
     columns=lambda x: words.Number(math.prod(x.shape[1:])),
@@ -71,6 +73,31 @@ def _matrix(x: Tensor) -> Tensor:
 
 def _covariance(x: Tensor) -> Tensor:
     return x @ x.T if len(x) <= LARGEST else x.new_ones(1, 1)
+
+
+def _eigenvectors(x: Tensor) -> Tensor:
+    # of a nan it has none
+    values, vectors = torch.linalg.eigh(x.nan_to_num(0, 0, 0).double())
+    _decided(x, values.diff())
+    return vectors.flip(1).to(x)
+
+
+def _refined(x: Tensor, basis: Tensor) -> Tensor:
+    q, r = torch.linalg.qr(x @ basis @ _sorting(x, basis))
+    _decided(x, r.diagonal())
+    return q
+
+
+def _decided(covariance: Tensor, sizes: Tensor) -> None:
+    """Raise where autograd would go through a basis of which rounding decides a part."""
+    noise = 100 * len(covariance) * torch.finfo(covariance.dtype).eps
+    if covariance.requires_grad and not (sizes.abs() > noise * covariance.trace()).all():
+        raise RuntimeError(
+            "differentiable=True was given and the covariance of the gradients, "
+            f"{tuple(covariance.shape)}, has eigenvalues that are equal or zero, expected others, "
+            "as its eigenvectors have no derivative there; detach the gradient of the first "
+            "steps, p.grad = p.grad.detach(), or hand the parameter to another rule"
+        )
 
 
 def _turned(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -106,14 +133,25 @@ def totals(found: dict[int, Tensor], add: bool) -> Iterator[None]:
         _totals.reset(before)
 
 
+def carries(x: Any) -> bool:
+    """Whether autograd goes on from a value."""
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _scalar(x: Any) -> Any:
+    """A number, or in its place a tensor of no dimensions, in the same precision."""
+    return x.reshape(()).to("cpu", torch.float64) if carries(x) else words.Number(x)
+
+
 def run(
-    program: Program, choices: dict[str, Any], tensors: Sequence[Tensor], scalars: dict[str, float]
-) -> tuple[dict[str, Tensor], list[float]]:
+    program: Program, choices: dict[str, Any], tensors: Sequence[Tensor], scalars: dict[str, Any]
+) -> tuple[dict[str, Tensor], list[Any]]:
     """One parameter's step: the new tensors by name, and the next carried scalars.
 
-    `tensors` are parameter, gradient and the program's states; autograd goes through.
+    `tensors` are parameter, gradient and the program's states; autograd goes through, and through
+    those scalars, carried ones too, that are tensors with a history.
     """
-    rule, number = program.rule, {n: words.Number(v) for n, v in scalars.items()}
+    rule, number = program.rule, {n: _scalar(v) for n, v in scalars.items()}
     p, g, *states = tensors
     for modifier in program.modifiers:
         p, g = modifier(p, g, **{n: number[n] for n in scalars_of(modifier)})
@@ -125,9 +163,15 @@ def run(
     new = new if isinstance(new, tuple) else (new,)
     names = (rule.tensors[0], *rule.states)
     values = {n: v for n, v in zip(names, new, strict=False) if n in program.outputs}
+    taken = [*tensors]
     for n, v in values.items():
+        like = given.get(n, p)
         if not isinstance(v, Tensor):
-            values[n] = torch.full_like(p, v)
-        elif any(v is x for x in tensors):
-            values[n] = v.clone()  # it would be overwritten before it is read
-    return values, [float(v) for v in new[len(names) :]]
+            v = torch.full_like(like, v)
+        elif any(v is x for x in taken):
+            v = v.clone()  # it would be overwritten before it is read
+        # a scalar is wider, and of no shape
+        same = v.dtype == like.dtype and v.ndim
+        values[n] = v if same else v.to(like).expand_as(like).clone()
+        taken.append(v)
+    return values, [_scalar(v) for v in new[len(names) :]]

@@ -219,7 +219,7 @@ def differentiated(subject: Subject) -> str | None:
         return "autograd does not go through foreach=True"
     try:
         with quiet():
-            subject.construct([torch.nn.Parameter(torch.ones(2, 2))], differentiable=True)
+            subject.construct([torch.ones(2, 2)], differentiable=True)
     except (ValueError, RuntimeError) as error:
         return f"it refuses differentiable=True: {error}"
     return None

@@ -382,6 +382,22 @@ def _fast(subject: Subject) -> float:
     return max(0.1, lr) if isinstance(lr, (int, float)) else 0.1
 
 
+def _tensors(subject: Subject) -> list[str]:
+    """Whether lr and weight_decay may be tensors that autograd goes through, two steps on."""
+    found = []
+    for name in _known(subject, lr=0, weight_decay=0):
+        value = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+        p = torch.ones(2, 2, dtype=torch.float64, requires_grad=True).clone()
+        with contextlib.suppress(Exception), quiet(), limited():
+            optimizer = subject.construct([p], differentiable=True, **{name: value})
+            for _ in range(2):
+                p.grad = torch.eye(2, dtype=torch.float64) + 0.5
+                optimizer.step()
+            p.sum().backward()
+            found.append(name)
+    return found
+
+
 _VALUES: dict[str, Callable[[Subject], Any]] = {
     "quiet_options": lambda s: _known(s, weight_decay=0.0, lambd=0.0),
     "device": lambda s: "cpu",
@@ -389,6 +405,7 @@ _VALUES: dict[str, Callable[[Subject], Any]] = {
     "slow": lambda s: _known(s, lr=_fast(s) / 10),
     "variants": _variants,
     "name": lambda s: s.name,
+    "tensors": _tensors,
     "comparisons": _comparisons,
 }
 _EXPRESSIONS = {"comparisons"}

@@ -221,7 +221,7 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
     A side that is dear may be a function of nothing, which is called if that side is taken.
     """
     if isinstance(condition, (bool, int, float)):
-        return _side(then if condition else otherwise)
+        return chosen(condition, then, otherwise)
     known = any("where" in _meanings.get(kind, ()) for kind in type(condition).__mro__)
     if not known or (
         hasattr(type(condition), "ndim") and condition.ndim
@@ -230,11 +230,18 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
             f"where() of a {type(condition).__name__}: its condition is of scalars; to choose by "
             "elements use maximum, minimum or sign"
         )
-    return _say("where", condition, _side(then), _side(otherwise))
+    return _say("where", condition, then, otherwise)
 
 
-def _side(x: Any) -> Any:
-    return x() if callable(x) else x
+def chosen(condition: Any, then: Any, otherwise: Any) -> Any:
+    """`where` by a condition that is known: of the side not taken there is no gradient either."""
+    return side(then if condition else otherwise)
+
+
+def side(x: Any) -> Any:
+    """A side of `where`, called if it is a function; a number in the arithmetic of numbers."""
+    x = x() if callable(x) else x
+    return Number(x) if type(x) in (int, float) else x
 
 
 class carried(float):  # noqa: N801  reads as a word in a signature

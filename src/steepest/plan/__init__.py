@@ -17,7 +17,7 @@ from ..backends.memory import Seen
 from ..families import Family
 from .compiled import CompiledPart
 from .listed import ForeachPart, ReferencePart, SparsePart
-from .part import Part, Stale, Wanted, describe, local, program_of, takes_sparse, wider
+from .part import Part, Stale, States, Wanted, describe, local, program_of, takes_sparse, wider
 
 __all__ = ["BACKENDS", "Plan", "Stale", "describe", "program_of"]
 BACKENDS = ("cpu", "foreach", "eager")
@@ -72,6 +72,11 @@ def parts(
             raise RuntimeError(
                 f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
                 "hand it to another rule, in a group with rule=..."
+            )
+        if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
+            raise RuntimeError(
+                f"{rule}: a gradient of layout {p.grad.layout} was given with differentiable=True, "
+                "expected a dense one; call p.grad = p.grad.to_dense() before the step"
             )
         kind: type[Part] = ForeachPart
         if takes_sparse(wanted.selection, p.grad):
@@ -168,15 +173,16 @@ class Plan:
                 program, params = part.program, group["params"]
                 if program not in scalars:
                     names = [n for n in program.scalars if n != "t"]
-                    of = known.family.scalar
+                    of = known.family.read
                     scalars[program] = [of(group, n, program.rule) for n in names]
                 owners = params if known.whole else [params[i] for i in part.places]
                 made = part.ready(owners, self.optimizer.state, scalars[program])
                 if program.spans and not program.clips:
-                    spanning.setdefault(program.rule.name, []).append((part, made))
+                    spanning.setdefault(program.rule.name, []).append((part, owners, made))
                 elif made is not None:
                     steps.append(lambda step=made.step: step(None))
-        steps += [lambda members=members: _together(members) for members in spanning.values()]
+        state = self.optimizer.state
+        steps += [lambda members=members: _together(state, members) for members in spanning.values()]
 
         def run() -> None:
             if self.seen is None:
@@ -209,21 +215,21 @@ class Plan:
 def _watched(family: Family, group: dict[str, Any]) -> list[Any]:
     """The options that decide over a group's parts."""
     values = [group.get(name) for name in family.static]
-    return [float(v) if isinstance(v, Tensor) else v for v in values]
+    return [(v.item(), v.requires_grad) if isinstance(v, Tensor) else v for v in values]
 
 
-def _together(members: Sequence[tuple[Part, Any]]) -> None:
+def _together(state: States, members: Sequence[tuple[Part, list[Tensor], Any]]) -> None:
     """Step the parts of a rule that sums over all parameters, with their common totals.
 
     What it carries is the same for all of them, as the first one that has a gradient computes it.
     """
-    able = [(part, made) for part, made in members if made is not None]
+    able = [(part, owners, made) for part, owners, made in members if made is not None]
     if not able:
         return
-    totals = [sum(column) for column in zip(*(made.add() for _, made in able), strict=True)]
-    for _, made in able:
+    totals = [sum(column) for column in zip(*(made.add() for *_, made in able), strict=True)]
+    for *_, made in able:
         made.step(totals)
-    leader = able[0][0]
-    carried = leader.carried_of(leader.leading)
-    for part, _ in members:
-        part.carry(carried)
+    leader, owners, _ = able[0]
+    carried = leader.carried_of(owners, state, leader.leading)
+    for part, owners, _ in members:
+        part.carry(owners, state, carried)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import codecs
 from ..backends import eager, foreach
+from ..backends.eager import carries
 from ..families import Selection
 from ..trace import host_function
 from .part import Part, Ready, Row, States, describe, local, program_of
@@ -120,10 +121,12 @@ class ReferencePart(ForeachPart):
         at, grads = self.gradients(owners)
         self.leading = at[0] if at else 0
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
-        values = dict(zip((n for n in program.scalars if n != "t"), scalars, strict=True))
+        values: dict[str, Any] = dict(
+            zip((n for n in program.scalars if n != "t"), scalars, strict=True)
+        )
         differentiable = self.wanted.differentiable
         for p in (local(owners[k]) for k in at):
-            if differentiable and torch.is_grad_enabled() and p.is_leaf and p.requires_grad:
+            if differentiable and p.is_leaf and p.requires_grad:
                 raise RuntimeError(
                     f"{self.rule}: differentiable=True was given for a leaf that requires grad, "
                     f"{describe(p)}, expected what autograd can change in place; pass clones, "
@@ -134,6 +137,11 @@ class ReferencePart(ForeachPart):
             (row,) = self.rows([k])
             values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
             lists = self.columns(owners, state, row.at)
+            own = state.get(owners[k], {})
+            if differentiable:  # as the last step left them, with their history
+                lists[0] = [lists[0][0].clone()]
+                kept = {c: own.get(rule.keys[c]) for c in rule.carried}
+                values.update((c, x) for c, x in kept.items() if carries(x))
             loaded = self.load(lists)
             p, *states = (x for (x,) in loaded)
             tensors = [p, codecs.load(g, self.kind), *states]
@@ -147,26 +155,53 @@ class ReferencePart(ForeachPart):
                     old[name].copy_(x)
                 self.store(lists, loaded, row)
             else:
-                codecs.view(lists[0][0]).copy_(new.pop(rule.tensors[0]))
-                state[owners[k]].update((rule.keys[name], x) for name, x in new.items())
-            self.count(owners, state, row, carried)
+                codecs.view(owners[k]).copy_(new.pop(rule.tensors[0]))
+                whole = torch.view_as_complex if owners[k].is_complex() else Tensor.contiguous
+                own.update((rule.keys[name], whole(x)) for name, x in new.items())
+            plain = [float(x.detach()) if carries(x) else x for x in carried]
+            self.count(owners, state, row, plain)
+            if differentiable:
+                self.remember(own, carried)
 
         def every(found: dict[int, Tensor], add: bool) -> None:
             with torch.set_grad_enabled(differentiable):
                 for k, g in zip(at, grads, strict=True):
                     one(k, g, found, add)
 
-        def add() -> list[float]:
+        def add() -> list[Any]:
             found: dict[int, Tensor] = {}
             every(found, True)
-            return [float(found[i]) for i in range(len(found))]
+            return [found[i] for i in range(len(found))]
 
-        def step(totals: Sequence[float] | None) -> None:
+        def step(totals: Sequence[Any] | None) -> None:
             found: dict[int, Tensor] = {}
             if totals is not None:
-                found.update(enumerate(torch.tensor(totals, dtype=torch.float64)))
+                found.update(enumerate(map(torch.as_tensor, totals)))
             elif program.spans:
                 every(found, True)
             every(found, False)
 
         return Ready(step, add) if at else None
+
+    def remember(self, own: dict[str, Any], carried: Sequence[Any]) -> None:
+        """Put carried scalars with a history into the state; a number there has none any more."""
+        keys = (self.selection.rule.keys[c] for c in self.selection.rule.carried)
+        for key, x in zip(keys, carried, strict=True):
+            if carries(x) or carries(own.get(key)):
+                own[key] = x if carries(x) else torch.tensor(x, dtype=torch.float64, device="cpu")
+
+    def carried_of(self, owners: list[Tensor], state: States, k: int) -> list[Any]:
+        keys = self.selection.rule.keys
+        own = [state[owners[k]][keys[c]] for c in self.selection.rule.carried]
+        return own if any(map(carries, own)) else super().carried_of(owners, state, k)
+
+    def carry(self, owners: list[Tensor], state: States, values: Sequence[Any]) -> None:
+        if not self.wanted.differentiable:
+            return super().carry(owners, state, values)
+        for p in owners:  # the cells of some are no longer there
+            if p in state:
+                own, keys = state[p], self.selection.rule.keys
+                for c, x in zip(self.selection.rule.carried, values, strict=True):
+                    new = torch.tensor(float(x), dtype=torch.float64, device="cpu")
+                    own[keys[c]] = x if carries(x) else new
+        return None

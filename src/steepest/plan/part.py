@@ -225,8 +225,11 @@ class Part:
 
     def cell(self, row: int, k: int, given: Any, value: float, dtype: torch.dtype) -> Tensor:
         """The tensor that this number is kept in: the one that is there, if it can be."""
-        x = given if Cells.able(given) else torch.tensor(value, dtype=dtype, device="cpu")
         self.cells.own[row, k] = value
+        if isinstance(given, Tensor) and given.requires_grad and self.wanted.differentiable:
+            return given  # its history stays beside the number
+        usable = Cells.able(given) and not given.requires_grad
+        x = given if usable else torch.tensor(value, dtype=dtype, device="cpu")
         if Cells.able(x):  # else it is nothing but a shape, as in FakeTensorMode
             self.cells.put(row, k, x)
         return x
@@ -325,14 +328,14 @@ class Part:
             if full and not x.is_shared():
                 state[p]["step"] = x.double() + 1
 
-    def carried_of(self, k: int) -> list[float]:
+    def carried_of(self, owners: list[Tensor], state: States, k: int) -> list[Any]:
         """The carried scalars of one parameter."""
         return self.cells.read()[1:, k].tolist()
 
-    def carry(self, values: Sequence[float]) -> None:
+    def carry(self, owners: list[Tensor], state: States, values: Sequence[Any]) -> None:
         """Give all parameters the same carried scalars, those without a gradient too."""
         counts = self.cells.read()[:1]
-        rest = np.repeat(np.array(values, np.float64)[:, None], self.n, 1)
+        rest = np.repeat(np.array([*map(float, values)])[:, None], self.n, 1)
         self.cells.write(np.vstack([counts, rest]), [*range(self.n)])
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:

@@ -53,23 +53,39 @@ def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
 
 
 @examination("path-differentiable", "torch.optim: differentiable", plain, differentiated)
-def differentiable(make: Any) -> None:
-    """differentiable=True makes the same steps, and autograd goes through them."""
-    start = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
-    q = start.clone()
-    q.retain_grad()
-    plain, scale = (
-        start.detach().clone(),
-        torch.tensor(0.5, dtype=torch.float64, requires_grad=True),
-    )
-    one, two = make([plain]), make([q], differentiable=True)
-    for t in range(3):
-        g = torch.tensor([[1.0, -0.5], [0.25, 2.0]], dtype=torch.float64) + t
-        plain.grad, q.grad = 0.5 * g, scale * g
-        one.step()
-        two.step()
-    torch.testing.assert_close(q.detach(), plain, rtol=1e-6, atol=1e-9)
-    assert q.grad_fn is not None, "the stepped parameter has no graph"
+def differentiable(make: Any, tensors: Any) -> None:
+    """differentiable=True makes the same steps, and through three of them autograd finds the slopes
+    that finite differences find: of parameter, gradients, and an lr and a decay that are
+    tensors."""
+
+    def end(start: torch.Tensor, *grads: torch.Tensor, **options: Any) -> torch.Tensor:
+        q = start.clone()
+        optimizer = make([q], **options)
+        for g in grads:
+            q.grad = g.clone()
+            optimizer.step()
+        return q
+
+    def weighed(values: Any, names: Any) -> torch.Tensor:
+        options = dict(zip(names, values[4:], strict=True))
+        moved = end(*values[:4], differentiable=True, **options) - values[0]
+        return (tilt * moved).sum()
+
+    random = torch.Generator().manual_seed(0)
+    every = torch.empty(5, 2, 2, dtype=torch.float64).uniform_(0.4, 1.6, generator=random)
+    *given, tilt = every.unbind()
+    torch.testing.assert_close(end(*given, differentiable=True), end(*given), rtol=1e-6, atol=1e-9)
+    for names in ([], tensors):
+        values = [*given, *(torch.tensor(0.05, dtype=torch.float64) for _ in names)]
+        values = [x.clone().requires_grad_() for x in values]
+        found = torch.autograd.grad(weighed(values, names), values, allow_unused=True)
+        for k, name in enumerate(["parameter", "gradient 1", "gradient 2", "gradient 3", *names]):
+            step = 1e-4 * values[k].detach() * (tilt if k < 4 else 1)
+            up, down = ([*values[:k], values[k] + s, *values[k + 1 :]] for s in (step, -step))
+            change = (weighed(up, names) - weighed(down, names)).item() / 2
+            mine = 0.0 if found[k] is None else (found[k] * step).sum().item()
+            said = f"{name}: autograd finds {1e4 * mine:.3e}, differences {1e4 * change:.3e}"
+            assert abs(mine - change) <= 1e-3 * abs(change) + 1e-13, said
 
 
 @examination(
