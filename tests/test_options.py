@@ -410,6 +410,11 @@ def test_a_group_with_a_generator_makes_a_second_optimizer_too(given, later):
     assert names[0] == names[1] == names[2]
 
 
+def test_a_row_of_params_that_is_no_pair_is_named():
+    with pytest.raises(TypeError, match=r"params has \(0.9,\), expected tensors or \(name, tensor"):
+        steepest.SGD([(0.9,)])
+
+
 def test_a_used_up_generator_is_named():
     model = net()
     used = model.parameters()

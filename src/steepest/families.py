@@ -258,6 +258,9 @@ def taken(called: str, group: dict[str, Any]) -> None:
     tensors.
     """
     params = group["params"]
+    listed = params if isinstance(params, (list, tuple)) else ()
+    if odd := [x for x in listed if isinstance(x, tuple) and len(x) != 2]:
+        raise TypeError(f"{called}: params has {odd[0]!r}, expected tensors or (name, tensor) each")
     if not isinstance(params, Iterator):
         return
     used = inspect.isgenerator(params) and inspect.getgeneratorstate(params) == inspect.GEN_CLOSED
