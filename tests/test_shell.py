@@ -87,7 +87,7 @@ def test_arguments_are_those_of_the_authors_packages(package, kind, quiet):
         (lambda ps: steepest.Adam(ps[0]), TypeError, "iterable of Tensors"),
         (lambda ps: steepest.Adam(nn.Linear(1, 1)), TypeError, "a Linear.*model.parameters"),
         (lambda ps: steepest.Adam([{"lr": 1}]), ValueError, '"params"'),
-        (lambda ps: steepest.Adam([{"params": ps, "beta": 1}]), TypeError, "no option 'beta'"),
+        (lambda ps: steepest.Adam([{"params": ps, "lr": "1"}]), TypeError, "lr='1' was given"),
         (lambda ps: steepest.Adam([{"params": ps, "lr": -1}]), ValueError, "lr=-1"),
         (lambda ps: steepest.Adam([p * 2 for p in ps]), ValueError, "leaf"),
         (lambda ps: steepest.SGD(ps, nesterov=True), ValueError, "momentum > 0 and dampening 0"),

@@ -11,24 +11,27 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .definition import Rule
-from .families import STORAGE, WITHOUT_EFFECT, Family, Selection
+from .checks import real as number
+from .definition import COMPENSATION, Rule, rules
+from .families import SCHEDULED, STORAGE, WITHOUT_EFFECT, Family, Selection
 from .plan import describe, program_of
 
 # what torch.compile, activation checkpoints and FSDP put into the names of parameters
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-# what torch's schedulers leave in a group
-SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 # entries of a group that are no options
 NOTES = {"params", "param_names", "name", "rule"}
 # torch sets these whatever was saved: an Adam's checkpoint goes on decoupled in AdamW
 FIXED: dict[str, dict[str, Any]] = {"AdamW": {"decoupled_weight_decay": True}}
+# states of optimizers that are not here, and whose they are
+ELSEWHERE = {
+    **dict.fromkeys(("exp_avg_sq_row", "exp_avg_sq_col", "RMS"), "transformers' Adafactor"),
+    **dict.fromkeys(("state1", "state2", "absmax1", "qmap1"), "an optimizer of bitsandbytes"),
+}
 _LISTED = 10
 
 
@@ -117,8 +120,7 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
         )
     states, groups = saved["state"], saved["param_groups"]
     whole = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
-    if not (whole and all(isinstance(g, Mapping) and "params" in g for g in groups)
-            and all(isinstance(s, Mapping) for s in states.values())):  # fmt: skip
+    if not (whole and all(isinstance(g, Mapping) and "params" in g for g in groups)):
         raise ValueError(
             f"{called}: a damaged checkpoint was given, expected an optimizer's state_dict: "
             "'state' a dict of dicts, 'param_groups' a list of dicts with 'params'"
@@ -145,15 +147,23 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
             names = keys
         for j, key in enumerate(keys):
             label = names[j] if names is not None else f"parameter {j} of group {i}"
+            if not isinstance(states.get(key, {}), Mapping):
+                given = type(states[key]).__name__
+                refuse(f"has for {label} a {given}, expected an optimizer's state_dict with a dict")
+            if odd := [k for k in states.get(key, {}) if not isinstance(k, str)]:
+                refuse(f"has for {label} a state {odd[0]!r}, expected names")
             found.append(Saved(key, names[j] if names else "", label, i, dict(states.get(key, {}))))
     return [dict(g) for g in groups], found
 
 
 def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None:
-    """ValueError for parameters in two groups, and states of parameters in none."""
+    """ValueError for parameters in two groups, and states of parameters in none. What others keep
+    in a state under a name of their own is no parameter's.
+    """
     groups: dict[int | str, int] = {}
     twice = [r.key for r in rows if groups.setdefault(r.key, r.group) != r.group]
-    astray = [k for k in saved["state"] if k not in groups]
+    entries = apart(saved, rows)
+    astray = [k for k in saved["state"] if k not in groups and k not in entries]
     for keys, where in ((twice, "in two groups"), (astray, "in no group")):
         if keys:
             raise ValueError(
@@ -162,52 +172,36 @@ def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None
             )
 
 
-def number(value: Any) -> float:
-    """A real number, or a tensor of one, as a float; nan for anything else."""
+def apart(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, Any]:
+    """The entries of a state that are no parameter's: what others keep there, under a name."""
+
+    mine = {row.key for row in rows}
+    names = any(isinstance(key, str) and not key.isdigit() for key in mine)
+
+    def lost(key: Any, value: Any) -> bool:
+        state = isinstance(value, Mapping) and (names or "step" in value)
+        state = state and not owned().isdisjoint(value)
+        return state or isinstance(key, int) or (isinstance(key, str) and key.isdigit())
+
+    return {k: v for k, v in saved["state"].items() if k not in mine and not lost(k, v)}
+
+
+def check_group(called: str, index: int, family: Family, group: dict[str, Any]) -> dict[str, Any]:
+    """The group with its options made plain; ValueError or TypeError for those with which it could
+    not step.
+    """
     try:
-        if isinstance(value, Tensor):
-            if value.numel() != 1 or value.layout is not torch.strided or value.is_complex():
-                return math.nan
-            return float(value.detach())
-        return float(value) if isinstance(value, Real) else math.nan
-    except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError):
-        return math.nan
-
-
-def _fits(default: Any, value: Any) -> str:
-    """What was expected of an option, if its value has not the type of the default."""
-    if isinstance(default, bool):
-        return "" if isinstance(value, (bool, int)) else "True or False"
-    if isinstance(default, (int, float)):
-        return "a number" if math.isnan(number(value)) else ""
-    if isinstance(default, str):
-        return "" if isinstance(value, str) else "a str"
-    if isinstance(default, tuple):
-        good = isinstance(value, (tuple, list)) and len(value) == len(default)
-        good = good and not any(
-            math.isnan(number(x)) and (x, usual) != (None, None)
-            for x, usual in zip(value, default, strict=True)
-        )
-        return "" if good else "a pair of numbers"
-    return ""
-
-
-def check_group(called: str, index: int, family: Family, group: dict[str, Any]) -> None:
-    """Raise ValueError or TypeError for options with which the group could not step."""
-    options = {**family.arguments, **dict.fromkeys(family.captured, 0.0)}
-    for name, default in options.items():
-        expected = _fits(default, group[name]) if name in group else ""
-        if expected and name not in WITHOUT_EFFECT:
-            raise ValueError(
-                f"{called}: {name}={group[name]!r} was given in the checkpoint's options for group "
-                f"{index}, expected {expected}; it is damaged, or of another optimizer"
-            )
+        group = family.plain(group, f" in the checkpoint's options for group {index}")
+    except (TypeError, ValueError) as error:
+        text = f"{called}{str(error).removeprefix(family.name)}"
+        raise ValueError(f"{text}; it is damaged, or of another optimizer") from None
     if not isinstance(rounding := group.get("rounding"), (str, type(None))):
         raise ValueError(
             f"{called}: rounding is a {type(rounding).__name__}, expected a str or None"
         )
-    family.validate(group)
+    group = family.validate(group)
     program_of(family.select(group))
+    return group
 
 
 def scalar_keys(family: Family) -> set[str]:
@@ -220,7 +214,8 @@ def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
     rule, program = selection.rule, program_of(selection)
     keys = [rule.keys[s] for s in program.states]
     held = [k for k in keys if state.get(k) is not None]
-    counts = program.saves_count and bool(held)
+    # where t is never read, any count will do, and none
+    counts = program.saves_count and program.counts and bool(held)
     # without a saved count, what is there tells a first step from a later one
     if (number(state["step"]) if "step" in state else bool(held)) == 0:
         return []
@@ -235,6 +230,28 @@ def shape(family: Family, key: str, p: Tensor) -> Any:
     return torch.Size(rule.shape(key, p.shape))
 
 
+def owned() -> set[str]:
+    """The keys that the rules here give to their states: whoever has one is stepped by a rule."""
+    return {rule.keys[name] for rule in rules.values() for name in rule.states}
+
+
+def owner(selection: Selection, family: Family, group: Any, state: Mapping[Any, Any]) -> str:
+    """Who saved a state, if it was another optimizer, and what to do; "" if all that the family
+    does not know in it is what others keep beside a state (slow weights, tags).
+    """
+    odd = {k for k in state if k not in family.keys}
+    own = {k for k, v in state.items() if v is not None} - odd - {"step", COMPENSATION}
+    cure = "which is not known here: begin anew, from the model's weights alone"
+    if odd & {*ELSEWHERE} and (not own or needed(selection, state)):
+        return f"{next(who for k, who in ELSEWHERE.items() if k in odd)}, {cure}"
+    if not odd.isdisjoint(owned()):
+        return "another optimizer, see steepest.convert"
+    # a count of nothing; where noise is rounded by the count, it is the rule's own
+    counted = "step" in state and not own and group.get("rounding") != "stochastic"
+    counted = counted and any(isinstance(state[k], Tensor) for k in odd)
+    return f"another optimizer, {cure}" * counted
+
+
 def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: Any) -> None:
     """Raise ValueError for a state that the group's rule cannot go on from."""
 
@@ -242,12 +259,16 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
         raise ValueError(f"{called}: the checkpoint's {what}; {cure}")
 
     p, scalars = slot.tensor, scalar_keys(family)
+    selection = family.select(group).of(p)
+    if who := owner(selection, family, group, saved.state):
+        odd = sorted(saved.state.keys() - family.keys)
+        raise ValueError(
+            f"{called}: the checkpoint has a state {odd[0]!r} for {slot.label}, expected some of "
+            f"{sorted(family.keys)}; it was saved by {who}"
+        )
     for key, value in saved.state.items():
-        if key not in family.keys:
-            raise ValueError(
-                f"{called}: the checkpoint has a state {key!r} for {slot.label}, expected some of "
-                f"{sorted(family.keys)}; it was saved by another optimizer, see steepest.convert"
-            )
+        if key not in family.keys:  # somebody else's
+            continue
         of, other = f"{key!r} of {slot.label}", f"its parameter {slot.label} is {describe(p)}"
         if key in scalars:
             x = number(value)
@@ -275,7 +296,7 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
                 refuse(f"{of} and its parameter are not both sharded", cure)
         elif value is not None:
             refuse(f"{of} is a {type(value).__name__}, expected a tensor")
-    if missing := needed(family.select(group).of(p), saved.state):
+    if missing := needed(selection, saved.state):
         refuse(f"state of {slot.label} lacks {missing} and has {sorted(saved.state)}")
 
 
@@ -287,7 +308,7 @@ def misfit(slot: Slot, saved: Saved, family: Family) -> bool:
     return any(
         isinstance(v, Tensor) and not v.is_nested and v.shape != shape(family, k, slot.tensor)
         for k, v in saved.state.items()
-        if k not in scalar_keys(family)
+        if k in family.keys - scalar_keys(family)
     )
 
 
@@ -371,7 +392,19 @@ def _copied(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(map(_copied, value))
+    if type(value) is dict:
+        return {k: _copied(v) for k, v in value.items()}
     return copy.deepcopy(value)
+
+
+def _lent(value: Any, p: Tensor | None = None) -> Any:
+    """What others keep in a state, as it is: a tensor beside a parameter's state on its device."""
+    if isinstance(value, Tensor) and p is not None:
+        return value.detach().to(p.device, copy=True)
+    try:
+        return _copied(value)
+    except Exception:  # whatever a stranger's object raises; torch copies nothing
+        return value
 
 
 def merged(
@@ -406,7 +439,7 @@ def unknown(family: Family, taken: Mapping[str, Any], own: Mapping[str, Any]) ->
     def option(value: Any) -> bool:
         if isinstance(value, (tuple, list)):
             return bool(value) and all(map(option, value))
-        return not math.isnan(number(value))
+        return isinstance(value, bool) or not math.isnan(number(value))
 
     return [k for k, v in taken.items() if k not in known and k not in own and option(v)]
 
@@ -445,7 +478,8 @@ def load(
                 (reshaped if wrong else missing).append(slot.label)
             if wrong and not named:  # what stands behind it may have moved up or down
                 lost.add(slot.group)
-    state = _states(called, pairs, families, made)
+    state: Any = _states(called, pairs, families, made)
+    state.update({k: _lent(v) for k, v in apart(saved, rows).items()})
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=stacklevel)
     matched = tuple(dict.fromkeys(slot.label for slot, _, fresh in pairs if not fresh))
@@ -486,8 +520,7 @@ def _options(
         names = groups[places[0]].get("param_names") if places else None
         if names is not None and "param_names" not in own:
             group["param_names"] = list(names)
-        check_group(called, index, family, group)
-        made.append(group)
+        made.append(check_group(called, index, family, group))
         families.append(family)
     if foreign:
         complaints.append(
@@ -515,7 +548,9 @@ def _states(
         check_state(called, slot, row, families[slot.group], groups[slot.group])
     state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     for slot, row in taken:
-        state[slot.tensor] = {k: _moved(k, v, slot.tensor) for k, v in row.state.items()}
+        p, known = slot.tensor, families[slot.group].keys
+        state[p] = {k: _moved(k, v, p) if k in known else _lent(v, p)
+                    for k, v in row.state.items()}  # fmt: skip
     return state
 
 

@@ -2,29 +2,79 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .definition import inside
 
 
+def plain(value: Any) -> Any:
+    """A number of any kind, of numpy's too, as Python's own; a tensor and what is none, text among
+    it, as it is.
+    """
+    if type(value) in (bool, int, float) or isinstance(value, Tensor):
+        return value
+    try:
+        if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+            value = value.item()  # of numpy, or of another library's arrays
+        if isinstance(value, Integral):
+            return value if isinstance(value, bool) else int(value)
+        return float(value) if isinstance(value, (Real, Decimal)) else value
+    except (TypeError, ValueError, OverflowError):  # too large, or no number after all
+        return value
+
+
+def real(value: Any) -> float:
+    """A real number, or a tensor of one, as a float; nan for anything else."""
+    try:
+        if isinstance(value, Tensor):
+            whole = value.numel() == 1 and value.layout is torch.strided
+            good = whole and not value.is_complex() and value.dtype is not torch.bool
+            return float(value.detach()) if good else math.nan
+        value = plain(value)
+        return float(value) if type(value) in (int, float) else math.nan
+    except (RuntimeError, TypeError, ValueError, OverflowError, NotImplementedError):
+        return math.nan
+
+
+def several(value: Any, size: int) -> tuple[Any, ...] | None:
+    """The members of a list, an array or another sequence of that size, numbers made plain; None
+    for anything else.
+    """
+    text = isinstance(value, (str, bytes, bytearray, Mapping))
+    if text or not (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+        return None
+    try:
+        if len(value) != size:
+            return None
+        return tuple(map(plain, value.tolist() if isinstance(value, Tensor) else value))
+    except (TypeError, RuntimeError):  # an array without dimensions, a class, no memory
+        return None
+
+
 def whole(called: str, name: str, value: Any, least: int) -> int:
     """`value` as an int; ValueError if it is no whole number of at least `least`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    found = plain(value)
+    if type(found) is not int or found < least:
         raise ValueError(
             f"{called}: {name}={value!r} was given, expected a whole number of {least} or more"
         )
-    return int(value)
+    return found
 
 
 def number(called: str, name: str, value: Any, interval: str) -> float:
     """`value` as a float; ValueError if it is no number in an interval written as "[0, inf)"."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not inside(interval, float(value)):
+    found = math.nan if isinstance(value, Tensor) else real(value)
+    if not inside(interval, found):
         raise ValueError(f"{called}: {name}={value!r} was given, expected a number in {interval}")
-    return float(value)
+    return found
 
 
 def choice(called: str, name: str, value: Any, known: tuple[str, ...]) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from . import families as house
 from .averaged import AveragedOptimizer
+from .checks import several
 from .definition import Rule, rules
 from .shared import SharedOptimizer
 from .shell import RuleOptimizer
@@ -82,7 +83,8 @@ def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> Any:
             if index is None:
                 hyper[pair] = hyper.pop(name)
                 continue
-            values = list(hyper.get(pair, kind.family.arguments[pair]))
-            values[index] = hyper.pop(name)
-            hyper[pair] = tuple(values)
+            usual, one = kind.family.arguments[pair], hyper.pop(name)
+            values = several(hyper.get(pair, usual), len(usual))
+            if values is not None:  # else the class says what it expected
+                hyper[pair] = (*values[:index], one, *values[index + 1 :])
     return kind(params, **hyper)

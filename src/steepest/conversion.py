@@ -14,20 +14,21 @@ from torch import Tensor
 
 from . import families as house
 from .checkpoint import (
+    ELSEWHERE,
     FIXED,
-    SCHEDULED,
     Saved,
     Slot,
+    apart,
     check_group,
     check_rows,
     check_state,
     needed,
-    number,
     read,
     scalar_keys,
 )
+from .checks import real as number
 from .definition import COMPENSATION, Rule
-from .families import WITHOUT_EFFECT, Family
+from .families import SCHEDULED, WITHOUT_EFFECT, Family
 from .formulas import modifiers
 from .plan import program_of
 from .trace import host_function
@@ -134,16 +135,18 @@ def convert(
         names[family.name] = None
         group = {**family.arguments, **group}
         own = list({r.key: r for r in rows if r.group == i}.values())
-        check_group("convert", i, family, group)
+        group = check_group("convert", i, family, group)
+        tensors = family.keys - scalar_keys(family)
         for row in own:
-            like = [v for k, v in row.state.items()
-                    if isinstance(v, Tensor) and k not in scalar_keys(family)]  # fmt: skip
+            like = [v for k, v in row.state.items() if isinstance(v, Tensor) and k in tensors]
             slot = Slot((like or [torch.empty(())])[0], row.name, row.label, i)
             check_state("convert", slot, row, family, group)
         new, states = _converted(family, target, group, own, notes)
-        check_group("convert", i, target, new)
-        made.append(new)
+        made.append(check_group("convert", i, target, new))
         state |= {row.key: s for row, s in zip(own, states, strict=True) if s}
+    for key, value in apart(checkpoint, rows).items():
+        state[key] = value
+        notes.add("kept", repr(key), "somebody else's, of no parameter")
     said = map(notes.of, ("kept", "dropped", "invented"))
     return {"state": state, "param_groups": made}, Converted(
         " and ".join(names), target.name, *said
@@ -154,19 +157,21 @@ def _inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
     """The family that saved a checkpoint, by the names of its options and states."""
     every = list(house.families.values())
     options = set(WITHOUT_EFFECT).union(*({*f.arguments, *f.captured} for f in every))
+    theirs = {*ELSEWHERE}.union(*(f.keys for f in every))
 
-    def possible(family: Family) -> bool:
+    def possible(family: Family, lent: bool = False) -> bool:
         for group, own in zip(groups, rows, strict=True):
             full = {**family.arguments, **group}
             if not options & group.keys() <= {*family.arguments, *family.captured}:
                 return False
             try:
-                check_group("convert", 0, family, full)
+                full = check_group("convert", 0, family, full)
             except (TypeError, ValueError):
                 return False
             selection = family.select(full)
             for row in own:
-                known = {k for k, v in row.state.items() if v is not None} <= family.keys
+                held = {k for k, v in row.state.items() if v is not None}
+                known = (held & theirs if lent else held) <= family.keys
                 if not known or needed(selection, row.state):
                     return False
         return True
@@ -180,8 +185,17 @@ def _inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
         # adamw is adam: they differ in the decay that a group says nothing about
         return [(s.rule.name.replace("adamw", "adam"), s.modifiers, s.choices) for s in found]
 
+    # keys that nobody here knows may be somebody else's, where the options tell who it was
     able = [f for f in every if possible(f)]
+    able = able or [f for f in every if exact(f) and possible(f, lent=True)]
     able = [f for f in able if exact(f)] or able
+    found = {ELSEWHERE[k] for row in (r for own in rows for r in own) for k in row.state
+             if k in ELSEWHERE}  # fmt: skip
+    if not able and found:
+        raise ValueError(
+            f"convert: the checkpoint is of {min(found)}, which is not known here; begin anew, "
+            "from the model's weights alone"
+        )
     if not able:
         raise ValueError(
             "convert: the checkpoint's options and states are of no optimizer that is known here; "
@@ -225,6 +239,10 @@ def _converted(
         notes.add("kept", "everything", "the class is the same")
         return group, [row.state for row in rows]
     rule = source.rule(group)
+    # what others keep beside a state is of the parameter, whatever steps it
+    lent = [{k: v for k, v in row.state.items() if k not in source.keys} for row in rows]
+    rows = [row._replace(state={k: v for k, v in row.state.items() if k in source.keys})
+            for row in rows]  # fmt: skip
     for memory in (_memory(rule, target, _scalars(source, rule, group)), {}):
         found = _Notes()
         new = _regrouped(source, target, rule, group, memory, found)
@@ -234,7 +252,9 @@ def _converted(
     for kind, own in found.items():
         for (what, why), count in own.items():
             notes.add(kind, what, why, count)
-    return new, states
+    for key in (k for own in lent for k in own):
+        notes.add("kept", str(key), "somebody else's", 1)
+    return new, [{**made, **own} for made, own in zip(states, lent, strict=True)]
 
 
 def _means(rule: Rule, what: str) -> bool:

@@ -8,11 +8,11 @@ of its rule.
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import math
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .backends.eager import carries
+from .checks import plain, real, several
 from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
 
@@ -35,6 +36,8 @@ PAIRS = {
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
 # for every class: where the bytes are, and what stands around the rule; in a group only if given
 STORAGE = {"rounding": None, "seed": 0, "cautious": False, "clip_norm": None}
+# what torch's schedulers leave in a group
+SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 ROUNDINGS = ("stochastic", "kahan")
 _DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 _DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple", "fixed_decay"}
@@ -121,61 +124,87 @@ class Family:
                 raise TypeError(f"{self.name} has no argument {name!r}; {nearest(name, known)}")
         return options
 
-    def misspelt(self, group: Group) -> None:
-        """TypeError for an entry that is nearly an option; a group may carry those of others."""
+    def slips(self, group: Group) -> list[str]:
+        """The entries that are slips of the pen, and nobody else's: an option with other capitals
+        or underscores, or one letter away from one of five or more.
+        """
         known = {*self.arguments, *self.captured, *STORAGE, "params", "param_names", "rule"}
+        bare = {n.replace("_", ""): n for n in known}
+        found = []
         for name in group:
-            if name not in known and difflib.get_close_matches(name, known, 1, 0.8):
-                raise TypeError(
-                    f"{self.name}: a group has no option {name!r}; {nearest(name, known)}"
-                )
+            letters = re.sub("[_ -]", "", name).lower() if isinstance(name, str) else ""
+            if name in known or name in {*SCHEDULED, *WITHOUT_EFFECT}:
+                continue
+            close = [x for x in bare if x == letters or (len(x) > 4 and one_apart(x, letters))]
+            if close:
+                found.append(f"{name!r}; did you mean {bare[close[0]]!r}?")
+        return found
+
+    def plain(self, group: Group, where: str = "") -> dict[str, Any]:
+        """The group with numbers as Python's own, sequences of them as tuples and flags as bools:
+        whatever they came as, they step, save and load alike. Tensors of one number stay.
+
+        Raises TypeError or ValueError for an option that is none; where: of what checkpoint.
+        """
+        found = dict(group)
+        options = {**self.arguments, **dict.fromkeys(self.captured, 0.0), **STORAGE}
+        for name, default in options.items():
+            if name not in group:
+                continue
+            try:
+                found[name] = _option(name, group[name], default)
+            except (TypeError, ValueError) as error:
+                what = f"{self.name}: {name}={group[name]!r} was given{where}, expected {error}"
+                raise type(error)(what) from None
+        return found
+
+    def _place(self, name: str) -> tuple[str, int | None]:
+        """Where a scalar of a rule stands in a group: the key, and the place in a pair."""
+        key, index = PAIRS.get(name, (name, None))
+        # a rule with one of a pair's names alone takes it under that name
+        return (key, index) if key in self.arguments or index is None else (name, None)
 
     def scalar(self, group: Group, name: str, rule: Rule) -> float:
         """The value of a rule's scalar in a group, betas and their like taken apart."""
         one = self._entry(group, name, rule)
-        try:
-            number = float(one.detach() if isinstance(one, torch.Tensor) else one)
-        except (TypeError, ValueError, RuntimeError):
-            number = math.nan
+        number = one if type(one) is float else real(one)  # at every step
         if number != number:
-            key, _ = PAIRS.get(name, (name, None))
-            value = group[key] if key in group else rule.defaults.get(name)
-            raise TypeError(f"{self.name}: {key}={value!r} was given, expected a number")
+            key, _ = self._place(name)
+            given = group[key] if key in group else rule.defaults.get(name)
+            raise TypeError(f"{self.name}: {key}={given!r} was given, expected a number")
         return number
 
     def read(self, group: Group, name: str, rule: Rule) -> Any:
         """What a step reads of it: the tensor itself where autograd is to go through."""
         number = self.scalar(group, name, rule)
+        if not group.get("differentiable"):
+            return number
         one = self._entry(group, name, rule)
-        return one if group.get("differentiable") and carries(one) else number
+        return one if carries(one) else number
 
     def _entry(self, group: Group, name: str, rule: Rule) -> Any:
-        key, index = PAIRS.get(name, (name, None))
-        one = group[key] if key in group else rule.defaults.get(name)
-        if index is not None and isinstance(one, (tuple, list)):
-            one = one[index] if index < len(one) else math.nan
-        # torch.optim.Adafactor's eps begins with None
-        return rule.defaults[name] if one is None and index == 0 else one
+        key, index = self._place(name)
+        given: Any = group[key] if key in group else rule.defaults.get(name)
+        if index is None or key not in group:
+            return given
+        usual = self.arguments[key]
+        plainly = type(given) is tuple and len(given) == len(usual)
+        members: Any = given if plainly else several(given, len(usual))
+        one = math.nan if members is None else members[index]
+        return rule.defaults[name] if one is None and usual[index] is None else one
 
-    def validate(self, group: Group) -> None:
-        """Raise TypeError or ValueError for an option that is no number or out of limits."""
+    def validate(self, group: Group) -> dict[str, Any]:
+        """The group with its options made plain; TypeError or ValueError for one that is no number
+        or out of limits.
+        """
+        group = self.plain(group)
         rule = self.rule(group)
         limits = {**rule.limits, "weight_decay": ("[0, inf)", ""), "clip_norm": ("(0, inf]", "")}
         for name in (*rule.defaults, "weight_decay", "clip_norm"):
-            key, index = PAIRS.get(name, (name, None))
-            if key not in group or (key == "clip_norm" and group[key] is None):
+            key, index = self._place(name)
+            one: Any = group.get(key)
+            if one is None or (index is not None and one[index] is None):
                 continue
-            given, size = group[key], max(2, len(members_of(key, rule)))
-            if index is not None and not (isinstance(given, (tuple, list)) and len(given) == size):
-                expected = "a pair of" if size == 2 else size
-                raise ValueError(
-                    f"{self.name}: {key}={given!r} was given, expected {expected} numbers"
-                )
-            if isinstance(given, torch.Tensor) and given.numel() != 1:
-                raise ValueError(
-                    f"{self.name}: {key} of shape {tuple(given.shape)} was given, expected a "
-                    "number or a tensor of one element"
-                )
             value = self.scalar(group, name, rule)
             interval, why = limits.get(name, ("[-inf, inf]", ""))
             if not inside(interval, value):
@@ -185,11 +214,11 @@ class Family:
                     f"{self.name}: {what}={value!r} was given, expected a number in {interval}{why}"
                 )
         rounding, seed = group.get("rounding"), group.get("seed", 0)
-        if rounding not in (None, *ROUNDINGS):
+        if rounding is not None and not (isinstance(rounding, str) and rounding in ROUNDINGS):
             raise ValueError(
                 f"{self.name}: rounding={rounding!r} was given, expected one of {ROUNDINGS} or None"
             )
-        if not isinstance(seed, int) or isinstance(seed, bool):
+        if type(seed) is not int:
             raise TypeError(f"{self.name}: seed={seed!r} was given, expected a whole number")
         if group.get("differentiable") and _iterates(rule):
             raise ValueError(
@@ -209,6 +238,7 @@ class Family:
             )
         if complaint := self.check(group):
             raise ValueError(f"{self.name}: {complaint}")
+        return group
 
     @cached_property
     def keys(self) -> set[str]:
@@ -241,8 +271,82 @@ def asked(group: Group, name: str) -> bool:
     return bool(value) or (bool(group.get("differentiable")) and carries(value))
 
 
-def warn(called: str, groups: Sequence[Group]) -> None:
+def one_apart(a: str, b: str) -> bool:
+    """Whether words differ by one letter: another, one more or less, or two that changed places."""
+    short, long = sorted((a, b), key=len)
+    if len(short) < len(long):
+        return short in [long[:i] + long[i + 1 :] for i in range(len(long))]
+    at = [i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y]
+    return len(at) == 1 or (len(at) == 2 and [a[at[0]], a[at[1]]] == [b[at[1]], b[at[0]]])
+
+
+def taken(called: str, group: dict[str, Any]) -> None:
+    """Put the tensors of an iterator that is a group's params into a list in the user's own dict,
+    as torch does: else a second optimizer made of that dict would have no parameters.
+
+    Raises ValueError for a generator that was used up; UserWarning for another iterator without
+    tensors.
+    """
+    params = group["params"]
+    listed = params if isinstance(params, (list, tuple)) else ()
+    if odd := [x for x in listed if isinstance(x, tuple) and len(x) != 2]:
+        raise TypeError(f"{called}: params has {odd[0]!r}, expected tensors or (name, tensor) each")
+    if not isinstance(params, Iterator):
+        return
+    used = inspect.isgenerator(params) and inspect.getgeneratorstate(params) == inspect.GEN_CLOSED
+    cure = "pass a list, which can be used more than once"
+    if used:
+        raise ValueError(f"{called}: a group's params is a generator that was used up; {cure}")
+    group["params"] = [*params]
+    if not group["params"]:
+        given = type(params).__name__
+        warnings.warn(
+            f"{called}: a group's params is a {given} that gave no tensors; if it was used before, "
+            f"{cure}",
+            stacklevel=5,
+        )
+
+
+def _option(name: str, value: Any, default: Any) -> Any:
+    """An option made plain; TypeError or ValueError that says what was expected."""
+    if name == "seed" or name in WITHOUT_EFFECT:
+        return plain(value)
+    if isinstance(default, bool):
+        found = plain(value)
+        if type(found) not in (bool, int) or found not in (0, 1):
+            raise TypeError("True or False")
+        return bool(found)
+    if isinstance(default, str) and not isinstance(value, str):
+        raise TypeError("a str")
+    if isinstance(default, tuple):
+        words = f"{'a pair of' if len(default) == 2 else len(default)} numbers"
+        if (found := several(value, len(default))) is None:
+            raise ValueError(words)
+        # torch.optim.Adafactor's eps begins with None
+        return tuple(
+            None if one is None and usual is None else _number(one, words)
+            for one, usual in zip(found, default, strict=True)
+        )
+    if isinstance(default, (int, float)) or (name == "clip_norm" and value is not None):
+        return _number(value, "a number")
+    return value
+
+
+def _number(value: Any, words: str) -> Any:
+    if isinstance(value, torch.Tensor) and value.numel() != 1:
+        raise ValueError(f"{words} or a tensor of one element, not of shape {tuple(value.shape)}")
+    if math.isnan(real(value)):
+        text = isinstance(value, (str, bytes))  # as YAML reads 1e-3
+        raise TypeError(words + "; write it without quotes, and 1.0e-3 for 1e-3 in YAML" * text)
+    return plain(value)
+
+
+def warn(called: str, family: Family, groups: Sequence[Group]) -> None:
     """UserWarning for what a new group, the last one, may do that its user does not mean."""
+    for slip in family.slips(groups[-1]):
+        warnings.warn(
+            f"{called}: a group has the entry {slip} It is kept, without effect", stacklevel=5
+        )
     if [g.get("clip_norm") is not None for g in groups].count(True) == 2:
         warnings.warn(
             f"{called}: clip_norm holds each group below it on its own; for all groups together "

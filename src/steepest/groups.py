@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from numbers import Real
 from typing import Any
 
 import torch
@@ -17,8 +15,9 @@ from torch.nn.modules import batchnorm, instancenorm, normalization
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from .checks import plain, real
 from .classes import class_of
-from .definition import Rule
+from .definition import Rule, inside
 
 One = str | type[nn.Module] | Callable[[str, Tensor], bool]
 Where = One | Sequence[One]
@@ -148,7 +147,7 @@ def param_groups(
         raise TypeError(
             f"model is a {type(model).__name__}, expected a torch.nn.Module; pass the model itself"
         )
-    _number("weight_decay", weight_decay, "[0, inf)")
+    weight_decay = _number("weight_decay", weight_decay, "[0, inf)")
     model, routes = _bare(model), _routes(rules)
     found: dict[int, list[_Place]] = {}
     for place in _places(model):
@@ -159,7 +158,7 @@ def param_groups(
         "no_decay": _Choice("no_decay", no_decay, everything),
     }
     if layer_decay is not None:
-        _number("layer_decay", layer_decay, "(0, 1]")
+        layer_decay = _number("layer_decay", layer_decay, "(0, 1]")
         depth, labels = _depths(everything, layers)
     elif layers is not None:
         raise ValueError("layers was given without layer_decay; give both, or neither")
@@ -195,7 +194,7 @@ def param_groups(
     top = max(level for _, level, _ in bins)  # of what is trained
     for (route, level, still), params in sorted(bins.items(), key=lambda item: item[0]):
         entry = routes[route] if route >= 0 else {}
-        options = {k: v for k, v in entry.items() if k not in ("where", "name")}
+        options = {k: plain(v) for k, v in entry.items() if k not in ("where", "name")}
         rate = options.get("lr", None if "rule" in entry else lr)
         if layer_decay is not None and rate is None:
             what = f"the entry rules[{route}]" if "rule" in entry else "param_groups"
@@ -205,10 +204,11 @@ def param_groups(
             )
         if rate is not None:
             if not isinstance(rate, Tensor):
-                _number("lr", rate, "[0, inf)")
+                rate = _number("lr", rate, "[0, inf)")
             below = top - level
             options["lr"] = rate * layer_decay**below if layer_decay is not None else rate
-        options["weight_decay"] = 0.0 if still else options.get("weight_decay", weight_decay)
+        decays = _number("weight_decay", options.get("weight_decay", weight_decay), "[0, inf)")
+        options["weight_decay"] = 0.0 if still else decays
         words = [entry.get("name", entry.get("rule", f"rules[{route}]" if entry else ""))]
         title = " ".join(filter(None, [*words, labels[level], "no decay" if still else "decay"]))
         if any(g["name"] == title for g in groups):  # two entries with one rule
@@ -254,10 +254,11 @@ def _meant(entry: Any, place: _Place) -> bool:
     return bool(entry(place.name, place.tensor))
 
 
-def _number(name: str, value: Any, interval: str) -> None:
-    good = isinstance(value, Real) and not isinstance(value, bool) and float(value) >= 0
-    if not good or (not 0 < float(value) <= 1 if interval == "(0, 1]" else math.isinf(value)):
+def _number(name: str, value: Any, interval: str) -> Any:
+    """The number made plain; a tensor stays one."""
+    if not inside(interval, real(value)):
         raise ValueError(f"{name}={value!r} was given, expected a number in {interval}")
+    return plain(value)
 
 
 def _routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -110,7 +110,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 "model.parameters(), and a new generator if this one was used up"
             )
         options = {n: v for n, v in options.items() if v is not None or n not in house.STORAGE}
-        super().__init__(params, {**self.family.arguments, **options})
+        super().__init__(params, self.family.plain({**self.family.arguments, **options}))
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
                 "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
@@ -145,6 +145,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 'one with "params": the tensors'
             )
         family = self._family(param_group)
+        house.taken(self._called, param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
             param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
         all_have = {*house.STORAGE, "differentiable"}
@@ -154,8 +155,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         group = {**own, **param_group}
         if group.get("rounding") == "stochastic":
             group.setdefault("seed", 0)
-        family.misspelt(param_group)
-        family.validate(group)
+        group = family.validate(group)
         for name, source in family.captured.items():
             if name not in group:
                 given = family.read(group, source, family.rule(group))
@@ -167,7 +167,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             super().add_param_group(group)
         for name in {*group} - known:  # torch has put the options of this class beside its own
             del group[name]
-        house.warn(self._called, self.param_groups)
+        house.warn(self._called, family, self.param_groups)
 
     def _family(self, group: dict[str, Any]) -> house.Family:
         rule = group.get("rule")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from . import checkpoint
+from .checks import plain, real
 from .definition import inside
 from .shell import RuleOptimizer
 
@@ -58,13 +59,14 @@ class Wrapper(torch.optim.Optimizer):
         found = {}
         for name, ((kind, words, make), interval) in self._options.items():
             value: Any = options.get(name)
-            right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            if not right or not inside(interval, float(value)):
+            given = plain(value)
+            right = isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
+            if not right or not inside(interval, real(int(given) if kind is bool else given)):
                 expected = words if kind is bool else f"{words} in {interval}"
                 raise ValueError(
                     f"{type(self).__name__}: {name}={value!r} was given{where}, expected {expected}"
                 )
-            found[name] = make(value)
+            found[name] = make(given)
         return found
 
     # whose groups, states and defaults they are: schedulers read and write them

@@ -30,7 +30,8 @@ from .words import (
 @rule(
     keys={"row": "row_var", "column": "col_var", "v": "variance"},
     shapes={"row": "rows", "column": "columns"},
-    limits={"beta2_decay": "[-inf, 0]", "eps2": "[0, inf)", "d": "[1, inf)"},
+    # None as eps[0] is no number, and in no limits
+    limits={"beta2_decay": "[-inf, 0]", "eps1": "[0, inf)", "eps2": "[0, inf)", "d": "[1, inf]"},
     search={"lr": (1e-4, 1e-1)},
 )
 def adafactor(

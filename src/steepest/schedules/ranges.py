@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import plain, real
+
 Loss = Callable[[Any, Any], Tensor]
 _FEWEST_STEPS = 10
 _WINDOWS = 10  # that many windows of the moving mean side by side make up the curve
@@ -116,13 +118,14 @@ def range_test(
             "range_test: an LBFGS was given, expected an optimizer that can be copied; let its "
             'line_search_fn="strong_wolfe" find the rate'
         )
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seeds, steps = plain(seeds), plain(steps)
+    chosen = list(range(seeds)) if isinstance(seeds, int) else [*map(plain, seeds)]
     if not chosen or len({*chosen}) != len(chosen) or any(type(s) is not int for s in chosen):
         raise ValueError(
             f"range_test: seeds={seeds!r} was given, expected their number, at least 1, or "
             "different whole numbers"
         )
-    if not 0 < low < high < inf:
+    if not 0 < real(low) < real(high) < inf:
         raise ValueError(
             f"range_test: low={low!r}, high={high!r} were given, expected 0 < low < high"
         )
@@ -130,8 +133,9 @@ def range_test(
         raise ValueError(
             f"range_test: steps={steps!r} was given, expected a whole number from {_FEWEST_STEPS}"
         )
-    if not diverged > 1:
+    if not real(diverged) > 1:
         raise ValueError(f"range_test: diverged={diverged!r} was given, expected a number above 1")
+    low, high, diverged = real(low), real(high), real(diverged)
     if isinstance(batches, Iterator):
         raise TypeError(
             f"range_test: batches is a {type(batches).__name__}, which can be gone through only "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ..checks import whole
+from ..checks import number, whole
 
 
 class RestartFromBest(ReduceLROnPlateau):
@@ -46,14 +46,8 @@ class RestartFromBest(ReduceLROnPlateau):
                 f"RestartFromBest: a {type(model).__name__} was given as the model, expected the "
                 "torch.nn.Module that the optimizer trains"
             )
-        if not 0 < factor < 1:
-            raise ValueError(
-                f"RestartFromBest: factor={factor!r} was given, expected one in (0, 1)"
-            )
-        if type(restarts) is not int or restarts < 0:
-            raise ValueError(
-                f"RestartFromBest: restarts={restarts!r} was given, expected a whole number from 0"
-            )
+        factor = number("RestartFromBest", "factor", factor, "(0, 1)")
+        restarts = whole("RestartFromBest", "restarts", restarts, 0)
         super().__init__(optimizer, mode, factor, whole("RestartFromBest", "patience", patience, 1))
         self.model = model
         self.restarts, self.restarted, self.stopped = restarts, 0, False

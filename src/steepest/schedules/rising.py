@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..checks import whole
+from ..checks import plain, real, several, whole
 
 
 class NoamLR(LRScheduler):
@@ -38,9 +38,10 @@ class NoamLR(LRScheduler):
         self.width = whole("NoamLR", "width", width, 1)
         self.warmup = whole("NoamLR", "warmup", warmup, 1)
         groups = getattr(optimizer, "param_groups", ())  # torch refuses what is no optimizer
-        many = isinstance(factor, Sequence)
-        self.factors = [float(f) for f in factor] if many else [float(factor)] * len(groups)
-        if len(self.factors) != len(groups) or not all(0 <= f < inf for f in self.factors):
+        one = type(plain(factor)) in (int, float)
+        many = [factor] * len(groups) if one else several(factor, len(groups)) or []
+        self.factors = [real(f) for f in many]
+        if len(many) != len(groups) or not all(0 <= f < inf for f in self.factors):
             raise ValueError(
                 f"NoamLR: factor={factor!r} was given, expected a number in [0, inf), or one for "
                 f"each of the {len(groups)} param groups"
@@ -81,7 +82,7 @@ class WarmupLR(LRScheduler):
                 "already; write WarmupLR(CosineAnnealingLR(optimizer, 900), steps=100)"
             )
         self.steps = whole("WarmupLR", "steps", steps, 1)
-        self.start = 1 / (steps + 1) if start is None else float(start)
+        self.start = 1 / (self.steps + 1) if start is None else real(start)
         if not 0 <= self.start <= 1:
             raise ValueError(f"WarmupLR: start={start!r} was given, expected a share in [0, 1]")
         self.after = after

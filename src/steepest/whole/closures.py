@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import plain, real
 from ..definition import inside
 
 WHOLE = "whole"
@@ -70,9 +70,9 @@ class WholeLoss(torch.optim.Optimizer):
                 right = any(value is a or (type(value) is type(a) and value == a) for a in allowed)
                 expected = "one of " + ", ".join(map(repr, allowed))
             else:
-                kind = Integral if name in self._whole else Real
-                number = isinstance(value, kind) and not isinstance(value, bool)
-                right = number and inside(allowed, float(value))
+                options[name] = value = plain(value)
+                number = type(value) is int or (type(value) is float and name not in self._whole)
+                right = number and inside(allowed, real(value))
                 expected = f"a {'whole ' if name in self._whole else ''}number in {allowed}"
             if not right:
                 self._refuse(f"{name}={value!r} was given, expected {expected}")
@@ -295,9 +295,9 @@ class Randomly(WholeLoss):
     _random: torch.Generator
 
     def _seeded(self, seed: int) -> None:
-        if not isinstance(seed, Integral) or isinstance(seed, bool):
+        if type(chosen := plain(seed)) is not int:
             self._refuse(f"seed={seed!r} was given, expected a whole number", TypeError)
-        self._memory["generator"] = torch.Generator().manual_seed(int(seed)).get_state()
+        self._memory["generator"] = torch.Generator().manual_seed(chosen).get_state()
 
     def _guarded(self, closure: Any, step: Callable[[Any], Any]) -> Any:
         def drawing(closure: Any) -> Any:

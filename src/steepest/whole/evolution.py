@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import plain, several
 from .closures import Randomly
 
 
@@ -80,11 +81,13 @@ class Genetic(Randomly):
 
     def _check(self, options: dict[str, Any]) -> None:
         super()._check(options)
-        interval, bits = options["interval"], options["bits"]
+        interval, bits = options["interval"], plain(options["bits"])
+        options["bits"] = bits
         if interval is not None:
-            ends = list(interval) if isinstance(interval, (tuple, list)) else []
+            ends: Any = several(interval, 2) or ()
             if len(ends) != 2 or not all(isinstance(e, (int, float)) for e in ends):
                 self._refuse(f"interval={interval!r} was given, expected (low, high)")
+            options["interval"] = ends
             if not -math.inf < ends[0] < ends[1] < math.inf:
                 self._refuse(f"interval={interval!r} was given, expected low < high, both finite")
         if bits is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..definition import inside
+from ..checks import number
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
     Raises TypeError and ValueError for empty data, numbers that are not finite, shapes that do not
     fit, a ridge below 0.
     """
-    if isinstance(ridge, bool) or not isinstance(ridge, Real) or not inside("[0, inf)", ridge):
-        raise ValueError(f"least_squares: ridge={ridge!r} was given, expected a number in [0, inf)")
+    ridge = number("least_squares", "ridge", ridge, "[0, inf)")
     if y is None and hasattr(x, "shape"):
         raise ValueError(
             "least_squares: X was given without y, expected both, or an iterable of pairs (X, y)"
