@@ -145,7 +145,9 @@ def test_a_gradient_of_transposed_shape(shape):
         optimizer.step()
         assert torch.equal(p.detach(), before - g)
     else:
-        with pytest.raises(RuntimeError, match=r"shape \(50, 20\).* expected one like .*\(20, 50\)"):
+        with pytest.raises(
+            RuntimeError, match=r"shape \(50, 20\).* expected one like .*\(20, 50\)"
+        ):
             optimizer.step()
         assert torch.equal(p.detach(), before)
 

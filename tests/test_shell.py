@@ -758,9 +758,10 @@ def test_an_expanded_parameter_is_refused_before_anything_moves(backend):
 def test_an_interrupted_step_does_not_lose_the_state(monkeypatch):
     (p,) = params((3,))
     made = steepest.Adam([p])
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Plan, "_put", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
-        made.step()
+        with pytest.raises(KeyboardInterrupt):
+            made.step()
     made.step()
     assert float(made.state[p]["step"]) == 1
 

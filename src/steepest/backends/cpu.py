@@ -151,8 +151,9 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
     if storage == "kahan" and not first:
         lines.append("compensation[i] = narrow(cut(new, widen(narrow(new))))")
     # a float32 count would stand still from here on: the caller puts a wider one there
-    counted = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:", f"    kinds[k], job[{MARKED}] = {FULL}, 1", "else:",
-               "    put(cells[k], kinds[k], t)"]  # fmt: skip
+    full = f"kinds[k], job[{MARKED}] = {FULL}, 1"
+    counted = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:", f"    {full}"]
+    counted += ["else:", "    put(cells[k], kinds[k], t)"]
     every = [(name, kind) for kind, names in ARRAYS.items() for name in names]
     arrays = [f"{name} = {kind}(job[{i}])" for i, (name, kind) in enumerate(every, MARKED + 1)]
     types = [(x, "halves" if x in halves else "reals") for x in tensors]

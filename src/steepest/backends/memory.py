@@ -348,9 +348,7 @@ class Gradients:
         self.native = native = _native()
         self.expected: list[Any] = []
         if native is None:
-            self.expected = [
-                (like.dtype, p.device, p.layout, p.shape, p.stride()) for p in params
-            ]
+            self.expected = [(like.dtype, p.device, p.layout, p.shape, p.stride()) for p in params]
             return
         tape: list[int] = []
         about, size = int(native.walk([[like]], {})[2]) - 1, like.element_size()

@@ -182,7 +182,8 @@ class Plan:
                 elif made is not None:
                     steps.append(lambda step=made.step: step(None))
         state = self.optimizer.state
-        steps += [lambda members=members: _together(state, members) for members in spanning.values()]
+        for members in spanning.values():
+            steps.append(lambda members=members: _together(state, members))
 
         def run() -> None:
             if self.seen is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import codecs
-from ..backends.memory import FINE, MISFIT, NONE, STRIDES, Gradients
+from ..backends.memory import MISFIT, NONE, STRIDES, Gradients
 from .part import Part, Ready, Stale, States, local
 
 _grad = attrgetter("grad")
@@ -22,9 +22,7 @@ class CompiledPart(Part):
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         from ..backends import cpu
 
-        columns = [
-            [self.walkable(k, p, key) for k, p in enumerate(params)] for key in self.dtypes
-        ]
+        columns = [[self.walkable(k, p, key) for k, p in enumerate(params)] for key in self.dtypes]
         storage = (self.wanted.rounding or "nearest") if self.half else ""
         columns = [params, *columns]
         self.work = cpu.Work(self.program, storage, self.wide, columns, self.cells, self.firsts)

@@ -221,7 +221,7 @@ class Part:
             )
         if isinstance(x, Tensor) and not in_bounds(x):
             raise RuntimeError(f"{self.rule}: {_cut_short(f'state {key!r}', x)}")
-        return float(x)
+        return float(x.detach() if isinstance(x, Tensor) else x)
 
     def cell(self, row: int, k: int, given: Any, value: float, dtype: torch.dtype) -> Tensor:
         """The tensor that this number is kept in: the one that is there, if it can be."""
