@@ -37,7 +37,8 @@ def compiled(source: str) -> str:
 class _Function:
     def __init__(self, definition: ast.FunctionDef, function: ir.Function, known: Any) -> None:
         self.known, self.function = known, function
-        self.b = b = ir.IRBuilder(function.append_basic_block())
+        self.b: Any = ir.IRBuilder(function.append_basic_block())
+        b = self.b
         stored = (n.id for n in ast.walk(definition) if isinstance(n, ast.Name))
         names = [a.arg for a in definition.args.args]
         self.at = {n: b.alloca(_WORD) for n in dict.fromkeys([*names, *stored])}

@@ -210,7 +210,8 @@ class _Native:
         source = _SOURCE.format(free=_FREE, **_AT)
         loop = machine.load_text("memory", compiled(source))
         # Python's own functions are called: unlike the loops of rules this one keeps the lock
-        self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(ctypes.cast(loop, ctypes.c_void_p).value)
+        at: Any = ctypes.cast(loop, ctypes.c_void_p).value  # type: ignore[arg-type]
+        self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(at)
 
     def walk(self, lists: list[list[Tensor]], state: Any) -> np.ndarray:
         """What the walk over lists and dicts writes."""

@@ -7,6 +7,7 @@ first one writes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -180,10 +181,9 @@ class Plan:
                 if program.spans and not program.clips:
                     spanning.setdefault(program.rule.name, []).append((part, owners, made))
                 elif made is not None:
-                    steps.append(lambda step=made.step: step(None))
+                    steps.append(partial(made.step, None))
         state = self.optimizer.state
-        for members in spanning.values():
-            steps.append(lambda members=members: _together(state, members))
+        steps += [partial(_together, state, members) for members in spanning.values()]
 
         def run() -> None:
             if self.seen is None:

@@ -324,9 +324,8 @@ class Part:
         """
         for p in (owners[k] for k in at):
             x = state[p].get("step") if p in state else None
-            full = isinstance(x, Tensor) and x.dtype is torch.float32 and float(x) >= LIMIT
-            if full and not x.is_shared():
-                state[p]["step"] = x.double() + 1
+            if isinstance(x, Tensor) and x.dtype is torch.float32 and float(x) >= LIMIT:
+                state[p]["step"] = x if x.is_shared() else x.double() + 1
 
     def carried_of(self, owners: list[Tensor], state: States, k: int) -> list[Any]:
         """The carried scalars of one parameter."""
