@@ -21,6 +21,7 @@ import torch
 
 from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
+from .formulas.words import Parted
 
 Group = Mapping[str, Any]
 PAIRS = {
@@ -57,10 +58,13 @@ class Selection(NamedTuple):
 def careful(rule: Rule) -> Rule:
     """The rule with `modifiers.cautious` after it."""
 
-    def function(*tensors: Any, **scalars: Any) -> Any:
-        new = rule.function(*tensors, **scalars)
-        moved, *rest = new if isinstance(new, tuple) else (new,)
-        return modifiers.cautious(tensors[0], tensors[1], moved), *rest
+    def function(p: Any, g: Any, *states: Any, **scalars: Any) -> Any:
+        new = rule.function(Parted(p), g, *states, **scalars)
+        new, *rest = new if isinstance(new, tuple) else (new,)
+        if not isinstance(new, Parted):  # no sum of a share of p and a step
+            new = Parted(p) + (new - p)
+        rest = [x.whole() if isinstance(x, Parted) else x for x in rest]
+        return modifiers.cautious(g, new.share * p, new.moved), *rest
 
     made = copy.copy(rule)
     made.function = function
@@ -138,7 +142,7 @@ class Family:
                 value if index is None or not isinstance(value, (tuple, list)) else value[index]
             )
             # torch.optim.Adafactor's eps begins with None
-            number = float(rule.defaults[name] if one is None and index == 0 else one)  # type: ignore[arg-type]
+            number = float(rule.defaults[name] if one is None and name == "eps1" else one)  # type: ignore[arg-type]
         except (TypeError, ValueError, RuntimeError, IndexError):
             number = math.nan
         if number != number:
@@ -149,7 +153,8 @@ class Family:
         """Raise TypeError or ValueError for an option that is no number or out of limits."""
         rule = self.rule(group)
         limits = {**rule.limits, "weight_decay": ("[0, inf)", ""), "clip_norm": ("(0, inf]", "")}
-        for name in (*rule.defaults, "weight_decay", "clip_norm"):
+        limits |= {n: rule.limits[of] for n, of in rule.captured.items() if of in rule.limits}
+        for name in (*rule.defaults, *rule.captured, "weight_decay", "clip_norm"):
             key, index = PAIRS.get(name, (name, None))
             if key not in group or (key == "clip_norm" and group[key] is None):
                 continue
@@ -166,7 +171,8 @@ class Family:
                 )
             value = self.scalar(group, name, rule)
             interval, why = limits.get(name, ("[-inf, inf]", ""))
-            if not inside(interval, value):
+            usual = name == "eps1" and given[0] is None
+            if not usual and not inside(interval, value):
                 what = key if index is None else f"{key}[{index}]"
                 why = why and f"; {why}"
                 raise ValueError(

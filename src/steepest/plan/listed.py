@@ -13,7 +13,7 @@ from .. import codecs
 from ..backends import eager, foreach
 from ..families import Selection
 from ..trace import host_function
-from .part import Part, Row, describe, program_of
+from .part import Part, Row, Wanted, describe, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 
@@ -107,6 +107,12 @@ class SparsePart(ForeachPart):
 class ReferencePart(ForeachPart):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
+    def __init__(self, wanted: Wanted, *about: Any) -> None:
+        super().__init__(wanted, *about)
+        # squares and sums of float32 may be beyond it; MPS has nothing wider
+        if self.program.reductions and self.params[0].device.type != "mps":
+            self.kind = torch.float64
+
     def ready(self, scalars: list[float]) -> Callable[[], None]:
         at, grads = self.gradients()
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
@@ -130,7 +136,8 @@ class ReferencePart(ForeachPart):
             loaded = self.load(lists)
             p, *states = (x for (x,) in loaded)
             tensors = [p, codecs.load(g, self.kind), *states]
-            new, carried = eager.run(program, choices, tensors, values)
+            stored = self.params[k].dtype.to_real()
+            new, carried = eager.run(program, choices, tensors, values, stored)
             if add:
                 return
             if not differentiable:
@@ -140,7 +147,8 @@ class ReferencePart(ForeachPart):
                 self.store(lists, loaded, row)
             else:
                 codecs.view(self.params[k]).copy_(new.pop(rule.tensors[0]))
-                state.update((rule.keys[name], x) for name, x in new.items())
+                for key, x in ((rule.keys[name], x) for name, x in new.items()):
+                    state[key] = x.to(state[key].dtype)
             self.count(row, carried)
 
         def step() -> None:
