@@ -146,6 +146,5 @@ def soap(
     moves = where(t > 1, moves + 1, 0)
     due = where(moves >= precondition_frequency, 1, 0)
     v = where(due > 0, lambda: ranked(v, c, q), v)
-    later = where(due > 0, lambda: refined(c, q, g), q)
-    q = where(t > 1, later, lambda: eigenvectors(c, g))
+    q = where(t > 1, where(due > 0, lambda: refined(c, q, g), q), lambda: eigenvectors(c, g))
     return p, m, v, c, q, moves * (1 - due)
