@@ -32,7 +32,8 @@ MEANINGS = {
     "rounding": '`"stochastic"` or `"kahan"`, for 16-bit parameters',
     "seed": "of the stochastic rounding",
     "clip_norm": "the norm of a group's gradients is held below it (arXiv:1211.5063)",
-    "cautious": "leaves out what goes against the newest gradient (arXiv:2411.16085)",
+    "cautious": "drop the components of the step that do not oppose the current gradient "
+    "(arXiv:2411.16085)",
 }
 
 

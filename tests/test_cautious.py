@@ -90,6 +90,67 @@ def test_every_rule_takes_it(name):
     torch.testing.assert_close(ends[1], ends[2], rtol=1e-5, atol=1e-6)
 
 
+SHRUNK = {
+    "adan": lambda lr, decay: 1 / (1 + lr * decay),
+    "prodigy": lambda lr, decay: 1 - 1e-6 * lr * decay,  # its rate is d * lr
+}
+COUPLED = {name for name, rule in steepest.rules.items() if rule.decay == "coupled"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "name",
+    [n for n in steepest.rules if n not in COUPLED and not n.startswith(("schedule", "rprop"))],
+)
+def test_decay_is_never_masked(name, backend):
+    """Where the gradient is 0 or against the step, the decay is all that is left."""
+    p = nn.Parameter(torch.linspace(0.5, 1.5, 12, dtype=torch.float64).reshape(4, 3))
+    lr, decay = 0.01, 0.2
+    options = {"muon": {"adamw_lr": lr}}.get(name, {})
+    made = steepest.optimizer(
+        name, [p], lr=lr, weight_decay=decay, cautious=True, backend=backend, **options
+    )
+    for t in range(4):
+        random = torch.Generator().manual_seed(t)
+        p.grad = torch.randn(p.shape, generator=random, dtype=torch.float64)
+        p.grad[0] = 0
+        before = p.detach().clone()
+        made.step()
+        if name == "soap" and t == 0:
+            continue  # its first step moves nothing
+        share = p.detach()[0] / before[0]
+        if name in ("lars", "lamb"):  # a rate of its own for each tensor
+            assert bool((share < 1).all())
+            torch.testing.assert_close(share, share[:1].expand(3), rtol=1e-12, atol=0)
+            continue
+        wanted = SHRUNK.get(name, lambda lr, decay: 1 - lr * decay)(lr, decay)
+        wanted = wanted / (1 + lr**2) ** 0.5 if name == "fromage" else wanted
+        torch.testing.assert_close(share, torch.full_like(share, wanted), rtol=1e-9, atol=0)
+        # no coordinate moves along its gradient, but for the decay
+        step = wanted * before - p.detach()
+        assert bool((step * p.grad >= -1e-15).all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nor_is_that_of_a_rule_of_ones_own(backend):
+    @steepest.rule
+    def shrinking_momentum(p, g, b, *, lr=0.1, wd=0.0):
+        b = 0.9 * b + g
+        return (p - lr * b) * (1 - lr * wd), b
+
+    p = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    made = steepest.optimizer(
+        shrinking_momentum, [p], weight_decay=0.5, cautious=True, backend=backend
+    )
+    p.grad = torch.ones_like(p)
+    made.step()
+    torch.testing.assert_close(p.detach(), torch.full_like(p, 0.9 * 0.95))
+    p.grad = torch.tensor([-0.1, 1.0]).double()  # against the momentum; along it
+    made.step()
+    wanted = torch.tensor([0.855 * 0.95, (0.855 - 0.19) * 0.95]).double()
+    torch.testing.assert_close(p.detach(), wanted)
+
+
 def test_it_stands_in_a_group_only_if_given_and_may_change():
     p, q = pair()
     assert "cautious" not in steepest.AdamW([p]).param_groups[0]

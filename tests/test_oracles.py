@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import steepest
+from steepest.check.foreign import foreign
 from steepest.check.oracles import ORACLES, Maker
 from steepest.check.settings import CANCELLING, LIMIT, PRECISE, SETTINGS, Setting
 from steepest.check.trajectories import (
@@ -91,7 +92,7 @@ def test_float64(setting, backend):
     if setting.rule == "yellowfin":
         only_ours |= {*steepest.rules["yellowfin"].carried}
     if setting.made_by.kind == "pytorch-optimizer":  # SOAP's, in lists
-        only_ours |= {"row_cov", "col_cov", "row_basis", "col_basis"}
+        only_ours |= {"covariances", "bases"}
     if setting.rule in ("lars", "novograd"):  # not kept by optax, or without lr; see only_theirs
         ours.pop("momentum_buffer", None), theirs.pop("momentum_buffer", None)
         only_ours |= {"exp_avg", "exp_avg_sq"}
@@ -149,7 +150,7 @@ def rmsprop_in_long_double(setting: Setting) -> Tensor:
 @pytest.mark.parametrize("backend", BACKENDS)
 @each([s for s in SETTINGS if s.rule == "msvag"])
 def test_a_variance_of_nothing(setting, backend):
-    """M-SVAG's first variance is 0; its oracle divides what rounding leaves of it by 1e-4."""
+    """M-SVAG's first variance is 0, and so it is with us."""
     long, hyper = np.longdouble, setting.hyper
     lr, beta = (long(hyper.get(k, d)) for k, d in (("lr", 0.01), ("beta", 0.9)))
     p, m, v = torch.cat([x.reshape(-1) for x in starts(SHAPES, torch.float64)]).numpy(), 0, 0
@@ -168,6 +169,43 @@ def test_a_variance_of_nothing(setting, backend):
         made.append(torch.from_numpy(p.astype(np.float64)))
     ours = path_of(setting.made_by.ours, setting, backend=backend)
     assert deviation(ours["p"], torch.stack(made)) <= LIMIT
+
+
+@each([s for s in SETTINGS if s.rule == "prodigy" and s.bound != LIMIT])
+def test_a_last_bit_of_the_parameter_moves_prodigy(setting):
+    """As far as we are from the oracle, it is from itself: d begins with p0 - p, of length d0."""
+
+    def nudged(params: list[Tensor], **hyper: Any) -> Any:
+        made = setting.made_by.oracle(params, **hyper)
+        plain, random = made.step, torch.Generator().manual_seed(0)
+
+        def step() -> None:
+            plain()
+            for p in params:
+                bits = torch.randint(-1, 2, p.shape, generator=random)
+                p.data *= 1 + 2.0**-53 * bits.double()
+
+        made.step = step
+        return made
+
+    moved, theirs = path_of(nudged, setting), oracle(setting)
+    worst = max(deviation(moved[key], theirs[key]) for key in ("p", "s", "exp_avg"))
+    assert worst > LIMIT
+    ours = path_of(setting.made_by.ours, setting)
+    assert max(deviation(ours[key], theirs[key]) for key in ("p", "s", "exp_avg")) <= 10 * worst
+
+
+@pytest.mark.parametrize(
+    ("name", "apart"), [("SOAP", 1e-5), ("MSVAG", 2e-11)], ids=["soap", "msvag"]
+)
+def test_what_pytorch_optimizer_rounds(name, apart):
+    """SOAP's eigenvectors to float32; MSVAG divides the rounding of its first variance by 1e-4.
+
+    The oracles leave out these two, and nothing else, and then agree to the limit.
+    """
+    setting = next(s for s in SETTINGS if s.rule == name.lower())
+    plain = path_of(foreign("pytorch_optimizer", name, foreach=False), setting)
+    assert LIMIT < deviation(plain["p"], oracle(setting)["p"]) < apart
 
 
 # float32

@@ -59,7 +59,7 @@ def store_stochastic(
     elements: the numbers of the elements, counted through the optimizer's parameters. The noise is
     a function of seed, step t and an element's number alone.
     """
-    bits = torch.cat([x.reshape(-1) for x in new]).view(torch.int32)
+    bits = torch.cat([x.reshape(-1) for x in new]).float().view(torch.int32)
     finite = (bits & 0x7F800000) != 0x7F800000
     every = torch.cat([x.reshape(-1) for x in elements])
     bits += torch.where(finite, noise(every, key(seed, t)), 0)

@@ -14,7 +14,7 @@ rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
 """The key of Kahan's second number in `optimizer.state[p]`, beside those of the rule."""
 LARGEST = 10_000
-"""The most rows of a covariance: of a larger dimension, `outer` and `inner` make none."""
+"""The most rows of a covariance: of a larger dimension, `covariances` makes none."""
 _EVERYWHERE = {"params", "backend", "weight_decay", "maximize", "rule", "rounding", "seed",
                "cautious", "clip_norm"}  # fmt: skip
 
@@ -38,8 +38,8 @@ class Rule:
     decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled". A rule
         that has a scalar `wd` is given the decay there, and does with it what it will.
     counts: whether the step count is saved; else `t` is 1 at the first step and 2 ever after.
-    shapes: state -> "rows", "columns", "outer" or "inner", the shape that row_mean, column_mean,
-        outer and inner make of the parameter's.
+    shapes: state -> "rows", "columns" or "covariances", the shape that row_mean, column_mean and
+        covariances make of the parameter's.
         A bool `matrix` among the choices is set for each parameter: whether it has 2 dimensions.
     sparse: what a sparse gradient does: "rows" steps those that it has (all at the first step),
         "dense" fills it up with zeros, "" refuses it.
@@ -161,9 +161,8 @@ class Rule:
     def shape(self, key: str, like: Any) -> Any:
         """The shape of the state with that key, of a parameter of shape `like`."""
         kind = next((kind for s, kind in self.shapes.items() if self.keys[s] == key), "")
-        if kind in ("outer", "inner"):
-            size = like[0] if kind == "outer" else math.prod(like[1:])
-            return (size, size) if size <= LARGEST else (1, 1)
+        if kind == "covariances":
+            return (sum(n * n for n in like if n <= LARGEST),)
         if kind == "rows":
             return (*like[:-1], 1)
         return (*like[:-2], 1, *like[-1:]) if kind == "columns" else like
@@ -195,7 +194,7 @@ def _ieee(x: Any) -> Any:
 _LIMITS = {
     "lr": "[0, inf)", "eps": "[0, inf)", "beta1": "[0, 1)", "beta2": "[0, 1)",
     "momentum": "[0, inf)", "lr_decay": "[0, inf)", "initial_accumulator_value": "[0, inf)",
-    "momentum_decay": "[0, inf)",
+    "momentum_decay": "[0, inf)", "wd": "[0, inf)",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from .backends.eager import carries
 from .checks import plain, real, several
 from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
+from .formulas.words import Parted
 
 Group = Mapping[str, Any]
 PAIRS = {
@@ -61,10 +62,13 @@ class Selection(NamedTuple):
 def careful(rule: Rule) -> Rule:
     """The rule with `modifiers.cautious` after it."""
 
-    def function(*tensors: Any, **scalars: Any) -> Any:
-        new = rule.function(*tensors, **scalars)
-        moved, *rest = new if isinstance(new, tuple) else (new,)
-        return modifiers.cautious(tensors[0], tensors[1], moved), *rest
+    def function(p: Any, g: Any, *states: Any, **scalars: Any) -> Any:
+        new = rule.function(Parted(p), g, *states, **scalars)
+        new, *rest = new if isinstance(new, tuple) else (new,)
+        if not isinstance(new, Parted):  # no sum of a share of p and a step
+            new = Parted(p) + (new - p)
+        rest = [x.whole() if isinstance(x, Parted) else x for x in rest]
+        return modifiers.cautious(g, new.share * p, new.moved), *rest
 
     made = copy.copy(rule)
     made.function = function
@@ -200,7 +204,8 @@ class Family:
         group = self.plain(group)
         rule = self.rule(group)
         limits = {**rule.limits, "weight_decay": ("[0, inf)", ""), "clip_norm": ("(0, inf]", "")}
-        for name in (*rule.defaults, "weight_decay", "clip_norm"):
+        limits |= {n: rule.limits[of] for n, of in rule.captured.items() if of in rule.limits}
+        for name in (*rule.defaults, *rule.captured, "weight_decay", "clip_norm"):
             key, index = self._place(name)
             one: Any = group.get(key)
             if one is None or (index is not None and one[index] is None):

@@ -80,9 +80,9 @@ class RuleOptimizer(torch.optim.Optimizer):
     rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
     (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the
     nearest, with what that cuts off in a second number of 16 bits, the state "compensation".
-    cautious: only what goes against the newest gradient. clip_norm: as
-    torch.nn.utils.clip_grad_norm_ before the step, over the parameters of a group, dtype and
-    device, in the same loop; the gradients themselves stay as they are. A
+    cautious: drop the components of the step that do not oppose the current gradient, and never
+    weight decay. clip_norm: as torch.nn.utils.clip_grad_norm_ before the step, over the parameters
+    of a group, dtype and device, in the same loop; the gradients themselves stay as they are. A
     group may say `rule`, the name of a rule of its own, whose defaults it then takes; rounding and
     seed are those of the optimizer in every group that says nothing else.
 

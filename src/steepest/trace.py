@@ -27,7 +27,7 @@ _WORDS = {w: getattr(words, w) for w in ("sqrt", "log", "abs", "sign", "maximum"
 REDUCTIONS = ("norm", "mean", "total")
 """Words that make one scalar of a tensor: there the program is cut into two passes."""
 SIZES = ("rows", "columns", "precision")
-MATRIX = ("row_mean", "column_mean", "orthogonal", "outer", "inner", "turned", "turned_back",
+MATRIX = ("row_mean", "column_mean", "orthogonal", "covariances", "turned", "turned_back",
           "eigenvectors", "refined", "ranked", *SIZES)  # fmt: skip
 """Words that torch alone can say: a rule that uses them runs as it is written."""
 _FOLD: dict[str, Callable[..., Any]] = {

@@ -302,6 +302,9 @@ class Lookahead(Wrapper):
     Between cycles the parameters are the slow weights. To evaluate in the middle of one on the slow
     weights, as the paper does, write `with optimizer.slow(): evaluate(model)`.
 
+    Differs from the paper: there the best k and alpha are searched for each task. Its authors' code
+    has 5 and 0.8 by default, pytorch-optimizer 5 and 0.5; here they are 6 and 0.5.
+
     Raises TypeError and ValueError for arguments.
     """
 

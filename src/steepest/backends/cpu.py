@@ -141,8 +141,11 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
     for i, (name, node) in enumerate(outputs):
         value = printer.expression(node)
         if first:
-            square = f" * float64({value})" if sums[i].op == "norm" else ""
-            lines.append(f"sum{i} += float64({value}){square}")
+            # a square may be beyond float32, and its factors are not
+            factors = node.args if node.op == "mul" else [node]
+            factors = [node, node] if sums[i].op == "norm" else factors
+            wide = [f"float64({printer.expression(x)})" for x in factors]
+            lines.append(f"sum{i} += {' * '.join(wide)}")
         else:
             if storage and name == p:
                 lines.append(f"new = {value}")

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -43,16 +43,15 @@ words.register(
     row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
     column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),
     orthogonal=lambda x, *about: _orthogonal(x.flatten(1), *about).reshape(x.shape).to(x.dtype),
-    outer=lambda x: _covariance(_matrix(x)),
-    inner=lambda x: _covariance(_matrix(x).T),
-    turned=lambda x, left, right: _turned(x, left, right),
-    turned_back=lambda x, left, right: _turned(x, left.T, right.T),
-    eigenvectors=lambda x: _eigenvectors(x),
-    refined=lambda x, basis: _refined(x, basis),
-    ranked=lambda x, left, q, right, r: _turned(x, _sorting(left, q), _sorting(right, r)),
+    covariances=lambda x: _packed(x, (_covariance(x, k) for k in _squared(x))),
+    turned=lambda x, bases: _turned(x, bases, False),
+    turned_back=lambda x, bases: _turned(x, bases, True),
+    eigenvectors=lambda c, x: _packed(x, map(_eigenvectors, _squares(c, x))),
+    refined=lambda c, q, x: _packed(x, map(_refined, _squares(c, x), _squares(q, x))),
+    ranked=lambda x, *about: _ranked(x, *about),
     rows=lambda x: words.Number(len(x)),
     columns=lambda x: words.Number(math.prod(x.shape[1:])),
-    precision=lambda x: torch.finfo(x.dtype).eps,
+    precision=lambda x: torch.finfo(_stored.get() or x.dtype).eps,
 )
 
 
@@ -66,26 +65,43 @@ def _orthogonal(x: Tensor, a: float, b: float, c: float, eps: float, steps: floa
     return y.T if tall else y
 
 
-def _matrix(x: Tensor) -> Tensor:
+def _squared(x: Tensor) -> list[int]:
+    """The dimensions of x that have a covariance."""
+    return [k for k, n in enumerate(x.shape) if n <= LARGEST]
+
+
+def _packed(x: Tensor, squares: Iterable[Tensor]) -> Tensor:
+    return torch.cat([x.new_empty(0), *(s.reshape(-1) for s in squares)])
+
+
+def _squares(packed: Tensor, x: Tensor) -> list[Tensor]:
+    """What was packed, a square for each dimension of x that has one."""
+    sizes = [x.shape[k] for k in _squared(x)]
+    flat = packed.split([n * n for n in sizes])
+    return [s.view(n, n) for s, n in zip(flat, sizes, strict=True)]
+
+
+def _covariance(x: Tensor, k: int) -> Tensor:
     # where a gradient has no full rank rounding decides, and that by the layout too
-    return x.flatten(1).contiguous()
+    y = x.contiguous().movedim(k, 0).flatten(1)
+    return y @ y.T
 
 
-def _covariance(x: Tensor) -> Tensor:
-    return x @ x.T if len(x) <= LARGEST else x.new_ones(1, 1)
+def _turned(x: Tensor, bases: Tensor, back: bool) -> Tensor:
+    """Each dimension in turn goes to the end, and through its basis if it has one."""
+    of = dict(zip(_squared(x), _squares(bases, x), strict=True))
+    y = x.contiguous()
+    for k in range(x.dim()):
+        y = y.movedim(0, -1)
+        y = y @ (of[k].T if back else of[k]) if k in of else y
+    return y
 
 
-def _eigenvectors(x: Tensor) -> Tensor:
+def _eigenvectors(covariance: Tensor) -> Tensor:
     # of a nan it has none
-    values, vectors = torch.linalg.eigh(x.nan_to_num(0, 0, 0).double())
-    _decided(x, values.diff())
-    return vectors.flip(1).to(x)
-
-
-def _refined(x: Tensor, basis: Tensor) -> Tensor:
-    q, r = torch.linalg.qr(x @ basis @ _sorting(x, basis))
-    _decided(x, r.diagonal())
-    return q
+    values, vectors = torch.linalg.eigh(covariance.nan_to_num(0, 0, 0).double())
+    _decided(covariance, values.diff())
+    return vectors.flip(1).to(covariance)
 
 
 def _decided(covariance: Tensor, sizes: Tensor) -> None:
@@ -100,18 +116,25 @@ def _decided(covariance: Tensor, sizes: Tensor) -> None:
         )
 
 
-def _turned(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    y = _matrix(x)
-    y = left.T @ y if len(left) == y.shape[0] else y
-    return (y @ right if len(right) == y.shape[1] else y).reshape(x.shape)
+def _order(covariance: Tensor, basis: Tensor) -> Tensor:
+    """Of the basis, by its Rayleigh quotients."""
+    return (basis * (covariance @ basis)).sum(0).argsort(descending=True)
 
 
-def _sorting(covariance: Tensor, basis: Tensor) -> Tensor:
-    """The permutation that puts the basis in the order of its Rayleigh quotients."""
-    order = (basis * (covariance @ basis)).sum(0).argsort(descending=True)
-    return torch.eye(len(order), dtype=basis.dtype, device=basis.device)[:, order]
+def _refined(covariance: Tensor, basis: Tensor) -> Tensor:
+    q, r = torch.linalg.qr((covariance @ basis)[:, _order(covariance, basis)])
+    _decided(covariance, r.diagonal())
+    return q
 
 
+def _ranked(x: Tensor, covariances: Tensor, bases: Tensor) -> Tensor:
+    each = map(_order, _squares(covariances, x), _squares(bases, x))
+    for k, order in zip(_squared(x), each, strict=True):
+        x = x.index_select(k, order)
+    return x
+
+
+_stored: ContextVar[torch.dtype | None] = ContextVar("stored", default=None)
 _totals: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=torch.sum)
 
 
@@ -144,12 +167,17 @@ def _scalar(x: Any) -> Any:
 
 
 def run(
-    program: Program, choices: dict[str, Any], tensors: Sequence[Tensor], scalars: dict[str, Any]
+    program: Program,
+    choices: dict[str, Any],
+    tensors: Sequence[Tensor],
+    scalars: dict[str, Any],
+    stored: torch.dtype,
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """One parameter's step: the new tensors by name, and the next carried scalars.
 
-    `tensors` are parameter, gradient and the program's states; autograd goes through, and through
-    those scalars, carried ones too, that are tensors with a history.
+    `tensors` are parameter, gradient and the program's states, in a dtype that may be wider than
+    the one that the parameter is stored in; autograd goes through, and through those scalars,
+    carried ones too, that are tensors with a history.
     """
     rule, number = program.rule, {n: _scalar(v) for n, v in scalars.items()}
     p, g, *states = tensors
@@ -159,7 +187,11 @@ def run(
     rest = [given.get(n, torch.zeros_like(g)) for n in rule.states]
     # what the choices leave unread may be missing
     mine = {n: number.get(n, words.Number(0)) for n in rule.scalars}
-    new = rule.function(p, g, *rest, **mine, **choices)
+    before = _stored.set(stored)
+    try:
+        new = rule.function(p, g, *rest, **mine, **choices)
+    finally:
+        _stored.reset(before)
     new = new if isinstance(new, tuple) else (new,)
     names = (rule.tensors[0], *rule.states)
     values = {n: v for n, v in zip(names, new, strict=False) if n in program.outputs}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -138,6 +138,33 @@ def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
     return optimizer
 
 
+def _msvag(params: Params, **hyper: Any) -> Any:
+    """Of pytorch-optimizer, whose first variance, 0 but for rounding, is not divided by 1e-4."""
+    made = foreign("pytorch_optimizer", "MSVAG", foreach=False)(params, **hyper)
+    rho = made.get_rho
+    made.get_rho = lambda power, beta: 0.5 if power == beta else rho(power, beta)
+    return made
+
+
+class _Float64:
+    """torch, but what asks for float32 is given float64."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _soap(params: Params, **hyper: Any) -> Any:
+    """Of pytorch-optimizer, whose eigenvectors are not rounded to float32 when they are refined."""
+    made = foreign("pytorch_optimizer", "SOAP", foreach=False)(params, **hyper)
+    rounding = type(made).get_orthogonal_matrix_qr
+    names = {**rounding.__globals__, "torch": _Float64()}
+    exact = FunctionType(rounding.__code__, names, argdefs=rounding.__defaults__)
+    made.get_orthogonal_matrix_qr = partial(exact, made)
+    return made
+
+
 def _prodigy(params: Params, **hyper: Any) -> Any:
     return foreign("prodigyopt", "Prodigy")(params, **hyper)
 
@@ -194,7 +221,7 @@ ORACLES: dict[str, Row] = {
     ),
     "lion": _optax("lion", steepest.Lion, {"exp_avg": "mu"}, lr=1e-4, weight_decay=0.0),
     "grams": Row("package", foreign("grams", "Grams"), steepest.Grams, "grams"),
-    "msvag": _second("MSVAG", steepest.MSVAG, shrink=True),
+    "msvag": Row("pytorch-optimizer", shrinking(_msvag), steepest.MSVAG, "pytorch_optimizer"),
     "adopt": Row("package", _adopt, steepest.ADOPT, "adopt"),
     "adan": Row("pytorch-optimizer", _adan, steepest.Adan, "pytorch_optimizer"),
     "ademamix": _optax(
@@ -214,7 +241,7 @@ ORACLES: dict[str, Row] = {
     "prodigy": Row("package", _prodigy, steepest.Prodigy, "prodigyopt"),
     "adafactor": Row("torch", optim.Adafactor, steepest.Adafactor),
     "muon": Row("torch", _muon, steepest.Muon),
-    "soap": _second("SOAP", steepest.SOAP),
+    "soap": Row("pytorch-optimizer", _soap, steepest.SOAP, "pytorch_optimizer"),
     "yellowfin": Row("transcription", YellowFin, steepest.YellowFin),
     "schedule_free_sgd": Row("package", _free("SGD"), steepest.SGDScheduleFree, "schedulefree"),
     "schedule_free_adamw": Row(

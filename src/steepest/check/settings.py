@@ -187,9 +187,7 @@ def _settings() -> Iterator[Setting]:
     yield from twice("signum", {}, {"momentum": 0.5, **decay}, {"lr": 0.001, **decay, **ascent})
     yield from twice("lion", {}, {**betas, **decay}, {"lr": 0.001, **decay, **ascent})
     yield from of("grams", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.01, **decay, **ascent})
-    for hyper in ({}, {"beta": 0.5, **decay}, {"lr": 0.1, **decay, **ascent}):
-        why = "at t=1 the variance v - m * m is 0; the oracle divides what rounding leaves by 1e-4"
-        yield Setting("msvag", hyper, "maximize" in hyper, bound=2e-11, why=why)
+    yield from of("msvag", {}, {"beta": 0.5, **decay}, {"lr": 0.1, **decay, **ascent})
     yield from twice(
         "adopt",
         {},
@@ -233,9 +231,11 @@ def _settings() -> Iterator[Setting]:
         yield Setting("lars", hyper, False, SECOND["lars"])
     yield from of("lamb", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.01, **decay, **ascent})
     yield from of("novograd", {}, {**betas, "eps": 1e-3, **decay}, {"lr": 0.03, **decay, **ascent})
-    for hyper in ({}, {**betas, "d0": 1e-4, **decay}, {"d_coef": 0.5, **decay, **ascent}):
-        why = "d is a quotient of sums over all parameters, and every later step is made of it"
-        yield Setting("prodigy", hyper, "maximize" in hyper, bound=1e-9, why=why)
+    yield Setting("prodigy", {})
+    for hyper in ({**betas, "d0": 1e-4, **decay}, {"d_coef": 0.5, **decay, **ascent}):
+        why = "d begins with p0 - p, which is as short as d0: a last bit of p is 1e-10 of it "
+        why += "(test_a_last_bit_of_the_parameter_moves_prodigy)"
+        yield Setting("prodigy", hyper, "maximize" in hyper, bound=1e-10, why=why)
     tiny = {"eps": 1e-30}  # the oracle adds eps before the correction of v, the paper after it
     warm = {**betas, **tiny, "gamma": 0.1, **decay}
     yield from of("mars", tiny, warm, {**tiny, "lr": 0.01, **decay, **ascent})
@@ -250,13 +250,9 @@ def _settings() -> Iterator[Setting]:
     flat = {"momentum": 0.8, "nesterov": False, "adjust_lr_fn": "match_rms_adamw", **decay}
     flat |= {"ns_coefficients": (3.0, -4.0, 2.0), "ns_steps": 3, "eps": 1e-3}
     fast = {"lr": 0.01, "adamw_lr": 0.01, "betas": (0.8, 0.9), "adamw_eps": 1e-6}
-    for hyper in ({}, {**flat, "weight_decay": 0.0}, flat, fast):
-        why = "its iteration is in bfloat16, where a last bit of the momentum may turn a rounding"
-        yield Setting("muon", hyper, hyper is fast, bound=0.03, why=why)
+    yield from of("muon", {}, {**flat, "weight_decay": 0.0}, flat, fast)
     often = {**betas, "eps": 1e-3, "precondition_frequency": 3, **decay}
-    for hyper in ({}, often, {"lr": 0.03, "weight_decay": 0.0, **ascent}):
-        why = "its eigenvectors are rounded to float32 whenever they are refined"
-        yield Setting("soap", hyper, "maximize" in hyper, bound=1e-5, why=why)
+    yield from of("soap", {}, often, {"lr": 0.03, "weight_decay": 0.0, **ascent})
     yield from of("soap", {}, often, {"lr": 0.03, **decay, **ascent}, row=SECOND["soap"])
     yield from of("yellowfin", {}, {"beta": 0.9, **decay}, {"lr": 0.3, **ascent})
     for rule in ("schedule_free_sgd", "schedule_free_adamw"):

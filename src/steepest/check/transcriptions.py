@@ -71,13 +71,14 @@ class EAdam(Transcription):
 class Swats(Transcription):
     """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters together.
 
-    `exp_avg2` is the average rate, and from the switch on the rate of SGD; `sgd` tells which.
+    `exp_avg2` is the average rate, and from the switch on the rate of SGD at the learning rate of
+    the switch, which `sgd` keeps; before that it is 0. The rate of SGD goes on with the schedule.
     """
 
     def __init__(self, params: Params, lr: float = 1e-3, **hyper: Any) -> None:
         super().__init__(params, **{"betas": (0.9, 0.999), "eps": 1e-8, "settled": 1e-9, **hyper})
         self.param_groups[0]["lr"] = lr
-        self.rate, self.sgd = 0.0, False
+        self.rate, self.sgd = 0.0, 0.0
 
     def step(self) -> None:
         was_sgd, self.along, self.length = self.sgd, 0.0, 0.0
@@ -89,9 +90,9 @@ class Swats(Transcription):
             self.rate = beta2 * self.rate + (1 - beta2) * gamma
             corrected = self.rate / (1 - beta2**self.t)
             if self.t > 1 and abs(corrected - gamma) < group["settled"]:
-                self.sgd, self.rate = True, corrected
+                self.sgd, self.rate = group["lr"], corrected
         for state in self.state.values():
-            state |= {"exp_avg2": self.rate, "sgd": float(self.sgd)}
+            state |= {"exp_avg2": self.rate, "sgd": self.sgd}
 
     def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         zero, (beta1, beta2) = torch.zeros_like(p), group["betas"]
@@ -100,7 +101,7 @@ class Swats(Transcription):
         v = state.get("momentum_buffer", zero)
         if self.sgd:
             v = beta1 * v + g
-            p.sub_((1 - beta1) * self.rate * v)
+            p.sub_((1 - beta1) * self.rate * group["lr"] / self.sgd * v)
         else:
             alpha = group["lr"] * math.sqrt(1 - beta2**self.t) / (1 - beta1**self.t)
             step = -alpha * m / (a.sqrt() + group["eps"])
@@ -111,7 +112,7 @@ class Swats(Transcription):
 
 
 class Soap(Transcription):
-    """Algorithms 3 and 4 of Vyas et al. 2024, for matrices; of vectors, Adam.
+    """Algorithms 3 and 4 of Vyas et al. 2024, for any number of dimensions; of vectors, Adam.
 
     Where the paper says nothing, as its authors' code: the first gradient makes no move and is in
     neither moment, moments are corrected by the number of moves, the old eigenvectors are ordered
@@ -130,31 +131,55 @@ class Soap(Transcription):
         if k == 0:
             state |= {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
             if rotated:
-                left, right = (1 - beta2) * (g @ g.T), (1 - beta2) * (g.T @ g)
-                state |= {
-                    "row_cov": left,
-                    "row_basis": torch.linalg.eigh(left).eigenvectors.flip(1),
-                }
-                state |= {"col_cov": right}
-                state |= {"col_basis": torch.linalg.eigh(right).eigenvectors.flip(1)}
+                first = [(1 - beta2) * c for c in _covariances(g)]
+                bases = [torch.linalg.eigh(c).eigenvectors.flip(1) for c in first]
+                state |= {"covariances": _flat(first), "bases": _flat(bases)}
             return
         m = state["exp_avg"] = beta1 * state["exp_avg"] + (1 - beta1) * g
-        g_, m_, q, r = g, m, state.get("row_basis", g), state.get("col_basis", g)
+        g_, m_ = g, m
+        bases = _squares(state["bases"], p.shape) if rotated else []
         if rotated:
-            g_, m_ = q.T @ g @ r, q.T @ m @ r
+            g_, m_ = _along(g, bases), _along(m, bases)
         v = beta2 * state["exp_avg_sq"] + (1 - beta2) * g_ * g_
         n = m_ / (v.sqrt() + group["eps"])
-        n = q @ n @ r.T if rotated else n
+        n = _along(n, [q.T for q in bases]) if rotated else n
         p.sub_(group["lr"] * math.sqrt(1 - beta2**k) / (1 - beta1**k) * n)
         p.mul_(1 - group["lr"] * group["decay"])
         if rotated:
-            left = state["row_cov"] = beta2 * state["row_cov"] + (1 - beta2) * (g @ g.T)
-            right = state["col_cov"] = beta2 * state["col_cov"] + (1 - beta2) * (g.T @ g)
+            old = _squares(state["covariances"], p.shape)
+            mixed = zip(old, _covariances(g), strict=True)
+            new = [beta2 * c + (1 - beta2) * now for c, now in mixed]
+            state["covariances"] = _flat(new)
             if k % group["precondition_frequency"] == 0:
-                state["row_basis"], rows = _refined(left, q)
-                state["col_basis"], columns = _refined(right, r)
-                v = v[rows][:, columns]
+                pairs = [_refined(c, q) for c, q in zip(new, bases, strict=True)]
+                state["bases"] = _flat([q for q, _ in pairs])
+                v = v[torch.meshgrid(*[order for _, order in pairs], indexing="ij")]
         state["exp_avg_sq"] = v
+
+
+_LETTERS = "abcdefgh"
+
+
+def _covariances(g: Tensor) -> list[Tensor]:
+    """Of each dimension: the sum over all others of the products."""
+    letters = _LETTERS[: g.dim()]
+    return [torch.einsum(f"{letters},{letters.replace(x, 'z')}->{x}z", g, g) for x in letters]
+
+
+def _along(x: Tensor, bases: list[Tensor]) -> Tensor:
+    """sum_a x_a.. Q_a' for every dimension."""
+    for letter, q in zip(_LETTERS[: x.dim()], bases, strict=True):
+        letters = _LETTERS[: x.dim()]
+        x = torch.einsum(f"{letters},{letter}z->{letters.replace(letter, 'z')}", x, q)
+    return x
+
+
+def _flat(squares: list[Tensor]) -> Tensor:
+    return torch.cat([s.flatten() for s in squares])
+
+
+def _squares(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
+    return [s.reshape(n, n) for s, n in zip(flat.split([n * n for n in shape]), shape, strict=True)]
 
 
 def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

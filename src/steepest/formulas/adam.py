@@ -130,7 +130,8 @@ def yogi(
     Differs from the paper, as optax and pytorch-optimizer: both averages are corrected as Adam's,
     and the second starts at initial_accumulator_value, where the paper takes the squared gradient
     of a large batch. Differs from these two, as the paper: the first starts at 0. They start it at
-    1e-6 too, so that a parameter without a gradient moves. Use it where gradients are sparse or
+    1e-6 too, so that a parameter without a gradient moves. In its authors' library, TensorFlow
+    Addons, eps stands beside the root before its correction. Use it where gradients are sparse or
     Adam diverges for want of a steady second moment.
     """
     m = average(beta1, m, g)

@@ -48,7 +48,10 @@ def amsbound(
     """AMSBound. Luo et al. 2019, arXiv:1902.09843, algorithm 3.
 
     AdaBound on the largest second moment so far, as AMSGrad is to Adam. Use it where AdaBound's
-    rates are to fall only. Differences from the paper: those of `adabound`.
+    rates are to fall only.
+    Differs from the paper and from the package as `adabound` does: bias correction inside the
+    clipped rate, no 1/sqrt(t), a schedule of lr scales the bounds, base_lr is the group's own. The
+    largest second moment is taken before its correction.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2

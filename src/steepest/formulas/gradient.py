@@ -3,7 +3,10 @@
 from ..definition import rule
 from .words import carried, maximum, where
 
-_BUFFER = {"keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled"}
+_BUFFER = {
+    "keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled",
+    "limits": {"dampening": ("[0, 1]", "it is the share of a new gradient that is held back")},
+}  # fmt: skip
 
 
 @rule(decay="coupled", search={"lr": (1e-3, 1.0)}, sparse="rows")
@@ -69,7 +72,10 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     return p - momentum * v + (1 + momentum) * v_new, v_new
 
 
-@rule(decay="coupled", keys={"a": "ax"}, search={"lr": (1e-3, 1.0)})
+@rule(
+    decay="coupled", keys={"a": "ax"}, search={"lr": (1e-3, 1.0)},
+    limits={"lambd": "[0, inf)", "alpha": "[0, inf)", "t0": ("[0, inf]", "with inf, ax is p")},
+)  # fmt: skip
 def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1), mu=carried(1)):
     """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as torch.optim.ASGD has it.
 

@@ -8,13 +8,12 @@ from .words import (
     carried,
     column_mean,
     columns,
+    covariances,
     eigenvectors,
-    inner,
     maximum,
     mean,
     minimum,
     orthogonal,
-    outer,
     precision,
     ranked,
     refined,
@@ -43,8 +42,9 @@ def adafactor(
     RMSprop that keeps, of a matrix of second moments, the means of its rows and columns alone;
     its step is clipped to a root mean square of d and is a share of the parameter's own.
     Differs from the paper as torch.optim.Adafactor does: eps1 is not added to every square, it
-    bounds what is divided by; None (here -1) is the precision of the parameter's dtype. Use it
-    where the second moment of large matrices does not fit in memory.
+    bounds what is divided by; None (here -1) is the precision of the dtype that the parameter is
+    stored in, whatever its rounding. Use it where the second moment of large matrices does not fit
+    in memory.
     """
     eps1 = where(eps1 < 0, precision(p), eps1)
     if matrix:
@@ -60,80 +60,92 @@ def adafactor(
 
 
 def scaled(other, lr, base_lr):
-    """Another rate, by the share of its start that a schedule has left of lr."""
-    return other * where(base_lr > 0, lr / base_lr, 1)
+    """Another rate, by the share of its start that a schedule has left of lr; 0 where lr is."""
+    return other * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
 
 
 @rule(
     keys={**ADAM_KEYS, "b": "momentum_buffer"},
-    limits={"adamw_lr": "[0, inf)", "adamw_eps": "[0, inf)", "ns_steps": "[1, 100)"},
+    limits={
+        "adamw_lr": "[0, inf)",
+        "adamw_eps": "[0, inf)",
+        "ns_steps": "[1, 100)",
+        "momentum": ("[0, 1)", "it is the share of the old average"),
+        "ns_a": ("(0, inf)", "it is the slope at 0: of another sign it turns the step round"),
+        "ns_b": "(-inf, inf)",
+        "ns_c": "(-inf, inf)",
+    },
     search={"lr": (1e-3, 1e-1)},
 )
 def muon(
     p, g, b, m, v, *, t, lr=1e-3, momentum=0.95, nesterov=True, ns_a=3.4445, ns_b=-4.775,
     ns_c=2.0315, eps=1e-7, ns_steps=5, adjust_lr_fn="original",
-    adamw_lr=3e-4, beta1=0.9, beta2=0.95, adamw_eps=1e-10, base_lr=captured("lr"), matrix=True,
+    adamw_lr=3e-4, beta1=0.9, beta2=0.95, adamw_eps=1e-10, wd=0.1, base_lr=captured("lr"),
+    matrix=True,
 ):  # fmt: skip
     """Muon. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
-    Momentum whose step is made orthogonal: all its singular values become about 1. A parameter
-    of more than two dimensions is taken as a matrix of its first against all others; one of
-    fewer goes by AdamW at adamw_lr, which a schedule of lr scales too. Differs from the post:
-    the momentum is an average, as in torch.optim.Muon. Use it for the hidden matrices of
-    transformers and multilayer networks; hand embeddings and heads to adamw.
+    Momentum whose step is made nearly orthogonal: its singular values become 0.67 to 1.21, but for
+    those below 0.0015 of its norm, which stay smaller. A parameter of more than two dimensions is
+    taken as a matrix of its first against all others; one of fewer goes by AdamW at adamw_lr, which
+    a schedule of lr and the decay go with. Use it for the hidden matrices of transformers and
+    multilayer networks; hand embeddings and heads to adamw.
+    Differs from the post, as torch.optim.Muon: the momentum is an average, eps bounds the norm and
+    is not added to it, there is weight decay, and adjust_lr_fn may be Liu et al.'s. Differs from
+    its authors' code, which torch does not follow beyond matrices: three dimensions are a
+    convolution here and a batch of matrices there, and the factor sqrt(rows / columns) of a
+    convolution is that of the matrix made orthogonal, there that of the kernel's height and width
+    (for every square kernel 1).
     """
     if not matrix:
         rate = scaled(adamw_lr, lr, base_lr)
-        new = adamw.function(p, g, m, v, t=t, lr=rate, beta1=beta1, beta2=beta2, eps=adamw_eps)
-        return new[0], b, *new[1:]
+        p = p * (1 - rate * wd)
+        p, m, v = adamw.function(p, g, m, v, t=t, lr=rate, beta1=beta1, beta2=beta2, eps=adamw_eps)
+        return p, b, m, v
     b = average(momentum, b, g)
     step = average(momentum, b, g) if nesterov else b
     step = orthogonal(step, ns_a, ns_b, ns_c, eps, ns_steps)
+    p = p * (1 - lr * wd)
     if adjust_lr_fn == "match_rms_adamw":
         return p - 0.2 * lr * sqrt(maximum(rows(p), columns(p))) * step, b, m, v
     return p - lr * sqrt(maximum(1, rows(p) / columns(p))) * step, b, m, v
 
 
-def basis(covariance, old, t, due):
-    """Of eigenvectors: begun at the first step, refined when that is due."""
-    later = where(due > 0, lambda: refined(covariance, old), old)
-    return where(t > 1, later, lambda: eigenvectors(covariance))
-
-
 @rule(
-    keys={
-        **ADAM_KEYS, "left": "row_cov", "right": "col_cov", "q": "row_basis", "r": "col_basis",
+    keys={**ADAM_KEYS, "c": "covariances", "q": "bases"},
+    shapes={"c": "covariances", "q": "covariances"},
+    limits={
+        "precondition_frequency": "[1, inf)",
+        "eps": ("(0, inf)", "of a gradient without full rank some second moments are 0"),
     },
-    shapes={"left": "outer", "right": "inner", "q": "outer", "r": "inner"},
-    limits={"precondition_frequency": "[1, inf)"},
 )  # fmt: skip
 def soap(
-    p, g, m, v, left, right, q, r, *, t, lr=3e-3, beta1=0.95, beta2=0.95, eps=1e-8,
+    p, g, m, v, c, q, *, t, lr=3e-3, beta1=0.95, beta2=0.95, eps=1e-8,
     precondition_frequency=10, wd=0.01, moves=carried(0), matrix=True,
 ):  # fmt: skip
     """SOAP. Vyas et al. 2024, arXiv:2409.11321, algorithms 3 and 4.
 
-    Adam in the eigenvectors of the gradient's covariances, of rows and of columns, which are
-    refined every few steps. A parameter of more than two dimensions is taken as a matrix of its
-    first against all others, a dimension above 10,000 keeps its own axes, one of fewer than two
-    goes by Adam. Differs from the paper as its authors' code does: the first gradient only begins
-    the covariances, moments are corrected for their start, and v is sorted along with the
-    eigenvectors. Of what the first gradient does not reach (it has no full rank where rows and
-    columns differ), the eigenvectors are rounding's, so that machines may part there. Use it for
-    transformers whose matrices are small enough for a square of each side.
+    Adam in the eigenvectors of the gradient's covariances, one of each dimension, which are refined
+    every few steps. A dimension above 10,000 keeps its own axes, a parameter of fewer than two
+    dimensions goes by Adam, complex ones are refused. Differs from the paper as its authors' code
+    does: the first gradient only begins the covariances, moments are corrected for their start, v
+    is sorted along with the eigenvectors, decay comes after the step, and of more than two
+    dimensions each has its own basis. Of what the first gradient does not reach (it has no full
+    rank where rows and columns differ), the eigenvectors are rounding's, so that machines may part
+    there. Use it for transformers whose matrices are small enough for a square of each side.
     """
-    g_turned = turned(g, q, r) if matrix else g
+    g_turned = turned(g, q) if matrix else g
     m = where(t > 1, average(beta1, m, g), m)
     v = where(t > 1, beta2 * v + (1 - beta2) * g_turned**2, v)
-    step = (turned(m, q, r) if matrix else m) / (sqrt(v) + eps)
-    step = turned_back(step, q, r) if matrix else step
+    step = (turned(m, q) if matrix else m) / (sqrt(v) + eps)
+    step = turned_back(step, q) if matrix else step
     rate = where(t > 1, lr * sqrt(1 - beta2 ** (t - 1)) / (1 - beta1 ** (t - 1)), 0)
     p = where(t > 1, (p - rate * step) * (1 - lr * wd), p)
     if not matrix:
-        return p, m, v, left, right, q, r, moves
-    left, right = average(beta2, left, outer(g)), average(beta2, right, inner(g))
+        return p, m, v, c, q, moves
+    c = average(beta2, c, covariances(g))
     moves = where(t > 1, moves + 1, 0)
     due = where(moves >= precondition_frequency, 1, 0)
-    v = where(due > 0, lambda: ranked(v, left, q, right, r), v)
-    q, r = basis(left, q, t, due), basis(right, r, t, due)
-    return p, m, v, left, right, q, r, moves * (1 - due)
+    v = where(due > 0, lambda: ranked(v, c, q), v)
+    q = where(t > 1, where(due > 0, lambda: refined(c, q, g), q), lambda: eigenvectors(c, g))
+    return p, m, v, c, q, moves * (1 - due)

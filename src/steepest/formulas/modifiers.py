@@ -1,6 +1,6 @@
 """What stands around a rule: small functions composed with it before the trace.
 
-Those before it take (p, g) and scalars; `cautious` stands after it and takes its new p as well.
+Those before it take (p, g) and scalars; `cautious` stands after it.
 """
 
 from .words import maximum, minimum, sign, sqrt, total, where
@@ -38,12 +38,13 @@ def fixed(p, g, *, lr, weight_decay):
     return p * where(lr > 0, 1 - weight_decay, 1), g
 
 
-def cautious(p, g, new):
-    """Liang et al. 2024, arXiv:2411.16085: no coordinate moves along its gradient, only against it.
+def cautious(g, kept, moved):
+    """Liang et al. 2024, arXiv:2411.16085: drop the components of the step that do not oppose the
+    current gradient.
 
-    The averages are those of the rule. Differs from the paper: it multiplies what is left of the
-    step by (number of elements) / (number that move + 1), here the rest keeps its length, so that
-    an element's step depends on no other; a larger lr does the same on average.
+    kept: what the rule leaves of the old parameter, decay included, which is never dropped. moved:
+    what it adds to that. The averages are those of the rule. Differs from the paper: it multiplies
+    what is left of the step by (number of elements) / (number that move + 1), here the rest keeps
+    its length, so that an element's step depends on no other; a larger lr does the same on average.
     """
-    step = p - new
-    return p - maximum(sign(step) * sign(g), 0) * step
+    return kept - maximum(-sign(moved) * sign(g), 0) * -moved

@@ -17,14 +17,14 @@ def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
     Momentum whose every coordinate is damped by its own noise: by m^2 / (m^2 + variance of m),
     where Adam divides by the root of m^2 + variance. Signs and magnitudes of Adam taken apart.
     Here `share` is m^2 / v, which is finite where the squares are not. Differs from the paper,
-    as the authors' code: rho is held below 1, which it is at t=1, where the variance is 0
+    as the authors' code: rho is held below 0.9999, for it is 1 at t=1, where the variance is 0
     anyway. Use it where SGD with momentum works and gradients are noisy in some coordinates
     only.
     """
     m = average(beta, m, g)
     v = beta * v + (1 - beta) * g**2
     rho = (1 - beta) ** 2 * (1 - beta ** (2 * t)) / ((1 - beta**t) ** 2 * (1 - beta**2))
-    rho = minimum(rho, where(t > 1, 0.999, 0.5))
+    rho = minimum(rho, where(t > 1, 0.9999, 0.5))
     k = rho / (1 - rho)
     m_hat, v_hat = m / (1 - beta**t), v / (1 - beta**t)
     share = (m_hat / sqrt(maximum(v_hat, SMALLEST))) ** 2

@@ -18,7 +18,10 @@ def fromage(p, g, *, lr=1e-2):
     return (p - lr * ratio * g) / sqrt(1 + lr**2)
 
 
-@rule(keys={"v": "momentum_buffer"}, search={"lr": (1e-2, 1e1)})
+@rule(
+    keys={"v": "momentum_buffer"}, search={"lr": (1e-2, 1e1)},
+    limits={"trust_coefficient": ("(0, inf)", "it multiplies every step: below 0 that ascends")},
+)  # fmt: skip
 def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
@@ -36,7 +39,10 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     """LAMB. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
     Adam whose step, decay included, is as long as a share of the parameter: LARS for Adam. The
-    paper's phi is the identity. Use it for transformers at batches of thousands.
+    paper's phi is the identity. Differs from its authors' code: both moments are corrected, as in
+    the paper, and decay and the ratio of norms are for every parameter of a group, where theirs
+    leaves out those named to it, biases and normalisation layers. Use it for transformers at
+    batches of thousands.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -68,17 +74,19 @@ def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamm
 
     AdamW of a gradient whose variance is reduced by its change since the last step, and whose norm
     is held within 1. Differs from the paper, as its approximate form: the last gradient is that of
-    the last batch, not of this one at the last point. Use it as a trial for transformers where
-    AdamW is tuned already, with a rate a few times as large.
+    the last batch, not of this one at the last point. As in its authors' code the first change is
+    from a gradient of zero. Differs from that code: vectors and scalars are stepped in the same
+    way; it hands them to AdamW. Use it as a trial for transformers where AdamW is tuned already,
+    with a rate a few times as large.
     """
-    corrected = g + gamma * beta1 / (1 - beta1) * where(t > 1, g - last, 0)
+    corrected = g + gamma * beta1 / (1 - beta1) * (g - last)
     corrected = corrected / maximum(norm(corrected), 1)
     return *adamw.function(p, corrected, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps), g
 
 
 @rule(
     keys={"m": "exp_avg", "v": "exp_avg_sq", "b": "momentum_buffer", "rate": "exp_avg2"},
-    decay="coupled", search=LR,
+    decay="coupled", search=LR, limits={"settled": "[0, inf]"},
 )  # fmt: skip
 def swats(
     p, g, m, v, b, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, settled=1e-9,
@@ -87,8 +95,11 @@ def swats(
     """SWATS. Keskar and Socher 2017, arXiv:1712.07628, algorithm 1.
 
     Adam that goes over to SGD with momentum as soon as the rate with which SGD would make the
-    same step has settled: its average is within `settled` of it. `sgd` is 1 from then on. Use
-    it where SGD ends better than Adam and nobody wants to tune SGD.
+    same step has settled: its average is within `settled` of it. `sgd` is the lr of that step,
+    and 0 before it: the rate of SGD is then that average times lr / sgd, so that a schedule goes
+    on. Differs from the paper: its one epsilon of 1e-9 is two here, `settled` and Adam's eps of
+    1e-8, and its lr is constant. Use it where SGD ends better than Adam and nobody wants to tune
+    SGD.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -99,12 +110,19 @@ def swats(
     unbiased = average_now / (1 - beta2**t)
     near = where(abs(along) > 0, where(abs(unbiased - now) < settled, 1, 0), 0)
     b = where(sgd > 0, beta1 * b + g, b)
-    p = p - where(sgd > 0, (1 - beta1) * rate * b, step)
+    p = p - where(sgd > 0, (1 - beta1) * rate * (lr / sgd) * b, step)
     rate = where(sgd > 0, rate, where(near * (t - 1) > 0, unbiased, average_now))
-    return p, m, v, b, rate, where(sgd > 0, 1, where(near * (t - 1) > 0, 1, 0))
+    return p, m, v, b, rate, where(sgd > 0, sgd, where(near * (t - 1) > 0, lr, 0))
 
 
-@rule(keys={**ADAM_KEYS, "start": "p0"}, search={"lr": (0.1, 10)})
+@rule(
+    keys={**ADAM_KEYS, "start": "p0"}, search={"lr": (0.1, 10)},
+    limits={
+        "d0": ("(0, inf)", "d grows from it, and sums are in units of it"),
+        "d_coef": ("(0, inf)", "it multiplies the estimate of the distance"),
+        "growth_rate": ("[1, inf]", "it is the most that d may grow by in a step"),
+    },
+)  # fmt: skip
 def prodigy(
     p, g, m, v, s, start, *, t, lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, d0=1e-6, d_coef=1.0,
     growth_rate=float("inf"), wd=0.0, d=carried(0), d_max=carried(0), r=carried(0),
@@ -166,8 +184,9 @@ def yellowfin(
 
     Momentum that finds its own rate and momentum: those of a noisy quadratic whose curvatures lie
     between the least and the largest squared norm of the last 20 gradients. lr is a factor of the
-    rate, which rises over the first 200 steps. Differs from the paper: nothing is averaged as a
-    logarithm, and no gradient is clipped. Use it where plain momentum would do and nobody tunes it.
+    rate, which rises over the first 200 steps. Differs from the paper and from its authors' code:
+    nothing is averaged as a logarithm, and of their clips, of long gradients and of the growth of
+    the largest curvature, there is none. Use it where plain momentum would do and nobody tunes it.
     """
     h = total(g**2)
     # the first norm stands for those before it: no range is wider for it

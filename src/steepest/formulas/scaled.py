@@ -16,7 +16,12 @@ def average(beta, old, new):
 @rule(
     keys={"z": "step_size"},
     forgets=["prev"],
-    limits={"etaminus": "(0, 1)", "etaplus": "(1, inf)"},
+    limits={
+        "etaminus": "(0, 1)",
+        "etaplus": "(1, inf)",
+        "step_min": "[0, inf)",
+        "step_max": ("(0, inf]", "at 0 nothing moves"),
+    },
     search={"lr": (1e-4, 1e-1)},
 )
 def rprop(
@@ -51,7 +56,7 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
 @rule(
     keys={"v": "square_avg", "d": "acc_delta"},
     decay="coupled",
-    limits={"rho": "[0, 1]"},
+    limits={"rho": "[0, 1]", "eps": ("(0, inf)", "it starts every move: at 0 nothing moves, ever")},
     search={"lr": (1e-2, 1e1)},
 )
 def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
@@ -70,7 +75,7 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
 @rule(
     keys={"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
     decay="coupled",
-    limits={"alpha": "[0, inf)"},
+    limits={"alpha": ("[0, 1)", "it is the share of the old average; above 1 that is negative")},
     search={"lr": (1e-5, 1e-1)},
 )
 def rmsprop(
@@ -82,7 +87,8 @@ def rmsprop(
     Adagrad with a sliding mean in the place of the sum, so that the rate can rise again. `centered`
     subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient. Use it for
     recurrent networks, GANs and reinforcement learning, where momentum hurts.
-    Differs from the lecture: eps outside the root, from torch.optim.RMSprop.
+    Differs from the lecture, as torch.optim.RMSprop: eps, outside the root, where Graves has it
+    inside, and a rate that multiplies the finished momentum, where his stands within it.
     """
     v = alpha * v + (1 - alpha) * g**2
     spread = v

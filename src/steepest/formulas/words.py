@@ -16,7 +16,8 @@ def register(kind: type, **meanings: Callable[..., Any]) -> None:
     _meanings.setdefault(kind, {}).update(meanings)
 
 
-def _say(word: str, *arguments: Any) -> Any:
+def _say(word: str, *given: Any) -> Any:
+    arguments = [a.whole() if isinstance(a, Parted) else a for a in given]
     for argument in arguments:
         for kind in type(argument).__mro__:
             if word in _meanings.get(kind, ()):
@@ -61,6 +62,56 @@ class Number(float):
         return Number(-float(self))
 
 
+class Parted:
+    """A parameter as share * old + moved, apart: what is left of the old one, and the step.
+
+    A rule that is called with it returns it so: sums and host factors keep the parts, and wherever
+    else it stands it is the whole.
+    """
+
+    def __init__(self, old: Any, share: Any = 1, moved: Any = 0) -> None:
+        self.old, self.share, self.moved = old, share, moved
+
+    def whole(self) -> Any:
+        """Both parts together."""
+        return self.share * self.old + self.moved
+
+    def __add__(self, other: Any) -> "Parted":
+        share, moved = (other.share, other.moved) if isinstance(other, Parted) else (0, other)
+        return Parted(self.old, self.share + share, self.moved + moved)
+
+    def __mul__(self, other: Any) -> Any:
+        other = other.whole() if isinstance(other, Parted) else other
+        number = isinstance(other, (int, float))
+        # of torch's tensors, a norm
+        if number or (other.host if hasattr(type(other), "host") else not other.ndim):
+            return Parted(self.old, self.share * other, self.moved * other)
+        return self.whole() * other
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> "Parted":
+        return self * -1
+
+    def __sub__(self, other: Any) -> "Parted":
+        return self + -other
+
+    def __rsub__(self, other: Any) -> "Parted":
+        return -self + other
+
+    def __truediv__(self, other: Any) -> Any:
+        return self * (1 / other)
+
+    def __rtruediv__(self, other: Any) -> Any:
+        return other / self.whole()
+
+    def __pow__(self, other: Any) -> Any:
+        return self.whole() ** other
+
+    def __abs__(self) -> Any:
+        return abs(self.whole())
+
+
 def larger(a: float, b: float) -> float:
     """The larger of two numbers; nan if either is, as torch.maximum has it."""
     return a if a > b or a != a else b
@@ -84,12 +135,11 @@ _NUMBER: dict[str, Callable[..., Any]] = {
     "row_mean": Number,
     "column_mean": Number,
     "orthogonal": lambda x, *about: Number((x > 0) - (x < 0)),
-    "outer": lambda x: Number(x * x),
-    "inner": lambda x: Number(x * x),
-    "turned": lambda x, left, right: Number(left * x * right),
-    "turned_back": lambda x, left, right: Number(left * x * right),
-    "eigenvectors": lambda x: Number(1),
-    "refined": lambda x, basis: Number(1),
+    "covariances": lambda x: Number(x * x),
+    "turned": lambda x, bases: Number(x * bases),
+    "turned_back": lambda x, bases: Number(x * bases),
+    "eigenvectors": lambda covariances, x: Number(1),
+    "refined": lambda covariances, bases, x: Number(1),
     "ranked": lambda x, *about: Number(x),
     "rows": lambda x: Number(1),
     "columns": lambda x: Number(1),
@@ -157,47 +207,43 @@ def orthogonal(x: Any, a: Any, b: Any, c: Any, eps: Any, steps: Any) -> Any:
 
     Steps of a quintic Newton-Schulz iteration in bfloat16 (Jordan et al. 2024, Muon), of x over its
     norm, or over eps if that is larger: a x + b x x^T x + c (x x^T)^2 x. After five of Muon's the
-    singular values are between 0.7 and 1.2.
+    singular values that were above 0.0015 of the norm are between 0.67 and 1.21; what was smaller
+    is at most 485 times what it was.
     """
     return _say("orthogonal", x, a, b, c, eps, steps)
 
 
-def outer(x: Any) -> Any:
-    """x x^T of a matrix, all dimensions but the first taken as one; [[1]] where that is too large.
+def covariances(x: Any) -> Any:
+    """Of each dimension of x its covariance over all others, a square each; one after the other.
 
-    A square of one element stands for no change wherever a basis or a covariance is expected.
+    A dimension that is too large (10,000) has none, and keeps its own axes.
     """
-    return _say("outer", x)
+    return _say("covariances", x)
 
 
-def inner(x: Any) -> Any:
-    """x^T x of a matrix, as `outer`."""
-    return _say("inner", x)
+def turned(x: Any, bases: Any) -> Any:
+    """x in the bases of its dimensions, of a matrix left^T x right; bases lie as `covariances`."""
+    return _say("turned", x, bases)
 
 
-def turned(x: Any, left: Any, right: Any) -> Any:
-    """x in the bases left and right, left^T x right, in its own shape."""
-    return _say("turned", x, left, right)
+def turned_back(x: Any, bases: Any) -> Any:
+    """The inverse of `turned`: of a matrix left x right^T."""
+    return _say("turned_back", x, bases)
 
 
-def turned_back(x: Any, left: Any, right: Any) -> Any:
-    """The inverse of `turned`: left x right^T."""
-    return _say("turned_back", x, left, right)
+def eigenvectors(covariances: Any, x: Any) -> Any:
+    """Bases of the eigenvectors of x's covariances, in columns, that of the largest first."""
+    return _say("eigenvectors", covariances, x)
 
 
-def eigenvectors(x: Any) -> Any:
-    """The eigenvectors of a covariance in columns, that of the largest eigenvalue first."""
-    return _say("eigenvectors", x)
+def refined(covariances: Any, bases: Any, x: Any) -> Any:
+    """Bases nearer to the eigenvectors of the covariances: ordered, one power iteration, QR."""
+    return _say("refined", covariances, bases, x)
 
 
-def refined(x: Any, basis: Any) -> Any:
-    """A basis nearer to the eigenvectors of the covariance x: ordered, one power iteration, QR."""
-    return _say("refined", x, basis)
-
-
-def ranked(x: Any, left: Any, left_basis: Any, right: Any, right_basis: Any) -> Any:
-    """x, held in two bases, after they are ordered as `refined` does for the covariances."""
-    return _say("ranked", x, left, left_basis, right, right_basis)
+def ranked(x: Any, covariances: Any, bases: Any) -> Any:
+    """x, held in the bases, after they are ordered as `refined` does."""
+    return _say("ranked", x, covariances, bases)
 
 
 def rows(x: Any) -> Any:
@@ -211,7 +257,11 @@ def columns(x: Any) -> Any:
 
 
 def precision(x: Any) -> Any:
-    """The distance from 1 to the next number of x's dtype."""
+    """The distance from 1 to the next number of the dtype that a parameter x is stored in.
+
+    Not of a wider one that the step is computed in. Whatever the rounding: Kahan's second number
+    and stochastic rounding change how a step is stored, and not the step.
+    """
     return _say("precision", x)
 
 
@@ -230,6 +280,9 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
             f"where() of a {type(condition).__name__}: its condition is of scalars; to choose by "
             "elements use maximum, minimum or sign"
         )
+    if isinstance(then, Parted) and isinstance(otherwise, Parted):
+        share = _say("where", condition, then.share, otherwise.share)
+        return Parted(then.old, share, _say("where", condition, then.moved, otherwise.moved))
     return _say("where", condition, then, otherwise)
 
 

@@ -117,6 +117,11 @@ class SparsePart(ForeachPart):
 class ReferencePart(ForeachPart):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
+    def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
+        # squares and sums of float32 may be beyond it; MPS has nothing wider
+        if self.program.reductions and params[0].device.type != "mps":
+            self.kind = torch.float64
+
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
         at, grads = self.gradients(owners)
         self.leading = at[0] if at else 0
@@ -145,8 +150,9 @@ class ReferencePart(ForeachPart):
             loaded = self.load(lists)
             p, *states = (x for (x,) in loaded)
             tensors = [p, codecs.load(g, self.kind), *states]
+            stored = lists[0][0].dtype.to_real()
             with eager.totals(found, add):
-                new, carried = eager.run(program, choices, tensors, values)
+                new, carried = eager.run(program, choices, tensors, values, stored)
             if add:
                 return
             if not differentiable:
@@ -157,7 +163,8 @@ class ReferencePart(ForeachPart):
             else:
                 codecs.view(owners[k]).copy_(new.pop(rule.tensors[0]))
                 whole = torch.view_as_complex if owners[k].is_complex() else Tensor.contiguous
-                own.update((rule.keys[name], whole(x)) for name, x in new.items())
+                for key, x in ((rule.keys[name], x) for name, x in new.items()):
+                    own[key] = whole(x).to(own[key].dtype)
             plain = [float(x.detach()) if carries(x) else x for x in carried]
             self.count(owners, state, row, plain)
             if differentiable:
