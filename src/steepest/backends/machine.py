@@ -73,30 +73,39 @@ def _llvm() -> Any:
 
 
 def load_text(name: str, text: str) -> Callable[[int], None]:
-    """The function of that name in LLVM's own text, optimized, compiled in memory."""
+    """The function of that name in LLVM's own text, as machine code."""
     with _lock:
         _refuse("llvmlite", name)
-        llvm = _llvm()
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        module, machine = llvm.parse_assembly(text), _machine()
-        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
-        passes.getModulePassManager().run(module, passes)
-        return _link(name, machine.emit_object(module))
+        return _link(*_kept(name, text, [], lambda: _emitted(name, text)))
+
+
+def _emitted(name: str, text: str) -> tuple[str, bytes]:
+    llvm = _llvm()
+    module, machine = llvm.parse_assembly(text), _machine()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
+    passes.getModulePassManager().run(module, passes)
+    return name, machine.emit_object(module)
 
 
 def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
+    return _kept(name, source, [itemsize, sums], lambda: _compile(name, source, itemsize, sums))
+
+
+def _kept(
+    name: str, source: str, about: list[Any], make: Callable[[], tuple[str, bytes]]
+) -> tuple[str, bytes]:
+    """The object code of a source, from the disk or made now and kept there."""
     llvm = _llvm()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     made_by = [_OURS, sys.version, version("numba"), version("llvmlite"), llvm.llvm_version_info]
-    made_for = [llvm.get_process_triple(), *_cpu(), itemsize, sums]
+    made_for = [llvm.get_process_triple(), *_cpu(), *about]
     settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     text = repr([*made_by, *made_for, settings, source])
     key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
     if (found := kept.read(name, key)) is not None:
         return found
-    made = _compile(name, source, itemsize, sums)
+    made = make()
     kept.write(name, key, *made)
     return made
 

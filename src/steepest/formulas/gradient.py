@@ -5,7 +5,7 @@ from .words import carried, maximum, where
 
 _BUFFER = {
     "keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled",
-    "limits": {"dampening": ("[0, 1]", "it is the share of a new gradient that is held back")},
+    "limits": {"dampening": "(-inf, inf)"},
 }  # fmt: skip
 
 

@@ -90,16 +90,16 @@ def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamm
 )  # fmt: skip
 def swats(
     p, g, m, v, b, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, settled=1e-9,
-    rate=carried(0), sgd=carried(0),
+    rate=carried(0), sgd=carried(0), k=carried(0),
 ):  # fmt: skip
     """SWATS. Keskar and Socher 2017, arXiv:1712.07628, algorithm 1.
 
     Adam that goes over to SGD with momentum as soon as the rate with which SGD would make the
-    same step has settled: its average is within `settled` of it. `sgd` is the lr of that step,
-    and 0 before it: the rate of SGD is then that average times lr / sgd, so that a schedule goes
-    on. Differs from the paper: its one epsilon of 1e-9 is two here, `settled` and Adam's eps of
-    1e-8, and its lr is constant. Use it where SGD ends better than Adam and nobody wants to tune
-    SGD.
+    same step has settled: its average is within `settled` of it. `sgd` is the lr of that step
+    (the first group's), and 0 before it: the rate of SGD is then that average times lr / sgd, so
+    that a schedule goes on. The average is one for all groups, over the optimizer's steps `k`.
+    Differs from the paper: its one epsilon of 1e-9 is two here, `settled` and Adam's eps of 1e-8,
+    and its lr is constant. Use it where SGD ends better than Adam and nobody wants to tune SGD.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -107,12 +107,14 @@ def swats(
     along = total(step * g)
     now = total(step**2) / along
     average_now = where(abs(along) > 0, beta2 * rate + (1 - beta2) * now, rate)
-    unbiased = average_now / (1 - beta2**t)
+    k = k + 1
+    unbiased = average_now / (1 - beta2**k)
     near = where(abs(along) > 0, where(abs(unbiased - now) < settled, 1, 0), 0)
     b = where(sgd > 0, beta1 * b + g, b)
     p = p - where(sgd > 0, (1 - beta1) * rate * (lr / sgd) * b, step)
-    rate = where(sgd > 0, rate, where(near * (t - 1) > 0, unbiased, average_now))
-    return p, m, v, b, rate, where(sgd > 0, sgd, where(near * (t - 1) > 0, lr, 0))
+    switch = near * (k - 1) > 0
+    rate = where(sgd > 0, rate, where(switch, unbiased, average_now))
+    return p, m, v, b, rate, where(sgd > 0, sgd, where(switch, lr, 0)), k
 
 
 @rule(
@@ -178,28 +180,30 @@ def yellowfin(
     h1=carried(0), h2=carried(0), h3=carried(0), h4=carried(0), h5=carried(0), h6=carried(0),
     h7=carried(0), h8=carried(0), h9=carried(0), h10=carried(0), h11=carried(0), h12=carried(0),
     h13=carried(0), h14=carried(0), h15=carried(0), h16=carried(0), h17=carried(0),
-    h18=carried(0), h19=carried(0),
+    h18=carried(0), h19=carried(0), k=carried(0),
 ):  # fmt: skip
     """YellowFin. Zhang and Mitliagkas 2017, arXiv:1706.03471, algorithms 1 to 4.
 
     Momentum that finds its own rate and momentum: those of a noisy quadratic whose curvatures lie
     between the least and the largest squared norm of the last 20 gradients. lr is a factor of the
-    rate, which rises over the first 200 steps. Differs from the paper and from its authors' code:
+    rate, which rises over the first 200 steps; norms and variance are over the parameters of all
+    groups, `k` counts the optimizer's steps. Differs from the paper and from its authors' code:
     nothing is averaged as a logarithm, and of their clips, of long gradients and of the growth of
     the largest curvature, there is none. Use it where plain momentum would do and nobody tunes it.
     """
     h = total(g**2)
     # the first norm stands for those before it: no range is wider for it
     earlier = (h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11, h12, h13, h14, h15, h16, h17, h18, h19)
-    window = (h, *(where(t > 1, past, h) for past in earlier))
+    window = (h, *(where(k > 0, past, h) for past in earlier))
     high = average(beta, high, extreme(maximum, window))
     low = average(beta, low, extreme(minimum, window))
     squares, size = average(beta, squares, h), average(beta, size, sqrt(h))
     distance = average(beta, distance, where(squares > 0, size / squares, 0))
     m = average(beta, m, g)
-    seen = 1 - beta**t
-    variance = maximum(squares / seen - total(m**2) / seen**2, 0)
+    k = k + 1
+    seen, own = 1 - beta**k, 1 - beta**t
+    variance = maximum(squares / seen - total((m / own) ** 2), 0)
     root = single_step(variance, (distance * low / seen**2) ** 2, where(low > 0, high / low, 1))
-    rate = where(low > 0, lr * (1 - root) ** 2 * seen / low * minimum(1, t / 200), 0)
+    rate = where(low > 0, lr * (1 - root) ** 2 * seen / low * minimum(1, k / 200), 0)
     b = root**2 * b + g
-    return p - rate * b, b, m, high, low, squares, size, distance, *window[:-1]
+    return p - rate * b, b, m, high, low, squares, size, distance, *window[:-1], k

@@ -56,7 +56,7 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
 @rule(
     keys={"v": "square_avg", "d": "acc_delta"},
     decay="coupled",
-    limits={"rho": "[0, 1]", "eps": ("(0, inf)", "it starts every move: at 0 nothing moves, ever")},
+    limits={"rho": "[0, 1]", "eps": "[0, inf)"},
     search={"lr": (1e-2, 1e1)},
 )
 def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
@@ -75,7 +75,7 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
 @rule(
     keys={"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
     decay="coupled",
-    limits={"alpha": ("[0, 1)", "it is the share of the old average; above 1 that is negative")},
+    limits={"alpha": ("[0, 1]", "it is the share of the old average; above 1 that is negative")},
     search={"lr": (1e-5, 1e-1)},
 )
 def rmsprop(

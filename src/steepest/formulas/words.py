@@ -188,7 +188,9 @@ def mean(x: Any) -> Any:
 
 
 def total(x: Any) -> Any:
-    """Sum over all parameters of a group (those of one dtype and device), one scalar for all."""
+    """Sum over the parameters of all groups that the rule steps, one scalar for all. In a modifier,
+    as where a group is clipped: over those of the group.
+    """
     return _say("total", x)
 
 
