@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transcriptions import adam, belief, gradient, matrices, norms, searching, signs
 
 import steepest
 from steepest.classes import classes
+from transcriptions import adam, belief, gradient, matrices, norms, searching, signs
 
 STEPS, BOUND = 200, 1e-10
 SHAPES = ((), (5,), (4, 3), (2, 3, 4), (2, 3, 2, 2), (1, 1))
@@ -181,7 +181,7 @@ def test_every_class_has_a_transcription():
 
 
 def draws(name, seed):
-    """For each group a list of starts, and for each step lists of gradients; None: there is none."""
+    """For each group a list of starts, and for each step lists of gradients or None."""
     random = np.random.default_rng(seed)
     # eigenvectors of a covariance are as good as its condition: normal gradients, nearly square
     soap = name == "SOAP"

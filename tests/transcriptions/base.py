@@ -12,8 +12,8 @@ Array = np.ndarray
 class Transcription:
     """An optimizer in NumPy, in float64, one array at a time.
 
-    groups: dicts with "params", a list of arrays, and options of their own. `groups[i]["params"][j]`
-    is the new value after a step; options (lr) may be changed between steps.
+    groups: dicts with "params", a list of arrays, and options of their own. After a step the new
+    value is `groups[i]["params"][j]`; options (lr) may be changed between steps.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}

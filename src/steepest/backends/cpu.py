@@ -144,8 +144,8 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
             # a square may be beyond float32, and its factors are not
             factors = node.args if node.op == "mul" else [node]
             factors = [node, node] if sums[i].op == "norm" else factors
-            wide = [f"float64({printer.expression(x)})" for x in factors]
-            lines.append(f"sum{i} += {' * '.join(wide)}")
+            terms = [f"float64({printer.expression(x)})" for x in factors]
+            lines.append(f"sum{i} += {' * '.join(terms)}")
         else:
             if storage and name == p:
                 lines.append(f"new = {value}")

@@ -1,9 +1,9 @@
 """Python functions on whole numbers of 64 bits, straight to LLVM: numba takes seconds for them.
 
 Every variable is such a number, `a[i]` the one at address a + 8 i. There are arithmetic without
-division, comparisons, if, while, for in range(n), return, calls of the functions before, and
-`call(address, ...)` of a C function that returns a long, `ask(address, ...)` one that returns an
-int.
+division, comparisons, if, while, for in range(n), return, calls of the functions before,
+`call(address, ...)` of a C function that returns a long, `ask(address, ...)` of one that returns an
+int, and `load4(address)` and `store4(address, number)` for 32 bits.
 """
 
 from __future__ import annotations
@@ -154,6 +154,11 @@ class _Function:
                 return self.b.load(at)
             case ast.Call(func=ast.Name(id=name)):
                 first, *rest = [self.value(a) for a in node.args]
+                if name in ("load4", "store4"):
+                    at = self.b.inttoptr(first, _INT.as_pointer())
+                    if name == "load4":
+                        return self.b.sext(self.b.load(at), _WORD)
+                    return self.b.store(self.b.trunc(rest[0], _INT), at)
                 if name in self.known:
                     return self.b.call(self.known[name], [first, *rest])
                 result = {"call": _WORD, "ask": _INT}[name]

@@ -57,9 +57,13 @@ def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[
     return _loaded[source, itemsize]
 
 
+class Stuck(RuntimeError):  # noqa: N818  a state, not a fault
+    """A loop that cannot be loaded in a forked child."""
+
+
 def _refuse(package: str, name: str) -> None:
     if package in _stuck:
-        raise RuntimeError(
+        raise Stuck(
             f"{name}: its loop is not loaded, and cannot be in this process: as it was forked, a "
             f"thread of its parent was inside {package}, and will not leave it here. Make a first "
             "step before the fork, start the process by spawn, or pass backend='foreach'"
@@ -191,45 +195,44 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "singles": pointer(*single), "sqrt": math.sqrt, "sign": sign, "log": math.log,
         "halves": pointer(types.uint16, ir.IntType(16)), **_halves(), "fit": helper(fits[itemsize]),
         **{word: helper(function) for word, function in _HELPERS.items()},
-        "helper": helper, **_cells(helper, pointer),
+        **_cells(),
     }  # fmt: skip
 
 
-def _cells(helper: Any, pointer: Any) -> dict[str, Any]:
-    """Numbers of several types at addresses: as in memory.py's list of them."""
+def _cells() -> dict[str, Any]:
+    """A number of one of several types at an address, as a double: the types are those of `Cells`
+    in memory.py. In LLVM's own words, as numba takes as long to type a branch as the rest.
+    """
     from llvmlite import ir
     from numba import types
+    from numba.core import cgutils
 
-    integers, shorts = (
-        pointer(types.int64, ir.IntType(64)), pointer(types.int32, ir.IntType(32))
-    )  # fmt: skip
-    singles, doubles = (
-        pointer(types.float32, ir.FloatType()), pointer(types.float64, ir.DoubleType())
-    )  # fmt: skip
-    real, whole, small = types.float32, types.int64, types.int32
+    double, single = ir.DoubleType(), ir.FloatType()
+    stored = [single, double, ir.IntType(64), ir.IntType(32)]
 
-    @helper
-    def fetch(address: Any, kind: Any) -> Any:
-        if kind == 0:
-            return types.float64(singles(address)[0])
-        if kind == 1:
-            return doubles(address)[0]
-        if kind == 2:
-            return types.float64(integers(address)[0])
-        return types.float64(shorts(address)[0])
+    def cases(b: Any, address: Any, kind: Any) -> Any:
+        for k, of in enumerate(stored):
+            with b.if_then(b.icmp_signed("==", kind, ir.Constant(ir.IntType(64), k))):
+                yield of, b.inttoptr(address, of.as_pointer())
 
-    @helper
-    def put(address: Any, kind: Any, value: Any) -> Any:
-        if kind == 0:
-            singles(address)[0] = real(value)
-        elif kind == 1:
-            doubles(address)[0] = value
-        elif kind == 2:
-            integers(address)[0] = whole(value)
-        else:
-            shorts(address)[0] = small(value)
+    def fetch(b: Any, address: Any, kind: Any) -> Any:
+        found = cgutils.alloca_once(b, double)
+        for of, at in cases(b, address, kind):
+            x = b.load(at)
+            x = x if of is double else b.fpext(x, double) if of is single else b.sitofp(x, double)
+            b.store(x, found)
+        return b.load(found)
 
-    return {"fetch": fetch, "put": put}
+    def put(b: Any, address: Any, kind: Any, x: Any) -> Any:
+        for of, at in cases(b, address, kind):
+            y = x if of is double else b.fptrunc(x, of) if of is single else b.fptosi(x, of)
+            b.store(y, at)
+        return x
+
+    return {
+        "fetch": _intrinsic(fetch, types.float64, types.int64, types.int64),
+        "put": _intrinsic(put, types.float64, types.int64, types.int64, types.float64),
+    }
 
 
 def _halves() -> dict[str, Any]:

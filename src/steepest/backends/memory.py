@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -248,7 +248,7 @@ def _native() -> _Native | None:
 def _probed() -> _Native | None:
     try:
         native = _Native()
-    except (OSError, AttributeError, ValueError, StopIteration):
+    except (OSError, AttributeError, ValueError, StopIteration, machine.Stuck):
         return None
     x = torch.zeros(2, 3, device="cpu").T
     tape = native.walk([[x]], {})
@@ -429,30 +429,62 @@ class Cells:
 
     def read(self) -> np.ndarray:
         """All numbers, as doubles of shape (rows, n)."""
-        values = np.zeros_like(self.own)
-        self._move(values, self.addresses, self.kinds, 0)
-        return values
+        bits = _move(self.addresses, self.kinds)
+        values = np.where(self.kinds == DOUBLE, bits.view(np.float64), bits)
+        singles = bits.astype(np.int32).view(np.float32)
+        return np.where(self.kinds == SINGLE, singles, values).reshape(self.own.shape)
 
     def write(self, values: np.ndarray, at: Sequence[int]) -> None:
         """Write columns: values of shape (rows, len(at))."""
+        addresses, kinds = self.addresses[:, at], self.kinds[:, at]
         values = np.ascontiguousarray(values, np.float64)
-        self._move(values, self.addresses[:, at], self.kinds[:, at], 1)
-
-    @staticmethod
-    def _move(values: np.ndarray, addresses: np.ndarray, kinds: np.ndarray, write: int) -> None:
-        addresses, kinds = np.ascontiguousarray(addresses), np.ascontiguousarray(kinds)
-        arrays = (addresses, kinds, values)
-        job = np.array([values.size, write, *(x.ctypes.data for x in arrays)], np.int64)
-        machine.load("cells", _CELLS_SOURCE, 8)(job.ctypes.data)
+        singles = values.astype(np.float32).view(np.int32)
+        bits = np.where(kinds == DOUBLE, values.view(np.int64), 0)
+        bits = np.where(kinds == SINGLE, singles, bits)
+        whole = (kinds == INTEGER) | (kinds == SHORT)
+        bits[whole] = values[whole].astype(np.int64)
+        _move(addresses, kinds, bits)
 
 
 _CELLS_SOURCE = """
-def cells(address):
-    job = integers(address)
-    cells, kinds, values = integers(job[2]), integers(job[3]), doubles(job[4])
+def cells(job):
+    cells = job[2]
+    kinds = job[3]
+    bits = job[4]
     for k in range(job[0]):
-        if job[1] != 0:
-            put(cells[k], kinds[k], values[k])
+        narrow = kinds[k] == 0 or kinds[k] >= 3
+        if job[1] == 0:
+            bits[k] = load4(cells[k]) if narrow else cells[k][0]
+        elif narrow:
+            store4(cells[k], bits[k])
         else:
-            values[k] = fetch(cells[k], kinds[k])
+            place = cells[k]
+            place[0] = bits[k]
 """
+
+
+@cache
+def _loop() -> Callable[[int], Any]:
+    return machine.load_text("cells", compiled(_CELLS_SOURCE))
+
+
+def _move(addresses: np.ndarray, kinds: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
+    """The bits of cells; or, given these, write them there."""
+    addresses, kinds = np.ascontiguousarray(addresses), np.ascontiguousarray(kinds)
+    write, bits = bits is not None, np.zeros_like(kinds) if bits is None else bits
+    bits = np.ascontiguousarray(bits, np.int64)
+    try:
+        loop = _loop()
+    except machine.Stuck:  # in a forked child that cannot load one
+        for i, (address, kind) in enumerate(zip(addresses.flat, kinds.flat, strict=True)):
+            narrow = kind in (SINGLE, SHORT, FULL)
+            cell = (ctypes.c_int32 if narrow else ctypes.c_int64).from_address(int(address))
+            if write:
+                cell.value = int(bits.flat[i])
+            else:
+                bits.flat[i] = cell.value
+        return bits
+    arrays = (addresses, kinds, bits)
+    job = np.array([bits.size, write, *(x.ctypes.data for x in arrays)], np.int64)
+    loop(job.ctypes.data)
+    return bits
