@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ..catalogue import said
 from ..classes import class_of
 from ..plan import BACKENDS
 from .doctor import Finding, examine
@@ -38,21 +39,14 @@ def passport(name: Any, findings: Sequence[Finding] | None = None) -> str:
         f"- Examinations: {summary(findings)}.",
     ]
     text += [f"  - fails `{f.name}`: {f.detail}" for f in findings if f.outcome == "fail"]
-    differs = [_differences(rule) for rule in kind.family.members]
-    text += [f"- Differs from the paper: {d}" for d in differs if d] or [
-        "- Differs from the paper: nowhere that is known."
-    ]
+    differs = {rule.name: said(rule)["differs"] for rule in kind.family.members}
+    text += [f"- `{name}`: {words}" for name, words in differs.items() if words]
     return "\n".join(text) + "\n"
 
 
 def _paragraphs(rule: Any) -> list[str]:
     text = inspect.cleandoc(rule.__doc__ or rule.name)
     return [" ".join(part.split()) for part in text.split("\n\n")]
-
-
-def _differences(rule: Any) -> str:
-    _, said, rest = " ".join(_paragraphs(rule)).partition("Differs from the paper")
-    return f"`{rule.name}`{rest}" if said else ""
 
 
 def _paths(findings: Sequence[Finding]) -> str:
