@@ -138,8 +138,8 @@ class ReferencePart(ForeachPart):
                     "[p.clone() for p in model.parameters()]"
                 )
 
-        def one(k: int, g: Tensor, found: dict[int, Tensor], add: bool) -> None:
-            (row,) = self.rows([k])
+        def one(row: Row, g: Tensor, found: dict[int, Tensor], add: bool) -> None:
+            (k,) = row.at
             values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
             lists = self.columns(owners, state, row.at)
             own = state.get(owners[k], {})
@@ -172,8 +172,10 @@ class ReferencePart(ForeachPart):
 
         def every(found: dict[int, Tensor], add: bool) -> None:
             with torch.set_grad_enabled(differentiable):
+                numbers = self.cells.read().T.tolist()
                 for k, g in zip(at, grads, strict=True):
-                    one(k, g, found, add)
+                    t, *carried = numbers[k]
+                    one(Row([k], t + 1, carried), g, found, add)
 
         def add() -> list[Any]:
             found: dict[int, Tensor] = {}
