@@ -218,7 +218,7 @@ def compared(readme: str) -> str:
     transcribed = names["transcription"]
     text = f"""- Every optimizer is compared, step by step, with an implementation that is not ours: of {len(ORACLES)} rules
   {others}, and {len(transcribed)} that have none of these
-  ({', '.join(transcribed)}) with a transcription of the paper.
+  ({", ".join(transcribed)}) with a transcription of the paper.
   In float64 they agree within {LIMIT:.0e}, but for {bounds}; the causes stand in
   `src/steepest/check/settings.py`, and tests measure them. Every class is also compared with a second
   transcription, in NumPy, by somebody who had not seen the rule (`tests/test_transcriptions.py`).

@@ -149,7 +149,7 @@ CASES = {
     ),
     "SWATS": (
         searching.SWATS,
-        [({"lr": 0.01}, {**DECAY, **UP}), ({"lr": 0.01, "settled": 1e3}, {"lr": 0.01, **DECAY})],
+        [({"lr": 0.01}, {**DECAY, **UP}), ({"lr": 0.01, "settled": 1e3}, {"lr": 0.02, **DECAY})],
     ),
     "Prodigy": (
         searching.Prodigy,

@@ -10,11 +10,14 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -308,7 +311,7 @@ def taken(called: str, group: dict[str, Any]) -> None:
         warnings.warn(
             f"{called}: a group's params is a {given} that gave no tensors; if it was used before, "
             f"{cure}",
-            stacklevel=5,
+            stacklevel=outside(),
         )
 
 
@@ -346,24 +349,34 @@ def _number(value: Any, words: str) -> Any:
     return plain(value)
 
 
+def outside() -> int:
+    """The stacklevel of a warning of the caller's: where this package and torch were called from."""
+    inside = tuple(str(Path(package).parent) + os.sep for package in (__file__, torch.__file__))
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def warn(called: str, family: Family, groups: Sequence[Group]) -> None:
     """UserWarning for what a new group, the last one, may do that its user does not mean."""
     for slip in family.slips(groups[-1]):
         warnings.warn(
-            f"{called}: a group has the entry {slip} It is kept, without effect", stacklevel=5
+            f"{called}: a group has the entry {slip} It is kept, without effect",
+            stacklevel=outside(),
         )
     if [g.get("clip_norm") is not None for g in groups].count(True) == 2:
         warnings.warn(
             f"{called}: clip_norm holds each group below it on its own; for all groups together "
             "call torch.nn.utils.clip_grad_norm_ before the step",
-            stacklevel=5,
+            stacklevel=outside(),
         )
     params = groups[-1]["params"]
     if len({id(p) for p in params}) < len(params):
         warnings.warn(
             f"{called}: a parameter stands twice in one group; it is stepped once (torch steps it "
             "twice)",
-            stacklevel=5,
+            stacklevel=outside(),
         )
 
 

@@ -115,7 +115,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             warnings.warn(
                 "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
                 "0.2.1; pass rectify=False to use the maximum",
-                stacklevel=3,
+                stacklevel=house.outside(),
             )
 
     def stepped_by(self) -> set[str]:

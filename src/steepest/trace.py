@@ -192,7 +192,7 @@ def _on_tape(word: str, *args: Any) -> Node:
 
 words.register(
     Node,
-    where=lambda condition, *sides: _on_tape("where", condition, *map(words.side, sides)),
+    where=partial(_on_tape, "where"),
     **{word: partial(_on_tape, word) for word in (*_WORDS, *REDUCTIONS, *MATRIX)},
 )
 

@@ -69,7 +69,7 @@ def scaled(other, lr, base_lr):
     limits={
         "adamw_lr": "[0, inf)",
         "adamw_eps": "[0, inf)",
-        "ns_steps": "[1, 100)",
+        "ns_steps": "[0, 100)",
         "momentum": ("[0, 1]", "it is the share of the old average"),
         "ns_a": ("(0, inf)", "it is the slope at 0: of another sign it turns the step round"),
         "ns_b": "(-inf, inf)",

@@ -3,7 +3,7 @@
 from ..definition import rule
 from .adam import ADAM_KEYS, LR, adamw
 from .scaled import average
-from .words import abs, carried, maximum, minimum, norm, sqrt, total, where
+from .words import abs, captured, carried, maximum, minimum, norm, sqrt, total, where
 
 
 @rule(search={"lr": (1e-4, 1e-1)})
@@ -90,16 +90,16 @@ def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamm
 )  # fmt: skip
 def swats(
     p, g, m, v, b, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, settled=1e-9,
-    rate=carried(0), sgd=carried(0), k=carried(0),
+    base_lr=captured("lr"), rate=carried(0), sgd=carried(0), k=carried(0),
 ):  # fmt: skip
     """SWATS. Keskar and Socher 2017, arXiv:1712.07628, algorithm 1.
 
     Adam that goes over to SGD with momentum as soon as the rate with which SGD would make the
-    same step has settled: its average is within `settled` of it. `sgd` is the lr of that step
-    (the first group's), and 0 before it: the rate of SGD is then that average times lr / sgd, so
-    that a schedule goes on. The average is one for all groups, over the optimizer's steps `k`.
-    Differs from the paper: its one epsilon of 1e-9 is two here, `settled` and Adam's eps of 1e-8,
-    and its lr is constant. Use it where SGD ends better than Adam and nobody wants to tune SGD.
+    same step has settled: its average is within `settled` of it. That average, over the
+    optimizer's steps `k` and all groups together, is SGD's rate from then on, and goes on with the
+    schedule: `sgd` is, from the switch on, the share of its first lr that the schedule had left.
+    Differs from the paper: its one epsilon of 1e-9 is two here, `settled` and Adam's eps of 1e-8;
+    its lr is constant. Use it where SGD ends better than Adam and nobody wants to tune SGD.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -109,12 +109,12 @@ def swats(
     average_now = where(abs(along) > 0, beta2 * rate + (1 - beta2) * now, rate)
     k = k + 1
     unbiased = average_now / (1 - beta2**k)
-    near = where(abs(along) > 0, where(abs(unbiased - now) < settled, 1, 0), 0)
+    settles = where(abs(along) > 0, where(abs(unbiased - now) < settled, k - 1, 0), 0)
+    left = where(base_lr > 0, lr / base_lr, lr)
     b = where(sgd > 0, beta1 * b + g, b)
-    p = p - where(sgd > 0, (1 - beta1) * rate * (lr / sgd) * b, step)
-    switch = near * (k - 1) > 0
-    rate = where(sgd > 0, rate, where(switch, unbiased, average_now))
-    return p, m, v, b, rate, where(sgd > 0, sgd, where(switch, lr, 0)), k
+    p = p - where(sgd > 0, (1 - beta1) * rate * (left / sgd) * b, step)
+    rate = where(sgd > 0, rate, where(settles > 0, unbiased, average_now))
+    return p, m, v, b, rate, where(sgd > 0, sgd, where(settles > 0, where(left > 0, left, 1), 0)), k
 
 
 @rule(
@@ -131,8 +131,11 @@ def prodigy(
 ):  # fmt: skip
     """Prodigy. Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
 
-    Adam that finds its own rate: d grows to an estimate of the distance to the solution. Use it
-    where no rate can be searched: lr stays 1, with a cosine schedule if any.
+    Adam that finds its own rate: d grows to an estimate of the distance to the solution, one for
+    the parameters of all groups, by the options of the first group that has a gradient. Differs
+    from the authors' package prodigyopt: groups may have different rates, and nothing of a group
+    moves or decays while its lr is 0. Use it where no rate can be searched: lr stays 1, with a
+    cosine schedule if any.
     """
     start = where(t > 1, start, p)
     d, d_max = where(d > 0, d, d0), where(d_max > 0, d_max, d0)
@@ -154,8 +157,8 @@ def prodigy(
 def extreme(of, window):
     """The largest or the smallest of a window."""
     found = window[0]
-    for h20 in window[1:]:
-        found = of(found, h20)
+    for one in window[1:]:
+        found = of(found, one)
     return found
 
 
@@ -187,7 +190,7 @@ def yellowfin(
     Momentum that finds its own rate and momentum: those of a noisy quadratic whose curvatures lie
     between the least and the largest squared norm of the last 20 gradients. lr is a factor of the
     rate, which rises over the first 200 steps; norms and variance are over the parameters of all
-    groups, `k` counts the optimizer's steps. Differs from the paper and from its authors' code:
+    groups (beta is then that of the first), `k` counts the optimizer's steps. Differs from the paper and from its authors' code:
     nothing is averaged as a logarithm, and of their clips, of long gradients and of the growth of
     the largest curvature, there is none. Use it where plain momentum would do and nobody tunes it.
     """

@@ -108,6 +108,9 @@ class Parted:
     def __pow__(self, other: Any) -> Any:
         return self.whole() ** other
 
+    def __rpow__(self, other: Any) -> Any:
+        return other ** self.whole()
+
     def __abs__(self) -> Any:
         return abs(self.whole())
 
@@ -282,6 +285,8 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
             f"where() of a {type(condition).__name__}: its condition is of scalars; to choose by "
             "elements use maximum, minimum or sign"
         )
+    if not hasattr(type(condition), "ndim"):  # of a trace: both sides are needed
+        then, otherwise = side(then), side(otherwise)
     if isinstance(then, Parted) and isinstance(otherwise, Parted):
         share = _say("where", condition, then.share, otherwise.share)
         return Parted(then.old, share, _say("where", condition, then.moved, otherwise.moved))
