@@ -350,7 +350,7 @@ def _number(value: Any, words: str) -> Any:
 
 
 def outside() -> int:
-    """The stacklevel of a warning of the caller's: where this package and torch were called from."""
+    """The stacklevel of a caller's warning: where this package and torch were called from."""
     inside = tuple(str(Path(package).parent) + os.sep for package in (__file__, torch.__file__))
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):

@@ -1,5 +1,5 @@
 """The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed
-stands in `plan.py` and `backends/`, what is computed in `formulas/`.
+stands in `plan/` and `backends/`, what is computed in `formulas/`.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 # as it was then, whatever becomes of the tensor
                 group[name] = given.clone() if isinstance(given, Tensor) else given
         known = {*group, "param_names"}
-        with warnings.catch_warnings():
+        with self._lock, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(group)
         for name in {*group} - known:  # torch has put the options of this class beside its own
@@ -192,16 +192,21 @@ class RuleOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with self._lock:
-            plan = self._plan
             try:
-                if plan is None or not plan.holds():
-                    plan = self._plan = Plan(self)
-                try:
-                    work = plan.ready()
-                except Stale:
-                    plan = self._plan = Plan(self)
-                    work = plan.ready()
-                work()
+                for last in (False, False, True):
+                    try:
+                        if self._plan is None or not self._plan.holds():
+                            self._plan = Plan(self)
+                        self._plan.ready()()
+                        break
+                    except Stale:
+                        self._plan = None
+                        if last:
+                            raise RuntimeError(
+                                f"{self._called}: states were replaced by another thread while "
+                                "step() looked at them; replace them between steps"
+                            ) from None
+                self._plan.release()
             except BaseException:
                 self._plan = None  # it may be in the middle of its writing
                 raise

@@ -159,7 +159,10 @@ class Tape:
         if op in REDUCTIONS:
             if any(n.op in REDUCTIONS for n in _sorted([a], through=True)):
                 raise TraceError(f"a {op} of what is made of another norm or mean; take it apart")
-            return self.node(op, (a,), True) if not a.host else abs(a) if op == "norm" else a
+            if a.host:
+                return abs(a) if op == "norm" else a
+            # each total is one of its own: the reference counts them as they are called
+            return self.node(op, (a,), True, len(self.nodes) if op == "total" else None)
         match op:
             case "where" if a.op == "const" or b is rest[1]:
                 return b if a.value != 0 else rest[1]
@@ -227,7 +230,8 @@ class Program:
         self.scalars = sorted(scalars, key=lambda n: n != "t")
         self.counts = "t" in self.scalars
         self.states = [s for s in rule.states if s in self.outputs or s in read]
-        self.reductions = [n for n in ordered if n.op in REDUCTIONS]
+        made = {n: i for i, n in enumerate(tensors[0].tape.nodes.values())}
+        self.reductions = sorted((n for n in ordered if n.op in REDUCTIONS), key=made.__getitem__)
         self.spans = any(n.op == "total" for n in self.reductions)
         self.clips = any("clip_norm" in scalars_of(m) for m in modifiers)
         # where a rule has two ways, only the one that counts saves its count

@@ -1,9 +1,9 @@
 """Python functions on whole numbers of 64 bits, straight to LLVM: numba takes seconds for them.
 
 Every variable is such a number, `a[i]` the one at address a + 8 i. There are arithmetic without
-division, comparisons, if, while, for in range(n), return, calls of the functions before,
-`call(address, ...)` of a C function that returns a long, `ask(address, ...)` of one that returns an
-int, and `load4(address)` and `store4(address, number)` for 32 bits.
+division, comparisons, `and` and `or` in conditions, if, while, for in range(n), return, calls of
+the functions before, `call(address, ...)` of a C function that returns a long, `ask(address, ...)`
+of one that returns an int, and `load4(address)` and `store4(address, number)` for 32 bits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from llvmlite import ir
 
 _WORD, _INT = ir.IntType(64), ir.IntType(32)
 _ARITHMETIC = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitOr: "or_",
-               ast.BitXor: "xor", ast.LShift: "shl"}  # fmt: skip
+               ast.BitAnd: "and_", ast.BitXor: "xor", ast.LShift: "shl"}  # fmt: skip
 _COMPARISONS = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">",
                 ast.GtE: ">="}  # fmt: skip
 
@@ -100,11 +100,6 @@ class _Function:
             self.b.branch(head)
         self.b.position_at_end(end)
 
-    def spare(self) -> Any:
-        """Room for a number without a name."""
-        with self.b.goto_entry_block():
-            return self.b.alloca(_WORD)
-
     def place(self, target: Any) -> Any:
         """Where a value is stored."""
         if isinstance(target, ast.Name):
@@ -145,13 +140,6 @@ class _Function:
             case ast.BinOp():
                 op = getattr(self.b, _ARITHMETIC[type(node.op)])
                 return op(self.value(node.left), self.value(node.right))
-            case ast.IfExp():
-                with self.b.if_else(self.test(node.test)) as (then, otherwise):
-                    with then:
-                        self.b.store(self.value(node.body), at := self.spare())
-                    with otherwise:
-                        self.b.store(self.value(node.orelse), at)
-                return self.b.load(at)
             case ast.Call(func=ast.Name(id=name)):
                 first, *rest = [self.value(a) for a in node.args]
                 if name in ("load4", "store4"):

@@ -27,24 +27,26 @@ from .integers import compiled
 PLAIN = (Tensor, torch.nn.Parameter)
 """The types whose objects torch's C functions can be asked about."""
 NONE, FINE, STRIDES, MISFIT = range(4)
-"""Of a gradient: there is none; as its parameter; of other strides or negated; anything else."""
+"""Of a gradient: there is none; as its parameter; of other strides; anything else."""
 SINGLE, DOUBLE, INTEGER, SHORT, FULL = range(5)
-"""Of a cell: its type; a float32 that could not be counted on."""
+"""Of a cell: its type; a float32 that has reached LIMIT."""
 LIMIT = 2**24
-"""The largest count that a float32 goes on from."""
+"""The count that a float32 ends at: 1 more is the same number."""
 _CELLS = {torch.float32: SINGLE, torch.float64: DOUBLE, torch.int64: INTEGER, torch.int32: SHORT}
 
 # the job: these numbers, then what the operation needs
-_CONSTANTS = ("operation", "scratch", "result", "type_at", "handle_at", "tensor", "parameter",
-              "dict_type", "none")  # fmt: skip
+_CONSTANTS = ("operation", "scratch", "result", "type_at", "handle_at", "keys_at", "negated",
+              "tensor", "parameter", "dict_type", "none")  # fmt: skip
 _ASKED = ("layout", "dtype", "device_type", "dim", "sizes", "strides", "data_ptr", "storage_size",
           "storage_offset")  # fmt: skip
-_PYTHON = ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next")
+_PYTHON = ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "Py_IncRef",
+           "Py_DecRef")  # fmt: skip
 _AT = {name: i for i, name in enumerate((*_CONSTANTS, *_ASKED, *_PYTHON))}
 _FREE = len(_AT)
+"""From where on a job has what its operation needs."""
 
 _SOURCE = """
-def about(job, handle):  # layout, dtype and device in one number
+def about(job, handle):  # layout, dtype and device in one number, and whether it is negated
     words = job[{scratch}] + 48
     words[0] = 0
     words[1] = 0
@@ -52,7 +54,11 @@ def about(job, handle):  # layout, dtype and device in one number
     ask(job[{layout}], handle, words)
     ask(job[{dtype}], handle, words + 8)
     ask(job[{device_type}], handle, words + 16)
-    return (words[0] * 256 + words[1]) * 256 + words[2]
+    found = (words[0] * 256 + words[1]) * 256 + words[2]
+    keys = handle[0][job[{keys_at}]]
+    if keys & job[{negated}]:
+        found += 1 << 40
+    return found
 
 def outline(job, handle):  # the number of dimensions, where sizes and strides are
     words = job[{scratch}] + 48
@@ -106,7 +112,9 @@ def gradients(job):  # against what their parameters are
     for k in range(job[{free} + 2]):
         row[k] = 0
         thing = call(job[{PyList_GetItem}], many, k)
-        codes[k] = judge(job, tape, row + 8 * k, thing) if thing != job[{none}] else 0
+        codes[k] = 0
+        if thing != job[{none}]:
+            codes[k] = judge(job, tape, row + 8 * k, thing)
         found |= 1 << codes[k]
         tape += 32 + 16 * tape[3]
     return found
@@ -147,7 +155,9 @@ def walk(job):  # lists of parameters, then a dict of dicts
             many[0] = words[5]
             now += 8
             many += 8
+    job[{free} + 8] = 0
     while things < many:
+        job[{free} + 8] += 1
         thing = things[0]
         things += 8
         if now + 64 >= limit:
@@ -158,7 +168,7 @@ def walk(job):  # lists of parameters, then a dict of dicts
             handle = thing + job[{handle_at}]
             kind = about(job, handle)
             now[-1] = kind + 1
-            if kind < 65536:  # a sparse one has no memory of its own
+            if kind & ((1 << 40) - 1) < 65536:  # a sparse one has no memory of its own
                 found = storage(job, handle)
                 now[0] = found[0]
                 now[1] = found[1]
@@ -178,8 +188,14 @@ def walk(job):  # lists of parameters, then a dict of dicts
     return now - job[{free}]
 
 def memory(job):
+    things = job[{free} + 3]
     if job[{operation}] == 1:
         job[{result}] = gradients(job)
+        return
+    if job[{operation}] == 2:  # let go of what a walk has held
+        for k in range(job[{free} + 7]):
+            call(job[{Py_DecRef}], things[k])
+        job[{free} + 7] = 0
         return
     size = walk(job)
     now = job[{free}]
@@ -190,7 +206,13 @@ def memory(job):
         differ |= now[0] ^ before[0]
         now += 8
         before += 8
-    job[{result}] = -1 if differ else size
+    job[{result}] = size
+    if differ:
+        job[{result}] = -1
+    elif size > 0:
+        for k in range(job[{free} + 8]):
+            call(job[{Py_IncRef}], things[k])
+        job[{free} + 7] = job[{free} + 8]
 """
 
 
@@ -207,6 +229,7 @@ class _Native:
         probes = [torch.zeros(1, device="cpu"), torch.nn.Parameter(torch.zeros(2, device="cpu"))]
         self.type_at = _found_at([(x, id(type(x))) for x in (*probes, {}, 1.5)])
         self.handle_at = 8 * _found_at([(x, x._cdata) for x in probes])
+        self.keys_at, self.negated = _keys()
         source = _SOURCE.format(free=_FREE, **_AT)
         loop = machine.load_text("memory", compiled(source))
         # Python's own functions are called: unlike the loops of rules this one keeps the lock
@@ -219,7 +242,8 @@ class _Native:
 
     def job(self, operation: int, *rest: int) -> np.ndarray:
         """A job and, behind it, its scratch memory."""
-        start = [operation, 0, 0, self.type_at, self.handle_at, *map(id, PLAIN), id(dict), id(None)]
+        start = [operation, 0, 0, self.type_at, self.handle_at, self.keys_at, self.negated]
+        start += [*map(id, PLAIN), id(dict), id(None)]
         job = np.array([*start, *self.functions, *rest, *[0] * 10], np.int64)
         job[_AT["scratch"]] = job.ctypes.data + job.nbytes - 80
         return job
@@ -234,6 +258,20 @@ def _found_at(known: Sequence[tuple[Any, int]]) -> int:
         if all(w[i] == value for w, (_, value) in zip(words, known, strict=True))
     ]  # fmt: skip
     (only,) = found  # none or several: this Python or torch is laid out in another way
+    return only
+
+
+def _keys() -> tuple[int, int]:
+    """Where torch's object has its dispatch keys, and the bit of those that says "negated"."""
+    found: set[tuple[int, int]] = set()
+    for k, shape in enumerate(((2,), (3, 1), (), (2, 3, 4), (5,), (1, 1))):
+        x = torch.zeros(shape, dtype=(torch.float32, torch.float64)[k % 2], device="cpu")
+        views = [x.view_as(x), torch._neg_view(x)]
+        words = [(ctypes.c_int64 * 24).from_address(y._cdata) for y in views]
+        bits = [a ^ b for a, b in zip(*words, strict=True)]
+        here = {(i, bit) for i, bit in enumerate(bits) if bit.bit_count() == 1 and bit > 0}
+        found = here if k == 0 else found & here
+    (only,) = found
     return only
 
 
@@ -266,11 +304,12 @@ def facts(x: Any) -> Any:
         strides = x.stride()
         with contextlib.suppress(RuntimeError, NotImplementedError):  # it has none
             memory = x.data_ptr(), x.untyped_storage().nbytes()
-    return type(x), x.dtype, x.device, x.layout, x.shape, strides, memory
+    return type(x), x.dtype, x.device, x.layout, x.shape, strides, memory, x.is_neg()
 
 
 def in_bounds(x: Tensor) -> bool:
     """Whether the tensor's storage reaches as far as its elements; True where that is unknown."""
+    x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
     if type(x) not in PLAIN or x.layout is not torch.strided or not x.numel() or x.is_meta:
         return True
     last = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
@@ -288,9 +327,11 @@ class Seen:
         own = [x for x in state.values() if isinstance(x, Mapping)]
         every = [*chain.from_iterable(lists), *chain.from_iterable(x.values() for x in own)]
         self.native = native = native or (_native() if _walkable(lists, state) else None)
-        # a DTensor's memory is that of its local share, which only Python can ask for
-        odd = [x for x in every if isinstance(x, Tensor) and type(x) not in PLAIN]
-        self.python = bool(odd) or native is None
+        # a DTensor's memory is that of its local share, which only Python can ask for; and the walk
+        # knows no other mapping than a dict
+        odd = any(isinstance(x, Tensor) and type(x) not in PLAIN for x in every)
+        self.python = odd or native is None or any(type(x) is not dict for x in own)
+        self.held: Any = None
         self.facts = self._ask(lists, state) if self.python else []
         if native is not None:
             size = 16 + sum(8 + 2 * x.dim() if isinstance(x, Tensor) else 4 for x in every)
@@ -301,20 +342,36 @@ class Seen:
             self.things = np.zeros(size, np.int64)
             arrays = [x.ctypes.data for x in (self.now, self.tape)]
             arrays += [size, self.things.ctypes.data, self.lists.ctypes.data]
-            self.job = native.job(0, *arrays, len(lists), 0)
+            self.job = native.job(0, *arrays, len(lists), 0, 0, 0)
             self.address = self.job.ctypes.data
             self._walk(lists, state)
             self.tape[:] = self.now
 
     def same(self, lists: list[list[Tensor]], state: Any) -> bool:
-        """Whether all is as it was seen."""
+        """Whether all is as it was seen. Then it is held until `release`: another thread may put
+        other tensors in their places while a step runs.
+        """
+        self.release()
         if self.native is not None and (
             not _walkable(lists, state)
             or len(lists) != len(self.lists)
             or self._walk(lists, state) < 0
         ):
             return False
-        return not self.python or self._ask(lists, state) == self.facts
+        if self.python:
+            self.held = [[*own.values()] for own in state.values() if isinstance(own, Mapping)]
+            return self._ask(lists, state) == self.facts
+        return True
+
+    def release(self) -> None:
+        """Let go of what `same` has held."""
+        self.held = None
+        if self.native is not None and self.job[_FREE + 7]:
+            self.job[_AT["operation"]] = 2
+            self.native.run(self.address)
+            self.job[_AT["operation"]] = 0
+
+    __del__ = release
 
     def _walk(self, lists: list[list[Tensor]], state: Any) -> int:
         self.lists[:] = list(map(id, lists))
@@ -374,13 +431,6 @@ class Gradients:
                 g.data_ptr() if code == FINE else 0 for g, code in zip(grads, judged, strict=True)
             ]
             met = sum(1 << code for code in {*judged})
-        if met & 1 << FINE:  # torch's negation is a bit of the tensor, not of its memory
-            given = grads if not met & 1 << NONE else [g for g in grads if g is not None]
-            if any(map(Tensor.is_neg, given)):
-                negated = [k for k, g in enumerate(grads) if g is not None and g.is_neg()]
-                at = [k for k in negated if self.codes[k] == FINE]
-                self.codes[at], self.row[at] = STRIDES, 0
-                met |= 1 << STRIDES
         return met
 
     @staticmethod
@@ -388,7 +438,7 @@ class Gradients:
         if g is None:
             return NONE
         dtype, device, layout, shape, strides = expected
-        if type(g) not in PLAIN or (g.dtype, g.device, g.layout, g.shape) != (
+        if type(g) not in PLAIN or g.is_neg() or (g.dtype, g.device, g.layout, g.shape) != (
             dtype, device, layout, shape
         ):  # fmt: skip
             return MISFIT
@@ -438,28 +488,29 @@ class Cells:
         """Write columns: values of shape (rows, len(at))."""
         addresses, kinds = self.addresses[:, at], self.kinds[:, at]
         values = np.ascontiguousarray(values, np.float64)
-        singles = values.astype(np.float32).view(np.int32)
-        bits = np.where(kinds == DOUBLE, values.view(np.int64), 0)
+        with np.errstate(all="ignore"):  # what a type has no room for is inf there
+            singles = values.astype(np.float32).view(np.int32)
+            whole = values.astype(np.int64)
+        bits = np.where(kinds == DOUBLE, values.view(np.int64), whole)
         bits = np.where(kinds == SINGLE, singles, bits)
-        whole = (kinds == INTEGER) | (kinds == SHORT)
-        bits[whole] = values[whole].astype(np.int64)
         _move(addresses, kinds, bits)
 
 
-_CELLS_SOURCE = """
+_CELLS_SOURCE = f"""
 def cells(job):
     cells = job[2]
-    kinds = job[3]
     bits = job[4]
     for k in range(job[0]):
-        narrow = kinds[k] == 0 or kinds[k] >= 3
-        if job[1] == 0:
-            bits[k] = load4(cells[k]) if narrow else cells[k][0]
+        cell = cells[k]
+        narrow = job[3][k] == {SINGLE} or job[3][k] >= {SHORT}
+        if job[1] == 0 and narrow:
+            bits[k] = load4(cell)
+        elif job[1] == 0:
+            bits[k] = cell[0]
         elif narrow:
-            store4(cells[k], bits[k])
+            store4(cell, bits[k])
         else:
-            place = cells[k]
-            place[0] = bits[k]
+            cell[0] = bits[k]
 """
 
 

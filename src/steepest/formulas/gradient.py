@@ -74,7 +74,7 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
 
 @rule(
     decay="coupled", keys={"a": "ax"}, search={"lr": (1e-3, 1.0)},
-    limits={"lambd": "(-inf, inf)", "alpha": "(-inf, inf)", "t0": ("(-inf, inf]", "at inf, ax is p")},
+    limits={"lambd": "(-inf, inf)", "alpha": "(-inf, inf)", "t0": "(-inf, inf]"},
 )  # fmt: skip
 def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1), mu=carried(1)):
     """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as torch.optim.ASGD has it.

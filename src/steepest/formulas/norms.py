@@ -190,8 +190,9 @@ def yellowfin(
     Momentum that finds its own rate and momentum: those of a noisy quadratic whose curvatures lie
     between the least and the largest squared norm of the last 20 gradients. lr is a factor of the
     rate, which rises over the first 200 steps; norms and variance are over the parameters of all
-    groups (beta is then that of the first), `k` counts the optimizer's steps. Differs from the paper and from its authors' code:
-    nothing is averaged as a logarithm, and of their clips, of long gradients and of the growth of
+    groups (beta is then that of the first), `k` counts the optimizer's steps. Differs from the
+    paper and from its authors' code: nothing is averaged as a logarithm, and of their clips, of
+    long gradients and of the growth of
     the largest curvature, there is none. Use it where plain momentum would do and nobody tunes it.
     """
     h = total(g**2)

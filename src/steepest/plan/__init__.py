@@ -52,6 +52,16 @@ def parts(
     loops = not clips or all(map(compiled_for, map(local, places)))
     for p in places:
         sharded = hasattr(p, "to_local")
+        if p.is_neg() or p.is_conj():
+            raise RuntimeError(
+                f"{rule}: a parameter {describe(p)} is a negated or conjugated view, expected one "
+                "with its values in memory; write p.data = p.data.resolve_neg().resolve_conj()"
+            )
+        if not isinstance(state.get(p), Mapping | None):
+            raise RuntimeError(
+                f"{rule}: the state of a parameter {describe(p)} is a {type(state[p]).__name__}, "
+                "expected a dict; clear optimizer.state to begin anew"
+            )
         selected = wanted._replace(selection=wanted.selection.of(p))
         program = program_of(selected.selection)
         if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
@@ -97,12 +107,17 @@ def parts(
     ]
 
 
+def number(x: Any) -> float:
+    """A total or a carried scalar, without its history."""
+    return float(x.detach()) if isinstance(x, Tensor) else x
+
+
 def _shared(program: Any, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
     """Of a rule that sums over all parameters, the carried scalars that they have already."""
     keys = {name: program.rule.keys[name] for name in program.rule.carried}
     for own in state.values() if program.spans and not program.clips else ():
         if isinstance(own, Mapping) and all(own.get(key) is not None for key in keys.values()):
-            return {name: float(own[key]) for name, key in keys.items()}
+            return {name: number(own[key]) for name, key in keys.items()}
     return {}
 
 
@@ -121,9 +136,10 @@ class Plan:
     Making one checks everything and writes nothing.
     """
 
+    @torch.inference_mode(False)  # states made here are changed outside of it, too
     def __init__(self, optimizer: Any) -> None:
-        self.optimizer = optimizer
-        groups, state = optimizer.param_groups, optimizer.state
+        self.optimizer, self.backend = optimizer, optimizer.backend
+        groups, state = optimizer.param_groups, dict(optimizer.state)
         first = self._first(groups)
         self.groups: list[_Group] = []
         self.seen: Seen | None = None
@@ -137,6 +153,10 @@ class Plan:
             for place, p in enumerate(group["params"]):
                 places.setdefault(p, place)
             made = parts(wanted, places, state, first.__getitem__)
+            for part in made:  # a parameter may stand in another group too
+                owners = [group["params"][i] for i in part.places]
+                pairs = zip(owners, part.pending, strict=True)
+                state.update((p, own) for p, own in pairs if own is not None)
             whole = len(made) == 1 and made[0].places == [*range(len(group["params"]))]
             self.groups.append(_Group(_watched(family, group), family, made, whole))
 
@@ -152,6 +172,7 @@ class Plan:
         groups = self.optimizer.param_groups
         return (
             self.seen is not None
+            and self.optimizer.backend == self.backend
             and len(groups) == len(self.groups)
             and all(
                 _watched(known.family, group) == known.watched
@@ -193,6 +214,11 @@ class Plan:
 
         return run
 
+    def release(self) -> None:
+        """Let go of what a step has held."""
+        if self.seen is not None:
+            self.seen.release()
+
     def _put(self) -> None:
         """Put the states of the parts in place, and look at all of it once."""
         groups, state = self.optimizer.param_groups, self.optimizer.state
@@ -202,15 +228,34 @@ class Plan:
                 owners = [group["params"][i] for i in part.places]
                 pairs = zip(owners, part.pending, strict=True)
                 new.update((p, s) for p, s in pairs if s or (s is not None and p in state))
-                part.pending = []
+        self._check_apart(new)
         # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
         # state in this order, and a shard may be empty in one process alone
         for p in filter(new.__contains__, self._first(groups)):
-            mine = state[p]
+            mine = state.setdefault(p, {})
             mine.update(new[p])
             for key in mine.keys() - new[p].keys():
                 del mine[key]
-        self.seen = Seen([group["params"] for group in groups], state)
+        lists = [group["params"] for group in groups]
+        self.seen = Seen(lists, state)
+        held = self.seen.same(lists, state)
+        if not held or any(state[p].get(key) is not x for p, s in new.items() for key, x in s.items()):
+            raise Stale  # another thread has changed them meanwhile
+        for known in self.groups:
+            for part in known.parts:
+                part.pending = []
+
+    def _check_apart(self, new: dict[Tensor, dict[str, Any]]) -> None:
+        """Raise where two parameters have one dict of states, and need different ones."""
+        mine: dict[int, dict[str, Any]] = {}
+        for p, own in new.items():
+            known = self.optimizer.state.get(p)
+            other = mine.setdefault(id(known), own) if known is not None else own
+            if any(other.get(key) is not x for key, x in own.items()):
+                raise RuntimeError(
+                    f"{self.optimizer._called}: a parameter {describe(p)} has the same dict in "
+                    "optimizer.state as another one, and needs another state; give each its own"
+                )
 
 
 def _watched(family: Family, group: dict[str, Any]) -> list[Any]:
@@ -228,8 +273,9 @@ def _together(state: States, members: Sequence[tuple[Part, list[Tensor], Any]]) 
     if not able:
         return
     totals = [sum(column) for column in zip(*(made.add() for *_, made in able), strict=True)]
-    for *_, made in able:
-        made.step(totals)
+    plain = [*map(number, totals)]
+    for part, _, made in able:
+        made.step(totals if part.wanted.differentiable else plain)
     leader, owners, _ = able[0]
     carried = leader.carried_of(owners, state, leader.leading)
     for part, owners, _ in members:

@@ -19,6 +19,8 @@ _grad = attrgetter("grad")
 class CompiledPart(Part):
     """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
 
+    expected: Gradients
+
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         from ..backends import cpu
 
@@ -26,9 +28,7 @@ class CompiledPart(Part):
         storage = (self.wanted.rounding or "nearest") if self.half else ""
         columns = [params, *columns]
         self.work = cpu.Work(self.program, storage, self.wide, columns, self.cells, self.firsts)
-        like = local(owners[0].grad) if self.wide else params[0]
-        self.expected = Gradients(params, like, self.work.gradients)
-        self.scratch: dict[int, Tensor] = {}
+        self.expect(owners, params, self.work.gradients)
 
     def walkable(self, k: int, p: Tensor, key: str) -> Tensor:
         """A parameter's state in a layout that the loop can walk along p."""
@@ -47,8 +47,7 @@ class CompiledPart(Part):
             raise Stale
         if met == 1 << NONE:
             return None
-        if met & (1 << STRIDES | 1 << MISFIT):
-            self.straighten(owners, grads)
+        copies = self.straighten(owners, grads) if met & (1 << STRIDES | 1 << MISFIT) else []
         stepped = owners if not met & 1 << NONE else [
             p for p, g in zip(owners, grads, strict=True) if g is not None
         ]  # fmt: skip
@@ -61,6 +60,7 @@ class CompiledPart(Part):
             if full:
                 self.widen(owners, state, self.cells.full().tolist())
             grads.clear()  # held until here: the loop has read their memory
+            copies.clear()
 
         return Ready(step, self.work.add)
 
@@ -70,15 +70,17 @@ class CompiledPart(Part):
         key = {t: codecs.key(self.wanted.seed, t + 1) for t in {*steps}}
         return [key[t] for t in steps]
 
-    def straighten(self, owners: list[Tensor], grads: list[Any]) -> None:
-        """Copy gradients of other strides than their parameter's; raise for what does not fit."""
+    @torch.no_grad()
+    def straighten(self, owners: list[Tensor], grads: list[Any]) -> list[Tensor]:
+        """Copies of gradients of other strides than their parameter's; raises for what does not
+        fit.
+        """
         odd = [k for k, code in enumerate(self.expected.codes) if code in (STRIDES, MISFIT)]
+        copies = []
         for k in odd:
             p = local(owners[k])
             self.check_gradient(p, grads[k])
-            if k not in self.scratch:
-                self.scratch[k] = torch.empty_like(p, dtype=grads[k].dtype, requires_grad=False)
-        copies = [self.scratch[k] for k in odd]
-        with torch.no_grad():
-            torch._foreach_copy_(copies, [grads[k] for k in odd])
+            copies.append(torch.empty_like(p, dtype=grads[k].dtype, requires_grad=False))
+        torch._foreach_copy_(copies, [grads[k] for k in odd])
         self.work.gradients[odd] = list(map(Tensor.data_ptr, copies))
+        return copies

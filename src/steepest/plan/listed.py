@@ -30,7 +30,6 @@ class ForeachPart(Part):
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
         at, grads = self.gradients(owners)
-        self.leading = at[0] if at else 0
         order = dict(zip(at, grads, strict=True))
 
         @torch.no_grad()
@@ -90,7 +89,6 @@ class SparsePart(ForeachPart):
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
         at, grads = self.gradients(owners)
-        self.leading = at[0] if at else 0
         order = dict(zip(at, grads, strict=True))
 
         @torch.no_grad()
@@ -118,13 +116,13 @@ class ReferencePart(ForeachPart):
     """The rule itself, one parameter after the other; autograd goes through when asked to."""
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
+        super().build(owners, params)
         # squares and sums of float32 may be beyond it; MPS has nothing wider
         if self.program.reductions and params[0].device.type != "mps":
             self.kind = torch.float64
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
         at, grads = self.gradients(owners)
-        self.leading = at[0] if at else 0
         rule, program, choices = self.selection.rule, self.program, dict(self.selection.choices)
         values: dict[str, Any] = dict(
             zip((n for n in program.scalars if n != "t"), scalars, strict=True)
@@ -211,6 +209,6 @@ class ReferencePart(ForeachPart):
             if p in state:
                 own, keys = state[p], self.selection.rule.keys
                 for c, x in zip(self.selection.rule.carried, values, strict=True):
-                    new = torch.tensor(float(x), dtype=torch.float64, device="cpu")
-                    own[keys[c]] = x if carries(x) else new
+                    same = x if carries(x) else torch.tensor(x, dtype=torch.float64, device="cpu")
+                    own[keys[c]] = same
         return None

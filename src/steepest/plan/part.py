@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import codecs
-from ..backends.memory import LIMIT, SINGLE, Cells, in_bounds
+from ..backends.memory import LIMIT, MISFIT, PLAIN, SINGLE, STRIDES, Cells, Gradients, in_bounds
 from ..definition import COMPENSATION
 from ..families import Selection
 from ..formulas import modifiers
@@ -159,6 +159,14 @@ class Part:
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         """What a backend makes of it once, from `pending`."""
+        self.expected: Gradients | None = None
+        if not self.sparse and all(type(p) in PLAIN and p.device.type == "cpu" for p in params):
+            self.expect(owners, params, np.zeros(self.n, np.int64))
+
+    def expect(self, owners: list[Tensor], params: list[Tensor], row: np.ndarray) -> None:
+        """What gradients have to be; row: where their addresses are written."""
+        like = local(owners[0].grad) if self.wide else params[0]
+        self.expected = Gradients(params, like, row)
 
     def laid_out(self, k: int, p: Tensor, old: dict[str, Any]) -> dict[str, Any] | None:
         """The state of an owner as this part keeps it."""
@@ -202,6 +210,12 @@ class Part:
                 )
             if not in_bounds(x):
                 raise RuntimeError(f"{self.rule}: {_cut_short(f'state {key!r}', x)}")
+            if not torch.is_inference_mode_enabled() and x.is_inference():
+                x = x.clone()
+            # in memory of its own, element for element, and as it reads
+            x = x.resolve_neg().resolve_conj()
+            if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+                x = x.contiguous()
             new[key] = x if x.dtype == wide else x.detach().to(wide)
         for i, name in enumerate(rule.carried, start=1):
             key, value = rule.keys[name], self.cells.own[i, k]
@@ -221,7 +235,13 @@ class Part:
             )
         if isinstance(x, Tensor) and not in_bounds(x):
             raise RuntimeError(f"{self.rule}: {_cut_short(f'state {key!r}', x)}")
-        return float(x.detach() if isinstance(x, Tensor) else x)
+        found = float(x.detach() if isinstance(x, Tensor) else x)
+        if key == "step" and not 0 <= found < math.inf:
+            raise RuntimeError(
+                f"{self.rule}: the count of steps in optimizer.state is {found}, expected 0 or "
+                "more; put a number there, or clear optimizer.state to begin anew"
+            )
+        return found
 
     def cell(self, row: int, k: int, given: Any, value: float, dtype: torch.dtype) -> Tensor:
         """The tensor that this number is kept in: the one that is there, if it can be."""
@@ -229,6 +249,9 @@ class Part:
         if isinstance(given, Tensor) and given.requires_grad and self.wanted.differentiable:
             return given  # its history stays beside the number
         usable = Cells.able(given) and not given.requires_grad
+        if usable and given.data_ptr() in self.cells.addresses[row]:
+            usable = False  # of another parameter, which would count twice
+        dtype = torch.float64 if value >= LIMIT else dtype
         x = given if usable else torch.tensor(value, dtype=dtype, device="cpu")
         if Cells.able(x):  # else it is nothing but a shape, as in FakeTensorMode
             self.cells.put(row, k, x)
@@ -255,9 +278,14 @@ class Part:
             raise Stale
         layout = torch.sparse_coo if self.sparse else torch.strided
         kinds = [self.kinds[k] for k in at]
-        if list(map(_kind, some)) != kinds or not {*map(_layout, some)} <= {layout}:
+        if self.expected is not None and type(grads) is list:
+            odd = self.expected.look(grads) & (1 << STRIDES | 1 << MISFIT)
+        else:
+            odd = list(map(_kind, some)) != kinds or not {*map(_layout, some)} <= {layout}
+        if odd:
             for k, g in zip(at, some, strict=True):
                 self.check_gradient(local(owners[k]), g)
+        self.leading = at[0] if at else 0
         return at, some
 
     def check_gradient(self, p: Tensor, g: Tensor) -> None:
@@ -334,7 +362,8 @@ class Part:
     def carry(self, owners: list[Tensor], state: States, values: Sequence[Any]) -> None:
         """Give all parameters the same carried scalars, those without a gradient too."""
         counts = self.cells.read()[:1]
-        rest = np.repeat(np.array([*map(float, values)])[:, None], self.n, 1)
+        plain = [float(x.detach()) if isinstance(x, Tensor) else x for x in values]
+        rest = np.repeat(np.array(plain)[:, None], self.n, 1)
         self.cells.write(np.vstack([counts, rest]), [*range(self.n)])
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
