@@ -487,7 +487,6 @@ SPOILT = {
     "one beta": (put(*GROUP, "betas", value=(0.9,)), "expected a pair of numbers"),
     "betas of words": (put(*GROUP, "betas", value=("a", "b")), "expected a pair of numbers"),
     "flag of words": (put(*GROUP, "amsgrad", value="yes"), "expected True or False"),
-    "flag None": (put(*GROUP, "maximize", value=None), "expected True or False"),
     "rounding": (put(*GROUP, "rounding", value=torch.ones(2)), "expected a str or None"),
     "amsgrad without its state": (put(*GROUP, "amsgrad", value=True), r"\['max_exp_avg_sq'\]"),
     "rule": (put(*GROUP, "rule", value="sgd"), "by the rule 'sgd'"),
