@@ -224,7 +224,9 @@ def test_a_class_without_states_keeps_a_count_and_an_average_of_others():
         stepped(other)
 
 
-@pytest.mark.parametrize("own", [FACTORED, {"step": 5, "state1": torch.zeros(3)}])
+@pytest.mark.parametrize(
+    "own", [FACTORED, {"step": 5, "state1": torch.zeros(3)}, {**ADAM, "RMS": 0.5}]
+)
 def test_an_optimizer_from_elsewhere_is_named_whatever_its_options_are(own):
     saved = {"state": {0: own}, "param_groups": [{"params": [0], "lr": None, "eps": (1e-30, 1e-3)}]}
     for name in ("Adafactor", "AdamW", "SGD", "Lion"):

@@ -257,7 +257,9 @@ def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: st
     )
 
 
-def check_elsewhere(called: str, slot: Slot, saved: Saved, family: Family, group: Any) -> None:
+def check_elsewhere(
+    called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
+) -> None:
     """ValueError for a state of an optimizer that is not here: before its options are looked at,
     of which some would be refused as damaged.
     """
@@ -265,7 +267,12 @@ def check_elsewhere(called: str, slot: Slot, saved: Saved, family: Family, group
     if not found:
         return
     own, selection = _own(family, saved.state), family.select(group).of(slot.tensor)
-    if needed(selection, saved.state) if own else "step" in saved.state:
+    try:
+        family.plain(given)
+        odd = bool(needed(selection, saved.state)) if own else "step" in saved.state
+    except (TypeError, ValueError):  # its options are none of ours either
+        odd = True
+    if odd:
         _refuse_owner(called, slot, saved, family, f"{ELSEWHERE[found[0]]}, {_UNKNOWN}")
 
 
@@ -527,7 +534,8 @@ def load(
     check_rows(called, saved, rows)
     for slot, row, _ in pairs:
         family = optimizer._family(own[slot.group])
-        check_elsewhere(called, slot, row, family, {**family.arguments, **own[slot.group]})
+        full = {**family.arguments, **own[slot.group]}
+        check_elsewhere(called, slot, row, family, full, groups[row.group])
     made, complaints, families = _options(optimizer, groups, sources, strict)
     if not strict:
         lost: set[int] = set()

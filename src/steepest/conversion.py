@@ -140,7 +140,7 @@ def convert(
         for row in own:
             like = [v for k, v in row.state.items() if isinstance(v, Tensor) and k in tensors]
             slots.append(Slot((like or [torch.empty(())])[0], row.name, row.label, i))
-            check_elsewhere("convert", slots[-1], row, family, family.arguments)
+            check_elsewhere("convert", slots[-1], row, family, family.arguments, groups[i])
         group = check_group("convert", i, family, group)
         for slot, row in zip(slots, own, strict=True):
             check_state("convert", slot, row, family, group, groups[i])
