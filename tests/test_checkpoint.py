@@ -696,8 +696,9 @@ def test_a_mutated_checkpoint_is_refused_and_nothing_moves_or_it_steps(data):
         growing = name == "rmsprop" and float(group["alpha"]) > 1  # torch's limits let it
         if group["differentiable"] or endless or growing:
             return  # a leaf is not stepped so; and an infinite option is within the limits
-    squares = [v for s in made.state.values() for k, v in s.items()
-               if k.endswith(("_sq", "_avg", "_var", "sum")) and k != "exp_avg"]  # fmt: skip
+    states = [made.state.get(p, {}) for g in made.param_groups for p in g["params"]]
+    squares = [v for s in states for k, v in s.items() if isinstance(v, torch.Tensor)
+               and k.endswith(("_sq", "_avg", "_var", "sum")) and k != "exp_avg"]  # fmt: skip
     if any((v < 0).any() for v in squares):
         return  # another state of the same shape in its place: elements are not looked at
     stepped(made, 1)
