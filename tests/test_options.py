@@ -6,6 +6,7 @@ import array
 import collections
 import decimal
 import fractions
+import io
 import json
 import math
 import warnings
@@ -16,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR
 
 import steepest
 from steepest.classes import classes
@@ -216,6 +217,45 @@ def test_text_says_how_a_number_is_written():
         made.step()
 
 
+def test_text_in_a_group_after_a_step_says_how_a_number_is_written():
+    made = stepped(steepest.AdamW([p := parameter()]), p)
+    made.param_groups[0]["lr"] = "1e-3"
+    with pytest.raises(TypeError, match=r"lr='1e-3' was given, expected a number; .*YAML"):
+        stepped(made, p)
+    assert made.state_dict()["param_groups"][0]["lr"] == "1e-3"
+
+
+@pytest.mark.parametrize("large", [10**400, 10**5000], ids=["400", "5000"])
+def test_a_number_of_hundreds_of_digits_is_not_written_out(large):
+    with pytest.raises(TypeError, match=r"lr=.* digits.* was given, expected a number") as seen:
+        steepest.AdamW([parameter()], lr=large)
+    assert len(str(seen.value)) < 120
+
+
+def test_an_eps_that_may_be_none_says_which():
+    with pytest.raises(TypeError, match="expected a pair of numbers, the first of which may be N"):
+        steepest.Adafactor([parameter()], eps=(1e-30, None))
+
+
+def test_numbers_that_others_put_into_groups_are_saved_plain():
+    rate = torch.tensor(0.5)
+    made = stepped(steepest.AdamW([p := parameter()]), p)
+    LambdaLR(made, lambda k: np.cos(k + np.float64(0)))
+    group, read = made.param_groups[0], []
+    for value in (np.float64(0.25), np.float32(0.25), np.array(0.25), decimal.Decimal("0.25")):
+        group |= {"lr": value, "betas": np.array([0.5, 0.75]), "initial_lr": value}
+        group |= {"weight_decay": rate, "amsgrad": np.False_}
+        file = io.BytesIO()
+        torch.save(made.state_dict(), file)
+        file.seek(0)
+        read.append(torch.load(file, weights_only=True)["param_groups"][0])
+        assert group["lr"] is value  # what a user holds is his
+    for one in read:
+        assert (one["lr"], one["betas"], one["initial_lr"]) == (0.25, (0.5, 0.75), 0.25)
+        assert plainly([v for k, v in one.items() if k not in ("params", "weight_decay")])
+        assert torch.equal(one["weight_decay"], rate)
+
+
 @pytest.mark.parametrize("flag", ["amsgrad", "maximize", "cautious", "differentiable"])
 def test_flags_are_true_or_false(flag):
     for true in (np.True_, np.array(True), 1):
@@ -224,9 +264,37 @@ def test_flags_are_true_or_false(flag):
         copied = steepest.AdamW([parameter()], **{flag: true})
         copied.load_state_dict(made.state_dict())
         assert copied.param_groups[0][flag] is True
+    for nothing in ({flag: None}, {flag: False}, {flag: 0}):
+        made = steepest.AdamW([parameter()], **nothing)
+        made.add_param_group({"params": [parameter()], **nothing})
+        assert [g.get(flag, False) for g in made.param_groups] == [False, False]
+        assert None not in [g.get(flag, False) for g in made.state_dict()["param_groups"]]
     for wrong in ("false", "True", 2, 0.5, [], torch.tensor(True)):
         with pytest.raises(TypeError, match=f"(?s)AdamW: {flag}=.* expected True or False"):
             steepest.AdamW([parameter()], **{flag: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("Adam", {"amsgrad": None}), ("SGD", {"maximize": None, "nesterov": None}),
+     ("RMSprop", {"centered": None}), ("AdamW", {"maximize": None, "fused": None}),
+     ("NAdam", {"decoupled_weight_decay": None, "weight_decay": 0.5})],
+)  # fmt: skip
+def test_a_flag_of_none_is_off_as_in_torch(name, options):
+    ps = [parameter() for _ in range(3)]
+    theirs, _ = (
+        stepped(getattr(lib, name)([p], **options), p)
+        for lib, p in zip((torch.optim, steepest), ps, strict=False)
+    )
+    torch.testing.assert_close(ps[0], ps[1])
+    with torch.no_grad():
+        ps[2].copy_(ps[0])
+    loaded = classes[name]([ps[2]])
+    loaded.load_state_dict(theirs.state_dict())
+    assert None not in [loaded.param_groups[0][k] for k in options if k != "fused"]
+    stepped(theirs, ps[0])
+    stepped(loaded, ps[2])
+    torch.testing.assert_close(ps[0], ps[2])
 
 
 def test_a_seed_and_a_clip_norm_of_numpy_are_plain():
@@ -290,6 +358,19 @@ def test_groups_of_a_model_hold_plain_numbers():
         )
 
 
+def test_options_of_a_rule_in_groups_of_a_model_are_looked_at():
+    model = nn.Linear(2, 2)
+
+    def groups(**entry):
+        return steepest.param_groups(model, weight_decay=0.1, rules=[{"where": "bias", **entry}])
+
+    for rule in ({"rule": "adamw"}, {}):
+        assert groups(betas=np.array([0.5, 0.75]), **rule)[1]["betas"] == (0.5, 0.75)
+    for entry in ({"momentum": "0.9"}, {"nesterov": "yes"}, {"dampening": [1]}):
+        with pytest.raises(TypeError, match=r"SGD: .* was given in rules\[0\], expected"):
+            groups(rule="sgd", **entry)
+
+
 def test_wrappers_and_schedules_keep_plain_numbers():
     made = steepest.SGD([parameter()], lr=0.5)
     sam = steepest.SAM(made, rho=decimal.Decimal("0.5"), adaptive=np.True_, eta=np.array(0.25))
@@ -348,9 +429,8 @@ def test_entries_of_users_are_kept_without_a_word():
     mine = {
         "weight_decay_mult": 0.5, "layer_decay": 0.5, "lr_mult": 2, "lr_scale": 2, "lr_scales": 1,
         "group_name": "x", "weight_decay_end": 0, "momentum_start": 0, "role": "head", "seeds": 1,
-        "base_momentum": 0.5, "max_momentum": 0.5, "swa_lr": 0.5, "beta": 1, "foreach": None,
+        "base_momentum": 0.5, "max_momentum": 0.5, "swa_lr": 0.5, "foreach": None,
     }  # fmt: skip
-    mine.pop("beta")
     for name in ("AdamW", "SGD", "Adagrad", "RMSprop", "AdaBound"):
         made = classes[name]([{"params": [parameter()], **mine}])
         assert mine.items() <= made.param_groups[0].items()

@@ -132,7 +132,6 @@ FACTORED = {"step": 5, "exp_avg_sq_row": torch.zeros(3), "RMS": 0.0}
         ("SGD", {k: v for k, v in ADAM.items() if k != "exp_avg"}, "by another optimizer"),
         ("SGD", {k: v for k, v in ADAM.items() if k != "step"}, "by another optimizer"),
         ("SGD", {**ADAM, "slow": torch.zeros(3)}, "by another optimizer"),
-        ("SGD", {"step": 5, "unheard_of": torch.zeros(3)}, "by another optimizer"),
         ("AdamW", {**ADAM, "exp_avg_var": torch.zeros(3)}, "by another optimizer"),
         ("AdaBelief", ADAM, "by another optimizer"),
         ("AdamW", {"step": 5, "unheard_of": torch.zeros(3)}, "by another optimizer, which is"),
@@ -151,6 +150,99 @@ def test_the_state_of_another_optimizer_is_refused_and_nothing_moves(kind, state
         with pytest.raises(ValueError, match=words):
             made.load_state_dict(saved, strict=strict)
     assert str(made.state_dict()) == before
+
+
+# from -> into what it loads, but itself: the same keys, and no option that only others have
+ADAMS = {"ADOPT", "AdaBound", "Adam", "AdamW", "EAdam", "Grams", "LAMB", "RAdam", "Yogi"}
+ALLOWED = {
+    "Adam": {"AdamW"}, "AdamW": {"Adam"}, "RAdam": {"Adam", "AdamW"}, "SparseAdam": ADAMS,
+    "EAdam": ADAMS, "Grams": ADAMS, "LAMB": ADAMS,
+    "AMSGrad": {"AMSBound", "AdaBound", "Adam", "AdamW"}, "AMSBound": {"AdaBound"},
+    "Momentum": {"Nesterov", "SGD"}, "Nesterov": {"Momentum", "SGD"},
+    "Signum": {"LARS", "Momentum", "Nesterov", "SGD"},
+    "ClassicalMomentum": {"ClassicalNesterov"}, "ClassicalNesterov": {"ClassicalMomentum"},
+    "Fromage": {*classes},  # it has no state
+}  # fmt: skip
+KEYS = {"SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9}}
+
+
+@pytest.mark.parametrize("lib", [steepest, torch.optim])
+def test_no_class_takes_the_state_of_another_but_of_those_that_mean_the_same(lib):
+    for source in classes:
+        if not hasattr(lib, source):
+            continue
+        made = getattr(lib, source)([p := parameter((2, 3))], **KEYS.get(source, {}))
+        p.grad = torch.ones(2, 3).to_sparse() if source == "SparseAdam" else torch.ones(2, 3)
+        made.step()
+        saved = made.state_dict()
+        for target, kind in classes.items():
+            other = kind([parameter((2, 3))])
+            if target == source or target in ALLOWED.get(source, ()):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    other.load_state_dict(saved)
+                continue
+            before = str(other.state_dict())
+            with pytest.raises((ValueError, TypeError), match=f"{target}: "):
+                other.load_state_dict(saved)
+            assert str(other.state_dict()) == before
+
+
+def test_what_an_optimizer_carries_tells_whose_state_it_is():
+    for source, key in (("NAdam", "mu_product"), ("SWATS", "exp_avg2"), ("Prodigy", "d")):
+        saved = stepped(classes[source]([parameter()])).state_dict()
+        own = {k: v for k, v in saved["state"][0].items() if k in (*ADAM, key)}
+        saved["state"][0] = own
+        for target in ("Adam", "AdamW", "RAdam", "Yogi", "Grams"):
+            with pytest.raises(ValueError, match=f"a state '{key}' .* by another optimizer, see"):
+                classes[target]([parameter()]).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Adagrad", "Lion", "SGD", "SWATS", "Fromage"])
+@pytest.mark.parametrize("lib", [steepest, torch.optim])
+def test_an_entry_called_as_a_rule_calls_its_own_is_somebodys_all_the_same(kind, lib):
+    if not hasattr(lib, kind):
+        return
+    for name in ("last_grad", "prev", "sum", "z", "slow", "momentum_buffer", "k", "v", "d", "RMS"):
+        made = stepped(getattr(lib, kind)([p := parameter()]))
+        if name in classes[kind].family.keys:
+            continue
+        made.state[p][name] = torch.full((3,), 7.0)
+        other = classes[kind]([q := parameter()])
+        other.load_state_dict(made.state_dict())
+        assert torch.equal(other.state[q][name], torch.full((3,), 7.0))
+        stepped(other)
+
+
+def test_a_class_without_states_keeps_a_count_and_an_average_of_others():
+    for lib in (steepest, torch.optim):
+        made = lib.SGD([p := parameter()])
+        made.state[p] = {"step": 3, "ema": torch.ones(3)}
+        other = steepest.SGD([q := parameter()])
+        other.load_state_dict(made.state_dict())
+        assert same(other.state[q], {"step": 3, "ema": torch.ones(3)})
+        stepped(other)
+
+
+@pytest.mark.parametrize(
+    "own", [FACTORED, {"step": 5, "state1": torch.zeros(3)}, {**ADAM, "RMS": 0.5}]
+)
+def test_an_optimizer_from_elsewhere_is_named_whatever_its_options_are(own):
+    saved = {"state": {0: own}, "param_groups": [{"params": [0], "lr": None, "eps": (1e-30, 1e-3)}]}
+    for name in ("Adafactor", "AdamW", "SGD", "Lion"):
+        with pytest.raises(ValueError, match=r"saved by (transf|an opt).*not known here: begin an"):
+            classes[name]([parameter()]).load_state_dict(copy.deepcopy(saved))
+    with pytest.raises(ValueError, match=r"not known here: begin anew"):
+        steepest.convert(saved, "adamw", source="adamw")
+
+
+@pytest.mark.parametrize("kind", ["SWATS", "YellowFin"])
+def test_a_checkpoint_from_before_a_state_was_new_says_what_it_lacks(kind):
+    saved = stepped(classes[kind]([parameter()])).state_dict()
+    del saved["state"][0]["k"]
+    with pytest.raises(ValueError, match=r"lacks \['k'\], which this optimizer needs") as seen:
+        classes[kind]([parameter()]).load_state_dict(saved)
+    assert "damaged" not in str(seen.value)
 
 
 def test_the_state_of_a_parameter_in_no_group_is_no_entry_of_others():

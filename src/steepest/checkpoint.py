@@ -11,14 +11,16 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .checks import real as number
+from .checks import short
 from .definition import COMPENSATION, Rule, rules
-from .families import SCHEDULED, STORAGE, WITHOUT_EFFECT, Family, Selection
+from .families import SCHEDULED, STORAGE, WITHOUT_EFFECT, Family, Selection, families
 from .plan import describe, program_of
 
 # what torch.compile, activation checkpoints and FSDP put into the names of parameters
@@ -33,6 +35,10 @@ ELSEWHERE = {
     **dict.fromkeys(("state1", "state2", "absmax1", "qmap1"), "an optimizer of bitsandbytes"),
 }
 _LISTED = 10
+_COMMON = {"step", COMPENSATION}
+# options that torch's classes have not had from the beginning
+_LATER = {"maximize", "differentiable", "decoupled_weight_decay"}
+_UNKNOWN = "which is not known here: begin anew, from the model's weights alone"
 
 
 @dataclass(frozen=True)
@@ -230,42 +236,97 @@ def shape(family: Family, key: str, p: Tensor) -> Any:
     return torch.Size(rule.shape(key, p.shape))
 
 
-def owned() -> set[str]:
-    """The keys that the rules here give to their states: whoever has one is stepped by a rule."""
-    return {rule.keys[name] for rule in rules.values() for name in rule.states}
+def owned(carried: bool = False) -> set[str]:
+    """The keys that the rules here give to their states: whoever has one is stepped by a rule.
+    carried: with their numbers, whose names may be short, like k.
+    """
+    return {r.keys[n] for r in rules.values() for n in (*r.states, *(r.carried if carried else ()))}
 
 
-def owner(selection: Selection, family: Family, group: Any, state: Mapping[Any, Any]) -> str:
+def _own(family: Family, state: Mapping[Any, Any]) -> set[str]:
+    """The keys of a family's own that a state has."""
+    return {k for k, v in state.items() if v is not None and k in family.keys} - _COMMON
+
+
+def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: str) -> None:
+    odd = sorted(saved.state.keys() - family.keys)
+    what = f"a state {odd[0]!r} for" if odd else "the options of another class beside the state of"
+    raise ValueError(
+        f"{called}: the checkpoint has {what} {slot.label}, expected some of "
+        f"{sorted(family.keys if odd else options_of(family))}; it was saved by {who}"
+    )
+
+
+def check_elsewhere(
+    called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
+) -> None:
+    """ValueError for a state of an optimizer that is not here: before its options are looked at,
+    of which some would be refused as damaged.
+    """
+    found = [k for k in ELSEWHERE if k in saved.state and k not in family.keys]
+    if not found:
+        return
+    own, selection = _own(family, saved.state), family.select(group).of(slot.tensor)
+    try:
+        family.plain(given)
+        odd = bool(needed(selection, saved.state)) if own else "step" in saved.state
+    except (TypeError, ValueError):  # its options are none of ours either
+        odd = True
+    if odd:
+        _refuse_owner(called, slot, saved, family, f"{ELSEWHERE[found[0]]}, {_UNKNOWN}")
+
+
+def options_of(family: Family) -> set[str]:
+    """The options that tell a family from others."""
+    return {*family.arguments, *family.captured} - {*WITHOUT_EFFECT}
+
+
+def owner(
+    selection: Selection, family: Family, given: Mapping[str, Any], state: Mapping[Any, Any]
+) -> str:
     """Who saved a state, if it was another optimizer, and what to do; "" if all that the family
     does not know in it is what others keep beside a state (slow weights, tags).
+
+    given: the saved options. Where they are the family's own, and so is the rest of the state, an
+    entry is somebody's whatever it is called, but for Adam's averages.
     """
-    odd = {k for k in state if k not in family.keys}
-    own = {k for k, v in state.items() if v is not None} - odd - {"step", COMPENSATION}
-    cure = "which is not known here: begin anew, from the model's weights alone"
-    if odd & {*ELSEWHERE} and (not own or needed(selection, state)):
-        return f"{next(who for k, who in ELSEWHERE.items() if k in odd)}, {cure}"
-    if not odd.isdisjoint(owned()):
+    odd, mine = {k for k in state if k not in family.keys}, options_of(family)
+    own, foreign = _own(family, state), _known_options() & given.keys() - mine
+    theirs = odd & owned(carried=True)
+    whole = not needed(selection, state) if own else not program_of(selection).states
+    if whole and not foreign and mine - _LATER <= given.keys():
+        theirs = {k for k in theirs if "exp_avg" in k}
+    # with the same keys the options alone tell: a class that knows all of them, and more
+    known = mine & given.keys()
+    better = [f for f in families.values() if known < options_of(f) & given.keys()]
+    if theirs or (own and any(own <= f.keys for f in better)):
         return "another optimizer, see steepest.convert"
     # a count of nothing; where noise is rounded by the count, it is the rule's own
-    counted = "step" in state and not own and group.get("rounding") != "stochastic"
+    counted = "step" in state and not own and given.get("rounding") != "stochastic"
     counted = counted and any(isinstance(state[k], Tensor) for k in odd)
-    return f"another optimizer, {cure}" * counted
+    counted = counted and bool(foreign or program_of(selection).states)
+    return f"another optimizer, {_UNKNOWN}" * counted
 
 
-def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: Any) -> None:
-    """Raise ValueError for a state that the group's rule cannot go on from."""
+@cache
+def _known_options() -> set[str]:
+    return set().union(*map(options_of, families.values()))
+
+
+def check_state(
+    called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
+) -> None:
+    """Raise ValueError for a state that the group's rule cannot go on from; given: the options that
+    were saved with it.
+    """
 
     def refuse(what: str, cure: str = "it is damaged") -> None:
         raise ValueError(f"{called}: the checkpoint's {what}; {cure}")
 
     p, scalars = slot.tensor, scalar_keys(family)
     selection = family.select(group).of(p)
-    if who := owner(selection, family, group, saved.state):
-        odd = sorted(saved.state.keys() - family.keys)
-        raise ValueError(
-            f"{called}: the checkpoint has a state {odd[0]!r} for {slot.label}, expected some of "
-            f"{sorted(family.keys)}; it was saved by {who}"
-        )
+    if who := owner(selection, family, given, saved.state):
+        _refuse_owner(called, slot, saved, family, who)
     for key, value in saved.state.items():
         if key not in family.keys:  # somebody else's
             continue
@@ -275,8 +336,9 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
             count = key == "step"
             whole = not count or (0 <= x <= 2**53 and not x % 1)
             if isinstance(value, bool) or not math.isfinite(x) or not whole:
-                given = describe(value) if math.isnan(x) and isinstance(value, Tensor) else value
-                refuse(f"{of} is {given!s}, expected a {'count' if count else 'finite number'}")
+                shown = value if isinstance(value, (str, Tensor)) else short(value)
+                shown = describe(value) if math.isnan(x) and isinstance(value, Tensor) else shown
+                refuse(f"{of} is {shown!s}, expected a {'count' if count else 'finite number'}")
         elif isinstance(value, Tensor):
             if (
                 value.layout is not torch.strided
@@ -297,7 +359,9 @@ def check_state(called: str, slot: Slot, saved: Saved, family: Family, group: An
         elif value is not None:
             refuse(f"{of} is a {type(value).__name__}, expected a tensor")
     if missing := needed(selection, saved.state):
-        refuse(f"state of {slot.label} lacks {missing} and has {sorted(saved.state)}")
+        cure = "it was cut, or saved by another version: begin anew, from the weights alone"
+        has = f"which this optimizer needs, and has {sorted(saved.state)}"
+        refuse(f"state of {slot.label} lacks {missing}, {has}", cure)
 
 
 # matching
@@ -468,6 +532,10 @@ def load(
         pairs = by_order(called, slots, rows, *sizes)
         sources = [[i] for i in range(len(own))]
     check_rows(called, saved, rows)
+    for slot, row, _ in pairs:
+        family = optimizer._family(own[slot.group])
+        full = {**family.arguments, **own[slot.group]}
+        check_elsewhere(called, slot, row, family, full, groups[row.group])
     made, complaints, families = _options(optimizer, groups, sources, strict)
     if not strict:
         lost: set[int] = set()
@@ -478,7 +546,7 @@ def load(
                 (reshaped if wrong else missing).append(slot.label)
             if wrong and not named:  # what stands behind it may have moved up or down
                 lost.add(slot.group)
-    state: Any = _states(called, pairs, families, made)
+    state: Any = _states(called, pairs, families, made, groups)
     state.update({k: _lent(v) for k, v in apart(saved, rows).items()})
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=stacklevel)
@@ -531,7 +599,11 @@ def _options(
 
 
 def _states(
-    called: str, pairs: list[Pair], families: list[Family], groups: list[dict[str, Any]]
+    called: str,
+    pairs: list[Pair],
+    families: list[Family],
+    groups: list[dict[str, Any]],
+    saved: list[dict[str, Any]],
 ) -> defaultdict[Tensor, dict[str, Any]]:
     """Each parameter's state, checked and copied."""
     owners: dict[int | str, Tensor] = {}
@@ -545,7 +617,7 @@ def _states(
             )
     taken = [(slot, row) for slot, row, fresh in pairs if not fresh and row.state]
     for slot, row in taken:
-        check_state(called, slot, row, families[slot.group], groups[slot.group])
+        check_state(called, slot, row, families[slot.group], groups[slot.group], saved[row.group])
     state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     for slot, row in taken:
         p, known = slot.tensor, families[slot.group].keys

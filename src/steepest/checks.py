@@ -44,6 +44,16 @@ def real(value: Any) -> float:
         return math.nan
 
 
+def short(value: Any) -> str:
+    """What was given, for a message: a number of hundreds of digits by its beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # of more digits than Python prints
+        return "an int of thousands of digits"
+    long = isinstance(value, int) and len(text) > 60
+    return f"{text[:20]}... ({len(text)} digits)" if long else text
+
+
 def several(value: Any, size: int) -> tuple[Any, ...] | None:
     """The members of a list, an array or another sequence of that size, numbers made plain; None
     for anything else.

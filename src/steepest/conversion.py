@@ -19,6 +19,7 @@ from .checkpoint import (
     Saved,
     Slot,
     apart,
+    check_elsewhere,
     check_group,
     check_rows,
     check_state,
@@ -135,12 +136,14 @@ def convert(
         names[family.name] = None
         group = {**family.arguments, **group}
         own = list({r.key: r for r in rows if r.group == i}.values())
-        group = check_group("convert", i, family, group)
-        tensors = family.keys - scalar_keys(family)
+        tensors, slots = family.keys - scalar_keys(family), []
         for row in own:
             like = [v for k, v in row.state.items() if isinstance(v, Tensor) and k in tensors]
-            slot = Slot((like or [torch.empty(())])[0], row.name, row.label, i)
-            check_state("convert", slot, row, family, group)
+            slots.append(Slot((like or [torch.empty(())])[0], row.name, row.label, i))
+            check_elsewhere("convert", slots[-1], row, family, family.arguments, groups[i])
+        group = check_group("convert", i, family, group)
+        for slot, row in zip(slots, own, strict=True):
+            check_state("convert", slot, row, family, group, groups[i])
         new, states = _converted(family, target, group, own, notes)
         made.append(check_group("convert", i, target, new))
         state |= {row.key: s for row, s in zip(own, states, strict=True) if s}

@@ -15,6 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .backends.eager import carries
-from .checks import plain, real, several
+from .checks import plain, real, several, short
 from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
 from .formulas.words import Parted
@@ -43,6 +44,7 @@ STORAGE = {"rounding": None, "seed": 0, "cautious": False, "clip_norm": None}
 # what torch's schedulers leave in a group
 SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 ROUNDINGS = ("stochastic", "kahan")
+_WRITTEN = "; write it without quotes, and 1.0e-3 for 1e-3 in YAML"
 _DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 _DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple", "fixed_decay"}
 
@@ -161,8 +163,19 @@ class Family:
             try:
                 found[name] = _option(name, group[name], default)
             except (TypeError, ValueError) as error:
-                what = f"{self.name}: {name}={group[name]!r} was given{where}, expected {error}"
+                one = short(group[name])
+                what = f"{self.name}: {name}={one} was given{where}, expected {error}"
                 raise type(error)(what) from None
+        return found
+
+    def saved(self, group: Group) -> dict[str, Any]:
+        """The group with its options made plain as far as they can be: what somebody has put there
+        since is saved all the same.
+        """
+        found = dict(group)
+        for name in {*self.arguments, *self.captured, *STORAGE, *SCHEDULED} & group.keys():
+            with suppress(TypeError, ValueError):
+                found[name] = plain(self.plain({name: group[name]})[name])
         return found
 
     def _place(self, name: str) -> tuple[str, int | None]:
@@ -178,7 +191,9 @@ class Family:
         if number != number:
             key, _ = self._place(name)
             given = group[key] if key in group else rule.defaults.get(name)
-            raise TypeError(f"{self.name}: {key}={given!r} was given, expected a number")
+            hint = _WRITTEN * isinstance(given, (str, bytes))
+            what = f"{self.name}: {key}={short(given)} was given, expected a number{hint}"
+            raise TypeError(what)
         return number
 
     def read(self, group: Group, name: str, rule: Rule) -> Any:
@@ -320,7 +335,7 @@ def _option(name: str, value: Any, default: Any) -> Any:
     if name == "seed" or name in WITHOUT_EFFECT:
         return plain(value)
     if isinstance(default, bool):
-        found = plain(value)
+        found = False if value is None else plain(value)  # torch takes None for False
         if type(found) not in (bool, int) or found not in (0, 1):
             raise TypeError("True or False")
         return bool(found)
@@ -328,6 +343,7 @@ def _option(name: str, value: Any, default: Any) -> Any:
         raise TypeError("a str")
     if isinstance(default, tuple):
         words = f"{'a pair of' if len(default) == 2 else len(default)} numbers"
+        words += ", the first of which may be None" * (default[0] is None)
         if (found := several(value, len(default))) is None:
             raise ValueError(words)
         # torch.optim.Adafactor's eps begins with None
@@ -345,7 +361,7 @@ def _number(value: Any, words: str) -> Any:
         raise ValueError(f"{words} or a tensor of one element, not of shape {tuple(value.shape)}")
     if math.isnan(real(value)):
         text = isinstance(value, (str, bytes))  # as YAML reads 1e-3
-        raise TypeError(words + "; write it without quotes, and 1.0e-3 for 1e-3 in YAML" * text)
+        raise TypeError(words + _WRITTEN * text)
     return plain(value)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import batchnorm, instancenorm, normalization
@@ -18,6 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from .checks import plain, real
 from .classes import class_of
 from .definition import Rule, inside
+from .families import family_of
 
 One = str | type[nn.Module] | Callable[[str, Tensor], bool]
 Where = One | Sequence[One]
@@ -194,7 +196,9 @@ def param_groups(
     top = max(level for _, level, _ in bins)  # of what is trained
     for (route, level, still), params in sorted(bins.items(), key=lambda item: item[0]):
         entry = routes[route] if route >= 0 else {}
-        options = {k: plain(v) for k, v in entry.items() if k not in ("where", "name")}
+        options = {k: _plain(v) for k, v in entry.items() if k not in ("where", "name")}
+        if "rule" in entry:
+            options = family_of(entry["rule"]).plain(options, f" in rules[{route}]")
         rate = options.get("lr", None if "rule" in entry else lr)
         if layer_decay is not None and rate is None:
             what = f"the entry rules[{route}]" if "rule" in entry else "param_groups"
@@ -252,6 +256,12 @@ def _meant(entry: Any, place: _Place) -> bool:
     if isinstance(entry, type):
         return any(isinstance(m, entry) for m in place.path)
     return bool(entry(place.name, place.tensor))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and arrays of them as Python's own."""
+    listed = isinstance(value, np.ndarray) and value.ndim == 1
+    return tuple(map(plain, value)) if listed else plain(value)
 
 
 def _number(name: str, value: Any, interval: str) -> Any:

@@ -223,6 +223,17 @@ class RuleOptimizer(torch.optim.Optimizer):
     # checkpoints
 
     @torch._disable_dynamo
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, with plain numbers where others have put numpy's into the groups, so that
+        torch.load(weights_only=True) reads it.
+        """
+        saved = super().state_dict()
+        groups = saved.get("param_groups", ()) if isinstance(saved, dict) else ()  # after hooks
+        for own, group in zip(self.param_groups, groups, strict=False):
+            group |= self._family(own).saved(group)
+        return saved
+
+    @torch._disable_dynamo
     def load_state_dict(  # type: ignore[override]  torch's returns nothing
         self, state_dict: dict[str, Any], strict: bool = True
     ) -> checkpoint.Loaded:
@@ -240,8 +251,9 @@ class RuleOptimizer(torch.optim.Optimizer):
         match begins anew. Without names it takes groups of the same sizes, and stops in each at
         the first parameter of another shape, for what follows may have moved.
 
-        Raises ValueError or TypeError for a checkpoint that is damaged, of another optimizer or
-        of another model, and changes nothing then.
+        Raises ValueError or TypeError for a checkpoint that is damaged, of another optimizer (by
+        its states, or by options that another class has and this one has not) or of another model,
+        and changes nothing then.
         """
         if not isinstance(state_dict, Mapping):
             checkpoint.read(self._called, state_dict)
