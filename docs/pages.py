@@ -217,8 +217,8 @@ def compared(readme: str) -> str:
     bounds = ", ".join(f"`{rule}` in some settings {bound:.0e}" for rule, bound in loose.items())
     transcribed = names["transcription"]
     kinds = f"{others}, and {len(transcribed)} that have none of these ({', '.join(transcribed)})"
-    text = f"""- Every optimizer is compared, step by step, with an implementation that is not its own.
-  Of {len(ORACLES)} rules {kinds} with a transcription
+    text = f"""- Every optimizer is compared, step by step, with an implementation that is not its own:
+  of {len(ORACLES)} rules {kinds} with a transcription
   of the paper. In float64 they agree within {LIMIT:.0e}, but for {bounds}. The causes
   stand in `src/steepest/check/settings.py`, and tests measure them. Every class is also compared
   with a second transcription, in NumPy, by somebody who had not seen the rule

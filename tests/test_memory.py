@@ -268,8 +268,10 @@ def f(job):
             total = total | 64
     while total > 1000:
         total = total - 1000
-    job[0] = -total if total > 5 else 1 << 3
-    return
+    if total > 5:
+        job[0] = -total
+        return
+    job[0] = 1 << 3
 """
     )
     import numpy as np

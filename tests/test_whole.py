@@ -70,7 +70,7 @@ def test_one_estimate_for_all_parameters_whatever_their_layout(rule):
         assert scalars == {k: float(v) for k, v in made.state[params[1]].items() if k in scalars}
         return [p.detach().clone() for p in params]
 
-    # p0 - p of Prodigy is as short as d0: of a last bit that two backends add up apart, 1e-8 is left
+    # p0 - p of Prodigy is as short as d0: of a last bit that backends add up apart, 1e-8 is left
     for p, q in zip(end(False), end(True), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-7 if rule == "prodigy" else 1e-9, atol=0)
 

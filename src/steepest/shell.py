@@ -193,7 +193,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 loss = closure()
         with self._lock:
             try:
-                for last in (False, False, True):
+                for last in (*[False] * 9, True):
                     try:
                         if self._plan is None or not self._plan.holds():
                             self._plan = Plan(self)

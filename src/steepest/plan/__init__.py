@@ -239,7 +239,9 @@ class Plan:
         lists = [group["params"] for group in groups]
         self.seen = Seen(lists, state)
         held = self.seen.same(lists, state)
-        if not held or any(state[p].get(key) is not x for p, s in new.items() for key, x in s.items()):
+        if not held or any(
+            state[p].get(key) is not x for p, s in new.items() for key, x in s.items()
+        ):
             raise Stale  # another thread has changed them meanwhile
         for known in self.groups:
             for part in known.parts:
