@@ -2,11 +2,14 @@
 steps.
 """
 
+import collections
 import gc
+import math
 import os
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -284,3 +287,128 @@ def f(job):
     while total > 1000:
         total -= 1000
     assert job[0] == -total
+
+
+@pytest.mark.parametrize("make", [collections.OrderedDict, partial(collections.defaultdict, int)])
+def test_a_state_in_another_mapping_is_looked_at(make):
+    (p, _), optimizer = made(2)
+    optimizer.step()
+    optimizer.state[p] = make(optimizer.state[p])
+    optimizer.step()
+    old, fresh = optimizer.state[p]["exp_avg"], torch.zeros(1000)
+    kept = old.clone()
+    optimizer.state[p]["exp_avg"] = fresh
+    optimizer.step()
+    assert torch.equal(old, kept)
+    torch.testing.assert_close(fresh, torch.full((1000,), 0.1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_parameter_in_two_groups_is_stepped_in_both(backend):
+    ends = []
+    for library, options in ((torch.optim, {}), (steepest, {"backend": backend})):
+        p, q = nn.Parameter(torch.ones(50)), nn.Parameter(torch.ones(7))
+        optimizer = library.AdamW([{"params": [p]}, {"params": [q]}], lr=0.1, **options)
+        optimizer.param_groups[1]["params"].append(p)
+        for _ in range(3):
+            p.grad, q.grad = torch.full((50,), 0.5), torch.ones(7)
+            optimizer.step()
+        ends.append((p.detach(), q.detach(), float(optimizer.state[p]["step"])))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
+def test_two_parameters_with_one_dict_of_states():
+    (p, q), optimizer = made(2)
+    optimizer.step()
+    optimizer.state[q] = optimizer.state[p]
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match=r"has the same dict in optimizer\.state as another one"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
+
+
+def test_states_are_held_while_a_step_runs(monkeypatch):
+    (p,), optimizer = made(1)
+    optimizer.step()
+    of_state = weakref.ref(optimizer.state[p]["exp_avg"])
+    run = optimizer._plan.groups[0].parts[0].work.run
+
+    def replaced(totals):  # as another thread may do it
+        optimizer.state[p]["exp_avg"] = torch.zeros(1000)
+        gc.collect()
+        assert of_state() is not None
+        return run(totals)
+
+    monkeypatch.setattr(optimizer._plan.groups[0].parts[0].work, "run", replaced)
+    optimizer.step()
+    gc.collect()
+    assert of_state() is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_views_whose_values_are_not_in_memory(backend):
+    (p,), optimizer = made(1, 5, backend, "SGD", lr=1.0, momentum=0.9)
+    optimizer.step()
+    optimizer.state[p]["momentum_buffer"] = (-optimizer.state[p]["momentum_buffer"])._neg_view()
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.full((5,), 1 - 1.0 - 1.9))
+    p.data = p.data._neg_view()
+    with pytest.raises(RuntimeError, match=r"of shape \(5,\) .* is a negated or conjugated view"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_expanded_state_gets_memory_of_its_own(backend):
+    (p,), optimizer = made(1, 5, backend)
+    optimizer.step()
+    optimizer.state[p]["exp_avg"] = torch.zeros(1).expand(5)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["exp_avg"], torch.full((5,), 0.1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_count_for_two_parameters_counts_each_step_once(backend):
+    params, optimizer = made(2, 3, backend)
+    optimizer.step()
+    optimizer.state[params[1]]["step"] = optimizer.state[params[0]]["step"]
+    optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [2, 2]
+
+
+@pytest.mark.parametrize("count", [-1.0, math.nan, math.inf])
+def test_a_count_that_is_none(count):
+    (p,), optimizer = made(1, 3)
+    optimizer.step()
+    optimizer.state[p]["step"] = torch.tensor(count)
+    before = p.detach().clone()
+    with pytest.raises(RuntimeError, match=r"the count of steps in optimizer\.state is"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
+
+
+def test_a_large_count_as_a_number_of_python():
+    (p,), optimizer = made(1, 3)
+    optimizer.step()
+    optimizer.state[p]["step"] = 2**24 + 3
+    optimizer.step()
+    assert float(optimizer.state[p]["step"]) == 2**24 + 4
+
+
+def test_a_state_and_a_backend_of_another_kind():
+    (p,), optimizer = made(1, 3)
+    optimizer.step()
+    optimizer.state = {}
+    optimizer.step()
+    assert float(optimizer.state[p]["step"]) == 1
+    optimizer.backend = "eager"
+    optimizer.step()
+    assert optimizer.stepped_by() == {"ReferencePart"}
+
+
+def test_a_step_in_inference_mode_and_one_after_it():
+    for backend in BACKENDS:
+        (p,), optimizer = made(1, 4, backend)
+        with torch.inference_mode():
+            optimizer.step()
+        optimizer.step()
+        assert float(optimizer.state[p]["step"]) == 2
