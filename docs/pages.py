@@ -12,6 +12,7 @@ import importlib
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -214,16 +215,17 @@ def compared(readme: str) -> str:
     for setting in SETTINGS:
         if setting.bound > LIMIT:
             loose[setting.rule] = max(setting.bound, loose.get(setting.rule, 0))
-    bounds = ", ".join(f"`{rule}` in some settings {bound:.0e}" for rule, bound in loose.items())
+    bounds = ", ".join(f"`{rule}` ({bound:.0e} in some settings)" for rule, bound in loose.items())
     transcribed = names["transcription"]
     kinds = f"{others}, and {len(transcribed)} that have none of these ({', '.join(transcribed)})"
-    text = f"""- Every optimizer is compared, step by step, with an implementation that is not its own:
-  of {len(ORACLES)} rules {kinds} with a transcription
-  of the paper. In float64 they agree within {LIMIT:.0e}, but for {bounds}. The causes
-  stand in `src/steepest/check/settings.py`, and tests measure them. Every class is also compared
-  with a second transcription, in NumPy, by somebody who had not seen the rule
-  (`tests/test_transcriptions.py`).
-"""
+    said = (
+        f"- Every optimizer is compared, step by step, with another implementation: of {len(ORACLES)} "
+        f"rules {kinds} with a transcription of the paper. In float64 they agree within {LIMIT:.0e}, "
+        f"but for {bounds}; `src/steepest/check/settings.py` says why, and tests measure it. Every "
+        "class is also compared with a second transcription, in NumPy, by somebody who had not seen "
+        "the rule (`tests/test_transcriptions.py`)."
+    )
+    text = textwrap.fill(said, 110, subsequent_indent="  ", break_on_hyphens=False) + "\n"
     start, stop = "<!-- by docs/pages.py -->\n", "<!-- end -->\n"
     head, rest = readme.split(start)
     return head + start + text + stop + rest.split(stop, 1)[1]

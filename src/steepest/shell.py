@@ -198,6 +198,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                         if self._plan is None or not self._plan.holds():
                             self._plan = Plan(self)
                         self._plan.ready()()
+                        self._plan.release()
                         break
                     except Stale:
                         self._plan = None
@@ -206,7 +207,6 @@ class RuleOptimizer(torch.optim.Optimizer):
                                 f"{self._called}: states were replaced by another thread while "
                                 "step() looked at them; replace them between steps"
                             ) from None
-                self._plan.release()
             except BaseException:
                 self._plan = None  # it may be in the middle of its writing
                 raise

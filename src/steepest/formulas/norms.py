@@ -84,6 +84,11 @@ def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamm
     return *adamw.function(p, corrected, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps), g
 
 
+def remaining(lr, base_lr):
+    """The share of a group's first lr that a schedule has left."""
+    return where(base_lr > 0, lr / base_lr, lr)
+
+
 @rule(
     keys={"m": "exp_avg", "v": "exp_avg_sq", "b": "momentum_buffer", "rate": "exp_avg2"},
     decay="coupled", search=LR, limits={"settled": "[0, inf]"},
@@ -110,7 +115,7 @@ def swats(
     k = k + 1
     unbiased = average_now / (1 - beta2**k)
     settles = where(abs(along) > 0, where(abs(unbiased - now) < settled, k - 1, 0), 0)
-    left = where(base_lr > 0, lr / base_lr, lr)
+    left = remaining(lr, base_lr)
     b = where(sgd > 0, beta1 * b + g, b)
     p = p - where(sgd > 0, (1 - beta1) * rate * (left / sgd) * b, step)
     rate = where(sgd > 0, rate, where(settles > 0, unbiased, average_now))

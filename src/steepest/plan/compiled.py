@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import codecs
-from ..backends.memory import MISFIT, NONE, STRIDES, Gradients
+from ..backends.memory import MISFIT, NONE, STRIDES
 from .part import Part, Ready, Stale, States, local
 
 _grad = attrgetter("grad")
@@ -18,8 +18,6 @@ _grad = attrgetter("grad")
 
 class CompiledPart(Part):
     """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
-
-    expected: Gradients
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         from ..backends import cpu

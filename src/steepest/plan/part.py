@@ -159,7 +159,7 @@ class Part:
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         """What a backend makes of it once, from `pending`."""
-        self.expected: Gradients | None = None
+        self.expected: Any = None
         if not self.sparse and all(type(p) in PLAIN and p.device.type == "cpu" for p in params):
             self.expect(owners, params, np.zeros(self.n, np.int64))
 
