@@ -218,14 +218,14 @@ def compared(readme: str) -> str:
     bounds = ", ".join(f"`{rule}` ({bound:.0e} in some settings)" for rule, bound in loose.items())
     transcribed = names["transcription"]
     kinds = f"{others}, and {len(transcribed)} that have none of these ({', '.join(transcribed)})"
-    said = (
-        f"- Every optimizer is compared, step by step, with another implementation: of {len(ORACLES)} "
-        f"rules {kinds} with a transcription of the paper. In float64 they agree within {LIMIT:.0e}, "
-        f"but for {bounds}; `src/steepest/check/settings.py` says why, and tests measure it. Every "
-        "class is also compared with a second transcription, in NumPy, by somebody who had not seen "
-        "the rule (`tests/test_transcriptions.py`)."
+    sentences = (
+        f"- Every optimizer is compared, step by step, with another implementation: of "
+        f"{len(ORACLES)} rules {kinds} with a transcription of the paper. In float64 they agree "
+        f"within {LIMIT:.0e}, but for {bounds}; `src/steepest/check/settings.py` says why, and "
+        "tests measure it. Every class is also compared with a second transcription, in NumPy, by "
+        "somebody who had not seen the rule (`tests/test_transcriptions.py`)."
     )
-    text = textwrap.fill(said, 110, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+    text = textwrap.fill(sentences, 110, subsequent_indent="  ", break_on_hyphens=False) + "\n"
     start, stop = "<!-- by docs/pages.py -->\n", "<!-- end -->\n"
     head, rest = readme.split(start)
     return head + start + text + stop + rest.split(stop, 1)[1]
