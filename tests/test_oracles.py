@@ -88,7 +88,7 @@ def test_float64(setting, backend):
         only_theirs = {"max_exp_avg_var"}  # kept by the package and read by nobody
     assert theirs.keys() - ours.keys() <= only_theirs
     # what packages keep by group
-    only_ours = {"step", "last_grad", "lr_max", "weight_sum", "d", "d_max", "r", "moves"}
+    only_ours = {"step", "last_grad", "lr_max", "weight_sum", "d", "d_max", "r", "moves", "k"}
     if setting.rule == "yellowfin":
         only_ours |= {*steepest.rules["yellowfin"].carried}
     if setting.made_by.kind == "pytorch-optimizer":  # SOAP's, in lists

@@ -71,14 +71,14 @@ class EAdam(Transcription):
 class Swats(Transcription):
     """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters together.
 
-    `exp_avg2` is the average rate, and from the switch on the rate of SGD at the learning rate of
-    the switch, which `sgd` keeps; before that it is 0. The rate of SGD goes on with the schedule.
+    `exp_avg2` is the average rate, and from the switch on SGD's, which goes on with the schedule:
+    `sgd` keeps the share of the first lr that was left at the switch, and is 0 before it.
     """
 
     def __init__(self, params: Params, lr: float = 1e-3, **hyper: Any) -> None:
         super().__init__(params, **{"betas": (0.9, 0.999), "eps": 1e-8, "settled": 1e-9, **hyper})
         self.param_groups[0]["lr"] = lr
-        self.rate, self.sgd = 0.0, 0.0
+        self.rate, self.sgd, self.first_lr = 0.0, 0.0, lr
 
     def step(self) -> None:
         was_sgd, self.along, self.length = self.sgd, 0.0, 0.0
@@ -90,7 +90,7 @@ class Swats(Transcription):
             self.rate = beta2 * self.rate + (1 - beta2) * gamma
             corrected = self.rate / (1 - beta2**self.t)
             if self.t > 1 and abs(corrected - gamma) < group["settled"]:
-                self.sgd, self.rate = group["lr"], corrected
+                self.sgd, self.rate = group["lr"] / self.first_lr, corrected
         for state in self.state.values():
             state |= {"exp_avg2": self.rate, "sgd": self.sgd}
 
@@ -101,7 +101,8 @@ class Swats(Transcription):
         v = state.get("momentum_buffer", zero)
         if self.sgd:
             v = beta1 * v + g
-            p.sub_((1 - beta1) * self.rate * group["lr"] / self.sgd * v)
+            left = group["lr"] / self.first_lr
+            p.sub_((1 - beta1) * self.rate * left / self.sgd * v)
         else:
             alpha = group["lr"] * math.sqrt(1 - beta2**self.t) / (1 - beta1**self.t)
             step = -alpha * m / (a.sqrt() + group["eps"])
