@@ -262,8 +262,8 @@ def test_what_the_loop_cannot_walk_goes_to_foreach():
              nn.Parameter(torch.randn(0)), channels_last,
              nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)
-    found = parts(Wanted(selection), kinds, lambda p: {}, lambda p: 0)
-    compiled = [len(p.params) for p in found if type(p).__name__ == "CompiledPart"]
+    found = parts(Wanted(selection), {p: k for k, p in enumerate(kinds)}, {}, lambda p: 0)
+    compiled = [part.n for part in found if type(part).__name__ == "CompiledPart"]
     assert compiled == [3]
     assert program_of(selection) is found[0].program
 

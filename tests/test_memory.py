@@ -18,8 +18,7 @@ from torch import nn
 
 import steepest
 from steepest.backends import memory
-from steepest.backends.integers import compiled
-from steepest.backends.machine import load_text
+from steepest.backends.machine import load_integers
 
 BACKENDS = ("cpu", "foreach", "eager")
 
@@ -257,8 +256,7 @@ def test_a_16_bit_parameter_with_a_float32_gradient(backend):
 
 
 def test_a_small_language():
-    text = compiled(
-        """
+    source = """
 def twice(x):
     return 2 * x
 
@@ -276,11 +274,10 @@ def f(job):
         return
     job[0] = 1 << 3
 """
-    )
     import numpy as np
 
     job = np.array([0, 6, 1000, 20, 300, 5, 6, 7], np.int64)
-    load_text("f", text)(job.ctypes.data)
+    load_integers("f", source)(job.ctypes.data)
     total = 1000 + 20
     total = (total | 64) + 5
     total = (total | 64) + 7

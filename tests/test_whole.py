@@ -70,9 +70,9 @@ def test_one_estimate_for_all_parameters_whatever_their_layout(rule):
         assert scalars == {k: float(v) for k, v in made.state[params[1]].items() if k in scalars}
         return [p.detach().clone() for p in params]
 
-    # p0 - p of Prodigy is as short as d0: of a last bit that backends add up apart, 1e-8 is left
+    # two backends add up apart: p0 - p of Prodigy and YellowFin's variance magnify a last bit
     for p, q in zip(end(False), end(True), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-7 if rule == "prodigy" else 1e-9, atol=0)
+        torch.testing.assert_close(p, q, rtol=1e-9 if rule == "swats" else 1e-7, atol=0)
 
 
 def test_a_norm_of_what_a_norm_made_is_refused():
@@ -355,7 +355,7 @@ def test_swats_goes_on_with_the_schedule_after_its_switch(backend):
         state = made.state[p]
         if q is None and float(state["sgd"]) > 0:
             rate, switched = float(state["exp_avg2"]), lr
-            assert float(state["sgd"]) == lr
+            assert float(state["sgd"]) == lr / 0.01
             q = p.detach().clone()
         elif q is not None:
             b = 0.9 * b + before

@@ -76,10 +76,13 @@ def _llvm() -> Any:
     return llvmlite.binding
 
 
-def load_text(name: str, text: str) -> Callable[[int], None]:
-    """The function of that name in LLVM's own text, as machine code."""
+def load_integers(name: str, source: str) -> Callable[[int], None]:
+    """The function of that name, in the language of `integers.py`, as machine code."""
     with _lock:
         _refuse("llvmlite", name)
+        from .integers import compiled  # which imports llvmlite: here, as a fork waits for the lock
+
+        text = compiled(source)
         return _link(*_kept(name, text, [], lambda: _emitted(name, text)))
 
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from . import machine
-from .integers import compiled
 
 PLAIN = (Tensor, torch.nn.Parameter)
 """The types whose objects torch's C functions can be asked about."""
@@ -231,7 +230,7 @@ class _Native:
         self.handle_at = 8 * _found_at([(x, x._cdata) for x in probes])
         self.keys_at, self.negated = _keys()
         source = _SOURCE.format(free=_FREE, **_AT)
-        loop = machine.load_text("memory", compiled(source))
+        loop = machine.load_integers("memory", source)
         # Python's own functions are called: unlike the loops of rules this one keeps the lock
         at: Any = ctypes.cast(loop, ctypes.c_void_p).value  # type: ignore[arg-type]
         self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(at)
@@ -516,7 +515,7 @@ def cells(job):
 
 @cache
 def _loop() -> Callable[[int], Any]:
-    return machine.load_text("cells", compiled(_CELLS_SOURCE))
+    return machine.load_integers("cells", _CELLS_SOURCE)
 
 
 def _move(addresses: np.ndarray, kinds: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
