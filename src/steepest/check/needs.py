@@ -36,8 +36,8 @@ def beyond_signs(subject: Subject) -> str | None:
 
 def separate(subject: Subject) -> str | None:
     """It steps each parameter by itself."""
-    if subject.name in ("Prodigy", "YellowFin"):
-        return f"{subject.name} has one estimate of the distance for all parameters together"
+    if subject.name in ("Prodigy", "SWATS", "YellowFin"):
+        return f"{subject.name} has one rate for the parameters of all groups together"
     return None
 
 

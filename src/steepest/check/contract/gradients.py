@@ -43,6 +43,7 @@ def zero_gradient_later(make: Any) -> None:
     "no-gradient",
     STEP + "parameters whose grad is None are skipped",
     plain,
+    separate,
     cases={"": {"options": "{}"}, "weight-decay": {"options": "{'weight_decay': 0.1}"}},
     case_needs={"weight-decay": argument("weight_decay")},
 )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..examination import examination
-from ..needs import coarse, descending, halves, plain, shape, sparse_taken
+from ..needs import coarse, descending, halves, plain, separate, shape, sparse_taken
 from .helpers import drive
 
 KINDS = "torch.optim steps any strided floating-point tensor; "
@@ -128,7 +128,7 @@ def float16_small_gradients(make: Any, size: Any) -> None:
     assert torch.isfinite(p).all(), f"after gradients of {size} the parameter is {p.tolist()}"
 
 
-@examination("mixed-dtypes", KINDS + "parameters of several dtypes in one group", plain)
+@examination("mixed-dtypes", KINDS + "parameters of several dtypes in one group", plain, separate)
 def mixed_dtypes(make: Any) -> None:
     """Parameters of three dtypes in one group step as each does alone."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16)

@@ -161,7 +161,7 @@ def lr_zero(make: Any) -> None:
     assert not torch.equal(p, torch.ones(2, 2)), "once lr was set the parameter did not move"
 
 
-@examination("group-lr", GROUPS + "lr", plain, argument("lr"))
+@examination("group-lr", GROUPS + "lr", plain, separate, argument("lr"))
 def group_lr(make: Any) -> None:
     """Two groups with an lr each step as two optimizers with that lr."""
     joint, alone = (
@@ -177,7 +177,9 @@ def group_lr(make: Any) -> None:
     torch.testing.assert_close(joint[1], alone[1], rtol=1e-9, atol=1e-12)
 
 
-@examination("group-weight-decay", GROUPS + "weight_decay", plain, argument("weight_decay"))
+@examination(
+    "group-weight-decay", GROUPS + "weight_decay", plain, separate, argument("weight_decay")
+)
 def group_weight_decay(make: Any) -> None:
     """Two groups with a weight decay each step as two optimizers with that decay."""
     joint, alone = (
@@ -226,7 +228,7 @@ def group_options(make: Any, name: Any, one: Any, two: Any) -> None:
     torch.testing.assert_close(joint[1], alone[1], rtol=1e-9, atol=1e-12)
 
 
-@examination("group-added-later", "torch.optim.Optimizer.add_param_group", plain)
+@examination("group-added-later", "torch.optim.Optimizer.add_param_group", plain, separate)
 def group_added_later(make: Any) -> None:
     """A group added after some steps begins anew, and the older group goes on as before."""
     joint, alone = (
