@@ -125,7 +125,8 @@ def test_ours_pass_whole(name):
     assert not failing(name)
     counts = report.count(found(name).values())
     assert sum(counts.values()) == len(NAMES)
-    assert counts["not applicable"] <= 27
+    # with one rate for all groups, what steps groups apart does not apply
+    assert counts["not applicable"] <= (30 if name == "YellowFin" else 27)
     assert found(name)["trajectory"].outcome == "pass"
     assert all(found(name)[f"path-backend-{b}"].outcome == "pass" for b in ("cpu", "foreach"))
 
