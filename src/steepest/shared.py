@@ -20,22 +20,20 @@ class SharedOptimizer(RuleOptimizer):
         """
         with self._lock:
             for group in self.param_groups:
-                for dtype in {p.dtype for p in group["params"]}:
-                    if self._family(group) is self.family:
-                        same = [p for p in dict.fromkeys(group["params"]) if p.dtype is dtype]
-                        self._begun(same, float(group["initial_accumulator_value"]))
+                if self._family(group) is self.family:
+                    start = float(group["initial_accumulator_value"])
+                    for p in dict.fromkeys(group["params"]):
+                        self._begin_state(p, start)
             for state in self.state.values():
                 for value in filter(torch.is_tensor, state.values()):
                     value.share_memory_()
 
-    def _begun(self, params: list[torch.Tensor], start: float) -> None:
-        # the counts of one memory, in order: there a plan goes on counting in place
-        counts = torch.zeros(len(params), dtype=torch.float32, device="cpu")
-        for count, p in zip(counts, params, strict=True):
-            state = self.state[p]
-            state["step"] = count.fill_(float(state.get("step", 0)))
-            wide = torch.float32 if p.dtype in codecs.HALVES else p.dtype
-            if "sum" not in state:
-                # of a complex parameter both parts have a sum
-                value = complex(start, start) if p.is_complex() else start
-                state["sum"] = torch.full_like(p, value, dtype=wide)
+    def _begin_state(self, p: torch.Tensor, start: float) -> None:
+        state = self.state[p]
+        count = float(state.get("step", 0))
+        state["step"] = torch.tensor(count, dtype=torch.float32, device="cpu")
+        wide = torch.float32 if p.dtype in codecs.HALVES else p.dtype
+        if "sum" not in state:
+            # of a complex parameter both parts have a sum
+            value = complex(start, start) if p.is_complex() else start
+            state["sum"] = torch.full_like(p, value, dtype=wide)
