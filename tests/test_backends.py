@@ -141,7 +141,9 @@ def test_shapes_and_layouts(setting, backend, dtype):
     (mine, around), (reference, _) = leaves(dtype), leaves(dtype)
     before = [x.clone() for x in around]
     strides = [p.stride() for p in mine]
-    ours, theirs = made(setting, mine, backend), made(setting, reference, "eager")
+    # p0 - p is as short as d0: at Prodigy's default a last bit of p is 1e-10 of it
+    more = {"d0": 1e-2} if setting.rule == "prodigy" else {}
+    ours, theirs = made(setting, mine, backend, **more), made(setting, reference, "eager", **more)
     compare = Peak(tolerance(dtype), reference)
     for t in range(STEPS):
         for i, (p, q) in enumerate(zip(mine, reference, strict=True)):

@@ -265,6 +265,13 @@ def test_the_comparison_can_fail(monkeypatch):
     assert apart("Adam", 0) > BOUND
 
 
+def averages_from(z, y, state, group):
+    """Schedule-Free's x is what z and the rounded y say: y = (1 - beta) z + beta x."""
+    beta = group["momentum"] if "momentum" in group else group["betas"][0]
+    state["z"] = z.double().numpy().copy()
+    state["x"] = (y - (1 - beta) * state["z"]) / beta
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [n for n in CASES if n not in ("SOAP", "Muon")])
 def test_other_dtypes(name, dtype):
@@ -276,7 +283,7 @@ def test_other_dtypes(name, dtype):
     ours = getattr(steepest, name)(groups)
     held = [[p.detach().double().numpy() for p in ps] for ps in params]
     theirs = transcription([{"params": ps, **o} for ps, o in zip(held, runs[0], strict=True)])
-    if name == "Adafactor" and dtype is torch.bfloat16:
+    if name == "Adafactor":
         for group in theirs.groups:
             group["dtype_eps"] = torch.finfo(dtype).eps
     ulp, t = torch.finfo(dtype).eps, 0
@@ -290,6 +297,8 @@ def test_other_dtypes(name, dtype):
             for j, (p, g) in enumerate(zip(ps, gs, strict=True)):
                 p.grad = g
                 theirs.groups[i]["params"][j] = p.detach().double().numpy().copy()
+                if "z" in (mine := ours.state.get(p, {})):
+                    averages_from(mine["z"], before[i][j], theirs.state[i, j], ours.param_groups[i])
         ours.step()
         theirs.step([[None if g is None else g.double().numpy() for g in gs] for gs in rounded])
         for i, ps in enumerate(params):

@@ -18,7 +18,18 @@ from ..backends.memory import Seen
 from ..families import Family
 from .compiled import CompiledPart
 from .listed import ForeachPart, ReferencePart, SparsePart
-from .part import Part, Stale, States, Wanted, describe, local, program_of, takes_sparse, wider
+from .part import (
+    Part,
+    Stale,
+    States,
+    Wanted,
+    describe,
+    local,
+    number,
+    program_of,
+    takes_sparse,
+    wider,
+)
 
 __all__ = ["BACKENDS", "Plan", "Stale", "describe", "program_of"]
 BACKENDS = ("cpu", "foreach", "eager")
@@ -105,11 +116,6 @@ def parts(
         kind(selected, old, [places[p] for p in old], first, shared)
         for (kind, selected, *_), old in found.items()
     ]
-
-
-def number(x: Any) -> float:
-    """A total or a carried scalar, without its history."""
-    return float(x.detach()) if isinstance(x, Tensor) else x
 
 
 def _shared(program: Any, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..backends import eager, foreach
 from ..backends.eager import carries
 from ..families import Selection
 from ..trace import host_function
-from .part import Part, Ready, Row, States, describe, local, program_of
+from .part import Part, Ready, Row, States, describe, local, number, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 
@@ -163,8 +163,7 @@ class ReferencePart(ForeachPart):
                 whole = torch.view_as_complex if owners[k].is_complex() else Tensor.contiguous
                 for key, x in ((rule.keys[name], x) for name, x in new.items()):
                     own[key] = whole(x).to(own[key].dtype)
-            plain = [float(x.detach()) if carries(x) else x for x in carried]
-            self.count(owners, state, row, plain)
+            self.count(owners, state, row, [*map(number, carried)])
             if differentiable:
                 self.remember(own, carried)
 
@@ -183,19 +182,23 @@ class ReferencePart(ForeachPart):
         def step(totals: Sequence[Any] | None) -> None:
             found: dict[int, Tensor] = {}
             if totals is not None:
-                found.update(enumerate(map(torch.as_tensor, totals)))
+                # a plain number would become a float32
+                as_tensor = partial(torch.as_tensor, dtype=torch.float64)
+                found.update(enumerate(t if carries(t) else as_tensor(t) for t in totals))
             elif program.spans:
                 every(found, True)
             every(found, False)
 
         return Ready(step, add) if at else None
 
-    def remember(self, own: dict[str, Any], carried: Sequence[Any]) -> None:
-        """Put carried scalars with a history into the state; a number there has none any more."""
+    def remember(self, own: dict[str, Any], carried: Sequence[Any], every: bool = False) -> None:
+        """Put carried scalars with a history into the state, and numbers where one was."""
         keys = (self.selection.rule.keys[c] for c in self.selection.rule.carried)
         for key, x in zip(keys, carried, strict=True):
-            if carries(x) or carries(own.get(key)):
-                own[key] = x if carries(x) else torch.tensor(x, dtype=torch.float64, device="cpu")
+            if carries(x):
+                own[key] = x
+            elif every or carries(own.get(key)):
+                own[key] = torch.tensor(number(x), dtype=torch.float64, device="cpu")
 
     def carried_of(self, owners: list[Tensor], state: States, k: int) -> list[Any]:
         keys = self.selection.rule.keys
@@ -205,10 +208,7 @@ class ReferencePart(ForeachPart):
     def carry(self, owners: list[Tensor], state: States, values: Sequence[Any]) -> None:
         if not self.wanted.differentiable:
             return super().carry(owners, state, values)
-        for p in owners:  # the cells of some are no longer there
+        for p in owners:
             if p in state:
-                own, keys = state[p], self.selection.rule.keys
-                for c, x in zip(self.selection.rule.carried, values, strict=True):
-                    same = x if carries(x) else torch.tensor(x, dtype=torch.float64, device="cpu")
-                    own[keys[c]] = same
+                self.remember(state[p], values, every=True)  # the cells of some are gone
         return None

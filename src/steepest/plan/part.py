@@ -77,6 +77,11 @@ def describe(x: Any) -> str:
     )
 
 
+def number(x: Any) -> float:
+    """A total or a carried scalar, without its history."""
+    return float(x.detach()) if isinstance(x, Tensor) else x
+
+
 def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
     """Whether the gradient is sparse and the rule can step the rows that it has."""
     able = bool(selection.rule.sparse) and {*selection.modifiers} <= {modifiers.maximize}
@@ -362,8 +367,7 @@ class Part:
     def carry(self, owners: list[Tensor], state: States, values: Sequence[Any]) -> None:
         """Give all parameters the same carried scalars, those without a gradient too."""
         counts = self.cells.read()[:1]
-        plain = [float(x.detach()) if isinstance(x, Tensor) else x for x in values]
-        rest = np.repeat(np.array(plain)[:, None], self.n, 1)
+        rest = np.repeat(np.array([*map(number, values)])[:, None], self.n, 1)
         self.cells.write(np.vstack([counts, rest]), [*range(self.n)])
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
