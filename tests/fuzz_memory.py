@@ -89,7 +89,7 @@ class World:
             p.data = self.new(p.shape[::-1], p.dtype)  # gradient and states are of another shape
         elif what == 4:
             p.data = data.to(torch.float64 if p.dtype is torch.float32 else torch.float32)
-        elif what == 5 and data.storage_offset() == 0 and data.is_contiguous():
+        elif what == 5 and data.storage_offset() == 0 and data.is_contiguous() and reaches(p):
             self.elsewhere(p)
 
     def of_gradient(self, p) -> None:
@@ -105,7 +105,7 @@ class World:
         elif what == 4 and p.grad is not None and p.grad.storage_offset() == 0:
             p.grad.untyped_storage().resize_(0)
             self.take(p.numel())
-        elif what == 5 and p.grad is not None:
+        elif what == 5 and p.grad is not None and reaches(p.grad):
             p.grad.data = p.grad.data.to(torch.float16)
         elif what == 6 and p.dim():
             p.grad = self.new((1,) * p.dim(), p.dtype).expand(p.shape)
@@ -119,7 +119,7 @@ class World:
         key = self.random.choice(["exp_avg", "exp_avg_sq", "step"])
         x = state.get(key)
         what = self.random.randrange(12)
-        if not isinstance(x, torch.Tensor) or what == 0:
+        if not isinstance(x, torch.Tensor) or not reaches(x) or what == 0:
             self.optimizer.state.pop(p)
             self.take(p.numel())
         elif what == 1:
