@@ -492,3 +492,19 @@ def test_parameters_of_two_devices_and_dtypes_are_stepped_apart():
         assert made.state[p]["exp_avg"].device.type == device
         assert made.state[p]["step"] == 2
         assert device == "meta" or (p < 1).all()
+
+
+@every_backend
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_rule_without_state_makes_no_entry_in_the_state(backend, sparse):
+    """A checkpoint of shards is refused where one process has entries that others lack."""
+    params = [torch.ones(3, 2), torch.ones(()), torch.ones(0, 4)]
+    optimizer = steepest.SGD(params, lr=0.25, backend=backend)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    if sparse:
+        params[0].grad = params[0].grad.to_sparse(1)
+    optimizer.step()
+    optimizer.step()
+    assert dict(optimizer.state) == {}
+    assert torch.equal(params[0], torch.full((3, 2), 0.5))

@@ -267,8 +267,8 @@ class Part:
     def columns(self, owners: Sequence[Tensor], state: States, at: list[int]) -> list[list[Tensor]]:
         """The parameters with these indices, and then each state's tensors."""
         some = [owners[k] for k in at]
-        states = [state[p] for p in some]
-        own = [[local(s[key]) for s in states] for key in self.dtypes]
+        # optimizer.state makes a dict for whoever asks: only a rule that has states may
+        own = [[local(state[p][key]) for p in some] for key in self.dtypes]
         return [list(map(local, some)) if self.sharded else some, *own]
 
     def gradients(self, owners: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
