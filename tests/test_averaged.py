@@ -111,3 +111,22 @@ def test_bfloat16_and_complex_parameters_switch_too(name):
         made.train()
         assert not torch.equal(x, y)
         torch.testing.assert_close(p.detach(), y)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", ["shape", "freed", "number"])
+def test_a_damaged_state_switches_nothing(name, damage):
+    params = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3, 2))]
+    optimizer = getattr(steepest, name)([{"params": [p]} for p in params], lr=0.1)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    before, z = [p.detach().clone() for p in params], optimizer.state[params[1]]["z"]
+    if damage == "freed":
+        z.untyped_storage().resize_(0)
+    else:
+        optimizer.state[params[1]]["z"] = z[:2] if damage == "shape" else 3.0
+    with pytest.raises(RuntimeError, match=r"state 'z' is .*bring both back"):
+        optimizer.eval()
+    assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
+    assert all(group["train_mode"] for group in optimizer.param_groups)

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import codecs
+from .backends.memory import in_bounds
+from .plan import describe
 from .shell import RuleOptimizer
 
 
@@ -35,9 +38,18 @@ class AveragedOptimizer(RuleOptimizer):
         self._switch(True)
 
     def _switch(self, train: bool) -> None:
-        for group in self.param_groups:
-            if group.get("train_mode", True) is train:
-                continue
+        groups = [g for g in self.param_groups if g.get("train_mode", True) is not train]
+        for group in groups:  # all is checked before anything is written
+            for p in group["params"]:
+                z = self.state.get(p, {}).get("z")
+                fits = isinstance(z, Tensor) and (z.shape, z.device) == (p.shape, p.device)
+                if z is not None and not (fits and in_bounds(p) and in_bounds(z)):
+                    raise RuntimeError(
+                        f"{self._called}: state 'z' is {describe(z)}, expected one in memory like "
+                        f"its parameter, {describe(p)}; bring both back, or load the checkpoint "
+                        "that the parameters are from"
+                    )
+        for group in groups:
             family = self._family(group)
             rule = family.rule(group)
             name = "momentum" if "momentum" in rule.defaults else "beta1"
