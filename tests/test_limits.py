@@ -1,5 +1,6 @@
 """Every hyperparameter of every rule has the limits of its meaning, and holds them."""
 
+import inspect
 import math
 
 import pytest
@@ -80,3 +81,37 @@ def test_none_stands_for_a_number_in_adafactor_alone():
         steepest.Adafactor([p], eps=(-0.5, 1e-3))
     with pytest.raises(TypeError, match=r"betas=\(None, 0\.9\) was given"):
         steepest.AdamW([p], betas=(None, 0.9))
+
+
+NARROWER = {
+    "RMSprop.alpha": "an average with a share above 1 grows without end",
+    "Muon.momentum": "a share, which torch's class does not check",
+    "Muon.eps": "a norm is divided by no less, which torch's class does not check",
+    "Muon.ns_coefficients": "at 1e30 all is inf after one iteration",
+    "Muon.ns_steps": "a count: a whole number of 1 or more",
+    "Rprop.step_sizes": "a least step below 0, or a largest that is 0, moves nothing or backwards",
+}
+WIDER = {"SparseAdam.lr": "a rate of 0 moves nothing", "SparseAdam.eps": "0, as Adam takes it"}
+VALUES = (-1.0, 0.0, 0.5, 1.0, 2.0, 1e30)
+
+
+@pytest.mark.parametrize("name", sorted({*torch.optim.__all__} & {*steepest.__all__}))
+def test_what_torchs_class_takes_and_refuses_is_taken_and_refused(name):
+    def takes(lib, key, value):
+        try:
+            getattr(lib, name)([nn.Parameter(torch.ones(2, 2))], **{key: value})
+        except (ValueError, RuntimeError, TypeError):
+            return False
+        return True
+
+    odd = set()
+    for key, given in inspect.signature(getattr(torch.optim, name)).parameters.items():
+        held = given.default
+        if type(held) is tuple:
+            tried = [(*held[:i], v, *held[i + 1 :]) for i in range(len(held)) for v in VALUES]
+        else:
+            tried = VALUES if type(held) in (int, float) else ()
+        taken = [(takes(torch.optim, key, v), takes(steepest, key, v)) for v in tried]
+        odd |= {(f"{name}.{key}", ours) for theirs, ours in taken if ours != theirs}
+    known = {(key, False) for key in NARROWER} | {(key, True) for key in WIDER}
+    assert odd == {(key, wider) for key, wider in known if key.startswith(f"{name}.")}

@@ -394,8 +394,8 @@ class Printer:
 
 # what generated code calls its own things
 RESERVED = frozenset(re.findall(r"\w+", """
-    torch full address addresses job n integers doubles singles reals real float64 rows
-    row_of row steps carried scalar k chunks count borders piece take c i zero fit host
+    torch full address addresses job n integers doubles reals real float64 rows
+    row_of row carried scalar k chunks count borders piece take c i zero fit host
     halves widen narrow cut dither firsts keys first key compensation now grad new sums
     starts only pieces cells kinds totals fetch put
 """))  # fmt: skip

@@ -195,7 +195,7 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "real": real, "float64": types.float64, "reals": pointer(*elements),
         "take": _intrinsic(take, types.int64, types.CPointer(types.int64)),
         "integers": pointer(types.int64, ir.IntType(64)), "doubles": pointer(*double),
-        "singles": pointer(*single), "sqrt": math.sqrt, "sign": sign, "log": math.log,
+        "sqrt": math.sqrt, "sign": sign, "log": math.log,
         "halves": pointer(types.uint16, ir.IntType(16)), **_halves(), "fit": helper(fits[itemsize]),
         **{word: helper(function) for word, function in _HELPERS.items()},
         **_cells(),
