@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from steepest.catalogue import facts, said
-from steepest.check.oracles import ORACLES
-from steepest.check.settings import LIMIT, SETTINGS
 from steepest.definition import Rule, rules
 from steepest.families import PAIRS, STORAGE, WITHOUT_EFFECT, family_of
 from steepest.latex import formula
+from steepest.oracles import LIMIT, ORACLES, SETTINGS
 
 DOCS = Path(__file__).parent
 FOLDER = DOCS / "optimizers"
@@ -221,7 +220,7 @@ def compared(readme: str) -> str:
     sentences = (
         f"- Every optimizer is compared, step by step, with another implementation: of "
         f"{len(ORACLES)} rules {kinds} with a transcription of the paper. In float64 they agree "
-        f"within {LIMIT:.0e}, but for {bounds}; `src/steepest/check/settings.py` says why, and "
+        f"within {LIMIT:.0e}, but for {bounds}; `src/steepest/oracles/` says why, and "
         "tests measure it. Every class is also compared with a second transcription, in NumPy, by "
         "somebody who had not seen the rule (`tests/test_transcriptions.py`)."
     )

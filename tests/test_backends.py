@@ -19,8 +19,7 @@ from torch import Tensor
 
 import steepest
 from steepest.backends import threads
-from steepest.check.oracles import ORACLES
-from steepest.check.settings import PRECISE, Setting
+from steepest.oracles import ORACLES, PRECISE, Setting
 
 BACKENDS = ("cpu", "foreach", "eager")
 STEPS = 8  # AdaBelief and RAdam are rectified from the sixth on

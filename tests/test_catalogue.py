@@ -7,7 +7,7 @@ import pytest
 
 import steepest
 from steepest import catalogue, cli
-from steepest.check.oracles import ORACLES
+from steepest.oracles import ORACLES
 
 
 def test_the_facts_are_those_of_the_rule_and_its_oracle():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.check.foreign import foreign
+from steepest.oracles.foreign import foreign
 
 BACKENDS = ["cpu", "foreach", "eager"]
 

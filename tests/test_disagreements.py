@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.check.foreign import Optax, foreign
+from steepest.oracles.foreign import Optax, foreign
 from test_oracles import LIMIT, SETTINGS, deviation, oracle, path_of
 
 

@@ -1,6 +1,6 @@
 """Every rule against an implementation that we did not write: in float64 to 1e-12, in float32 to
 the accuracy that the oracle itself has there. The table of oracles stands in
-`steepest.check.oracles`.
+`steepest.oracles`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 import steepest
-from steepest.check.foreign import foreign
-from steepest.check.oracles import ORACLES, Maker
-from steepest.check.settings import CANCELLING, LIMIT, PRECISE, SETTINGS, Setting
-from steepest.check.trajectories import (
+from steepest.oracles import CANCELLING, LIMIT, ORACLES, PRECISE, SETTINGS, Maker, Setting
+from steepest.oracles.foreign import foreign
+from steepest.oracles.trajectories import (
     SHAPES,
     STEPS,
     default_dtype,

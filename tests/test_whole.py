@@ -9,7 +9,7 @@ from torch import nn
 
 import steepest
 from steepest.backends import cpu, threads
-from steepest.check.foreign import foreign
+from steepest.oracles.foreign import foreign
 
 REDUCING = [n for n, r in steepest.rules.items() if r.trace().reductions and not r.trace().matrix]
 SPANNING = [n for n in REDUCING if steepest.rules[n].trace().spans]
@@ -202,7 +202,7 @@ def test_soap_has_a_basis_for_each_dimension(oracle, shape, largest, monkeypatch
     """As its authors' code; a dimension above the limit has no covariance and keeps its axes."""
     from steepest import definition
     from steepest.backends import eager
-    from steepest.check.oracles import ORACLES, SECOND
+    from steepest.oracles import ORACLES, SECOND
 
     if oracle == "transcription" and (largest == 4 or 0 in shape):
         pytest.skip("the transcription has no limit, and no empty parameter")
@@ -326,7 +326,7 @@ def test_a_rounding_changes_no_step_of_adafactor(rounding):
 @pytest.mark.parametrize("backend", ["cpu", "eager"])
 @pytest.mark.parametrize("scale", [1e-6, 0.1, 10.0])
 def test_mars_begins_from_a_gradient_of_zero(scale, backend):
-    from steepest.check.oracles import ORACLES
+    from steepest.oracles import ORACLES
 
     random = torch.Generator().manual_seed(0)
     p, q = (nn.Parameter(torch.zeros(5, 4, dtype=torch.float64)) for _ in range(2))

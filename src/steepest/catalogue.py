@@ -56,7 +56,7 @@ def facts(rule: Rule) -> dict[str, Any]:
     states and bytes_per_parameter are those of the class's defaults, in float32 (of a matrix rule,
     for a parameter of 1024 x 1024); oracle is None for a rule that has none.
     """
-    from .check.oracles import ORACLES
+    from .oracles import ORACLES
 
     text = said(rule)
     year = re.search(r"\b(1[89]|20)\d\d\b", text["paper"])

@@ -31,36 +31,12 @@ from .checks import real as number
 from .definition import COMPENSATION, Rule
 from .families import SCHEDULED, WITHOUT_EFFECT, Family
 from .formulas import modifiers
+from .formulas.meanings import LARGEST
 from .plan import program_of
 from .trace import host_function
 
-_ADAMS = ("adam", "adamw", "amsgrad", "nadam", "radam", "adabound", "amsbound")
-_SUMS = ("momentum", "nesterov")
-_MOVES = {"classical_momentum": 1.0, "classical_nesterov": -1.0}
-_FIRST, _SECOND, _LARGEST = "the average of g", "the average of g**2", "its largest value"
-# (rule, key) -> what the state is, up to a factor or shift, and the scalar that is its memory. What
-# stands in no row means nothing to another rule: AdaBelief's exp_avg_var is of (g - m)**2,
-# RMSprop's momentum_buffer a sum of scaled gradients, Adagrad's sum has no memory.
-MEANINGS: dict[tuple[str, str], tuple[str, str]] = {
-    **{(r, "exp_avg"): (_FIRST, "beta1") for r in (*_ADAMS, "eadam", "adamax", "adabelief")},
-    **{(r, "exp_avg_sq"): (_SECOND, "beta2") for r in (*_ADAMS, "eadam")},
-    **{(r, "max_exp_avg_sq"): (_LARGEST, "beta2") for r in ("amsgrad", "amsbound")},
-    **{(r, "momentum_buffer"): (_FIRST, "momentum") for r in _SUMS},
-    **{(r, "v"): (_FIRST, "momentum") for r in _MOVES},
-    ("rmsprop", "square_avg"): (_SECOND, "alpha"),
-    ("adadelta", "square_avg"): (_SECOND, "rho"),
-}
-# option -> rule -> what it means there; an option in no row means the same everywhere
-_OPTIONS: dict[str, dict[str, str]] = {
-    "lr": {
-        **dict.fromkeys(("sgd", "asgd", *_SUMS, *_MOVES), "a share of the gradient"),
-        **dict.fromkeys((*_ADAMS, "eadam", "adamax", "adabelief", "rprop", "adagrad", "rmsprop"),
-                        "a length"),
-    },
-    "eps": dict.fromkeys((*_ADAMS, "rmsprop", "adagrad"), "beside the root"),
-    "momentum": dict.fromkeys(("sgd", *_SUMS, *_MOVES), "of gradients"),
-    "alpha": {},
-}  # fmt: skip
+_DIFFER = ("lr", "eps", "momentum", "alpha")
+"""Options that mean the same to rules that say so alone; every other means the same everywhere."""
 _DECAYS: list[dict[str, bool]] = [
     {}, {"decoupled_weight_decay": True}, {"decoupled_weight_decay": False},
     {"weight_decouple": True, "fixed_decay": False}, {"weight_decouple": False},
@@ -218,22 +194,6 @@ def _scalars(family: Family, rule: Rule, group: Mapping[str, Any]) -> dict[str, 
             if n in rule.defaults or n in group}  # fmt: skip
 
 
-def _form(rule: str, key: str, x: Mapping[str, float], t: float | None) -> tuple[float, float]:
-    """(factor, shift) of a state over what it means; nan where there is no such relation."""
-    factor, shift = 1.0, 0.0
-    if key in ("momentum_buffer", "v"):
-        # b <- mu b + g is the average over 1 - mu, exactly so from zero on and undampened
-        good = x.get("dampening", 0.0) == 0 and x["momentum"] < 1
-        factor = 1 / (1 - x["momentum"]) if good else math.nan
-    if rule in _MOVES:
-        # the same next moves at the present lr, whatever it was before
-        factor *= _MOVES[rule] * x["lr"] if x["lr"] > 0 else math.nan
-    if (rule, key) == ("eadam", "exp_avg_sq"):
-        b = x["beta2"]
-        shift = math.nan if t is None else x["eps"] * (1 - b**t) / (1 - b)
-    return factor, shift
-
-
 def _converted(
     source: Family, target: Family, group: dict[str, Any], rows: list[Saved], notes: _Notes
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -260,15 +220,24 @@ def _converted(
     return new, [{**made, **own} for made, own in zip(states, lent, strict=True)]
 
 
+def _meanings(rule: Rule) -> dict[str, tuple[Any, ...]]:
+    """Key of a state -> what it means."""
+    return {rule.keys[state]: about for state, about in rule.means.items()}
+
+
+def _form(about: tuple[Any, ...], x: Mapping[str, float], t: float | None) -> tuple[float, float]:
+    """(factor, shift) of a state over what it means; nan where there is no such relation."""
+    return about[2](x, t) if len(about) > 2 else (1.0, 0.0)
+
+
 def _means(rule: Rule, what: str) -> bool:
-    return any(MEANINGS.get((rule.name, k), ("",))[0] == what for k in rule.keys.values())
+    return any(about[0] == what for about in rule.means.values())
 
 
 def _memory(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[str, float]:
     """Options of the target that come with the states: the memory of each, where names differ."""
-    has = {what: scalars[scalar] for (r, _), (what, scalar) in MEANINGS.items() if r == rule.name}
-    wanted = {what: scalar for (r, _), (what, scalar) in MEANINGS.items()
-              if r in [m.name for m in target.members]}  # fmt: skip
+    has = {what: scalars[scalar] for what, scalar, *_ in rule.means.values()}
+    wanted = {what: s for member in target.members for what, s, *_ in member.means.values()}
     return {n: has[w] for w, n in wanted.items() if w in has and n not in house.PAIRS}
 
 
@@ -277,19 +246,18 @@ def _regrouped(
     notes: _Notes,
 ) -> dict[str, Any]:  # fmt: skip
     """The options of the target: those that mean the same, its defaults for the others."""
-    there = target.members[-1].name  # the members of a family mean the same by an option
+    there = target.members[-1]  # the members of a family mean the same by an option
 
     def same(name: str) -> bool:
-        means = _OPTIONS.get(name)
-        known = rule.name in means and there in means if means is not None else True
-        return known and (means is None or means[rule.name] == means[there])
+        unit = rule.units.get(name)
+        return name not in _DIFFER or (unit is not None and unit == there.units.get(name))
 
     new = copy.deepcopy(target.arguments)
     options = [n for n in target.arguments if n not in _FLAGS]
     kept = [n for n in options if n in source.arguments and n not in memory and same(n)]
     new |= {n: group[n] for n in kept}
     new |= memory
-    largest = _means(rule, _LARGEST) and any(_means(m, _LARGEST) for m in target.members)
+    largest = _means(rule, LARGEST) and any(_means(m, LARGEST) for m in target.members)
     ahead = rule.name in ("nesterov", "classical_nesterov") and number(new.get("momentum", 0)) > 0
     flags = {"nesterov": ahead, "amsgrad": largest, "amsbound": largest}
     new |= {n: v for n, v in flags.items() if n in new}
@@ -344,18 +312,18 @@ def _continued(
     there, program = selection.rule, program_of(selection)
     t = number(old["step"]) if "step" in old else None
     x, y = _scalars(source, rule, group), _scalars(target, there, new)
-    has = {MEANINGS[rule.name, k][0]: k for k in old if (rule.name, k) in MEANINGS}
+    mine, theirs = _meanings(rule), _meanings(there)
+    has = {mine[k][0]: k for k in old if k in mine}
     made: dict[str, Any] = {}
     lacks: list[str] = []
     found: list[tuple[str, str, str]] = []
     for key in [there.keys[s] for s in program.states]:
-        what = MEANINGS.get((there.name, key), ("",))[0]
+        what = theirs.get(key, ("",))[0]
         (a, shift), (b, other) = (1.0, 0.0), (1.0, 0.0)
         if what in has:
-            a, shift = _form(rule.name, has[what], x, t)
-            b, other = _form(there.name, key, y, t)
-            if {rule.name, there.name} <= {*_SUMS} and x["dampening"] == y["dampening"]:
-                a = b = 1.0  # the same sum, however dampened
+            before, after = mine[has[what]], theirs[key]
+            if before != after or x.get("dampening") != y.get("dampening"):
+                (a, shift), (b, other) = _form(before, x, t), _form(after, y, t)
         factor, more = b / a, other - shift
         if what not in has or math.isnan(factor + more):
             lacks.append(key)
@@ -373,7 +341,7 @@ def _continued(
         made[key] = value
         found.append(("kept", key, why))
     counted = there.counts and (program.counts or there.carried)
-    zeros = [k for k in lacks if not counted or MEANINGS.get((there.name, k), ("",))[0] == _LARGEST]
+    zeros = [k for k in lacks if not counted or theirs.get(k, ("",))[0] == LARGEST]
     if not made or (there.counts and t is None) or len(zeros) < len(lacks):
         return _anew(target, old, lacks, made, notes)
     like = next(iter(made.values()))
@@ -398,7 +366,7 @@ def _continued(
         found.append(("kept", "averages", f"of gradients {kind} the L2 term, unlike those to come"))
     gone = [k for k in old if k not in made and k not in has.values()]
     gone += [k for w, k in has.items()
-             if not any(MEANINGS.get((there.name, n), ("",))[0] == w for n in made)]  # fmt: skip
+             if not any(theirs.get(n, ("",))[0] == w for n in made)]  # fmt: skip
     found += [("dropped", k, f"{target.name} has no state of that meaning") for k in gone]
     for kind, what, why in found:
         notes.add(kind, what, why, 1)

@@ -43,6 +43,12 @@ class Rule:
         A bool `matrix` among the choices is set for each parameter: whether it has 2 dimensions.
     sparse: what a sparse gradient does: "rows" steps those that it has (all at the first step),
         "dense" fills it up with zeros, "" refuses it.
+    called: the name of its class; by default the rule's, `sparse_adam` as SparseAdam.
+    switches: choice -> the option whose value other than 0 sets it.
+    means: state or carried scalar -> (what it is, the scalar that is its memory). States of two
+        rules that are the same thing go over by `steepest.convert`.
+    units: option -> what a number means there. Rules that say the same may share the value.
+    excused: requirement of an examination of `steepest check` -> why this rule does not meet it.
     """
 
     def __init__(
@@ -57,6 +63,11 @@ class Rule:
         forgets: Iterable[str] = (),
         sparse: str = "",
         shapes: Mapping[str, str] | None = None,
+        called: str = "",
+        switches: Mapping[str, str] | None = None,
+        means: Mapping[str, tuple[str, str]] | None = None,
+        units: Mapping[str, str] | None = None,
+        excused: Mapping[str, str] | None = None,
     ) -> None:
         if not inspect.isfunction(function) or not function.__name__.isidentifier():
             cure = "write `def name(p, g, *, lr=1e-3)`"
@@ -68,6 +79,9 @@ class Rule:
         self.__doc__, self.__wrapped__ = function.__doc__, function
         self.__name__ = self.name
         self.forgets, self.shapes = frozenset(forgets), dict(shapes or {})
+        self.called = called or "".join(word.title() for word in self.name.split("_"))
+        self.switches, self.means = dict(switches or {}), dict(means or {})
+        self.units, self.excused = dict(units or {}), dict(excused or {})
         self._read_signature()
         named: dict[str, str] = dict(keys or {})
         self.keys = {n: named.get(n) or n for n in (*self.states, *self.carried)}
@@ -89,7 +103,7 @@ class Rule:
             self._refuse(f"sparse={sparse!r}", 'say sparse="rows", "dense" or ""')
         known = {self.tensors[0], *self.states, *self.carried, *self.defaults, *self.choices}
         about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets,
-                 "shapes": shapes}  # fmt: skip
+                 "shapes": shapes, "switches": switches, "means": means}  # fmt: skip
         for word, name in ((w, n) for w, names in about.items() for n in names or ()):
             if name not in known:
                 self._refuse(f"{word} names {name!r}", "use a name from the signature")
@@ -209,8 +223,8 @@ def inside(interval: str, value: float) -> bool:
 def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
     """Make an optimizer of a function, and register it under the function's name.
 
-    `@rule` or `@rule(keys=..., limits=..., search=..., decay=..., counts=..., forgets=...,
-    sparse=...)`; what these say is described at `Rule`. Raises TypeError, naming the rule, the
+    `@rule` or `@rule(keys=..., limits=..., search=...)`; what these and more say is described at
+    `Rule`. Raises TypeError, naming the rule, the
     argument and the cure.
     """
     if function is None:

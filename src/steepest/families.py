@@ -111,8 +111,7 @@ class Family:
             before.append(fixed if decoupled else modifiers.coupled)
         choices = {c: bool(group[c]) if isinstance(v, bool) else group[c]
                    for c, v in rule.choices.items() if c in group}  # fmt: skip
-        if "heavy" in rule.choices:
-            choices["heavy"] = asked(group, "momentum")
+        choices |= {choice: asked(group, option) for choice, option in rule.switches.items()}
         rule = careful(rule) if group.get("cautious") else rule
         return Selection(rule, tuple(before), tuple(choices.items()))
 
@@ -494,20 +493,12 @@ _ADOPT = {
     "lr": 1e-3, "betas": (0.9, 0.9999), "eps": 1e-6, "clip": True, "weight_decay": 0.0,
     "decouple": False, "maximize": False, "differentiable": False,
 }  # fmt: skip
-_NAMES = {
-    "amsgrad": "AMSGrad", "eadam": "EAdam", "amsbound": "AMSBound", "msvag": "MSVAG",
-    "novograd": "NovoGrad", "lars": "LARS", "lamb": "LAMB", "swats": "SWATS", "mars": "MARS",
-    "soap": "SOAP", "yellowfin": "YellowFin", "ademamix": "AdEMAMix",
-    "schedule_free_sgd": "SGDScheduleFree",
-    "schedule_free_adamw": "AdamWScheduleFree",
-}  # fmt: skip
 
 
 def of(rule: Rule) -> Family:
     """The family of one rule: its class is named after it, with its own arguments."""
-    name = _NAMES.get(rule.name) or "".join(w.title() for w in rule.name.split("_"))
-    check = _free_check if name.endswith("ScheduleFree") else lambda group: ""
-    return Family(name, (rule,), _arguments(rule), check=check)
+    check = _free_check if rule.called.endswith("ScheduleFree") else lambda group: ""
+    return Family(rule.called, (rule,), _arguments(rule), check=check)
 
 
 def _all() -> dict[str, Family]:

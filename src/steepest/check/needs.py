@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ..classes import classes
-from .oracles import PACKAGES
+from ..oracles import PACKAGES
+from ..oracles.trajectories import settings_of
 from .subject import Subject, limited, quiet
-from .trajectories import settings_of
 
 
 def dense(subject: Subject) -> str | None:
@@ -27,34 +27,34 @@ def plain(subject: Subject) -> str | None:
     return "its step() needs a closure" if subject.closure_needed else dense(subject)
 
 
+def excused(subject: Subject, requirement: str) -> str | None:
+    """Why the rule of that name does not meet a requirement, as it says itself."""
+    kind = classes.get(subject.name)
+    rules = kind.family.members if kind else ()
+    return next((r.excused[requirement] for r in rules if requirement in r.excused), None)
+
+
 def beyond_signs(subject: Subject) -> str | None:
     """Its formula has more of the gradient than the sign."""
-    if subject.name == "Rprop":
-        return "Rprop moves by the sign alone, and in torch.optim's formula NaN has the sign 0"
-    return None
+    return excused(subject, "beyond_signs")
 
 
 def separate(subject: Subject) -> str | None:
     """It steps each parameter by itself."""
-    if subject.name in ("Prodigy", "SWATS", "YellowFin"):
+    kind = classes.get(subject.name)
+    if kind and kind.family.members[0].trace().spans:
         return f"{subject.name} has one rate for the parameters of all groups together"
     return None
 
 
 def coarse(subject: Subject) -> str | None:
     """Its first steps are larger than the precision of 16 bits, and nothing else."""
-    if subject.name == "SOAP":
-        return "SOAP steps as far where a gradient of rank 1 leaves nothing but rounding"
-    if subject.name in ("LARS", "Prodigy"):
-        return f"the first steps of {subject.name} are a thousandth of a parameter or less"
-    return None
+    return excused(subject, "coarse")
 
 
 def at_rest(subject: Subject) -> str | None:
     """Its step is nothing where the gradient is."""
-    if subject.name == "Fromage":
-        return "Fromage divides a parameter by sqrt(1 + lr**2) at every step"
-    return None
+    return excused(subject, "at_rest")
 
 
 def sparse_taken(subject: Subject) -> str | None:
@@ -67,9 +67,7 @@ def sparse_taken(subject: Subject) -> str | None:
 
 def scheduled(subject: Subject) -> str | None:
     """Its rule reads lr at every step."""
-    if subject.name == "Rprop":
-        return "the lr of Rprop is its first step size; it sets the others itself"
-    return argument("lr")(subject)
+    return excused(subject, "scheduled") or argument("lr")(subject)
 
 
 def argument(*names: str) -> Callable[[Subject], str | None]:
@@ -175,7 +173,7 @@ def known(subject: Subject) -> str | None:
         return None
     settings = settings_of(subject.kind)
     if not settings:
-        return f"steepest.check.oracles names no oracle of {subject.name}"
+        return f"steepest.oracles names no oracle of {subject.name}"
     for module in dict.fromkeys(s.made_by.module for s in settings):
         if importlib.util.find_spec(module) is None:
             return f"its oracle is missing: pip install {PACKAGES[module]}"

@@ -8,11 +8,11 @@ from typing import Any
 
 from ..catalogue import said
 from ..classes import class_of
+from ..oracles.trajectories import STEPS, apart, settings_of
 from ..plan import BACKENDS
 from .doctor import Finding, examine
 from .report import summary
 from .subject import quiet
-from .trajectories import STEPS, apart, settings_of
 
 
 def passport(name: Any, findings: Sequence[Finding] | None = None) -> str:

@@ -1,14 +1,16 @@
 """Adam and its nearest kin: momentum and a rate for each coordinate, both unbiased."""
 
 from ..definition import rule
+from .meanings import AVERAGES, LARGEST, LENGTH, SECOND, with_eps
 from .scaled import average
 from .words import carried, maximum, sign, sqrt, where
 
 ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
 LR = {"lr": (1e-5, 1e-1)}
+_ABOUT = {"means": AVERAGES, "units": LENGTH, "search": LR}
 
 
-@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+@rule(keys=ADAM_KEYS, decay="coupled", **_ABOUT)
 def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adam. Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 
@@ -22,7 +24,7 @@ def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     return p - lr * m_hat / (sqrt(v_hat) + eps), m, v
 
 
-@rule(keys=ADAM_KEYS, decay="decoupled", search=LR)
+@rule(called="AdamW", keys=ADAM_KEYS, decay="decoupled", **_ABOUT)
 def adamw(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AdamW. Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2.
 
@@ -48,7 +50,10 @@ def sparse_adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     return p - lr * sqrt(1 - beta2**t) / (1 - beta1**t) * m / (sqrt(v) + eps), m, v
 
 
-@rule(keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, decay="coupled", search=LR)
+@rule(
+    called="AMSGrad", keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, decay="coupled", search=LR,
+    means={**AVERAGES, "v_max": (LARGEST, "beta2")}, units=LENGTH,
+)  # fmt: skip
 def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AMSGrad. Reddi, Kale and Kumar 2018, arXiv:1904.09237, algorithm 2.
 
@@ -62,7 +67,7 @@ def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     return p - lr / (1 - beta1**t) * m / (sqrt(v_max / (1 - beta2**t)) + eps), m, v, v_max
 
 
-@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+@rule(called="NAdam", keys=ADAM_KEYS, decay="coupled", **_ABOUT)
 def nadam(
     p, g, m, v, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8, momentum_decay=4e-3,
     mu_product=carried(1),
@@ -91,7 +96,7 @@ def rectification(t, beta2):
     return rho, sqrt(factor)
 
 
-@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+@rule(called="RAdam", keys=ADAM_KEYS, decay="coupled", **_ABOUT)
 def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Rectified Adam. Liu et al. 2020, arXiv:1908.03265, algorithm 2.
 
@@ -106,7 +111,10 @@ def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     return p - lr / (1 - beta1**t) * m * where(rho > 5, adaptive, 1), m, v
 
 
-@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+@rule(
+    called="EAdam", keys=ADAM_KEYS, decay="coupled", search=LR, units={"lr": LENGTH["lr"]},
+    means={**AVERAGES, "v": (SECOND, "beta2", with_eps)},
+)  # fmt: skip
 def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """EAdam. Yuan and Gao 2020, arXiv:2011.02150.
 

@@ -2,10 +2,13 @@
 
 from ..definition import rule
 from .adam import ADAM_KEYS, LR
+from .meanings import AVERAGES, LARGEST, LENGTH
 from .scaled import average
 from .words import captured, maximum, minimum, sqrt, where
 
-_ABOUT = {"decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}}
+_ABOUT = {
+    "decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}, "units": LENGTH,
+}  # fmt: skip
 _SEARCH = {**LR, "final_lr": (1e-3, 1e1)}
 
 
@@ -18,7 +21,7 @@ def bounded(rate, t, lr, base_lr, final_lr, gamma):
     return minimum(maximum(rate, lower), upper)
 
 
-@rule(keys=ADAM_KEYS, search=_SEARCH, **_ABOUT)
+@rule(called="AdaBound", keys=ADAM_KEYS, search=_SEARCH, means=AVERAGES, **_ABOUT)
 def adabound(
     p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
     base_lr=captured("lr"),
@@ -40,7 +43,10 @@ def adabound(
     return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v
 
 
-@rule(keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, search=_SEARCH, **_ABOUT)
+@rule(
+    called="AMSBound", keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, search=_SEARCH,
+    means={**AVERAGES, "v_max": (LARGEST, "beta2")}, **_ABOUT,
+)  # fmt: skip
 def amsbound(
     p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
     base_lr=captured("lr"),

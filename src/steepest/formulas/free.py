@@ -22,7 +22,10 @@ def moved(y, z, step, lr, beta, c):
     return y + c * (z - y) - lr * (1 - beta * (1 - c)) * step, z - lr * step
 
 
-@rule(decay="coupled", limits={**_LIMITS, "momentum": "(0, 1)"}, search={"lr": (1e-2, 1e1)})
+@rule(
+    called="SGDScheduleFree", decay="coupled", limits={**_LIMITS, "momentum": "(0, 1)"},
+    search={"lr": (1e-2, 1e1)},
+)  # fmt: skip
 def schedule_free_sgd(
     p, g, z, *, t, lr=1.0, momentum=0.9, warmup_steps=0.0, r=0.0, weight_lr_power=2.0,
     lr_max=carried(-1), weight_sum=carried(0),
@@ -41,7 +44,10 @@ def schedule_free_sgd(
     return y, z, lr_max, weight_sum
 
 
-@rule(keys={"v": "exp_avg_sq"}, limits={**_LIMITS, "beta1": "(0, 1)"}, search={"lr": (1e-4, 1e-1)})
+@rule(
+    called="AdamWScheduleFree", keys={"v": "exp_avg_sq"}, limits={**_LIMITS, "beta1": "(0, 1)"},
+    search={"lr": (1e-4, 1e-1)},
+)  # fmt: skip
 def schedule_free_adamw(
     p, g, z, v, *, t, lr=2.5e-3, beta1=0.9, beta2=0.999, eps=1e-8, wd=0.0, warmup_steps=0.0,
     r=0.0, weight_lr_power=2.0, lr_max=carried(-1), weight_sum=carried(0),

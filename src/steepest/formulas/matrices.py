@@ -118,6 +118,10 @@ def muon(
         "precondition_frequency": "[1, inf)",
         "eps": ("(0, inf)", "of a gradient without full rank some second moments are 0"),
     },
+    called="SOAP",
+    excused={
+        "coarse": "SOAP steps as far where a gradient of rank 1 leaves nothing but rounding"
+    },
 )  # fmt: skip
 def soap(
     p, g, m, v, c, q, *, t, lr=3e-3, beta1=0.95, beta2=0.95, eps=1e-8,

@@ -10,7 +10,7 @@ SMALLEST = 2.0**-126
 E = 2.718281828459045  # the base of the natural logarithm
 
 
-@rule(keys=ADAM_KEYS, limits={"beta": "[0, 1)"}, search={"lr": (1e-3, 1.0)})
+@rule(called="MSVAG", keys=ADAM_KEYS, limits={"beta": "[0, 1)"}, search={"lr": (1e-3, 1.0)})
 def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
     """M-SVAG. Balles and Hennig 2018, arXiv:1705.07774.
 
@@ -32,7 +32,7 @@ def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
     return p - lr * gamma * m_hat, m, v
 
 
-@rule(keys=ADAM_KEYS, decay="coupled", search=LR)
+@rule(called="ADOPT", keys=ADAM_KEYS, decay="coupled", search=LR)
 def adopt(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip=True):
     """ADOPT. Taniguchi et al. 2024, arXiv:2411.02853.
 
@@ -81,6 +81,7 @@ def adan(
 
 
 @rule(
+    called="AdEMAMix",
     keys={"m": "exp_avg", "slow": "exp_avg_slow", "v": "exp_avg_sq"},
     limits={
         "beta3": "[0, 1)",

@@ -6,7 +6,10 @@ from .scaled import average
 from .words import abs, captured, carried, maximum, minimum, norm, sqrt, total, where
 
 
-@rule(search={"lr": (1e-4, 1e-1)})
+@rule(
+    search={"lr": (1e-4, 1e-1)},
+    excused={"at_rest": "Fromage divides a parameter by sqrt(1 + lr**2) at every step"},
+)
 def fromage(p, g, *, lr=1e-2):
     """Fromage. Bernstein, Vahdat, Yue and Liu 2020, arXiv:2002.03432, algorithm 1.
 
@@ -19,8 +22,9 @@ def fromage(p, g, *, lr=1e-2):
 
 
 @rule(
-    keys={"v": "momentum_buffer"}, search={"lr": (1e-2, 1e1)},
+    called="LARS", keys={"v": "momentum_buffer"}, search={"lr": (1e-2, 1e1)},
     limits={"trust_coefficient": ("(0, inf)", "it multiplies every step: below 0 that ascends")},
+    excused={"coarse": "the first steps of LARS are a thousandth of a parameter or less"},
 )  # fmt: skip
 def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
@@ -34,7 +38,7 @@ def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     return p - v, v
 
 
-@rule(keys=ADAM_KEYS, search=LR)
+@rule(called="LAMB", keys=ADAM_KEYS, search=LR)
 def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     """LAMB. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
@@ -51,7 +55,7 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     return p - lr * ratio * step, m, v
 
 
-@rule(keys=ADAM_KEYS, search=LR)
+@rule(called="NovoGrad", keys=ADAM_KEYS, search=LR)
 def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v=carried(0)):
     """NovoGrad. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
@@ -67,7 +71,7 @@ def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v
 
 @rule(
     keys={**ADAM_KEYS, "last": "last_grad"}, forgets=["last"], limits={"gamma": "[0, inf)"},
-    search=LR,
+    search=LR, called="MARS",
 )  # fmt: skip
 def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamma=0.025):
     """MARS. Yuan et al. 2024, arXiv:2411.10438, algorithm 1 and MARS-AdamW.
@@ -91,7 +95,7 @@ def remaining(lr, base_lr):
 
 @rule(
     keys={"m": "exp_avg", "v": "exp_avg_sq", "b": "momentum_buffer", "rate": "exp_avg2"},
-    decay="coupled", search=LR, limits={"settled": "[0, inf]"},
+    decay="coupled", search=LR, limits={"settled": "[0, inf]"}, called="SWATS",
 )  # fmt: skip
 def swats(
     p, g, m, v, b, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, settled=1e-9,
@@ -129,6 +133,7 @@ def swats(
         "d_coef": ("(0, inf)", "it multiplies the estimate of the distance"),
         "growth_rate": ("[1, inf]", "it is the most that d may grow by in a step"),
     },
+    excused={"coarse": "the first steps of Prodigy are a thousandth of a parameter or less"},
 )  # fmt: skip
 def prodigy(
     p, g, m, v, s, start, *, t, lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, d0=1e-6, d_coef=1.0,
@@ -180,7 +185,7 @@ def single_step(variance, pull, spread):
 
 @rule(
     keys={"b": "momentum_buffer", "m": "grad_avg"}, decay="coupled", search={"lr": (0.1, 10)},
-    limits={"beta": "[0, 1)"},
+    limits={"beta": "[0, 1)"}, called="YellowFin",
 )  # fmt: skip
 def yellowfin(
     p, g, b, m, *, t, lr=1.0, beta=0.999,

@@ -1,6 +1,7 @@
 """Rules with a rate for each coordinate: Rprop, Adagrad, Adadelta, RMSprop."""
 
 from ..definition import rule
+from .meanings import FIRST, LENGTH, SECOND
 from .words import abs, maximum, minimum, sign, sqrt, where
 
 
@@ -23,6 +24,12 @@ def average(beta, old, new):
         "step_max": ("(0, inf]", "at 0 nothing moves"),
     },
     search={"lr": (1e-4, 1e-1)},
+    units={"lr": LENGTH["lr"]},
+    excused={
+        "beyond_signs": "Rprop moves by the sign alone, and in torch.optim's formula NaN has the "
+        "sign 0",
+        "scheduled": "the lr of Rprop is its first step size; it sets the others itself",
+    },
 )
 def rprop(
     p, g, prev, z, *, t, lr=1e-2, etaminus=0.5, etaplus=1.2, step_min=1e-6, step_max=50.0
@@ -41,7 +48,7 @@ def rprop(
     return p - z * sign(g), g, z
 
 
-@rule(keys={"v": "sum"}, decay="coupled", search={"lr": (1e-3, 1.0)}, sparse="rows")
+@rule(keys={"v": "sum"}, decay="coupled", search={"lr": (1e-3, 1.0)}, sparse="rows", units=LENGTH)
 def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10):
     """Adagrad. Duchi, Hazan and Singer 2011, JMLR 12.
 
@@ -58,6 +65,7 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
     decay="coupled",
     limits={"rho": "[0, 1]", "eps": "[0, inf)"},
     search={"lr": (1e-2, 1e1)},
+    means={"v": (SECOND, "rho")},
 )
 def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     """Adadelta. Zeiler 2012, arXiv:1212.5701, algorithm 1.
@@ -73,10 +81,14 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
 
 
 @rule(
+    called="RMSprop",
     keys={"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
     decay="coupled",
     limits={"alpha": ("[0, 1]", "it is the share of the old average; above 1 that is negative")},
     search={"lr": (1e-5, 1e-1)},
+    means={"v": (SECOND, "alpha")},
+    units=LENGTH,
+    switches={"heavy": "momentum"},
 )
 def rmsprop(
     p, g, v, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0, centered=False, heavy=False
@@ -101,7 +113,10 @@ def rmsprop(
     return p - lr * step, v, a, b
 
 
-@rule(keys={"m": "exp_avg", "u": "exp_inf"}, decay="coupled", search={"lr": (1e-5, 1e-1)})
+@rule(
+    keys={"m": "exp_avg", "u": "exp_inf"}, decay="coupled", search={"lr": (1e-5, 1e-1)},
+    means={"m": (FIRST, "beta1")}, units={"lr": LENGTH["lr"]},
+)  # fmt: skip
 def adamax(p, g, m, u, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adamax. Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
 

@@ -8,7 +8,7 @@ import torch
 
 from ..examination import examination
 from ..needs import capturable, differentiated, known, own_backend, plain, taken
-from ..trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
+from ...oracles.trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
 from .helpers import drive
 
 _CAPTURABLE = {

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..classes import classes
-from .oracles import Maker, Row, fixing
-from .settings import CANCELLING, SETTINGS, Setting
+from . import CANCELLING, SETTINGS, Maker, Row, Setting, fixing
 
 STEPS = 100
 SHAPES = ((16, 15), (60,))

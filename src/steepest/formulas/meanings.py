@@ -1,0 +1,39 @@
+"""What states and options mean, for rules to say and for `steepest.convert` to read.
+
+A state's meaning is (what it is, the scalar that is its memory) or, where it is that only up to a
+factor and a shift, (..., ..., form): form(scalars, t) gives both, nan where there is no such
+relation. AdaBelief's exp_avg_var is of (g - m)**2, RMSprop's momentum_buffer a sum of scaled
+gradients, and Adagrad's sum has no memory: they mean nothing to another rule.
+"""
+
+FIRST, SECOND, LARGEST = "the average of g", "the average of g**2", "its largest value"
+LENGTH = {"lr": "a length", "eps": "beside the root"}
+SHARE = {"lr": "a share of the gradient", "momentum": "of gradients"}
+NONE = float("nan")
+
+
+def total(scalars, t):
+    """b <- momentum * b + g is the average over 1 - momentum, from zero on and undampened."""
+    mu = scalars["momentum"]
+    return (1 / (1 - mu) if scalars.get("dampening", 0.0) == 0 and mu < 1 else NONE), 0.0
+
+
+def move(scalars, t):
+    """The total times lr: the same next moves at the present lr, whatever it was before."""
+    lr = scalars["lr"]
+    return (total(scalars, t)[0] * lr if lr > 0 else NONE), 0.0
+
+
+def back(scalars, t):
+    """The move with its sign turned round."""
+    return -move(scalars, t)[0], 0.0
+
+
+def with_eps(scalars, t):
+    """An average to which eps is added at every step."""
+    beta = scalars["beta2"]
+    return 1.0, NONE if t is None else scalars["eps"] * (1 - beta**t) / (1 - beta)
+
+
+AVERAGES = {"m": (FIRST, "beta1"), "v": (SECOND, "beta2")}
+TOTAL, MOVE, BACK = ((FIRST, "momentum", form) for form in (total, move, back))

@@ -1,0 +1,22 @@
+"""The rules of `formulas/signs.py`."""
+
+from .foreign import foreign
+from .table import ASCENT, BETAS, DECAY, Row, another, compare, optax, steepest
+
+about = {"decay": "decoupled", "lr": 1e-4, "names": {"momentum": "beta"}}
+compare(
+    "signum", optax("signum", steepest.Signum, {"momentum_buffer": "ema"}, **about),
+    {}, {"momentum": 0.5, **DECAY}, {"lr": 0.001, **DECAY, **ASCENT},
+    second=another("SignSGD", steepest.Signum, lr=1e-4),
+)  # fmt: skip
+
+compare(
+    "lion", optax("lion", steepest.Lion, {"exp_avg": "mu"}, lr=1e-4, weight_decay=0.0),
+    {}, {**BETAS, **DECAY}, {"lr": 0.001, **DECAY, **ASCENT},
+    second=another("Lion", steepest.Lion),
+)  # fmt: skip
+
+compare(
+    "grams", Row("package", foreign("grams", "Grams"), steepest.Grams, "grams"),
+    {}, {**BETAS, "eps": 1e-3, **DECAY}, {"lr": 0.01, **DECAY, **ASCENT},
+)  # fmt: skip
