@@ -2,8 +2,12 @@
 
 import ast
 import importlib
+import importlib.util
 import inspect
+import json
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,3 +124,54 @@ def test_the_bench_knows_resnet50_and_measures_everyone():
     text = bench.table(found)
     assert "300x64: 19,200 parameters in 300 tensors" in text
     assert "/ fused" in text
+
+
+def test_the_stub_is_what_the_script_writes():
+    path = SOURCE.parent.parent / "scripts" / "stub.py"
+    script = importlib.util.spec_from_file_location("stub", path)
+    made = importlib.util.module_from_spec(script)
+    script.loader.exec_module(made)
+    assert made.STUB.read_text() == made.stub(), "python scripts/stub.py --write"
+
+
+def test_type_checkers_know_the_signatures(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch, steepest\n"
+        "ps = torch.nn.Linear(2, 2).parameters()\n"
+        "steepest.AdamW(ps, lr=1e-3, betas=(0.9, 0.99), weight_decay=torch.tensor(0.1))\n"
+        "steepest.optimizer('adabelief', torch.nn.Linear(2, 2)).step()\n"
+        "steepest.schedules.WarmupLR\n"
+        "a: torch.optim.Optimizer = steepest.AdaBelief(ps, 1e-3, backend='cpu')\n"
+        "r: steepest.Rule = steepest.rule(lambda p, g: p - g)\n"
+        "steepest.Adamm(ps)\n"
+        "steepest.AdamW(ps, lr='fast')\n"
+        "steepest.AdamW(ps, nonsense=3)\n"
+        "steepest.AdamW(ps, backend='gpu')\n"
+    )
+    call = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", file]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    assert {d["range"]["start"]["line"] + 1 for d in found} == {8, 9, 10, 11}, found
+
+
+def test_rooms_are_imported_when_they_are_asked_for():
+    code = (
+        "import sys, steepest\n"
+        "assert 'steepest.schedules' not in sys.modules and 'schedules' in dir(steepest)\n"
+        "steepest.schedules.WarmupLR, steepest.strategies.Loader, steepest.check\n"
+        "try: steepest.nothing\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "module 'steepest' has no attribute 'nothing'\n"
+
+
+@pytest.mark.parametrize("name", sorted(families.families))
+def test_help_lists_every_argument_with_its_meaning(name):
+    text = inspect.getdoc(getattr(steepest, name))
+    for argument, default in families.families[name].arguments.items():
+        if argument not in families.WITHOUT_EFFECT:
+            lines = text.partition(f"\n{argument} = {default!r}")[2].splitlines()
+            assert len(lines[1]) > 12, argument
+            assert lines[1].startswith("    "), argument

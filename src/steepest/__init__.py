@@ -1,5 +1,6 @@
 """Optimizers for PyTorch, each one function written as in its paper, and a fair race of them."""
 
+import importlib as _importlib
 import typing as _typing
 
 from torch.optim import LBFGS
@@ -10,18 +11,26 @@ from .classes import optimizer
 from .conversion import convert
 from .definition import Rule, rule, rules
 from .groups import param_groups
+from .shell import RuleOptimizer
 from .wrappers import SAM, Lookahead
 
 __version__ = "0.1.0"
+_ROOMS = ("check", "oracles", "race", "schedules", "strategies", "whole")
+"""Submodules that are imported when they are first asked for."""
 
-globals().update(_classes)
-if _typing.TYPE_CHECKING:  # a class per family of rules: type checkers do not run the line above
-    from .shell import RuleOptimizer
-
-    def __getattr__(name: str) -> type[RuleOptimizer]: ...
-
+globals().update(_classes)  # a class per family of rules; their signatures stand in __init__.pyi
 
 __all__ = [
-    "LBFGS", "SAM", "Lookahead", "Rule", "convert", "optimizer", "param_groups", "rule", "rules",
-    *_classes,
+    "LBFGS", "SAM", "Lookahead", "Rule", "RuleOptimizer", "convert", "optimizer", "param_groups",
+    "rule", "rules", *_classes,
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name in _ROOMS:
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})

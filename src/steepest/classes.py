@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import families as house
+from .arguments import listed
 from .averaged import AveragedOptimizer
 from .checks import several
 from .definition import Rule, rules
@@ -28,7 +29,7 @@ def make_class(family: house.Family) -> type[RuleOptimizer]:
     base = _BASES.get(family.name, RuleOptimizer)
     made: Any = type(family.name, (base,), {"family": family, "__module__": "steepest"})
     texts = dict.fromkeys(
-        [text, *(inspect.cleandoc(c.__doc__ or "") for c in (base, RuleOptimizer))]
+        [text, listed(family), *(inspect.cleandoc(c.__doc__ or "") for c in (base, RuleOptimizer))]
     )
     made.__doc__ = "\n\n".join(texts)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD

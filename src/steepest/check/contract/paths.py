@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from ...oracles.trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
 from ..examination import examination
 from ..needs import capturable, differentiated, known, own_backend, plain, taken
-from ...oracles.trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
 from .helpers import drive
 
 _CAPTURABLE = {
