@@ -108,7 +108,7 @@ class Batches(Sampler[list[int]]):
     def __init__(self, order: Any, drop_last: bool, seed: int) -> None:
         self.order, self.drop_last, self.seed = order, drop_last, seed
         self.batch_size, self.epoch, self.position = 1, 0, 0
-        self.ready = True
+        self.ready, self.told = True, 0
         self.turn: object = None
         self.ours = False  # whether it is the Loader that makes an iterator now
         self.ahead = 0  # batches that workers have drawn before they are needed
@@ -121,12 +121,11 @@ class Batches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Go on with that epoch, if it is not behind already: no order comes twice.
+        """Begin with that epoch, from 0, if it is not behind already: no order comes twice.
 
-        For loops that count epochs themselves, from 0.
+        For loops that count epochs themselves.
         """
-        if whole("Loader", "epoch", epoch, 0) > (self.epoch if self.ready else self.epoch + 1):
-            self.go(epoch, 0)
+        self.told = max(self.told, whole("Loader", "epoch", epoch, 0))
 
     def resize(self, size: Any) -> None:
         """Take over a size; ValueError for what is none."""
@@ -141,12 +140,14 @@ class Batches(Sampler[list[int]]):
     def go(self, epoch: int, position: int) -> None:
         """Let the next iteration begin there; one that runs has ended."""
         self.epoch, self.position, self.ready = epoch, position, True
-        self.turn = self.drawn = None
+        self.turn, self.drawn, self.told = None, None, 0
 
     def begin(self) -> object:
         """An iteration; returns what `turn` is while there is no other one."""
         if not self.ready or (self.position and self._over()):
             self.epoch, self.position = self.epoch + 1, 0
+        if self.told > self.epoch:
+            self.epoch, self.position = self.told, 0
         self.ready, self.turn, self.drawn = False, object(), None
         if hasattr(self.order, "set_epoch"):
             self.order.set_epoch(self.epoch)
