@@ -53,7 +53,13 @@ class NoamLR(LRScheduler):
         """The learning rate of each param group."""
         t = self.last_epoch + 1
         scale = self.width**-0.5 * min(t**-0.5, t * self.warmup**-1.5)
-        return [factor * scale for factor in self.factors]
+        added = len(self.optimizer.param_groups) - len(self.factors)
+        if added and len({*self.factors}) > 1:
+            raise ValueError(
+                f"NoamLR: factor has {len(self.factors)} numbers and the optimizer {added} param "
+                "groups more by now, expected one for each; give one for all"
+            )
+        return [factor * scale for factor in [*self.factors, *self.factors[:1] * added]]
 
 
 class WarmupLR(LRScheduler):
@@ -85,9 +91,8 @@ class WarmupLR(LRScheduler):
     """
 
     def __new__(cls, after: LRScheduler | None = None, *_: Any, **__: Any) -> WarmupLR:
-        if cls is WarmupLR and isinstance(after, ReduceLROnPlateau):
-            cls = _WarmupPlateau
-        return super().__new__(cls)
+        plateau = cls is WarmupLR and isinstance(after, ReduceLROnPlateau)
+        return super().__new__(_WarmupPlateau if plateau else cls)  # type: ignore[arg-type]
 
     def __init__(self, after: LRScheduler, steps: int, start: float | None = None) -> None:
         if not isinstance(after, LRScheduler):

@@ -142,6 +142,16 @@ class Batches(Sampler[list[int]]):
         self.epoch, self.position, self.ready = epoch, position, True
         self.turn, self.drawn, self.told = None, None, 0
 
+    def place(self) -> Callable[[], None]:
+        """What goes back to where this was called."""
+        epoch, position, ready, told = self.epoch, self.position, self.ready, self.told
+
+        def back() -> None:
+            self.go(epoch, position)
+            self.ready, self.told = ready, told
+
+        return back
+
     def begin(self) -> object:
         """An iteration; returns what `turn` is while there is no other one."""
         if not self.ready or (self.position and self._over()):

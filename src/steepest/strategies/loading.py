@@ -40,8 +40,8 @@ class Loader(DataLoader[Any]):
     What is random in the data or in `collate_fn` follows from (seed, epoch, position), as far as it
     is drawn from the global generators of Python, numpy and torch (on the CPU): so it is the same
     for every number of workers, and after a resume. These generators are left alone. A generator
-    that the data keep for themselves is theirs to save. `dataset` is a wrapper, where `dataset.data`
-    are yours.
+    that the data keep for themselves is theirs to save. `dataset` is a wrapper with the attributes
+    of your data, which are `dataset.data`.
 
     `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
     order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
