@@ -174,10 +174,6 @@ class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
             raise AttributeError(name)
         return getattr(self.after, name)  # patience, best and the like
 
-    def __init__(self, after: LRScheduler, steps: int, start: float | None = None) -> None:
-        super().__init__(after, steps, start)
-        self.two_clocks = False  # the constructor's step says nothing
-
     def _by_steps(self) -> None:
         self.two_clocks = True
         if isinstance(self.after, _WarmupPlateau):
@@ -189,7 +185,8 @@ class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
         if metrics is None:
             if not (warm or self.two_clocks):
                 self.last_epoch = min(self.last_epoch, 0)  # an evaluation before the first step
-            self._by_steps()
+            if self._step_count:  # else it is the constructor's
+                self._by_steps()
             if not warm:
                 LRScheduler.step(self)
             elif isinstance(self.after, WarmupLR):

@@ -108,7 +108,9 @@ class Batches(Sampler[list[int]]):
     def __init__(self, order: Any, drop_last: bool, seed: int) -> None:
         self.order, self.drop_last, self.seed = order, drop_last, seed
         self.batch_size, self.epoch, self.position = 1, 0, 0
-        self.ready, self.told = True, 0
+        self.ready, self.loaded = True, False
+        self.told = 0
+        self.heard: int | None = None
         self.turn: object = None
         self.ours = False  # whether it is the Loader that makes an iterator now
         self.ahead = 0  # batches that workers have drawn before they are needed
@@ -123,9 +125,14 @@ class Batches(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Begin with that epoch, from 0, if it is not behind already: no order comes twice.
 
-        For loops that count epochs themselves.
+        For loops that count epochs themselves. Whoever counts on says nothing with it, and a state
+        that was loaded says more.
         """
-        self.told = max(self.told, whole("Loader", "epoch", epoch, 0))
+        epoch = whole("Loader", "epoch", epoch, 0)
+        usual = () if self.heard is None else (self.heard, self.heard + 1)
+        if not self.loaded and epoch not in usual:
+            self.told = epoch
+        self.heard = epoch
 
     def resize(self, size: Any) -> None:
         """Take over a size; ValueError for what is none."""
@@ -140,15 +147,15 @@ class Batches(Sampler[list[int]]):
     def go(self, epoch: int, position: int) -> None:
         """Let the next iteration begin there; one that runs has ended."""
         self.epoch, self.position, self.ready = epoch, position, True
-        self.turn, self.drawn, self.told = None, None, 0
+        self.turn, self.drawn, self.told, self.loaded = None, None, 0, True
 
     def place(self) -> Callable[[], None]:
         """What goes back to where this was called."""
-        epoch, position, ready, told = self.epoch, self.position, self.ready, self.told
+        epoch, position, ready = self.epoch, self.position, self.ready
 
         def back() -> None:
             self.go(epoch, position)
-            self.ready, self.told = ready, told
+            self.ready = ready
 
         return back
 
@@ -158,7 +165,8 @@ class Batches(Sampler[list[int]]):
             self.epoch, self.position = self.epoch + 1, 0
         if self.told > self.epoch:
             self.epoch, self.position = self.told, 0
-        self.ready, self.turn, self.drawn = False, object(), None
+        self.ready, self.loaded, self.told = False, False, 0
+        self.turn, self.drawn = object(), None
         if hasattr(self.order, "set_epoch"):
             self.order.set_epoch(self.epoch)
         return self.turn
