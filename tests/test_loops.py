@@ -186,7 +186,8 @@ def test_lightning_goes_on_in_the_middle_of_an_epoch(stop, tmp_path):
     seen = [*itertools.chain(*first.batches), *itertools.chain(*again.batches)]
     assert seen == list(itertools.chain(*plain(4, "random")))
     lrs = [*itertools.chain(*first.lrs), *itertools.chain(*again.lrs)]
-    assert lrs == [lr for (lr,) in walk(optimizer := sgd(), steps(optimizer), 28)]
+    optimizer = sgd()
+    assert lrs == [lr for (lr,) in walk(optimizer, steps(optimizer), 28)]
 
 
 # accelerate
