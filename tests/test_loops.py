@@ -166,7 +166,7 @@ def test_lightning_with_growth_by_a_plateau():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("stop", [3, 7, 10])
+@pytest.mark.parametrize("stop", [4, 7, 10])
 def test_lightning_goes_on_in_the_middle_of_an_epoch(stop, tmp_path):
     def steps(optimizer):
         return WarmupLR(WarmupLR(CosineLR(optimizer, 25), 3, 0.5), 5, 0.1)
