@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, Subset, TensorDataset, get_worker_info
 
 from ..checks import mixed, whole
 
@@ -77,25 +77,39 @@ class Seeded(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         seed = getattr(indices, "seed", None)  # another's batch sampler may have cut the list
-        with nullcontext() if seed is None else _seeded(seed):
+        worker = get_worker_info() is not None  # nobody else draws there
+        if worker and seed is not None:
+            _seed(seed)
+        with nullcontext() if worker or seed is None else _seeded(seed):
             many = getattr(self.data, "__getitems__", None)
             samples = many([*indices]) if many else [self.data[k] for k in indices]
             return self.collate(samples)
+
+
+def still(data: Any) -> bool:
+    """Whether nothing can be random in the data: they are tensors, or a list and its like."""
+    while type(data) is Subset:
+        data = data.dataset
+    return type(data) in (TensorDataset, Tensor, np.ndarray, list, tuple, range)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """The global generators of Python, numpy and torch (its CPU's), afterwards as they were."""
     python, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+    _seed(seed)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpys)
         torch.set_rng_state(torchs)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
 
 
 class Batches(Sampler[list[int]]):

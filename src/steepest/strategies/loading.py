@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from ..checks import mixed, saved, whole
-from .drawing import ANOTHER, Batches, Rows, Seeded, as_it_is
+from .drawing import ANOTHER, Batches, Rows, Seeded, as_it_is, still
 from .orders import Shuffled
 
 
@@ -40,8 +40,8 @@ class Loader(DataLoader[Any]):
     What is random in the data or in `collate_fn` follows from (seed, epoch, position), as far as it
     is drawn from the global generators of Python, numpy and torch (on the CPU): so it is the same
     for every number of workers, and after a resume. These generators are left alone. A generator
-    that the data keep for themselves is theirs to save. `dataset` is a wrapper with the attributes
-    of your data, which are `dataset.data`.
+    that the data keep for themselves is theirs to save. Where anything can be random, `dataset` is
+    a wrapper with the attributes of your data, which are `dataset.data`.
 
     `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
     order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
@@ -87,15 +87,16 @@ class Loader(DataLoader[Any]):
         self._batches.resize(batch_size)
         self._handed = 0
         collate = options.pop("collate_fn", None) or default_collate
-        if collate is not as_it_is:  # else there is nothing random in it
-            data = Seeded(data, collate)
+        known = collate is as_it_is or (collate is default_collate and still(data))
+        if not known:  # something may be random in it
+            data, collate = Seeded(data, collate), as_it_is
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         # a generator of its own: torch draws from it for each iterator, and a resumed run has more
         self._random = torch.Generator()
         super().__init__(
             data,  # type: ignore[arg-type]
             batch_sampler=self._batches,
-            collate_fn=as_it_is,
+            collate_fn=collate,
             generator=self._random,
             **options,
         )
