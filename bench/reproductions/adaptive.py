@@ -1,0 +1,87 @@
+"""A batch size for each update, BA-SGD, against a constant one on digits."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import torch
+from found import Found, digits
+from torch import Tensor, nn
+
+import steepest
+from steepest.strategies import AdaptiveBatch, Loader
+
+SETTINGS = {
+    "lr 0.1": (0.1, 0.0, 30),
+    "lr 1": (1.0, 0.0, 30),
+    "authors'": (0.02, 0.9, 32),
+}
+"""lr, momentum and the first draw m_0. The last are those of the authors' program for Fashion-MNIST
+(github.com/thomasyao3096/Batch_Adaptive_Framework, cnn_fashion_mnist.py), 30 is the default of their
+optimizer.
+"""
+WAYS = ("constant", "adaptive")
+
+
+def loss(model: nn.Module, batch: Any) -> Tensor:
+    """The mean over a batch, in nats."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def train(
+    data: dict[str, tuple[Tensor, Tensor]], seed: int, setting: str, way: str, epochs: int
+) -> dict[str, float]:
+    """Train an MLP (64-64-10) for so many epochs: as many gradients, however many updates."""
+    lr, momentum, first = SETTINGS[setting]
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = steepest.SGD(model.parameters(), lr=lr, momentum=momentum)
+    loader = Loader(data["train"], first, seed=seed)
+    sizes: list[int] = []
+    began = perf_counter()
+    if way == "adaptive":
+        adaptive = AdaptiveBatch(model, loss, optimizer, loader)
+        while loader.epoch < epochs:
+            adaptive.step()
+            sizes.append(adaptive.batch_size)
+    else:
+        for _ in range(epochs):
+            for batch in loader:
+                optimizer.zero_grad()
+                loss(model, batch).backward()
+                optimizer.step()
+                sizes.append(len(batch[0]))
+    seconds = perf_counter() - began
+    with torch.no_grad():
+        right = (model(data["test"][0]).argmax(1) == data["test"][1]).double().mean().item()
+        return {
+            "test accuracy": 100 * right,
+            "train loss": loss(model, data["train"]).item(),
+            "updates": len(sizes),
+            "batch": sum(sizes) / len(sizes),
+            "one draw, % of updates": 100 * sum(s <= first for s in sizes) / len(sizes),
+            "seconds": seconds,
+        }
+
+
+def adaptive(seeds: int = 6, epochs: int = 30) -> Found:
+    """A batch size from the spread of the gradients against a constant one, Yin et al. 2017.
+
+    KDD 2017, "Small batch or large batch?". Both see every sample `epochs` times.
+    """
+    found = Found()
+    for setting in SETTINGS:
+        runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        for seed in range(seeds):
+            data = digits(seed, 1200)
+            for way in WAYS:
+                runs[way].append(train(data, seed, setting, way, epochs))
+        for what in runs["constant"][0]:
+            for way in WAYS:
+                found.add(f"{what}, {setting}: {way}", [run[what] for run in runs[way]])
+        for what in ("test accuracy", "train loss"):
+            found.compare(f"{what}, {setting}", "constant", ["adaptive"])
+        pairs = zip(runs["adaptive"], runs["constant"], strict=True)
+        found.add(f"times as long, {setting}", [a["seconds"] / b["seconds"] for a, b in pairs])
+    return found
