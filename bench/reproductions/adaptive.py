@@ -12,16 +12,14 @@ from torch import Tensor, nn
 import steepest
 from steepest.strategies import AdaptiveBatch, Loader
 
-SETTINGS = {
-    "lr 0.1": (0.1, 0.0, 30),
-    "lr 1": (1.0, 0.0, 30),
-    "authors'": (0.02, 0.9, 32),
-}
+SETTINGS = {"lr 0.1": (0.1, 0.0, 30), "lr 1": (1.0, 0.0, 30), "authors'": (0.02, 0.9, 32)}
 """lr, momentum and the first draw m_0. The last are those of the authors' program for Fashion-MNIST
 (github.com/thomasyao3096/Batch_Adaptive_Framework, cnn_fashion_mnist.py), 30 is the default of their
 optimizer.
 """
-WAYS = ("constant", "adaptive")
+WAYS = ("constant", "adaptive", "as large")
+"""The last is a constant batch as large as the adaptive one was on average: what its size is worth.
+"""
 
 
 def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -30,17 +28,24 @@ def loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def train(
-    data: dict[str, tuple[Tensor, Tensor]], seed: int, setting: str, way: str, epochs: int
+    data: dict[str, tuple[Tensor, Tensor]],
+    seed: int,
+    setting: str,
+    epochs: int,
+    size: int | None = None,
 ) -> dict[str, float]:
-    """Train an MLP (64-64-10) for so many epochs: as many gradients, however many updates."""
+    """Train an MLP (64-64-10) for so many epochs: as many gradients, however many updates.
+
+    size: of the batches; without one it is chosen for each update.
+    """
     lr, momentum, first = SETTINGS[setting]
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = steepest.SGD(model.parameters(), lr=lr, momentum=momentum)
-    loader = Loader(data["train"], first, seed=seed)
+    loader = Loader(data["train"], size or first, seed=seed)
     sizes: list[int] = []
     began = perf_counter()
-    if way == "adaptive":
+    if size is None:
         adaptive = AdaptiveBatch(model, loss, optimizer, loader)
         while loader.epoch < epochs:
             adaptive.step()
@@ -75,13 +80,19 @@ def adaptive(seeds: int = 6, epochs: int = 30) -> Found:
         runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
         for seed in range(seeds):
             data = digits(seed, 1200)
-            for way in WAYS:
-                runs[way].append(train(data, seed, setting, way, epochs))
+            chosen = train(data, seed, setting, epochs)
+            runs["adaptive"].append(chosen)
+            for way, size in (
+                ("constant", SETTINGS[setting][2]),
+                ("as large", round(chosen["batch"])),
+            ):
+                runs[way].append(train(data, seed, setting, epochs, size))
         for what in runs["constant"][0]:
             for way in WAYS:
                 found.add(f"{what}, {setting}: {way}", [run[what] for run in runs[way]])
         for what in ("test accuracy", "train loss"):
-            found.compare(f"{what}, {setting}", "constant", ["adaptive"])
+            for other in ("constant", "as large"):
+                found.compare(f"{what}, {setting}", other, ["adaptive"])
         pairs = zip(runs["adaptive"], runs["constant"], strict=True)
         found.add(f"times as long, {setting}", [a["seconds"] / b["seconds"] for a, b in pairs])
     return found
