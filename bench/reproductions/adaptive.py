@@ -14,8 +14,8 @@ from steepest.strategies import AdaptiveBatch, Loader
 
 SETTINGS = {"lr 0.1": (0.1, 0.0, 30), "lr 1": (1.0, 0.0, 30), "authors'": (0.02, 0.9, 32)}
 """lr, momentum and the first draw m_0. The last are those of the authors' program for Fashion-MNIST
-(github.com/thomasyao3096/Batch_Adaptive_Framework, cnn_fashion_mnist.py), 30 is the default of their
-optimizer.
+(github.com/thomasyao3096/Batch_Adaptive_Framework, cnn_fashion_mnist.py), 30 is the default of
+their optimizer.
 """
 WAYS = ("constant", "adaptive", "as large")
 """The last is a constant batch as large as the adaptive one was on average: what its size is worth.
