@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from schedule_cases import sgd, through_a_file, walk
 from steepest.schedules import CosineLR, RestartFromBest, WarmupLR, range_test
-from steepest.strategies import AdaptiveBatch, BatchGrowth, GradientNoise, Loader
+from steepest.strategies import AdaptiveBatch, BatchGrowth, GradientNoise, Loader, Shuffled
 
 ROWS, SIZE, SEED = 65, 10, 3  # seven batches, the last of five
 X = torch.arange(float(ROWS))[:, None]
@@ -276,8 +276,34 @@ def test_accelerate_saves_a_loader_that_is_registered(tmp_path):
     accelerator.save_state(tmp_path)
     rest = [told(b) for b in batches]  # of another epoch
     accelerator.load_state(tmp_path)
-    assert seen + [told(b) for b in batches] == plain(1)[0]
-    assert rest == plain(2)[1]
+    expected = plain(4)
+    assert seen + [told(b) for b in batches] == expected[0]
+    assert rest == expected[1]
+    assert [[told(b) for b in batches] for _ in range(3)] == expected[1:]  # and counts on
+
+
+def test_a_state_that_was_loaded_says_more_than_a_loop_that_counts():
+    loader, expected = made(), plain(3)
+    loader.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 30})
+    batches = prepared(loader)
+    batches.set_epoch(7)
+    assert [told(b) for b in batches] == expected[1][3:]
+    assert [told(b) for b in batches] == expected[2]
+
+
+class Short(Shuffled):
+    """A sampler with fewer samples than it says."""
+
+    def __iter__(self):
+        return iter([*super().__iter__()][:55])
+
+
+def test_a_sampler_that_is_shorter_than_it_says_ends_accelerates_epochs():
+    loader = Loader((X,), SIZE, sampler=Short(ROWS))
+    batches = prepared(loader)
+    for epoch in (1, 2):
+        assert sum(len(b[0]) for b in batches) == 55
+        assert (loader.epoch, loader.position) == (epoch, 0)
 
 
 @pytest.mark.slow
@@ -369,8 +395,8 @@ def test_a_range_test_leaves_accelerates_loader_where_it_was():
 
 
 @pytest.mark.parametrize("make", [
-    lambda m, o, l: BatchGrowth(lr_scheduler.ExponentialLR(o, 0.5), l),
-    lambda m, o, l: AdaptiveBatch(m, loss_of, o, l),
+    lambda m, o, given: BatchGrowth(lr_scheduler.ExponentialLR(o, 0.5), given),
+    lambda m, o, given: AdaptiveBatch(m, loss_of, o, given),
 ])  # fmt: skip
 def test_what_sets_the_batch_size_asks_for_the_loader_itself(make):
     model, loader = nn.Linear(1, 1), made()
