@@ -94,5 +94,6 @@ def adaptive(seeds: int = 6, epochs: int = 30) -> Found:
             for other in ("constant", "as large"):
                 found.compare(f"{what}, {setting}", other, ["adaptive"])
         pairs = zip(runs["adaptive"], runs["constant"], strict=True)
-        found.add(f"times as long, {setting}", [a["CPU seconds"] / b["CPU seconds"] for a, b in pairs])
+        times = [a["CPU seconds"] / b["CPU seconds"] for a, b in pairs]
+        found.add(f"times as long, {setting}", times)
     return found
