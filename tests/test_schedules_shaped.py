@@ -45,6 +45,7 @@ def groups(*lrs, tensor=False):
 # warm-up, stable, decay
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 9), st.integers(0, 9), st.integers(1, 12),
