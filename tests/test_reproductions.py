@@ -15,6 +15,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "bench" / "reproductions"
 sys.path.insert(0, str(FOLDER))
+import adaptive  # noqa: E402
 import convex  # noqa: E402
 import noisy  # noqa: E402
 import saddles  # noqa: E402
@@ -232,6 +233,29 @@ def test_growth_and_decay_are_the_same_until_the_first_milestone():
     for what in ("train loss", "test accuracy"):
         assert decayed[what][:2] == grown[what][:2]
     assert decayed["train loss"][2] != grown["train loss"][2]
+
+
+def test_a_batch_for_each_update_sees_as_many_samples_as_a_constant_one():
+    found = adaptive.adaptive(1, epochs=1)
+    assert len(found.pairs) == 12
+    found = found.values
+    for setting, (_, _, first) in adaptive.SETTINGS.items():
+        for way in adaptive.WAYS:
+            (updates,), (batch,) = (
+                found[f"{what}, {setting}: {way}"] for what in ("updates", "batch")
+            )
+            assert updates * batch == pytest.approx(1200)
+            assert 0 <= found[f"test accuracy, {setting}: {way}"][0] <= 100
+            if way == "constant":
+                assert updates == -(-1200 // first)
+        assert found[f"times as long, {setting}"][0] > 0
+
+
+def test_at_a_small_rate_the_adaptive_batch_is_the_constant_one():
+    data = digits(0, 1200)
+    runs = [adaptive.train(data, 0, "lr 0.1", 1, size) for size in (None, 30)]
+    assert runs[0]["batch"] == runs[1]["batch"] == 30
+    assert runs[0]["train loss"] == pytest.approx(runs[1]["train loss"], rel=1e-5)
 
 
 def test_sgdr_reports_the_ends_of_its_periods():

@@ -247,7 +247,7 @@ def test_an_update_ends_with_the_epoch():
         assert adaptive.samples == 30 * k
 
 
-def test_what_vmap_refuses_is_said():
+def test_batch_normalisation_in_training_is_refused():
     x, y = data(16)
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
     before = copy.deepcopy(model.state_dict())
@@ -257,12 +257,64 @@ def test_what_vmap_refuses_is_said():
     model.eval()
     per_sample(model, cross_entropy, (x, y))
 
-    def reads(model, batch):
-        return model(batch[0]).sum() * (1 if batch[0].sum().item() > 0 else 2)
 
-    with pytest.raises(RuntimeError) as raised:
-        per_sample(model, reads, (x, y))
-    assert "vmap could not take" in raised.value.__notes__[0]
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(5)
+        self.layer, self.out = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+        self.unused = nn.Parameter(torch.ones(2))
+        self.double()
+
+    def forward(self, x):
+        return self.out(self.layer(x.reshape(len(x), 3, 2))[0][:, -1])
+
+
+def reads(model, batch):
+    """A loss that looks at a number, which vmap has not."""
+    return cross_entropy(model, batch) * (1 if batch[0].sum().item() > 0 else 2)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, reads])
+@pytest.mark.parametrize("make", [network, Recurrent])
+def test_what_vmap_does_not_take_goes_sample_by_sample(make, loss):
+    model, batch = make(), data(16)
+    losses, grads = per_sample(model, loss, batch)
+    assert [*grads] == [name for name, _ in model.named_parameters()]
+    flat = torch.cat([g.flatten(1) for g in grads.values()], 1).numpy()
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)  # which a parameter without use has not
+    values, rows = [], []
+    for k in range(16):
+        value = loss(model, tuple(t[k : k + 1] for t in batch))
+        found = torch.autograd.grad(value, [*model.parameters()], materialize_grads=True)
+        values.append(value.item())
+        rows.append(torch.cat([g.flatten() for g in found]))
+    np.testing.assert_allclose(losses.numpy(), values, rtol=1e-13)
+    np.testing.assert_allclose(flat, torch.stack(rows).numpy(), rtol=1e-11, atol=1e-14)
+    assert all(not p.grad.any() for p in model.parameters())  # nothing is added to
+
+
+def test_a_recurrent_model_trains_with_a_batch_of_its_own():
+    model = Recurrent()
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    adaptive = AdaptiveBatch(model, cross_entropy, optimizer, Loader(data(60), 20))
+    first = adaptive.step()
+    for _ in range(20):
+        last = adaptive.step()
+    assert last < first
+
+
+def test_what_is_wrong_with_a_loss_is_what_the_loss_says():
+    model, batch = network(), data(4)
+
+    def broken(model, batch):
+        raise KeyError("of the loss's own")
+
+    with pytest.raises(KeyError, match="of the loss's own"):
+        per_sample(model, broken, batch)
+    with pytest.raises(ValueError, match=r"a tensor of shape \[1, 2\], expected the mean"):
+        per_sample(model, lambda m, b: m(b[0]), batch)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing():

@@ -1,8 +1,12 @@
 """The loader: torch's batches, a size that changes while workers run, resuming within an epoch."""
 
 import io
+import itertools
 import os
+import pickle
+import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -129,19 +133,79 @@ def test_fifty_and_fifty_batches_are_a_hundred(options):
     assert halves == whole
 
 
-def test_a_break_goes_on_and_a_finished_epoch_is_not_repeated():
-    whole = rows(Loader((ROWS,), 10), 2)
-    loader, seen = Loader((ROWS,), 10), []
-    for stop in (4, 11, 12, 22):
-        for (batch,) in loader:
-            seen.append(batch.tolist())
-            if len(seen) == stop:
-                break
-    assert seen == whole
-    # the last batch was handed out, and the epoch is not complete before the loop is
-    assert (loader.epoch, loader.position) == (1, 101)
-    assert [*loader] == []
-    assert (loader.epoch, loader.position) == (2, 0)
+def test_every_iteration_is_a_new_epoch_and_a_state_goes_on():
+    loader = Loader((ROWS,), 10)
+    epochs = [rows(loader) for _ in range(6)]
+    loader, places = Loader((ROWS,), 10), []
+    for expected, stop in zip(epochs, (4, 11, 1, 11, 10, 11), strict=True):
+        batches = [b.tolist() for (b,) in itertools.islice(loader, stop)]
+        assert batches == expected[:stop]
+        places.append((loader.epoch, loader.position))
+    # an epoch ends as its last batch is handed out
+    assert places == [(0, 40), (2, 0), (2, 10), (4, 0), (4, 100), (6, 0)]
+    loader.load_state_dict({**loader.state_dict(), "epoch": 2, "position": 70})
+    assert rows(loader) == epochs[2][7:]
+    assert rows(loader) == epochs[3]  # and that was told once
+
+
+LOOPS = {  # what stops before the iterator has said that it ends
+    "zip": lambda loader: [b for _, b in zip(range(len(loader)), loader, strict=False)],
+    "islice": lambda loader: [*itertools.islice(loader, len(loader))],
+    "next": lambda loader: [next(it) for it in [iter(loader)] for _ in range(len(loader))],
+    "break": lambda loader: [*until_the_last(loader)],
+    "twice": lambda loader: (iter(loader), [*loader])[1],  # an iterator that nobody asks
+}
+
+
+def until_the_last(loader):
+    for k, batch in enumerate(loader, 1):
+        yield batch
+        if k == len(loader):
+            break
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("options", WORKERS, ids=["no-worker", "worker"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_no_epoch_is_empty_however_it_is_gone_through(loop, options, drop_last):
+    def make():
+        return Loader((ROWS,), 10, drop_last=drop_last, **options)
+
+    whole, loader = make(), make()
+    for epoch in range(3):
+        seen = [batch.tolist() for (batch,) in LOOPS[loop](loader)]
+        assert len(seen) == 11 - drop_last
+        assert seen == rows(whole)
+        assert (loader.epoch, loader.position) == (epoch + 1, 0)
+
+
+def test_a_place_without_a_batch_behind_it_is_the_next_epoch():
+    for drop_last, position in ((False, 101), (True, 100), (True, 101)):
+        loader = Loader((ROWS,), 10, drop_last=drop_last)
+        loader.load_state_dict({**loader.state_dict(), "position": position})
+        assert len(rows(loader)) == len(loader)
+        assert loader.epoch == 2
+
+
+def test_an_iterator_that_is_at_its_end_stays_there():
+    loader = Loader((ROWS,), 60)
+    first = iter(loader)
+    assert len([next(first), next(first)]) == 2
+    next(iter(loader))
+    assert next(first, None) is None
+
+
+class Short(Shuffled):
+    """A sampler with fewer samples than it says."""
+
+    def __iter__(self):
+        return iter([*super().__iter__()][:55])
+
+
+def test_a_sampler_that_is_shorter_than_it_says_ends_its_epochs():
+    loader = Loader((ROWS,), 10, sampler=Short(101))
+    assert [len(b) for b in rows(loader)] == [10] * 5 + [5]
+    assert (loader.epoch, loader.position) == (1, 0)
 
 
 @pytest.mark.parametrize("options", WORKERS, ids=["no-worker", "worker"])
@@ -159,6 +223,7 @@ def test_a_sample_that_fails_once_is_not_lost(options):
         go_on()
     assert len(seen) < 11
     data.bad = {}  # a worker has its own copy
+    loader.load_state_dict(loader.state_dict())
     go_on()
     assert seen == whole
 
@@ -182,7 +247,7 @@ def test_one_iteration_at_a_time():
     loader.load_state_dict(loader.state_dict())
     with pytest.raises(RuntimeError, match="a state was loaded"):
         next(going)
-    assert sum(len(b) for b in rows(loader)) == 101 - 30
+    assert sum(len(b) for b in rows(loader)) == 101 - 10
 
 
 def test_torchs_distributed_sampler_shares_the_data_out():
@@ -223,6 +288,115 @@ def test_a_curriculum_resumes_within_an_epoch():
 class Endless(IterableDataset):
     def __iter__(self):
         yield 1
+
+
+class Random(Dataset):
+    """Its sample k is k, and draws from all global generators."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, k):
+        return k, torch.rand(()), np.random.rand(), random.random()
+
+
+class AtOnce(Random):
+    def __getitems__(self, indices):
+        assert type(indices) is list
+        return [self[k] for k in indices]
+
+
+def noisy(samples):
+    """A collate_fn that draws too, as those of language models do."""
+    return [*torch.utils.data.default_collate(samples), torch.rand(3)]
+
+
+def drawn(loader, batches=None):
+    return [[c.tolist() for c in b] for b in itertools.islice(loader, batches)]
+
+
+@pytest.mark.parametrize("data", [Random(), AtOnce()], ids=["single", "at once"])
+def test_what_is_random_in_a_batch_follows_from_its_place(data):
+    def make(**options):
+        return Loader(data, 6, seed=2, collate_fn=noisy, **options)
+
+    first = make()
+    whole = [drawn(first) for _ in range(2)]
+    flat = [x for epoch in whole for _, *columns in epoch for column in columns for x in column]
+    assert len({*flat}) == len(flat) == 2 * (3 * 40 + 3 * 7)
+    for options in ({"num_workers": 1}, {"num_workers": 2, "prefetch_factor": 3}):
+        loader = make(**options)
+        head = drawn(loader, 3)
+        state = through_a_file(loader.state_dict())
+        for again in (make(num_workers=1), make()):
+            again.load_state_dict(state)
+            assert head + drawn(again) == whole[0]
+            assert drawn(again) == whole[1]
+    other = Loader(data, 6, seed=3, collate_fn=noisy)
+    assert not {*flat} & {x for _, *cs in drawn(other) for c in cs for x in c}
+    other.load_state_dict(make().state_dict())  # the seed comes with the state
+    assert drawn(other) == whole[0]
+
+
+def test_random_columns_of_tensors_follow_too():
+    def make():
+        return Loader((ROWS,), 20, collate_fn=lambda b: [*b, torch.rand(2)])
+
+    whole, loader = drawn(make()), make()
+    head = drawn(loader, 2)
+    again = make()
+    again.load_state_dict(loader.state_dict())
+    assert head + drawn(again) == whole
+
+
+def test_the_generators_of_the_program_are_left_alone_and_do_not_matter():
+    def draws():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()
+
+    def seed(number):
+        torch.manual_seed(number), np.random.seed(number), random.seed(number)
+
+    seed(1)
+    expected = draws()
+    seed(1)
+    found = drawn(Loader(Random(), 6))
+    assert draws() == expected
+    assert drawn(Loader(Random(), 6)) == found
+
+    class Broken(Random):
+        def __getitem__(self, k):
+            raise OSError(f"{super().__getitem__(k)}")
+
+    seed(1)
+    with pytest.raises(OSError, match="tensor"):
+        drawn(Loader(Broken(), 6))
+    assert draws() == expected
+
+
+def test_the_data_are_to_be_had_through_the_loader():
+    data = Numbered()
+    loader = Loader(data, 10)
+    assert loader.dataset.data is data
+    assert loader.dataset.bad is data.bad
+    assert len(loader.dataset) == 101
+    assert loader.dataset[7] == data[7]
+    assert not hasattr(loader.dataset, "nothing of that name")
+    pickled = pickle.loads(pickle.dumps(loader.dataset))
+    assert pickled[7] == data[7]
+
+
+def test_the_size_of_the_last_batch_is_known():
+    loader = Loader((ROWS,), 40)
+    assert loader.handed == 0
+    assert [loader.handed for _ in loader] == [40, 40, 21]
+
+
+def test_a_state_from_before_the_seed_was_saved_is_taken():
+    loader = Loader((ROWS,), 10, seed=4)
+    old = loader.state_dict()
+    del old["seed"]
+    loader.load_state_dict(old)
+    assert loader.state_dict()["seed"] == 4
 
 
 @pytest.mark.parametrize(

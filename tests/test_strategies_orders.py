@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
+from torch.utils.data import Dataset
 
 from steepest.strategies import Curriculum, Levels, Loader, Shuffled, difficulty, pacing
 
@@ -179,6 +180,62 @@ def test_difficulty_is_the_loss_of_each_sample_alone():
         difficulty(model, boom, (x, y))
     assert model.training
     assert Curriculum(scores, pacing.linear(0.1, 9), 5).ranking()[0] == expected.argmin()
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer, self.out = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.out(self.layer(x)[0][:, -1])
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(x.mean(1) if x.sum().item() > 0 else x[:, 0])
+
+
+class Named(Dataset):
+    """Samples with a text, which is no tensor."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, k):
+        return {"x": self.x[k], "y": self.y[k], "name": f"sample {k}"}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("make", [Recurrent, Branching])
+def test_difficulty_of_what_vmap_does_not_take_goes_one_by_one(make, named):
+    torch.manual_seed(2)
+    model, x, y = make(), torch.randn(30, 5, 4), torch.randint(2, (30,))
+    data = Named(x, y) if named else (x, y)
+
+    def loss(model, batch):
+        x, y = (batch["x"], batch["y"]) if named else batch
+        return nn.functional.cross_entropy(model(x), y)
+
+    scores = difficulty(model, loss, data, 7)
+    with torch.no_grad():
+        expected = [nn.functional.cross_entropy(model(x[k, None]), y[k, None]) for k in range(30)]
+    torch.testing.assert_close(scores, torch.stack(expected), rtol=1e-5, atol=1e-6)
+    assert model.training
+
+
+def test_a_loss_that_is_no_number_is_said():
+    x = torch.randn(6, 2)
+    with pytest.raises(ValueError, match="returned 12 numbers for 6 samples, expected one for"):
+        difficulty(nn.Linear(2, 2), lambda m, b: m(b[0]), (x,))
 
 
 def boom(model, batch):

@@ -12,6 +12,7 @@ import json
 from time import perf_counter
 
 import torch
+from adaptive import adaptive
 from convex import fit, nesterov
 from noisy import noise
 from saddles import saddle
@@ -19,7 +20,7 @@ from scheduled import growth, sgdr
 
 REPRODUCTIONS = {
     "growth": growth, "sgdr": sgdr, "noise": noise, "saddle": saddle, "nesterov": nesterov,
-    "least-squares": fit,
+    "least-squares": fit, "ba-sgd": adaptive,
 }  # fmt: skip
 
 

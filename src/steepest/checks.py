@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
@@ -105,6 +107,41 @@ def saved(called: str, state: Any, keys: set[str]) -> dict[str, Any]:
             f"{called}.state_dict() has returned"
         )
     return dict(state)
+
+
+TRAINERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer that a trainer's wrapper stands for; any other one as it is.
+
+    accelerate's has the class of an optimizer, but neither its hooks nor a step that returns the
+    loss; Lightning's cannot be copied.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
+    hooked = hasattr(optimizer, "_optimizer_step_pre_hooks")
+    if isinstance(inner, torch.optim.Optimizer) and (packages & {*TRAINERS} or not hooked):
+        return unwrapped(inner)
+    return optimizer
+
+
+def batch_size(called: str, loader: Any, least: int) -> int:
+    """The batch size of a loader that may be set; ValueError for one that has none."""
+    if getattr(loader, "batch_size", None) is None:
+        raise ValueError(
+            f"{called}: a {type(loader).__name__} without a batch_size was given, expected a "
+            "Loader; give the Loader itself, also where accelerate has prepared it"
+        )
+    return whole(called, "the loader's batch_size", loader.batch_size, least)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without vmap's warning of what it does one after the other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        yield
 
 
 def mixed(*numbers: int) -> int:

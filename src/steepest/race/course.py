@@ -101,10 +101,8 @@ def _advance(
 def _counted(loader: Any, usual: int) -> Iterator[tuple[Any, float]]:
     """The batches without end, each with its size in usual batches."""
     while True:
-        before = 0
         for batch in loader:
-            yield batch, (loader.position - before) / usual
-            before = loader.position
+            yield batch, loader.handed / usual
 
 
 def _finite(loss: float, step: int) -> None:

@@ -1,24 +1,33 @@
-"""The learning rate over time: torch's schedulers, those that torch lacks, and a range test."""
+"""Rates over time: all of torch's schedulers, those that torch lacks, and a range test."""
 
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     CyclicLR,
     ExponentialLR,
+    LambdaLR,
     LinearLR,
+    LRScheduler,
+    MultiplicativeLR,
     MultiStepLR,
     OneCycleLR,
     PolynomialLR,
     ReduceLROnPlateau,
+    SequentialLR,
     StepLR,
 )
 
 from .ranges import Interval, RangeTest, range_test
 from .restarts import RestartFromBest
 from .rising import NoamLR, WarmupLR
+from .shaped import WSDLR, CosineLR, OptionSchedule, ramp
 
 __all__ = [
-    "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "Interval",
-    "LinearLR", "MultiStepLR", "NoamLR", "OneCycleLR", "PolynomialLR", "RangeTest",
-    "ReduceLROnPlateau", "RestartFromBest", "StepLR", "WarmupLR", "range_test",
+    "WSDLR", "ChainedScheduler", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts",
+    "CosineLR", "CyclicLR", "ExponentialLR", "Interval", "LRScheduler", "LambdaLR", "LinearLR",
+    "MultiStepLR", "MultiplicativeLR", "NoamLR", "OneCycleLR", "OptionSchedule", "PolynomialLR",
+    "RangeTest", "ReduceLROnPlateau", "RestartFromBest", "SequentialLR", "StepLR", "WarmupLR",
+    "ramp", "range_test",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import plain, real
+from ..checks import plain, real, unwrapped
 
 Loss = Callable[[Any, Any], Tensor]
 _FEWEST_STEPS = 10
@@ -108,6 +108,7 @@ def range_test(
     the DataLoader; only what a data set keeps on its own may be. Raises TypeError and ValueError
     for arguments, and for a model that cannot be copied: call it before DDP and its like.
     """
+    optimizer = unwrapped(optimizer)
     if not isinstance(model, torch.nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"range_test: a {type(model).__name__} and a {type(optimizer).__name__} were given, "
@@ -266,8 +267,7 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
     drawn = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
     generators = [g for g in drawn.values() if isinstance(g, torch.Generator)]
     states = [g.get_state() for g in generators]
-    # a Loader goes on where it was left
-    place = batches.state_dict() if hasattr(batches, "load_state_dict") else None
+    back = _place(batches, inner)
     python, numpys = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator()
     every = range(torch.accelerator.device_count())
@@ -285,7 +285,16 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        if place is not None:
-            batches.load_state_dict(place)
+        back()
         random.setstate(python)
         np.random.set_state(numpys)
+
+
+def _place(batches: Any, inner: Any) -> Callable[[], None]:
+    """What takes batches that know where they are back to where they are now."""
+    if hasattr(inner, "place"):  # a Loader's, which accelerate may have taken out of it
+        return inner.place()
+    try:
+        return partial(batches.load_state_dict, batches.state_dict())
+    except AttributeError:  # accelerate's has both methods, whatever it wraps
+        return lambda: None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from ..checks import plain, real, several, whole
 
@@ -52,7 +53,13 @@ class NoamLR(LRScheduler):
         """The learning rate of each param group."""
         t = self.last_epoch + 1
         scale = self.width**-0.5 * min(t**-0.5, t * self.warmup**-1.5)
-        return [factor * scale for factor in self.factors]
+        added = len(self.optimizer.param_groups) - len(self.factors)
+        if added and len({*self.factors}) > 1:
+            raise ValueError(
+                f"NoamLR: factor has {len(self.factors)} numbers and the optimizer {added} param "
+                "groups more by now, expected one for each; give one for all"
+            )
+        return [factor * scale for factor in [*self.factors, *self.factors[:1] * added]]
 
 
 class WarmupLR(LRScheduler):
@@ -68,12 +75,24 @@ class WarmupLR(LRScheduler):
     ReduceLROnPlateau. steps: at least 1, in the unit that `after` is stepped in. start: in [0, 1],
     1 / (steps + 1) unless given, so that no step is wasted at lr 0.
 
-    In front of ReduceLROnPlateau and its kin two clocks run: `step()` counts the warm-up and does
-    nothing behind it, `step(metric)` hands an evaluation on and is ignored during the warm-up.
+    As a part of SequentialLR it begins from the optimizer's initial lr, as torch's schedulers do.
+    What others do to lr meanwhile, in a ChainedScheduler or by hand, is multiplied in (with start=0
+    not that before the first step). A param group that is added during the warm-up takes part in
+    it.
+
+    In front of ReduceLROnPlateau or its kin this is one itself, to all who ask by isinstance and so
+    hand it a metric. Where `step(metric)` is all that is called, as in Lightning and the Trainer of
+    transformers, it counts the warm-up, and goes to `after` behind that. From the first `step()`
+    without a metric on, two clocks run: `step()` counts the warm-up and does nothing behind it,
+    `step(metric)` is ignored during the warm-up.
 
     state_dict() holds the state of `after`: save and load this one alone. Raises TypeError and
     ValueError for arguments, TypeError for a metric or an epoch that `after` would not take.
     """
+
+    def __new__(cls, after: LRScheduler | None = None, *_: Any, **__: Any) -> WarmupLR:
+        plateau = cls is WarmupLR and isinstance(after, ReduceLROnPlateau)
+        return super().__new__(_WarmupPlateau if plateau else cls)  # type: ignore[arg-type]
 
     def __init__(self, after: LRScheduler, steps: int, start: float | None = None) -> None:
         if not isinstance(after, LRScheduler):
@@ -86,34 +105,51 @@ class WarmupLR(LRScheduler):
         if not 0 <= self.start <= 1:
             raise ValueError(f"WarmupLR: start={start!r} was given, expected a share in [0, 1]")
         self.after = after
-        lrs = [group["lr"] for group in after.optimizer.param_groups]
-        self.targets = [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
-        super().__init__(after.optimizer)
+        self.targets = rates(after.optimizer)
+        self._last_lr = []
+        LRScheduler.__init__(self, after.optimizer)
+
+    def _initial_step(self) -> None:
+        if self._last_lr:  # not of the constructor: SequentialLR begins with this part
+            self._begin()
+        LRScheduler._initial_step(self)
+
+    def _begin(self) -> None:
+        """Let `after` make its first step again, from the lr that the groups have now."""
+        _first(self.after)
+        self.targets, self._last_lr = rates(self.optimizer), []
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
+        # torch asks for it where SequentialLR comes to a later part, with last_epoch 0
+        for group in self.optimizer.param_groups:
+            put(group, "lr", group.get("initial_lr", group["lr"]))
+        self._begin()
+        return self.get_lr()
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each param group."""
+        now = rates(self.optimizer)
         if self.last_epoch > self.steps:
-            return self.after.get_last_lr()
+            return now  # what `after` has set
+        for i, (last, lr) in enumerate(zip(self._last_lr, now, strict=False)):
+            if float(lr) != float(last) and float(last):  # another's doing
+                self.targets[i] = self.targets[i] * (float(lr) / float(last))
+        self.targets += now[len(self.targets) :]  # groups that were added
+        if self.last_epoch == self.steps:
+            return [*self.targets]
         share = self.start + (1 - self.start) * self.last_epoch / self.steps
         return [share * target for target in self.targets]
 
     def step(self, metrics: Any = None) -> None:  # type: ignore[override]
-        """One step, or a metric for a scheduler that goes by one."""
-        warm = self.last_epoch >= self.steps
-        if not isinstance(self.after, ReduceLROnPlateau):
-            if metrics is not None:
-                raise TypeError(
-                    f"WarmupLR: step({metrics!r}) was called in front of a "
-                    f"{type(self.after).__name__}, expected step() after each of its steps"
-                )
-            if warm:
-                self.after.step()
-            super().step()
-        elif metrics is None and not warm:
-            super().step()
-        elif metrics is not None and warm:
-            self.after.step(metrics)
-            self._last_lr = self.after.get_last_lr()
+        """One step; in front of a scheduler that goes by a metric, one step or a metric."""
+        if metrics is not None:
+            raise TypeError(
+                f"WarmupLR: step({metrics!r}) was called in front of a "
+                f"{type(self.after).__name__}, expected step() after each of its steps"
+            )
+        if self.last_epoch >= self.steps:
+            self.after.step()
+        super().step()
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on, that of the scheduler behind included."""
@@ -123,4 +159,69 @@ class WarmupLR(LRScheduler):
         """Take over what `state_dict()` returned, and leave it unchanged."""
         own = dict(state_dict)
         self.after.load_state_dict(dict(own.pop("after")))  # a copy: CyclicLR takes an entry out
-        super().load_state_dict(own)
+        own["targets"] = [*own["targets"]]
+        LRScheduler.load_state_dict(self, own)
+
+
+class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
+    """A warm-up in front of a scheduler that goes by a metric: what WarmupLR makes then."""
+
+    two_clocks = False
+    """Whether step() was called without a metric."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "after":  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.after, name)  # patience, best and the like
+
+    def _by_steps(self) -> None:
+        self.two_clocks = True
+        if isinstance(self.after, _WarmupPlateau):
+            self.after._by_steps()
+
+    def step(self, metrics: Any = None, epoch: None = None) -> None:  # type: ignore[override]
+        """One step, or a metric."""
+        warm = self.last_epoch >= self.steps
+        if metrics is None:
+            if not (warm or self.two_clocks):
+                self.last_epoch = min(self.last_epoch, 0)  # an evaluation before the first step
+            if self._step_count:  # else it is the constructor's
+                self._by_steps()
+            if not warm:
+                LRScheduler.step(self)
+            elif isinstance(self.after, WarmupLR):
+                self.after.step()
+        elif warm:
+            self.after.step(metrics)
+        elif not self.two_clocks:
+            LRScheduler.step(self)
+        self._last_lr = rates(self.optimizer)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
+    """The lr of each group; of one that is a tensor, a copy."""
+    lrs = [group["lr"] for group in optimizer.param_groups]
+    return [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
+
+
+def put(group: dict[str, Any], key: str, value: Any) -> None:
+    """Set an option of a group; one that is a tensor stays that tensor."""
+    if isinstance(group[key], Tensor):
+        with torch.no_grad():
+            group[key].fill_(float(value))
+    else:
+        group[key] = float(value) if isinstance(value, Tensor) else value
+
+
+def _first(scheduler: LRScheduler) -> None:
+    """Let a scheduler make its first step again."""
+    parts: list[LRScheduler] | None = getattr(scheduler, "_schedulers", None)
+    if parts is not None:
+        if isinstance(scheduler, SequentialLR):
+            parts = [parts[bisect_right(scheduler._milestones, 0)]]
+        for part in parts:
+            _first(part)
+        scheduler._last_lr = rates(scheduler.optimizer)
+    elif isinstance(scheduler, WarmupLR) or not isinstance(scheduler, ReduceLROnPlateau):
+        scheduler.last_epoch = -1
+        scheduler._initial_step()

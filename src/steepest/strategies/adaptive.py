@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..checks import number, saved, whole
+from ..checks import batch_size, number, quietly, saved, whole
 from .loading import Loader
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -35,10 +35,11 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
     loss(model, batch): the mean loss over a batch, as a tensor without dimensions. batch: tensors
     of m samples each, in any nesting of tuples, lists and dicts. Gradients go by the names of the
     model's parameters; those with requires_grad=False have none. Dropout drops other units for each
-    sample. By torch.func (vmap of grad), so m times the parameters are in memory at once.
+    sample. By torch.func (vmap of grad), so m times the parameters are in memory at once; a model
+    or a loss that vmap does not take (an LSTM, `.item()`) goes sample by sample, m times as slow.
 
     Raises ValueError for a model with batch normalisation in training mode, whose samples have no
-    gradient of their own; other errors of vmap say so in a note.
+    gradient of their own, and for a loss that is no number.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
@@ -57,11 +58,31 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
 
     gradients = vmap(grad_and_value(of_one), in_dims=(None, 0), randomness="different")
     try:
-        grads, losses = gradients(params, batch)
-    except RuntimeError as error:
-        error.add_note("per_sample: torch.func.vmap could not take this model and loss")
-        raise
+        with quietly():
+            grads, losses = gradients(params, batch)
+    except Exception:  # of many kinds; the loop raises what is not vmap's own
+        grads, losses = _by_loop(model, loss, batch)
     return losses.detach(), {name.removeprefix("model."): g for name, g in grads.items()}
+
+
+def _by_loop(model: nn.Module, loss: Loss, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """The same, one sample after the other."""
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    losses, rows = [], []
+    for k in range(len(tree_leaves(batch)[0])):
+        with torch.enable_grad():
+            value = loss(model, tree_map(lambda t, k=k: t[k : k + 1], batch))
+        if value.numel() != 1:
+            raise ValueError(
+                f"per_sample: the loss returned a tensor of shape {[*value.shape]}, expected the "
+                "mean over the batch, a number"
+            )
+        value = value.reshape(())
+        rows.append(torch.autograd.grad(value, [*params.values()], materialize_grads=True))
+        losses.append(value.detach())
+    columns = zip(*rows, strict=True)
+    grads = {name: torch.stack(column) for name, column in zip(params, columns, strict=True)}
+    return grads, torch.stack(losses)
 
 
 def expected_loss(loss: float, gain: float, deviation: float, m: float) -> float:
@@ -139,7 +160,7 @@ class AdaptiveBatch:
         largest: int | None = None,
     ) -> None:
         self.model, self.loss, self.optimizer, self.loader = model, loss, optimizer, loader
-        first = whole("AdaptiveBatch", "the loader's batch_size", loader.batch_size, 2)
+        first = batch_size("AdaptiveBatch", loader, 2)
         samples = len(loader.dataset)  # type: ignore[arg-type]
         largest = samples if largest is None else largest
         self.largest = whole("AdaptiveBatch", "largest", largest, first)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ..checks import number, saved, whole
+from ..checks import batch_size, number, saved, whole
 
 
 def noise_scale(lr: float, batch_size: int, samples: int, momentum: float = 0.0) -> float:
@@ -40,10 +40,15 @@ class BatchGrowth(LRScheduler):
     schedule that begins below lr_0 begins with more. largest: the whole data if not given; at least
     B_0.
 
-    `step(...)` takes the place of the schedule's own, with its arguments. The momentum is the
-    schedule's. Raises ValueError for another schedule per group, for lr_0 = 0 and for a `largest`
-    below B_0 or above the data.
+    `step(...)` takes the place of the schedule's own, with its arguments; around a
+    ReduceLROnPlateau this is one itself, to all who ask by isinstance. The momentum is the
+    schedule's. Raises ValueError for another schedule per group, for param groups that are added
+    later, for lr_0 = 0 and for a `largest` below B_0 or above the data.
     """
+
+    def __new__(cls, schedule: LRScheduler | None = None, *_: Any, **__: Any) -> BatchGrowth:
+        plateau = cls is BatchGrowth and isinstance(schedule, ReduceLROnPlateau)
+        return super().__new__(_GrowthPlateau if plateau else cls)  # type: ignore[arg-type]
 
     def __init__(self, schedule: LRScheduler, loader: Any, largest: int | None = None) -> None:
         # as for torch's SequentialLR, all that LRScheduler.__init__ does was done by the schedule
@@ -53,7 +58,7 @@ class BatchGrowth(LRScheduler):
                 "torch.optim.lr_scheduler that is made already"
             )
         self.schedule, self.loader, self.optimizer = schedule, loader, schedule.optimizer
-        self.batch_size = whole("BatchGrowth", "the loader's batch_size", loader.batch_size, 1)
+        self.batch_size = batch_size("BatchGrowth", loader, 1)
         data = getattr(loader, "dataset", None)
         most = len(data) if data is not None else None
         if largest is None and most is None:
@@ -93,8 +98,14 @@ class BatchGrowth(LRScheduler):
 
     def step(self, *args: Any, **kwargs: Any) -> None:
         """One step of the schedule, with its arguments, and the batch size that follows."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.wrapped):
+            raise ValueError(
+                f"BatchGrowth: the optimizer has {len(groups)} param groups, expected the "
+                f"{len(self.wrapped)} that it had; make BatchGrowth when all groups are there"
+            )
         # most schedules compute the next lr from the one in the group
-        for group, lr in zip(self.optimizer.param_groups, self.wrapped, strict=True):
+        for group, lr in zip(groups, self.wrapped, strict=True):
             _set(group, lr)
         self.schedule.step(*args, **kwargs)
         self._apply()
@@ -114,6 +125,15 @@ class BatchGrowth(LRScheduler):
         new = saved("BatchGrowth", state_dict, {*self.state_dict()})
         self.schedule.load_state_dict(new.pop("schedule"))
         self.__dict__.update(new, wrapped=[*new["wrapped"]], initial=[*new["initial"]])
+
+
+class _GrowthPlateau(BatchGrowth, ReduceLROnPlateau):
+    """Growth around a scheduler that goes by a metric: what BatchGrowth makes then."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "schedule":  # not there yet, while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.schedule, name)  # patience, best and the like
 
 
 def _set(group: dict[str, Any], lr: float) -> None:

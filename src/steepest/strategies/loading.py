@@ -2,73 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sized
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from ..checks import mixed, saved, whole
+from .drawing import ANOTHER, Batches, Rows, Seeded, as_it_is, still
 from .orders import Shuffled
-
-
-class _Rows:
-    """Tensors of one length as a dataset that hands out whole batches."""
-
-    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
-        lengths = [len(t) if t.dim() else None for t in tensors]
-        if len({*lengths}) != 1 or lengths[0] is None:
-            raise ValueError(
-                f"Loader: tensors of lengths {lengths} were given, expected one length for all"
-            )
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
-        return tuple(t[index] for t in self.tensors)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        return self[torch.tensor(indices)]
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class _Batches(Sampler[list[int]]):
-    """Lists of indices, each as long as `batch_size` says at the moment that it is drawn."""
-
-    def __init__(self, order: Any, drop_last: bool) -> None:
-        self.order, self.drop_last = order, drop_last
-        self.batch_size, self.epoch, self.position = 1, 0, 0
-        self.sent: deque[int] = deque()  # sizes of batches that are drawn, and not handed out yet
-
-    def resize(self, size: Any) -> None:
-        most = len(self.order)
-        if isinstance(size, str) and size != "all":
-            raise ValueError(
-                f"Loader: batch_size={size!r} was given, expected a whole number or 'all'"
-            )
-        size = most if size == "all" else whole("Loader", "batch_size", size, 1)
-        self.batch_size = min(size, most)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        self.sent.clear()
-        indices = islice(self.order, self.position, None)
-        while batch := list(islice(indices, self.batch_size)):
-            if self.drop_last and len(batch) < self.batch_size:
-                return
-            self.sent.append(len(batch))
-            yield batch
-
-    def __len__(self) -> int:
-        whole_ones, rest = divmod(len(self.order), self.batch_size)
-        return whole_ones + bool(rest and not self.drop_last)
 
 
 class Loader(DataLoader[Any]):
@@ -87,10 +30,22 @@ class Loader(DataLoader[Any]):
     the same order again; it takes the place of shuffle. drop_last, and all other options: those of
     DataLoader; workers persist unless `persistent_workers=False`.
 
-    `for batch in loader` is the rest of the present epoch: after a `break`, an error or
-    `load_state_dict` it goes on with the batch that is next. `epoch` counts complete epochs,
-    `position` the samples handed out in the present one. `len(loader)` is the number of batches of
-    a whole epoch at the present size. The global random state is left alone.
+    `for batch in loader` is a new epoch, as with any DataLoader: also after a `break` or an error,
+    whose epoch is over then. Only after `load_state_dict` is it the rest of the epoch that was
+    saved, so `loader.load_state_dict(loader.state_dict())` goes on behind a `break`. `epoch` is the
+    number of the epoch that the next batch is of, from 0, `position` how many of its samples were
+    handed out: with the last batch of an epoch they are (epoch + 1, 0). `len(loader)` is the number
+    of batches of a whole epoch at the present size.
+
+    What is random in the data or in `collate_fn` follows from (seed, epoch, position), as far as it
+    is drawn from the global generators of Python, numpy and torch (on the CPU): so it is the same
+    for every number of workers, and after a resume. These generators are left alone. A generator
+    that the data keep for themselves is theirs to save. Where anything can be random, `dataset` is
+    a wrapper with the attributes of your data, which are `dataset.data`.
+
+    `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
+    order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
+    one goes on. In several processes `position` may be up to a batch per process ahead.
 
     Raises ValueError for no data, unequal lengths, a size below 1, a sampler without set_epoch;
     RuntimeError when an iteration goes on after another one began or a state was loaded.
@@ -108,8 +63,8 @@ class Loader(DataLoader[Any]):
         **options: Any,
     ) -> None:
         if isinstance(data, tuple) and data and all(isinstance(t, Tensor) for t in data):
-            data = _Rows(tuple(data))
-            options.setdefault("collate_fn", _as_it_is)
+            data = Rows(tuple(data))
+            options.setdefault("collate_fn", as_it_is)
         if isinstance(data, IterableDataset) or not isinstance(data, Sized):
             raise ValueError(
                 f"Loader: a {type(data).__name__} was given, expected a map-style dataset with a "
@@ -128,19 +83,24 @@ class Loader(DataLoader[Any]):
             raise ValueError(
                 "Loader: in_order=False was given, expected batches in order: they are counted"
             )
-        self._seed = whole("Loader", "seed", seed, 0)
-        self._batches = _Batches(sampler, drop_last)
+        self._batches = Batches(sampler, drop_last, whole("Loader", "seed", seed, 0))
         self._batches.resize(batch_size)
-        self._turn: object = None
+        self._handed = 0
+        collate = options.pop("collate_fn", None) or default_collate
+        known = collate is as_it_is or (collate is default_collate and still(data))
+        if not known:  # something may be random in it
+            data, collate = Seeded(data, collate), as_it_is
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         # a generator of its own: torch draws from it for each iterator, and a resumed run has more
         self._random = torch.Generator()
         super().__init__(
             data,  # type: ignore[arg-type]
             batch_sampler=self._batches,
+            collate_fn=collate,
             generator=self._random,
             **options,
         )
+        self._batches.ahead = self.num_workers * (self.prefetch_factor or 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "batch_size":
@@ -155,13 +115,18 @@ class Loader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """Epochs that are complete."""
+        """Which epoch the next batch is of, from 0."""
         return self._batches.epoch
 
     @property
     def position(self) -> int:
-        """Samples of the present epoch that were handed out."""
+        """Samples of that epoch that were handed out."""
         return self._batches.position
+
+    @property
+    def handed(self) -> int:
+        """Samples in the batch that was handed out last."""
+        return self._handed
 
     def _setting(self) -> tuple[Any, ...]:
         """What the next batch depends on: the size, and whatever the order keeps."""
@@ -169,34 +134,36 @@ class Loader(DataLoader[Any]):
         return self.batch_size, state()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches, turn = self._batches, object()
-        self._turn = turn
-        complete = False
-        while not complete:
-            self._random.manual_seed(mixed(self._seed, self.epoch))
-            if hasattr(batches.order, "set_epoch"):
-                batches.order.set_epoch(self.epoch)
+        batches = self._batches
+        turn, ended = batches.begin(), False
+        while not ended:
+            self._random.manual_seed(mixed(batches.seed, self.epoch))
             setting = self._setting()
-            for batch in super().__iter__():
-                batches.position += batches.sent.popleft()
+            batches.ours = True
+            try:
+                drawn = super().__iter__()
+            finally:
+                batches.ours = False
+            for batch in drawn:
+                self._handed = batches.sent.popleft()
+                ended = batches.hand(self._handed)
                 yield batch
-                if self._turn is not turn:
-                    raise RuntimeError(
-                        "Loader: an iteration went on after another one began or a state was "
-                        "loaded, expected one at a time; make a second Loader, or iterate anew"
-                    )
+                if ended:
+                    return
+                if batches.turn is not turn:
+                    raise RuntimeError(ANOTHER)
                 if self.num_workers and self._setting() != setting:
                     break  # what is prefetched is of the old setting
-            else:
-                complete = True
-        batches.epoch, batches.position = batches.epoch + 1, 0
+            else:  # an order that was shorter than it says
+                batches.end()
+                return
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, position, batch size, number of samples, and the state of the order."""
+        """Epoch, position, batch size, seed, number of samples, and the state of the order."""
         order = getattr(self._batches.order, "state_dict", dict)
         return {
             "epoch": self.epoch, "position": self.position, "batch_size": self.batch_size,
-            "samples": len(self._batches.order), "order": order(),
+            "seed": self._batches.seed, "samples": len(self._batches.order), "order": order(),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -204,18 +171,22 @@ class Loader(DataLoader[Any]):
 
         Raises ValueError for a state of something else or of other data; nothing has changed then.
         """
-        new = saved("Loader", state, {"epoch", "position", "batch_size", "samples", "order"})
-        samples = len(self._batches.order)
+        batches, seed = self._batches, self._batches.seed
+        if isinstance(state, dict) and state:  # there was a time when the seed was not saved
+            state = {"seed": seed, **state}
+        keys = {"epoch", "position", "batch_size", "seed", "samples", "order"}
+        new = saved("Loader", state, keys)
+        samples = len(batches.order)
         if new["samples"] != samples:
             raise ValueError(
                 f"Loader: a state of {new['samples']} samples was given, expected {samples}; load "
                 "it with the data that it was saved with"
             )
-        for key in ("epoch", "position"):
+        for key in ("epoch", "position", "seed"):
             whole("Loader", key, new[key], 0)
         whole("Loader", "batch_size", new["batch_size"], 1)
-        if load := getattr(self._batches.order, "load_state_dict", None):
+        if load := getattr(batches.order, "load_state_dict", None):
             load(new["order"])
-        self._batches.epoch, self._batches.position = new["epoch"], new["position"]
-        self._batches.resize(new["batch_size"])
-        self._turn = None
+        batches.seed = new["seed"]
+        batches.resize(new["batch_size"])
+        batches.go(new["epoch"], new["position"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..checks import mixed, number, saved, whole
+from ..checks import mixed, number, saved, unwrapped, whole
 
 
 class GradientNoise:
@@ -37,6 +37,7 @@ class GradientNoise:
         *,
         seed: int = 0,
     ) -> None:
+        optimizer = unwrapped(optimizer)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(
                 f"GradientNoise: a {type(optimizer).__name__} was given, expected an optimizer "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Sampler
 
-from ..checks import choice, number, saved, whole
+from ..checks import choice, number, quietly, saved, whole
 
 
 class Order(Sampler[int]):
@@ -242,8 +242,10 @@ def difficulty(
     network trained on other data ("transfer") or on the same without a curriculum ("bootstrapping",
     their self-taught scores).
 
-    loss(model, batch): a number, the mean over a batch; here of batches of one, by torch.func.vmap.
-    data: as for `Loader`. The model is in evaluation mode meanwhile, and as before afterwards.
+    loss(model, batch): a number, the mean over a batch; here of batches of one, by torch.func.vmap,
+    or one after the other where vmap does not take the model, the loss or the data. data: as for
+    `Loader`. The model is in evaluation mode meanwhile, and as before afterwards. Raises ValueError
+    for a loss that is no number.
     """
     from .loading import Loader
 
@@ -252,7 +254,19 @@ def difficulty(
     alone = torch.func.vmap(lambda sample: loss(model, tree_map(lambda t: t.unsqueeze(0), sample)))
     try:
         with torch.no_grad():
-            return torch.cat([alone(b) for b in Loader(data, batch_size, shuffle=False)])
+            try:
+                with quietly():
+                    found = [alone(b) for b in Loader(data, batch_size, shuffle=False)]
+            except Exception:  # of many kinds; the loop raises what is not vmap's own
+                found = [loss(model, b) for b in Loader(data, 1, shuffle=False)]
     finally:
         for module, mode in modes:
             module.training = mode
+    scores = torch.cat([torch.as_tensor(losses).reshape(-1) for losses in found])
+    samples = len(data[0]) if isinstance(data, tuple) else len(data)
+    if len(scores) != samples:
+        raise ValueError(
+            f"difficulty: the loss returned {len(scores)} numbers for {samples} samples, expected "
+            "one for each: the mean over a batch"
+        )
+    return scores
