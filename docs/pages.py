@@ -19,8 +19,9 @@ from typing import Any
 
 from steepest.catalogue import facts, said
 from steepest.definition import Rule, rules
-from steepest.families import PAIRS, STORAGE, WITHOUT_EFFECT, family_of
+from steepest.families import family_of
 from steepest.latex import formula
+from steepest.options import PAIRS, STORAGE, WITHOUT_EFFECT
 from steepest.oracles import LIMIT, ORACLES, SETTINGS
 
 DOCS = Path(__file__).parent

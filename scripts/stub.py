@@ -13,7 +13,8 @@ from typing import Any
 
 import steepest
 from steepest import classes
-from steepest.families import STORAGE, WITHOUT_EFFECT, Family
+from steepest.family import Family
+from steepest.options import STORAGE, WITHOUT_EFFECT
 
 STUB = Path(steepest.__file__).with_suffix(".pyi")
 HEAD = """\

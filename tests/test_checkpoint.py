@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import steepest
-from steepest.checkpoint import Loaded, canonical
+from steepest.checkpoint import canonical
 from steepest.conversion import Converted, convert
+from steepest.loading import Loaded
 
 TORCH = ["SGD", "ASGD", "Rprop", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]  # fmt: skip  # noqa: E501
 SHAPES = {"body.weight": (4, 3), "body.bias": (4,), "head.weight": (2, 4), "head.bias": (2,)}

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.families import PAIRS, family_of
+from steepest.families import family_of
+from steepest.options import PAIRS
 
 TABLE = [
     (name, scalar, *rule.limits.get(scalar, ("", "")))

@@ -15,6 +15,7 @@ import torch
 
 import steepest
 from steepest import bench, catalogue, families
+from steepest.options import WITHOUT_EFFECT
 
 SOURCE = Path(steepest.__file__).parent
 EXTRAS = {"optuna", "rich", "scipy", "sklearn", "jinja2", "matplotlib"}
@@ -53,7 +54,7 @@ def test_whatever_torch_optim_has_is_here():
     for name, kind in found.items():
         if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
             taken = inspect.signature(getattr(steepest, name)).parameters
-            assert {*inspect.signature(kind).parameters} <= {*taken, *families.WITHOUT_EFFECT}, name
+            assert {*inspect.signature(kind).parameters} <= {*taken, *WITHOUT_EFFECT}, name
     made = steepest.optimizer("lbfgs", torch.nn.Linear(2, 1), line_search_fn="strong_wolfe")
     assert type(made) is steepest.LBFGS is torch.optim.LBFGS
 
@@ -171,7 +172,7 @@ def test_rooms_are_imported_when_they_are_asked_for():
 def test_help_lists_every_argument_with_its_meaning(name):
     text = inspect.getdoc(getattr(steepest, name))
     for argument, default in families.families[name].arguments.items():
-        if argument not in families.WITHOUT_EFFECT:
+        if argument not in WITHOUT_EFFECT:
             lines = text.partition(f"\n{argument} = {default!r}")[2].splitlines()
             assert len(lines[1]) > 12, argument
             assert lines[1].startswith("    "), argument

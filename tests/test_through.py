@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steepest
-from steepest.families import PAIRS, family_of
+from steepest.families import family_of
+from steepest.options import PAIRS
 
 RULES = sorted({*steepest.rules} - {"muon"})
 OF_MATRICES = ("adafactor", "soap")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .definition import Rule
-from .families import PAIRS, STORAGE, WITHOUT_EFFECT, Family
+from .family import Family
+from .options import PAIRS, STORAGE, WITHOUT_EFFECT
 
 _RATES = {
     "a length": "learning rate: about how far a step moves an element, in units of the parameter",

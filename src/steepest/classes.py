@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
-from . import families as house
 from .arguments import listed
 from .averaged import AveragedOptimizer
 from .checks import several
 from .definition import Rule, rules
+from .families import families, family_of
+from .family import Family
+from .options import PAIRS, STORAGE
 from .shared import SharedOptimizer
 from .shell import RuleOptimizer
 
@@ -23,7 +25,7 @@ _BASES = {
 }
 
 
-def make_class(family: house.Family) -> type[RuleOptimizer]:
+def make_class(family: Family) -> type[RuleOptimizer]:
     """The torch.optim.Optimizer class of a family."""
     text = "\n\n".join(inspect.cleandoc(r.__doc__ or r.name) for r in family.members)
     base = _BASES.get(family.name, RuleOptimizer)
@@ -36,21 +38,19 @@ def make_class(family: house.Family) -> type[RuleOptimizer]:
     shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
     shown += [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d)
-        for n, d in {"backend": None, **house.STORAGE}.items()
+        for n, d in {"backend": None, **STORAGE}.items()
     ]
     made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown])
     return made
 
 
-classes: dict[str, type[RuleOptimizer]] = {
-    name: make_class(f) for name, f in house.families.items()
-}
+classes: dict[str, type[RuleOptimizer]] = {name: make_class(f) for name, f in families.items()}
 _by_family: dict[int, type[RuleOptimizer]] = {id(c.family): c for c in classes.values()}
 
 
 def class_of(rule: str | Rule) -> type[RuleOptimizer]:
     """The class of a rule, or of its name; the class's own name will do too."""
-    family = house.family_of(rule)
+    family = family_of(rule)
     if id(family) not in _by_family:
         _by_family[id(family)] = make_class(family)  # which keeps the family, and so its id
     return _by_family[id(family)]
@@ -79,7 +79,7 @@ def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> Any:
     if rule in ("lbfgs", "LBFGS"):  # torch's own: it looks at the whole loss, and is no rule
         return torch.optim.LBFGS(params, **hyper)
     kind = class_of(rule)
-    for name, (pair, index) in house.PAIRS.items():
+    for name, (pair, index) in PAIRS.items():
         if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
             if index is None:
                 hyper[pair] = hyper.pop(name)

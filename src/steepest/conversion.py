@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import families as house
 from .checkpoint import (
     ELSEWHERE,
     FIXED,
@@ -29,9 +28,11 @@ from .checkpoint import (
 )
 from .checks import real as number
 from .definition import COMPENSATION, Rule
-from .families import SCHEDULED, WITHOUT_EFFECT, Family
+from .families import families, family_of
+from .family import Family
 from .formulas import modifiers
 from .formulas.meanings import LARGEST
+from .options import PAIRS, SCHEDULED, WITHOUT_EFFECT
 from .plan import program_of
 from .trace import host_function
 
@@ -94,12 +95,12 @@ def convert(
 
     Raises ValueError for a damaged checkpoint and for one whose source cannot be told.
     """
-    target = house.family_of(to)
+    target = family_of(to)
     groups, rows = read("convert", checkpoint)
     check_rows("convert", checkpoint, rows)
     told = [i for i, g in enumerate(groups) if isinstance(g.get("rule"), str)]
     rest = [i for i in range(len(groups)) if i not in told]
-    usual = house.family_of(source) if source is not None else None
+    usual = family_of(source) if source is not None else None
     if usual is None and rest:
         usual = _inferred([groups[i] for i in rest], [[r for r in rows if r.group == i]
                                                       for i in rest])  # fmt: skip
@@ -107,7 +108,7 @@ def convert(
     state: dict[Any, dict[str, Any]] = {}
     made = []
     for i, group in enumerate(groups):
-        family = house.family_of(group["rule"]) if i in told else usual
+        family = family_of(group["rule"]) if i in told else usual
         assert family is not None
         names[family.name] = None
         group = {**family.arguments, **group}
@@ -134,7 +135,7 @@ def convert(
 
 def _inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
     """The family that saved a checkpoint, by the names of its options and states."""
-    every = list(house.families.values())
+    every = list(families.values())
     options = set(WITHOUT_EFFECT).union(*({*f.arguments, *f.captured} for f in every))
     theirs = {*ELSEWHERE}.union(*(f.keys for f in every))
 
@@ -238,7 +239,7 @@ def _memory(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[st
     """Options of the target that come with the states: the memory of each, where names differ."""
     has = {what: scalars[scalar] for what, scalar, *_ in rule.means.values()}
     wanted = {what: s for member in target.members for what, s, *_ in member.means.values()}
-    return {n: has[w] for w, n in wanted.items() if w in has and n not in house.PAIRS}
+    return {n: has[w] for w, n in wanted.items() if w in has and n not in PAIRS}
 
 
 def _regrouped(

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from . import checkpoint
-from . import families as house
 from .backends import cpu  # noqa: F401  here: an import under way at a fork would hang the child
+from .checkpoint import read
 from .definition import Rule, rules
+from .families import family_of
+from .family import Family, warn_about
+from .loading import Loaded, load
+from .options import STORAGE, outside, taken
 from .plan import BACKENDS, Plan, Stale
 from .trace import Program
 
@@ -90,7 +93,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     what was given and what was expected; a step that raises has changed nothing.
     """
 
-    family: ClassVar[house.Family]
+    family: ClassVar[Family]
 
     @torch._disable_dynamo  # half an optimizer would come out of a break in the middle
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
@@ -109,13 +112,13 @@ class RuleOptimizer(torch.optim.Optimizer):
                 f"{self._called}: params is empty, expected at least one tensor; pass "
                 "model.parameters(), and a new generator if this one was used up"
             )
-        options = {n: v for n, v in options.items() if v is not None or n not in house.STORAGE}
+        options = {n: v for n, v in options.items() if v is not None or n not in STORAGE}
         super().__init__(params, self.family.plain({**self.family.arguments, **options}))
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
                 "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
                 "0.2.1; pass rectify=False to use the maximum",
-                stacklevel=house.outside(),
+                stacklevel=outside(),
             )
 
     def stepped_by(self) -> set[str]:
@@ -145,10 +148,10 @@ class RuleOptimizer(torch.optim.Optimizer):
                 'one with "params": the tensors'
             )
         family = self._family(param_group)
-        house.taken(self._called, param_group)
+        taken(self._called, param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
             param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
-        all_have = {*house.STORAGE, "differentiable"}
+        all_have = {*STORAGE, "differentiable"}
         shared = {n: v for n, v in self.defaults.items() if n in all_have}
         # only where the bytes are, and whether autograd goes through, is for all
         own = self.defaults if family is self.family else {**family.arguments, **shared}
@@ -167,11 +170,11 @@ class RuleOptimizer(torch.optim.Optimizer):
             super().add_param_group(group)
         for name in {*group} - known:  # torch has put the options of this class beside its own
             del group[name]
-        house.warn(self._called, family, self.param_groups)
+        warn_about(self._called, family, self.param_groups)
 
-    def _family(self, group: dict[str, Any]) -> house.Family:
+    def _family(self, group: dict[str, Any]) -> Family:
         rule = group.get("rule")
-        return self.family if rule is None else house.family_of(rule)
+        return self.family if rule is None else family_of(rule)
 
     # the step
 
@@ -212,7 +215,7 @@ class RuleOptimizer(torch.optim.Optimizer):
                 raise
         return loss
 
-    def _check_options(self, family: house.Family, group: dict[str, Any]) -> None:
+    def _check_options(self, family: Family, group: dict[str, Any]) -> None:
         if missing := [n for n in family.arguments if n not in group]:
             raise ValueError(
                 f"{self._called}: a group of the rule {family.name} lacks the options {missing}, "
@@ -236,7 +239,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def load_state_dict(  # type: ignore[override]  torch's returns nothing
         self, state_dict: dict[str, Any], strict: bool = True
-    ) -> checkpoint.Loaded:
+    ) -> Loaded:
         """Take over a checkpoint of this class or, where torch.optim has the class, of torch's.
 
         Parameters are matched by name if they have names there and here (`named_parameters()`;
@@ -256,13 +259,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         and changes nothing then.
         """
         if not isinstance(state_dict, Mapping):
-            checkpoint.read(self._called, state_dict)
+            read(self._called, state_dict)
         saved: Any = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             made = hook(self, saved)
             saved = saved if made is None else made
         with self._lock:
-            state, groups, report = checkpoint.load(self, saved, strict, stacklevel=5)
+            state, groups, report = load(self, saved, strict, stacklevel=5)
             self.__setstate__({"state": state, "param_groups": groups})
         for done in self._optimizer_load_state_dict_post_hooks.values():
             done(self)
@@ -302,7 +305,7 @@ def _after_fork() -> None:
         else:  # by a thread in the middle of a step, which does not live in the child
             del optimizer._lock
             optimizer._begin()
-    for kind in (house.Family, Program):
+    for kind in (Family, Program):
         for found in vars(kind).values():
             if hasattr(found, "lock"):  # before Python 3.12 a cached_property has one
                 found.lock = threading.RLock()

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from . import checkpoint
+from .checkpoint import Saved, read
 from .checks import plain, real
 from .definition import inside
+from .loading import Pair, by_name, by_order, slots_of
+from .plan import describe
 from .shell import RuleOptimizer
 
 Kind = tuple[Any, str, Callable[[Any], Any]]
@@ -111,7 +113,7 @@ class Wrapper(torch.optim.Optimizer):
         """What this class adds to a checkpoint."""
         return {"kind": self._kind()} | {n: getattr(self, n) for n in self._options}
 
-    def _read(self, layer: Mapping[str, Any], pairs: list[checkpoint.Pair]) -> dict[str, Any]:
+    def _read(self, layer: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:
         """The attributes that a checkpoint's layer stands for; ValueError for a damaged one."""
         return self._checked(layer, " in the checkpoint")
 
@@ -145,7 +147,7 @@ class Wrapper(torch.optim.Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             made = before(self, saved)
             saved = saved if made is None else made
-        groups, rows = checkpoint.read(called, saved)
+        groups, rows = read(called, saved)
         saved = dict(saved)
         layers = saved.pop(LAYERS, [])
         if not isinstance(layers, (list, tuple)) or not all(
@@ -171,18 +173,18 @@ class Wrapper(torch.optim.Optimizer):
         return report
 
     def _pairs(
-        self, groups: list[dict[str, Any]], rows: list[checkpoint.Saved]
-    ) -> list[checkpoint.Pair]:
+        self, groups: list[dict[str, Any]], rows: list[Saved]
+    ) -> list[Pair]:
         """Which parameter is which of the checkpoint's, as the wrapped optimizer will have it."""
         called, own, base = type(self).__name__, self.param_groups, self.optimizer
         while isinstance(base, Wrapper):
             base = base.optimizer
-        slots = checkpoint._slots(own, rows)
+        slots = slots_of(own, rows)
         named = rows and all(row.name for row in (*slots, *rows))
         if named and isinstance(base, RuleOptimizer):  # torch's match by order, names or not
-            return checkpoint.by_name(called, slots, rows, strict=True)[0]
+            return by_name(called, slots, rows, strict=True)[0]
         sizes = [[len(g["params"]) for g in gs] for gs in (own, groups)]
-        return checkpoint.by_order(called, slots, rows, *sizes)
+        return by_order(called, slots, rows, *sizes)
 
 
 class SAM(Wrapper):
@@ -383,7 +385,7 @@ class Lookahead(Wrapper):
                     slow[key] = self._slow.get(p, p.detach())
         return super()._layer(saved) | {"count": self._count, "slow": slow}
 
-    def _read(self, layer: Mapping[str, Any], pairs: list[checkpoint.Pair]) -> dict[str, Any]:
+    def _read(self, layer: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:
         new, count = super()._read(layer, pairs), layer.get("count")
         slow: Any = layer.get("slow")
 
@@ -404,8 +406,8 @@ class Lookahead(Wrapper):
                 or value.shape != p.shape
                 or value.is_complex() != p.is_complex()
             ):
-                given = checkpoint.describe(value) if isinstance(value, Tensor) else repr(value)
-                refuse(f"slow weight of {label} is {given}, expected {checkpoint.describe(p)}")
+                given = describe(value) if isinstance(value, Tensor) else repr(value)
+                refuse(f"slow weight of {label} is {given}, expected {describe(p)}")
             found[p] = torch.empty_like(p).detach().copy_(value)
         return new | {"_count": count, "_slow": found, "_seen": []}
 

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from .. import families as house
 from ..classes import class_of, classes
 from ..definition import Rule, nearest, rules
+from ..families import families
+from ..options import WITHOUT_EFFECT
 from ..shell import RuleOptimizer
 
 SECONDS = 30
@@ -303,7 +304,7 @@ def _variants(subject: Subject) -> list[dict[str, Any]]:
 
 
 def _usable(subject: Subject, options: dict[str, Any], steps: bool) -> bool:
-    if not options.keys() <= subject.parameters.keys() - {*PATHS, *house.WITHOUT_EFFECT}:
+    if not options.keys() <= subject.parameters.keys() - {*PATHS, *WITHOUT_EFFECT}:
         return False
     p = torch.nn.Parameter(torch.ones(2, 2))
     p.grad = torch.ones(2, 2)
@@ -319,10 +320,10 @@ def _usable(subject: Subject, options: dict[str, Any], steps: bool) -> bool:
 
 def same_options(subject: Subject) -> dict[str, Any]:
     """The options of a foreign class that ours of the same name has too, at the foreign values."""
-    family = house.families[subject.name]
+    family = families[subject.name]
     values = {n: p.default for n, p in subject.parameters.items() if n in family.arguments}
     values |= {n: v for n, v in subject.options.items() if n in family.arguments}
-    without = {*PATHS, *house.WITHOUT_EFFECT} - {"maximize"}
+    without = {*PATHS, *WITHOUT_EFFECT} - {"maximize"}
     return {n: v for n, v in values.items() if n not in without}
 
 
@@ -361,12 +362,10 @@ def written(value: Any) -> tuple[str, list[str]]:
 def _comparisons(subject: Subject) -> str:
     if subject.ours:
         return f"settings_of({subject.name})"
-    if subject.name not in house.families:
+    if subject.name not in families:
         return "[]"
     options, kind = same_options(subject), classes[subject.name]
-    both = [
-        v for v in _variants(subject) if v.keys() <= house.families[subject.name].arguments.keys()
-    ]
+    both = [v for v in _variants(subject) if v.keys() <= families[subject.name].arguments.keys()]
     hypers = []
     for hyper in both:
         with contextlib.suppress(ValueError, TypeError):  # what ours refuses

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backends.memory import Seen
-from ..families import Family
+from ..family import Family
 from .compiled import CompiledPart
 from .listed import ForeachPart, ReferencePart, SparsePart
 from .part import (

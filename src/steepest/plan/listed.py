@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import codecs
 from ..backends import eager, foreach
 from ..backends.eager import carries
-from ..families import Selection
+from ..family import Selection
 from ..trace import host_function
 from .part import Part, Ready, Row, States, describe, local, number, program_of
 

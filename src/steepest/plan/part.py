@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import codecs
 from ..backends.memory import LIMIT, MISFIT, PLAIN, SINGLE, STRIDES, Cells, Gradients, in_bounds
 from ..definition import COMPENSATION
-from ..families import Selection
+from ..family import Selection
 from ..formulas import modifiers
 from ..trace import Program
 
