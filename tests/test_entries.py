@@ -74,10 +74,8 @@ def strangers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    entries._class.cache_clear()
     yield
     sys.modules.pop("stranger", None)
-    entries._class.cache_clear()
 
 
 def test_a_class_is_tuned_in_lr_around_its_default(strangers):
