@@ -82,7 +82,7 @@ def declared(
         tested = setup.test_data and step == trial.steps and trial.phase in (FRESH, PILOT)
         if tested and math.isfinite(metric):
             found["test"] = evaluate("test")
-        if not over:  # else the best weights are in the model, and no others belong to a state
+        if not over and step < trial.steps:  # what is trained no more stays as it is used
             turn(optimizer, "train")
         report(step, **found, gradients=spent)
 
