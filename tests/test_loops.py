@@ -1,5 +1,5 @@
-"""Loops of a user's own, and evaluations: rates that a loop undoes, weights that are used at another
-point than they are trained at, metrics that are no number, choices that nothing judges.
+"""Loops of a user's own, and evaluations: rates that a loop undoes, weights that are used at
+another point than they are trained at, metrics that are no number, choices that nothing judges.
 """
 
 import math
@@ -103,8 +103,9 @@ def test_a_loops_own_schedule_is_for_entries_without_one(how, own):
     # and what was said to be quiet is
     quiet = f"its = {TORCHS}MultiplicativeLR(optimizer, lambda _: 1.0)"
     for word in WORDS:
-        plain, calm = own(f"momentum{word}"), own(
-            f"momentum{word}", BEFORE=quiet, BEHIND="its.step()"
+        plain, calm = (
+            own(f"momentum{word}"),
+            own(f"momentum{word}", BEFORE=quiet, BEHIND="its.step()"),
         )
         assert calm.validation == plain.validation
 
@@ -245,7 +246,7 @@ def declared(elsewhere, metric, lr=0.05, phase=FRESH, entry="momentum"):
     ],
 )
 def test_an_evaluation_without_a_number_is_no_divergence(metric, elsewhere):
-    with pytest.raises(BadCall, match=r"evaluate\(\) gave (nan|inf) on \w+ data while the training"):
+    with pytest.raises(BadCall, match=r"evaluate\(\) gave (nan|inf) on \w+ data while"):
         declared(elsewhere, metric)
 
 
@@ -257,9 +258,9 @@ def test_what_diverges_still_does(metric, elsewhere):
 
 def test_a_loop_that_reports_a_number_again_had_not_diverged(own):
     some = "float('nan') if step == 4 else loss.item()"
-    with pytest.raises(BadCall, match=r"report\(6\) with numbers, after validation=nan with finite"):
+    with pytest.raises(BadCall, match=r"report\(6\) with numbers, after validation=nan with"):
         own("momentum", METRIC=some)
-    with pytest.raises(BadCall, match=r"validation=nan in a pilot run: expected a number"):
+    with pytest.raises(BadCall, match=r"validation=nan is not finite, in a pilot run: expected"):
         own("momentum", METRIC=some, phase=PILOT)
     rest = own("momentum", METRIC="float('nan') if step >= 4 else loss.item()")
     assert rest.diverged.startswith("validation=nan with finite weights at step 4, and at every")
@@ -276,7 +277,7 @@ ONE = DECLARED.replace("METRIC", "error(model, DATA).item()").replace("(model, s
 @pytest.mark.parametrize("entry", ["adamw+{}", "adam+clip+{}", "torch.optim:SGD+{}"])
 def test_a_choice_by_validation_data_needs_test_data(word, entry, elsewhere):
     (elsewhere / "mine.py").write_text(ONE)
-    with pytest.raises(BadCall, match=rf"\+{word} chooses weights by the validation data, and mine"):
+    with pytest.raises(BadCall, match=rf"\+{word} chooses weights by the validation data, and"):
         Request("mine.py", entry.format(word)).check()
     Request("mine.py", "adamw+cosine").check()
     (elsewhere / "mine.py").write_text(ONE.replace("(model):", "(model, split):"))

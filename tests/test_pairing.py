@@ -46,7 +46,8 @@ DIFFERENT = [
     X, X + 0, X.T, X.reshape(-1), X.double(), X.bfloat16(), X[:2], X.to_sparse(), X > 3,
     X.numpy().astype("f2"), (X, X), [X, X[:1]], {"x": X}, {"y": X}, UserDict(x=X, y=X), "text", 3,
     3.5, None, torch.tensor(2.0), torch.zeros(0), np.array(["a", "b"]), np.datetime64("2026-01-01"),
-    SimpleNamespace(z=X), SimpleNamespace(z=X + 1), torch.complex(X, X), torch.complex(X, -X).conj(),
+    SimpleNamespace(z=X), SimpleNamespace(z=X + 1), torch.complex(X, X),
+    torch.complex(X, -X).conj(),
 ]  # fmt: skip
 """All but the second, the eighth and the last, which have the values of one before."""
 

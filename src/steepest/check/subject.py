@@ -64,9 +64,9 @@ class Subject:
             f"make = functools.partial({self.name}{given})" if given else f"make = {self.name}"
         )
         if self.begins_in_use:  # Schedule-Free by its authors
+            usual = f"**{{**dict({given.removeprefix(', ')}), **options}}" if given else "**options"
             self.make = (
-                "def make(*args, **options):\n"
-                f"    made = {self.name}(*args, **{{**dict({given.removeprefix(', ')}), **options}})\n"
+                f"def make(*args, **options):\n    made = {self.name}(*args, {usual})\n"
                 "    made.train()\n    return made"
             )
         if not module:

@@ -100,10 +100,7 @@ def _blame(setup: Setup, batch: Any, split: str, metric: float) -> None:
 
 
 def _advance(
-    trial: Trial,
-    setup: Setup,
-    optimizer: torch.optim.Optimizer,
-    take: Callable[[Any], None],
+    trial: Trial, setup: Setup, optimizer: torch.optim.Optimizer, take: Callable[[Any], None]
 ) -> Callable[[int], float]:
     """What makes step number `step`, and returns the gradients computed until then.
 
@@ -157,10 +154,7 @@ def _finite(loss: float, step: int) -> None:
 
 
 def _whole(
-    setup: Setup,
-    optimizer: torch.optim.Optimizer,
-    squares: bool,
-    take: Callable[[Any], None],
+    setup: Setup, optimizer: torch.optim.Optimizer, squares: bool, take: Callable[[Any], None]
 ) -> Callable[[int], float]:
     samples, calls = setup.samples, 0
     assert samples

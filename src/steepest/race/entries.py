@@ -167,8 +167,8 @@ def _hint(optimizer: str) -> str:
     for wrapper in (steepest.SAM, steepest.Lookahead):
         if optimizer.lower() == wrapper.__name__.lower():
             return (
-                f"steepest.{wrapper.__name__} wraps an optimizer and is no entry: in a loop of your "
-                f"own put it around what make_optimizer(...) returns"
+                f"steepest.{wrapper.__name__} wraps an optimizer and is no entry: in a loop of "
+                f"your own put it around what make_optimizer(...) returns"
             )
     for rule in steepest.rules:
         if optimizer.lower() == class_of(rule).__name__.lower():
@@ -223,8 +223,8 @@ def _known(kind: type[torch.optim.Optimizer]) -> Rule | None:
                 return None
             usual = {n: p.default for n, p in given.items() if p.default is not Parameter.empty}
             picked = family.rule({**family.arguments, **usual})
-            return picked if base.__name__ == family.name else named.get(
-                _plain(base.__name__), picked
+            return (
+                picked if base.__name__ == family.name else named.get(_plain(base.__name__), picked)
             )
     return None
 

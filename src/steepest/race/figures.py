@@ -100,7 +100,9 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
             )  # fmt: skip
         side = "right" if summary["maximize"] else "left"
         unit = " (points)" if summary["proportion"] else ""
-        axes.set_xlabel(f"difference in {judged_on(summary)} {summary['metric']}{unit}\nbetter is to the {side}")
+        axes.set_xlabel(
+            f"difference in {judged_on(summary)} {summary['metric']}{unit}\nbetter is to the {side}"
+        )
 
     return {
         "title": f"Difference to {base}, seed by seed",

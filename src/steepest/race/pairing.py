@@ -62,7 +62,7 @@ class Seen:
 
     def _array(self, dtype: Any, shape: Any, values: Any) -> None:
         # a checksum first: it is four times as fast as a hash, and nobody forges batches here
-        raw = values.numpy() if isinstance(values, torch.Tensor) else values
+        raw: Any = values.numpy() if isinstance(values, torch.Tensor) else values
         self._hash.update(f"{dtype}{tuple(shape)}{zlib.crc32(raw)}".encode())
 
 

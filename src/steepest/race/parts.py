@@ -102,7 +102,7 @@ ANYWHERE = {"warmup", "rate", "noise", "clip"}
 """Kinds that act at the optimizer's step."""
 SWITCHES = {"norm": "batchnorm", "dropout": "dropout"}
 """Kinds that another model is made of."""
-NEEDS = {"batch": "samples", "order": "samples"}
+NEEDS = {"batch": "samples", "order": "samples", "stopping": "the race's loop, test data"}
 _BATCH = "draws batches of the task's size"
 CLASHES: dict[str, tuple[tuple[str, ...], str]] = {
     "one-cycle": (("warmup",), "has a warm-up"),

@@ -266,7 +266,10 @@ class _Run:
                 if not self.task.train or not self._finite(HUGE):
                     self._diverge(f"model output is not finite{data} at step {step}")
                 if trial.phase == PILOT:
-                    self._refuse(f"report({step}): {name}={value} in a pilot run: expected a number")
+                    self._refuse(
+                        f"report({step}): {name}={value} is not finite, in a pilot run: expected a "
+                        f"finite metric"
+                    )
                 # the next reports tell whether that is the optimizer's or the evaluation's
                 self._odd = self._odd or f"{name}={value} with finite weights at step {step}"
                 self._mark = perf_counter()

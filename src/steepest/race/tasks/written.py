@@ -16,9 +16,9 @@ WORST                  metric that a diverged run counts as (that of the untrain
                        measured, where that is worse
 TEST_CASES             the metric is a share, 0 to 1, of so many test cases: shown in %
 
-A race knows the file by its sha256, and goes on only with the same one. It reads the file once: what
-runs is that source, also where the file is edited meanwhile. That is of this file alone: modules
-that it imports are not looked at, so leave them as they are during a race.
+A race knows the file by its sha256, and goes on only with the same one. It reads the file once:
+what runs is that source, also where the file is edited meanwhile. That is of this file alone:
+modules that it imports are not looked at, so leave them as they are during a race.
 
 Each run begins with torch, numpy, random and every generator that the file made at its top seeded
 anew from the run's seed, so that no run depends on which ones came before it.
@@ -61,7 +61,7 @@ _held: dict[Path, bytes] = {}
 
 
 def read(path: Path) -> bytes:
-    """The source of the file, which is that of `held` where it is held; BadCall if there is none."""
+    """The source of the file, or what is held of it; BadCall if there is none."""
     try:
         return _held[path.resolve()] if path.resolve() in _held else path.read_bytes()
     except OSError as error:
