@@ -308,3 +308,38 @@ def test_an_error_shows_the_lines_that_ran(elsewhere):
     with pytest.raises(BadCall) as found:
         work(Trial("mine.py", FRESH, "adam", 0, 1, 9, {"lr": 0.1}))
     assert "assert seed < 0" in found.value.trace
+
+
+def test_a_module_beside_the_file_stays_what_it_was(elsewhere):
+    """In a process of its own, as a worker that starts late: here it is imported already."""
+    for name in ("helper", "entry_of"):
+        (elsewhere / f"mod_{name}.py").write_text(
+            "import torch\nWORD = 1\nclass Mine(torch.optim.SGD):\n"
+            "    def __init__(self, params, lr=0.1): super().__init__(params, lr)\n"
+        )
+    made = "import mod_helper\nBATCHES = DataLoader(DATA, 8)"
+    (elsewhere / "mine.py").write_text(LOADED.replace("MADE", made))
+    request = conduct.Request("mine.py", "mod_entry_of:Mine,adam")
+    request.check()
+    work = trials.runner("mine.py")
+    assert {*work.keywords["imported"]} == {"mod_helper", "mod_entry_of"}
+    assert {*conduct.provenance(request)["modules_sha256"]} == {"mod_helper", "mod_entry_of"}
+    run = Trial("mine.py", FRESH, "mod_entry_of:Mine", 0, 1, 9, {"lr": 0.1})
+    with Pool(1, work) as pool:
+        ((_, found),) = pool.map([run])
+        assert not found.diverged
+        (elsewhere / "mod_helper.py").write_text("WORD = 2\n")
+        ((_, found),) = pool.map([run])  # imported before
+        assert not found.diverged
+    with Pool(1, work) as pool, pytest.raises(BadCall, match=r"module 'mod_helper'.*was changed"):
+        list(pool.map([run]))
+    with_store = SimpleNamespace(
+        plan=conduct._plan(request, 1, None, 0.0), provenance=conduct.provenance(request),
+        task=tasks.get("mine.py"),
+    )  # fmt: skip
+    conduct.agree(request, with_store, "--resume", "out")
+    with_store.provenance["modules_sha256"]["mod_helper"] = "other"
+    with pytest.raises(BadCall, match="--resume with another module 'mod_helper' than"):
+        conduct.agree(request, with_store, "--resume", "out")
+    for name in ("mod_helper", "mod_entry_of"):
+        sys.modules.pop(name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from steepest.race import BadCall, entries, tasks
 from steepest.race.course import Diverged, declared
 from steepest.race.pairing import Apart, Seen, put_back
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
+from steepest.race.tasks import beside
 from steepest.race.tasks.shape import Samples, Setup, Task, TaskError, two_points
 from steepest.race.tasks.written import described, held, number, silenced, told
 
@@ -40,17 +41,21 @@ class Ended(BaseException):
 def runner(task: str) -> Callable[[Trial], Result]:
     """`run` for the workers of a race: of a task in a file, by its source as it is now."""
     with tasks.held(task) as source:
-        return partial(run, source=source)
+        return partial(run, source=source, imported=beside.modules(task, anew=True))
 
 
-def run(trial: Trial, source: bytes | None = None) -> Result:
+def run(
+    trial: Trial, source: bytes | None = None, imported: Mapping[str, str] | None = None
+) -> Result:
     """Train as `trial` says, on one thread. A run that diverges is a result, not an error.
 
-    source: what the task's file said when the race began.
+    source: what the task's file said when the race began. imported: hashes of the user's modules.
     """
-    if source is None:
-        return _run(trial)
-    with held(Path(trial.task), source):
+    with nullcontext() if source is None else held(Path(trial.task), source):
+        tasks.get(trial.task, trial.data)
+        if imported:
+            entries.defaults(trial.entry)  # imports its class
+            beside.agree(trial.task, imported)
         return _run(trial)
 
 

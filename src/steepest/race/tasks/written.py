@@ -17,8 +17,8 @@ WORST                  metric that a diverged run counts as (that of the untrain
 TEST_CASES             the metric is a share, 0 to 1, of so many test cases: shown in %
 
 A race knows the file by its sha256, and goes on only with the same one. It reads the file once:
-what runs is that source, also where the file is edited meanwhile. That is of this file alone:
-modules that it imports are not looked at, so leave them as they are during a race.
+what runs is that source, also where the file is edited meanwhile. Modules that it imports, from
+beside it or from where you are, must stay as they are: a race ends where one was changed.
 
 Each run begins with torch, numpy, random and every generator that the file made at its top seeded
 anew from the run's seed, so that no run depends on which ones came before it.
