@@ -4,6 +4,7 @@ another point than they are trained at, metrics that are no number, choices that
 
 import math
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 import steepest
 from invented import InProcess
-from steepest.race import BadCall, conduct, entries, trials
+from steepest.race import BadCall, conduct, entries, tasks, trials
 from steepest.race.protocol import FRESH, PILOT, Trial
 from steepest.race.request import Request
 from steepest.race.tasks import gan, sparse, written
@@ -190,6 +191,24 @@ def test_parts_keep_to_the_point_of_use(entry, word):
     assert math.isfinite(found.test)
     if word == "early-stopping":  # what the run ends with is the best that was evaluated
         assert found.validation[-1] == pytest.approx(min(found.validation), rel=1e-6)
+
+
+@pytest.mark.parametrize("entry", SCHEDULE_FREE)
+def test_a_stopped_run_ends_with_the_average_that_was_best(entry, monkeypatch):
+    """Each set of weights that is evaluated is worse than the one before: the first is the best."""
+    setup, known = tasks.get("diabetes"), {}
+
+    def evaluate(model, split):
+        key = tuple(p.detach().double().sum().item() for p in model.parameters())
+        return known.setdefault(key, 1.0 + len(known))
+
+    build = lambda seed: replace(setup.build(seed), evaluate=evaluate)  # noqa: E731
+    monkeypatch.setitem(tasks.TASKS, "diabetes", replace(setup, build=build))
+    name = f"{entry}+early-stopping"
+    hyper = entries.defaults(name) | {"lr": 0.03}
+    found = trials.run(Trial("diabetes", FRESH, name, 0, 7, 56, hyper))
+    assert found.validation == [1, 2, 3, 1, 1, 1, 1, 1]
+    assert found.test == 1
 
 
 @pytest.mark.parametrize("task", [gan.DIGITS_GAN.name, sparse.BAG.name])
