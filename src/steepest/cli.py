@@ -113,7 +113,7 @@ def race(
     with tasks.held(task):  # what is checked is what runs
         request.check()
         folder = out or Path(f"race-{tasks.words(task)}")
-        with Pool(jobs, runner(task)) as pool:
+        with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
             from steepest.race import conduct, terminal  # scipy, optuna, matplotlib: meanwhile
 

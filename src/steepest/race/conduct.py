@@ -41,7 +41,7 @@ def race(
 ) -> tuple[dict[str, Any], bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
-    pool: of `jobs` workers with the work `trials.runner(task)`, if there is one already.
+    pool: of `jobs` workers with the work `trials.runner(...)`, if there is one already.
     storage: URL of a database for its trials; study: a name there, of a new race or one to join.
     Raises BadCall for a wrong request or folder, WorkerError if a task itself fails.
     """
@@ -62,7 +62,7 @@ def _race(
     request.check()
     if resume and not folder.exists():
         raise BadCall(NOTHING.format(folder))
-    work = trials.runner(request.task)
+    work = trials.runner(request.task, request.optimizers)
     with locked(folder), nullcontext(pool) if pool else Pool(jobs, work) as pool:
         found = _found(request, folder, resume, storage, study)
         store = found if isinstance(found, Store) else None

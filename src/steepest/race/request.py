@@ -123,7 +123,7 @@ def provenance(request: Request) -> dict[str, Any]:
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         },
         "task_sha256": task.source_hash,
-        "modules_sha256": beside.modules(request.task),
+        "modules_sha256": beside.modules(request.task, request.optimizers),
         "data_sha256": task.data_hash(),
     }
 

@@ -38,10 +38,10 @@ class Ended(BaseException):
     """Ends a loop of the user's, through any `except Exception` of it."""
 
 
-def runner(task: str) -> Callable[[Trial], Result]:
+def runner(task: str, optimizers: str | None = None) -> Callable[[Trial], Result]:
     """`run` for the workers of a race: of a task in a file, by its source as it is now."""
     with tasks.held(task) as source:
-        return partial(run, source=source, imported=beside.modules(task, anew=True))
+        return partial(run, source=source, imported=beside.modules(task, optimizers, anew=True))
 
 
 def run(

@@ -15,14 +15,16 @@ from steepest.race.tasks.shape import TaskError
 _hashes: dict[tuple[str, str], str] = {}
 
 
-def modules(task: str, *, anew: bool = False) -> dict[str, str]:
-    """Name -> sha256 of each module so far that lies beside the task's file or where we are.
+def modules(task: str, optimizers: str | None = None, *, anew: bool = False) -> dict[str, str]:
+    """Name -> sha256 of each module so far that lies beside the task's file or, where one of the
+    optimizers is a module:Class, where we are.
 
     anew: a race begins, whose workers are to import what there is now.
     """
     if anew:
         _hashes.clear()
-    roots = {Path(task).resolve().parent, Path.cwd()}
+    roots = {Path(task).resolve().parent} if task.endswith(".py") else set()
+    roots |= {Path.cwd()} if ":" in (optimizers or "") else set()
     found = {}
     for name, module in [*sys.modules.items()]:
         file = getattr(module, "__file__", None)
@@ -50,7 +52,7 @@ def _hash(name: str, path: Path) -> str | None:
 
 def agree(task: str, began: Mapping[str, str]) -> None:
     """BadCall for a module that is another one here than where the race began."""
-    now = modules(task)
+    now = modules(task, ":")
     for name, known in began.items():
         if now.get(name, known) != known:
             raise TaskError(
