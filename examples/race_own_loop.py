@@ -28,5 +28,9 @@ def train(make_optimizer, report, seed):  # torch, numpy and random are seeded a
         nn.functional.cross_entropy(model(features[rows]), kinds[rows]).backward()
         optimizer.step()
         if step % 10 == 0:
+            if hasattr(optimizer, "eval"):  # Schedule-Free is used at its average
+                optimizer.eval()
             right = (model(features).argmax(1) == kinds).float()
             report(step, validation=right[validation].mean(), test=right[test].mean())
+            if hasattr(optimizer, "train"):
+                optimizer.train()

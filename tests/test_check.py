@@ -743,3 +743,37 @@ def test_the_snippets_of_the_page_run(script, tmp_path, capsys):
     space = {}
     exec(second, space)
     assert space["TestMine"].known
+
+
+class Average(torch.optim.SGD):
+    """Of two points, as Schedule-Free by its authors: it has to be told that training begins."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr)
+        self.training = False
+
+    def eval(self):
+        self.training = False
+
+    def train(self):
+        self.training = True
+
+    def step(self, closure=None):
+        if not self.training:
+            raise RuntimeError("not in train mode")
+        return super().step(closure)
+
+
+def test_what_begins_at_the_point_of_use_is_put_into_training():
+    findings = examine(Average, ["resume", "scheduler"])
+    assert len(findings) > 10
+    assert not [f for f in findings if "not in train mode" in f.detail]
+    with_options = examine(Average, "resume", {"lr": 0.05})
+    assert not [f for f in with_options if f.outcome == "fail"]
+
+
+def test_schedule_free_by_its_authors_is_examined_in_training():
+    pytest.importorskip("schedulefree")
+    findings = examine("schedulefree:AdamWScheduleFree", ["resume", "scheduler"])
+    assert {f.outcome for f in findings} <= {"pass", "not applicable"}
+    assert sum(f.outcome == "pass" for f in findings) > 10

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.race import BadCall, entries, methods, parts
+from steepest.race import BadCall, entries, methods, parts, trials
+from steepest.race.protocol import FRESH, Trial
 from steepest.race.request import Request
 
 
@@ -49,6 +50,11 @@ def test_the_references_are_always_in():
         ("torch.optim:lr_scheduler", "no torch.optim.Optimizer class"),
         (":Adam", "cannot be imported"),
         ("torch.optim:", "cannot be imported"),
+        ("torch.optim.AdamW", "'torch.optim.AdamW': .*did you mean 'torch.optim:AdamW'"),
+        ("my.own.Class+cosine", "did you mean 'my.own:Class'"),
+        ("AdamWScheduleFree", "did you mean 'schedule_free_adamw'"),
+        ("sam", "steepest.SAM wraps an optimizer and is no entry: in a loop of your own"),
+        ("Lookahead", "steepest.Lookahead wraps an optimizer and is no entry"),
         ("adam,adam", "more than once"),
         ("adam+cosine,adam+cosine", "more than once"),
         ("stranger:NoDefault", "its default lr is none"),
@@ -74,10 +80,8 @@ def strangers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    entries._class.cache_clear()
     yield
     sys.modules.pop("stranger", None)
-    entries._class.cache_clear()
 
 
 def test_a_class_is_tuned_in_lr_around_its_default(strangers):
@@ -91,6 +95,62 @@ def test_a_class_is_tuned_in_lr_around_its_default(strangers):
     assert made.param_groups[0]["lr"] == 0.25
     assert entries.backends(made) == {"stranger:Mine"}
     assert entries.make("stranger:Free", [weight], {}).param_groups[0]["lr"] == 0.1
+
+
+KNOWN = {
+    "torch.optim:SGD": "sgd",
+    "torch.optim:Adam": "adam",
+    "torch.optim:Adadelta": "adadelta",
+    "known:SGD": "sgd",
+    "known:Adam": "adam",  # with a default of its own
+    "known:Lamb": "lamb",
+    "known:ScheduleFreeAdamW": "schedule_free_adamw",
+    "known:Heavy": "momentum",  # torch's lr, kept by a child; its momentum is not 0
+    "steepest:AdaBound": "adabound",
+}
+
+
+def test_a_class_of_a_known_name_is_tuned_as_the_rule(tmp_path, monkeypatch):
+    (tmp_path / "known.py").write_text(
+        "import torch\n"
+        "class SGD(torch.optim.SGD):\n    def __init__(self, params, lr):\n"
+        "        super().__init__(params, lr)\n"
+        "class Adam(torch.optim.Adam):\n    def __init__(self, params, lr=0.5):\n"
+        "        super().__init__(params, lr)\n"
+        "class Lamb(Adam): pass\nclass ScheduleFreeAdamW(Adam): pass\n"
+        "class Heavy(torch.optim.SGD):\n"
+        "    def __init__(self, params, lr=1e-3, momentum=0.9):\n"
+        "        super().__init__(params, lr, momentum)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for entry, rule in KNOWN.items():
+        assert entries.space(entry) == entries.space(rule), entry
+        assert entries.defaults(entry) == entries.defaults(rule), entry
+    sys.modules.pop("known", None)
+
+
+def test_an_own_class_and_an_own_rule_may_stand_in_one_file(tmp_path, monkeypatch):
+    (tmp_path / "both_in.py").write_text(
+        "import steepest, torch\nfrom torch import nn\nMINIMIZE, STEPS = 'loss', 2\nMADE = []\n"
+        "@steepest.rule\ndef of_both(p, g, *, lr=0.1): return p - lr * g,\n"
+        "class Mine(torch.optim.SGD):\n    def __init__(self, params, lr=0.5):\n"
+        "        MADE.append(lr)\n        super().__init__(params, lr)\n"
+        "def task(seed):\n    x = torch.ones(4, 2)\n"
+        "    return nn.Linear(2, 1), lambda m, b: m(b).square().mean(), [x], lambda m: m(x).sum()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    try:
+        Request("both_in.py", "both_in:Mine,of_both").check()
+        for entry in ("both_in:Mine", "of_both"):
+            run = Trial("both_in.py", FRESH, entry, 0, 1, 2, entries.defaults(entry))
+            assert trials.run(run).diverged is None
+        assert sys.modules["steepest_task"].MADE  # that of the task, and no second one
+        assert "both_in" not in sys.modules
+    finally:
+        sys.modules.pop("steepest_task", None)
+        steepest.rules.pop("of_both", None)
 
 
 def test_what_needs_a_learning_rate_says_so(strangers):

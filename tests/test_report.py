@@ -124,8 +124,11 @@ def test_diverged_runs_are_shown():
 
 def test_a_race_without_test_data_or_target_says_so():
     summary = race()
-    page = Page(report.page({**summary, "test_data": False, "target": None}))
+    lacking = {**summary, "test_data": False, "target": None}
+    page = Page(report.page({**lacking, "verdict": verdict(lacking)}))
     assert "the task has no test data" in page.text
+    assert "validation accuracy (%)" in page.text
+    assert not re.search(r"test\s+(accuracy|score)", page.text)
     assert "Target" not in page.text
     assert "test cases" in Page(report.page(summary)).text
     del summary["test_standard_error"]
@@ -137,9 +140,21 @@ def test_it_says_what_was_chosen_for_the_seeds():
     low, middle, high = summary["entries"]["eadam"]["hyperparameters"]["lr"]
     assert low < middle < high
     page = Page(report.page(summary)).text
-    assert f"lr={middle:.3g} ({low:.3g} to {high:.3g})" in page
+    assert f"lr {low:.3g} to {high:.3g}" in page
     summary["entries"]["eadam"]["hyperparameters"]["lr"] = [0.0123, 0.0123, 0.0123]
-    assert "lr=0.0123 (" not in Page(report.page(summary)).text
+    assert "lr 0.0123 to" not in Page(report.page(summary)).text
+
+
+def test_the_best_configuration_is_a_point_that_was_run():
+    summary = race()
+    for entry in summary["entries"].values():
+        chosen = [entry["tuning"][i] for i in entry["chosen"]]
+        top = max(chosen, key=lambda trial: trial["validation"])
+        assert entry["best"]["hyperparameters"] == top["hyperparameters"]
+        assert entry["tuning"][entry["best"]["index"]] is not None
+        assert entry["best"]["validation"] == top["validation"]
+        shown = f"lr={top['hyperparameters']['lr']:.3g}"
+        assert shown in Page(report.page(summary)).text
 
 
 @pytest.mark.parametrize("done", [0, 1, 7, 60, 61, 70])

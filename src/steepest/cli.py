@@ -103,25 +103,26 @@ def race(
 
     from steepest.race import BadCall, tasks
     from steepest.race.request import Request
-    from steepest.race.trials import run
+    from steepest.race.trials import runner
     from steepest.race.workers import Pool
 
     request = Request(task, optimizers, trials, seeds, steps, budget, seed, data)
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")
-    request.check()
-    folder = out or Path(f"race-{tasks.words(task)}")
-    with Pool(jobs, run) as pool:
-        pool.hire()
-        from steepest.race import conduct, terminal  # scipy, optuna, matplotlib: meanwhile
+    with tasks.held(task):  # what is checked is what runs
+        request.check()
+        folder = out or Path(f"race-{tasks.words(task)}")
+        with Pool(jobs, runner(task, optimizers)) as pool:
+            pool.hire()
+            from steepest.race import conduct, terminal  # scipy, optuna, matplotlib: meanwhile
 
-        if plan:
-            print(conduct.forecast(request, jobs, pool))
-            return 0
-        summary, interrupted = conduct.race(
-            request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
-        )
+            if plan:
+                print(conduct.forecast(request, jobs, pool))
+                return 0
+            summary, interrupted = conduct.race(
+                request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
+            )
     terminal.show(summary)
     _say_where(folder)
     if interrupted:

@@ -64,6 +64,12 @@ class Subject:
         self.make = (
             f"make = functools.partial({self.name}{given})" if given else f"make = {self.name}"
         )
+        if self.begins_in_use:  # Schedule-Free by its authors
+            usual = f"**{{**dict({given.removeprefix(', ')}), **options}}" if given else "**options"
+            self.make = (
+                f"def make(*args, **options):\n    made = {self.name}(*args, {usual})\n"
+                "    made.train()\n    return made"
+            )
         if not module:
             self.imports[0] = f"# {self.name} as defined in {self.kind.__module__}"
         self._refuse_unconstructible()
@@ -102,6 +108,14 @@ class Subject:
         return inspect.Parameter.VAR_KEYWORD in kinds
 
     @property
+    def begins_in_use(self) -> bool:
+        """Whether it has to be told that training begins: it has eval() and train(), and is not
+        ours, which begin in training.
+        """
+        both = all(callable(getattr(self.kind, name, None)) for name in ("eval", "train"))
+        return both and not self.ours
+
+    @property
     def ours(self) -> bool:
         """Whether it is made of one of our rules."""
         return issubclass(self.kind, RuleOptimizer)
@@ -121,7 +135,10 @@ class Subject:
 
     def construct(self, params: Any, **more: Any) -> torch.optim.Optimizer:
         """The optimizer as the scripts make it."""
-        return self.kind(params, **{**self.options, **more})
+        made: Any = self.kind(params, **{**self.options, **more})
+        if self.begins_in_use:
+            made.train()
+        return made
 
     # what it can be asked, found out by trying
 

@@ -41,15 +41,29 @@ def race(
 ) -> tuple[dict[str, Any], bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
-    pool: of `jobs` workers that run trials, if there is one already.
+    pool: of `jobs` workers with the work `trials.runner(...)`, if there is one already.
     storage: URL of a database for its trials; study: a name there, of a new race or one to join.
     Raises BadCall for a wrong request or folder, WorkerError if a task itself fails.
     """
+    with tasks.held(request.task):  # what is checked, known by its hash and run is one source
+        return _race(request, folder, jobs, pool, resume, storage, study)
+
+
+def _race(
+    request: Request,
+    folder: Path,
+    jobs: int,
+    pool: Pool | None,
+    resume: bool,
+    storage: str | None,
+    study: str | None,
+) -> tuple[dict[str, Any], bool]:
     started = perf_counter()
     request.check()
     if resume and not folder.exists():
         raise BadCall(NOTHING.format(folder))
-    with locked(folder), nullcontext(pool) if pool else Pool(jobs, trials.run) as pool:
+    work = trials.runner(request.task, request.optimizers)
+    with locked(folder), nullcontext(pool) if pool else Pool(jobs, work) as pool:
         found = _found(request, folder, resume, storage, study)
         store = found if isinstance(found, Store) else None
         interrupted = False
@@ -80,6 +94,8 @@ def race(
             if store is None:
                 raise
             interrupted = True
+        if edited := tasks.edited(request.task):
+            print(f"steepest: {edited}", file=sys.stderr)
         return rebuild(folder, storage), interrupted
 
 
@@ -298,15 +314,32 @@ class _Agreement:
 
     def __init__(self) -> None:
         self._first: dict[object, tuple[Trial, object]] = {}
+        self._seen: dict[int, tuple[Trial, list[str]]] = {}
 
     def check(self, trial: Trial, result: Result) -> None:
         """BadCall for the first run that differs from an earlier one."""
         key = "weights", trial.seed, entries.model_of(trial.entry)
         self._same("initial weights", key, trial, result.initial)
+        self._batches(trial, result)
         if not result.diverged:
             self._same("steps of the reports", "steps", trial, result.steps)
             if trial.phase == FRESH:
                 self._same("presence of test=...", "tested", trial, result.tested)
+
+    def _batches(self, trial: Trial, result: Result) -> None:
+        """As far as both go: a run may have diverged, or stopped early."""
+        known = self._seen.setdefault(trial.seed, (trial, result.batches))
+        both = zip(known[1], result.batches, strict=False)
+        at = next((i for i, (ours, theirs) in enumerate(both) if ours != theirs), None)
+        if at is not None:
+            raise BadCall(
+                f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) are not those of "
+                f"{known[0].entry} up to step {result.steps[at]}: expected the same for every "
+                f"entry; make what gives the batches inside of task(seed), so that nothing of it "
+                f"goes on from run to run, and draw all that is random from the seed"
+            )
+        if len(result.batches) > len(known[1]):
+            self._seen[trial.seed] = trial, result.batches
 
     def _same(self, what: str, key: object, trial: Trial, value: object) -> None:
         other, before = self._first.setdefault(key, (trial, value))

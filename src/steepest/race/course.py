@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from steepest.race import BadCall, entries, parts
 from steepest.race.methods import SQUARES
 from steepest.race.protocol import FRESH, PILOT, Trial
-from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task
+from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, evaluating, turn
 
 EVALUATIONS = 10
 """Of a run that `--steps` has made shorter than its file says."""
@@ -32,43 +32,83 @@ class Diverged(FloatingPointError):  # noqa: N818 - a result, no mistake
     """The run cannot go on: something that was asked to be finite is not."""
 
 
-def declared(task: Task, trial: Trial, make_optimizer: Make, report: Reporter) -> None:
+def declared(
+    task: Task,
+    trial: Trial,
+    make_optimizer: Make,
+    report: Reporter,
+    saw: Callable[[Any], None] = lambda batch: None,
+) -> None:
     """Train what the task declares, with the entry's optimizer and parts.
 
-    `gradients` of a report is the cost so far: gradients of the task's usual batch.
+    `gradients` of a report is the cost so far: gradients of the task's usual batch. saw: is shown
+    each batch of an entry that trains on the task's own.
     """
     setup = entries.built(task, trial)
     model = setup.model
     optimizer, every = make_optimizer(model), task.every
+    newest: list[Any] = []
+
+    def take(batch: Any) -> None:
+        newest[:] = [batch]
+        if entries.same_batches(trial.entry):
+            saw(batch)
+
+    def evaluate(split: str) -> float:
+        metric = _evaluate(setup, split)
+        if task.file and newest and not math.isfinite(metric):
+            _blame(setup, newest[0], split, metric)
+        return metric
+
     if task.file and trial.steps < task.steps:  # as many evaluations as the file has, up to 10
         wanted = min(EVALUATIONS, max(1, task.steps // every))
         every = min(every, max(1, trial.steps // wanted))
     if trial.phase == PILOT:  # how bad is a model that has learned nothing?
-        report(0, validation=_evaluate(setup, "validation"))
-    advance = _advance(trial, setup, optimizer)
+        with evaluating(optimizer):
+            report(0, validation=evaluate("validation"))
+    advance = _advance(trial, setup, optimizer, take)
     stopping = _stopping(task, trial, setup, optimizer)
     spent, over = 0.0, False
     for step in range(1, trial.steps + 1):
         if not over:
             spent = advance(step)
-        if step % every == 0 or step == trial.steps:
-            metric = _evaluate(setup, "validation")
-            if stopping and not over and (over := stopping(metric, step == trial.steps)):
-                metric = _evaluate(setup, "validation")
-            found = {"validation": metric}
-            tested = setup.test_data and step == trial.steps and trial.phase in (FRESH, PILOT)
-            if tested and math.isfinite(metric):
-                found["test"] = _evaluate(setup, "test")
-            report(step, **found, gradients=spent)
+        if step % every and step != trial.steps:
+            continue
+        turn(optimizer, "eval")
+        metric = evaluate("validation")
+        if stopping and not over and (over := stopping(metric, step == trial.steps)):
+            metric = evaluate("validation")
+        found = {"validation": metric}
+        tested = setup.test_data and step == trial.steps and trial.phase in (FRESH, PILOT)
+        if tested and math.isfinite(metric):
+            found["test"] = evaluate("test")
+        if not over and step < trial.steps:  # what is trained no more stays as it is used
+            turn(optimizer, "train")
+        report(step, **found, gradients=spent)
+
+
+def _blame(setup: Setup, batch: Any, split: str, metric: float) -> None:
+    """BadCall for a metric that is no number where the training loss is one."""
+    with torch.no_grad():
+        loss = setup.loss(setup.model, batch).item()
+    if math.isfinite(loss):
+        raise BadCall(
+            f"evaluate() gave {metric} on {split} data while the training loss was {loss:.4g}: "
+            f"that is the evaluation's, and no optimizer that diverged; return a number also where "
+            f"the metric is not defined, such as the worst that it can be"
+        )
 
 
 def _advance(
-    trial: Trial, setup: Setup, optimizer: torch.optim.Optimizer
+    trial: Trial, setup: Setup, optimizer: torch.optim.Optimizer, take: Callable[[Any], None]
 ) -> Callable[[int], float]:
-    """What makes step number `step`, and returns the gradients computed until then."""
+    """What makes step number `step`, and returns the gradients computed until then.
+
+    take: is shown every batch.
+    """
     optimized, words = entries.split(trial.entry)
     if entries.whole(trial.entry):
-        return _whole(setup, optimizer, optimized == SQUARES)
+        return _whole(setup, optimizer, optimized == SQUARES, take)
     kinds = {parts.PARTS[word].kind: word for word in words}
     batch, order = kinds.get("batch"), kinds.get("order")
     batches, spent = ((b, 1.0) for b in endless(setup.batches)), 0.0
@@ -87,6 +127,7 @@ def _advance(
     def advance(step: int) -> float:
         nonlocal spent
         given, cost = next(batches)
+        take(given)
         spent += cost
         optimizer.zero_grad()
         loss = setup.loss(setup.model, given)
@@ -110,10 +151,13 @@ def _finite(loss: float, step: int) -> None:
         raise Diverged(f"training loss is {loss} at step {step}")
 
 
-def _whole(setup: Setup, optimizer: torch.optim.Optimizer, squares: bool) -> Callable[[int], float]:
+def _whole(
+    setup: Setup, optimizer: torch.optim.Optimizer, squares: bool, take: Callable[[Any], None]
+) -> Callable[[int], float]:
     samples, calls = setup.samples, 0
     assert samples
     data = samples.rows(torch.arange(len(samples)))
+    take(data)
     loss_of: Any = setup.residuals if squares else setup.loss
     pulls = isinstance(optimizer, torch.optim.LBFGS)  # torch's closures call backward()
 
@@ -190,7 +234,7 @@ def _scores(trial: Trial, setup: Setup, samples: Samples) -> tuple[Tensor, float
         setup.loss(model, next(batches)).backward()
         optimizer.step()
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(optimizer):
         each = [setup.loss(model, samples.rows(torch.tensor([i]))) for i in range(len(samples))]
     # what is not finite is as hard as can be; a forward is a third of a gradient
     scores = torch.stack(each).double().nan_to_num(math.inf).clamp(-1e300, 1e300)

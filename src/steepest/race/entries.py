@@ -1,13 +1,14 @@
 """Who may enter a race. The only file of this room that knows where optimizers come from.
 
 An entry is the name of a rule, of the package or of the task file, of a method on the whole loss
-(`methods.py`), or `module:Class`, any torch.optim.Optimizer; what may stand behind it, as in
-`adam+warmup+cosine`, is in `parts.py`.
+(`methods.py`), or `module:Class`, any torch.optim.Optimizer, also of the task file; what may stand
+behind it, as in `adam+warmup+cosine`, is in `parts.py`.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,8 @@ from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import cache, lru_cache
 from inspect import Parameter, signature
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +25,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LRScheduler
 
 import steepest
+from steepest.classes import class_of
+from steepest.families import families
 from steepest.race import BadCall, parts
 from steepest.race.methods import SQUARES, WHOLE
-from steepest.race.tasks.written import silenced
+from steepest.race.tasks.shape import turn
+from steepest.race.tasks.written import module_of, silenced
 from steepest.shell import RuleOptimizer
 
 if TYPE_CHECKING:
+    from steepest.definition import Rule
     from steepest.race.protocol import Trial
     from steepest.race.tasks.shape import Setup, Task
 
@@ -37,7 +44,8 @@ DEFAULT = (*REFERENCES, "adam", "adabelief", "adabound", "rmsprop", "nadam", "ra
 BASELINE = "adamw"
 SPAN = 30.0
 """A class that says no search range is tuned in lr alone, from its default / 30 to * 30, as a rule
-that says none is; weight decay and all else stay at their defaults."""
+that says none is; weight decay and all else stay at their defaults. A class with the name of one of
+the package's, such as torch.optim:SGD, has the range and the first trial of that one's rule."""
 
 
 def parse(text: str | None) -> tuple[str, ...]:
@@ -84,6 +92,13 @@ def fits(name: str, task: Task) -> None:
             f"entry {name!r}: {task.name} has a training loop of its own, and "
             f"{f'+{inside[0]}' if inside else name} acts in the race's: expected a task that says "
             f"what is trained, or parts of the kinds {', '.join(sorted(parts.ANYWHERE))}"
+        )
+    chooses = next((w for w in words if parts.PARTS[w].kind == "stopping"), None)
+    if chooses and not _first(task).test_data:
+        raise BadCall(
+            f"entry {name!r}: +{chooses} chooses weights by the validation data, and {task.name} "
+            f"has no test data to judge the choice by: give it test data, as evaluate(model, "
+            f"split), or leave +{chooses} out"
         )
     for word in words:
         if parts.PARTS[word].kind in parts.SWITCHES and word not in task.switches:
@@ -138,23 +153,50 @@ def _check(name: str) -> None:
         _class(optimizer)
         return
     if optimizer not in steepest.rules:
-        known = [*steepest.rules, *WHOLE]
-        near = get_close_matches(optimizer.lower(), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise BadCall(
             f"unknown optimizer {optimizer!r}: expected known names, or module:Class, separated by "
-            f"commas; {hint}"
+            f"commas; {_hint(optimizer)}"
         )
 
 
-@cache
+def _hint(optimizer: str) -> str:
+    """What somebody may have meant who wrote an optimizer that is unknown."""
+    module, _, name = optimizer.rpartition(".")
+    if module and all(word.isidentifier() for word in (*module.split("."), name)):
+        return f"did you mean '{module}:{name}'?"
+    for wrapper in (steepest.SAM, steepest.Lookahead):
+        if optimizer.lower() == wrapper.__name__.lower():
+            return (
+                f"steepest.{wrapper.__name__} wraps an optimizer and is no entry: in a loop of "
+                f"your own put it around what make_optimizer(...) returns"
+            )
+    for rule in steepest.rules:
+        if optimizer.lower() == class_of(rule).__name__.lower():
+            return f"did you mean {rule!r}?"
+    known = [*steepest.rules, *WHOLE]
+    near = get_close_matches(optimizer.lower(), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _module(name: str) -> ModuleType:
+    """The module; that of the task's file where it is the one: a second import defines rules twice.
+
+    It would be another source, too, where the file was edited.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # the caller's own modules
+    if name not in sys.modules and (spec := importlib.util.find_spec(name)) and spec.origin:
+        task = module_of(Path(spec.origin))
+        if task:
+            return task
+    return importlib.import_module(name)
+
+
 def _class(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, float]]:
     """The class, and the default of what is tuned."""
     module, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the caller's own modules
     try:
-        found = importlib.import_module(module)
+        found: Any = _module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
     except Exception as error:
@@ -162,16 +204,52 @@ def _class(name: str) -> tuple[type[torch.optim.Optimizer], dict[str, float]]:
         raise BadCall(f"entry {name!r} cannot be imported ({why}): expected module:Class") from None
     if not isinstance(found, type) or not issubclass(found, torch.optim.Optimizer):
         raise BadCall(f"entry {name!r} is no torch.optim.Optimizer class: expected module:Class")
-    lr = signature(found).parameters.get("lr")
+    return found, _tuned(name, found)
+
+
+def _known(kind: type[torch.optim.Optimizer]) -> Rule | None:
+    """The package's rule for a class: that of the name, or of a parent whose lr it has kept.
+
+    Which of a class's rules it is, the defaults say: SGD without momentum is `sgd`.
+    """
+    given = signature(kind).parameters
+    for base in kind.__mro__:
+        for family in families.values() if issubclass(base, torch.optim.Optimizer) else ():
+            named = {_plain(rule.name): rule for rule in family.members}
+            if _plain(base.__name__) not in (*named, _plain(family.name)):
+                continue
+            theirs = signature(base).parameters["lr"].default
+            if base is not kind and ("lr" not in given or given["lr"].default != theirs):
+                return None
+            usual = {n: p.default for n, p in given.items() if p.default is not Parameter.empty}
+            picked = family.rule({**family.arguments, **usual})
+            return (
+                picked if base.__name__ == family.name else named.get(_plain(base.__name__), picked)
+            )
+    return None
+
+
+def _plain(name: str) -> str:
+    """A name, however its spelling joins the words."""
+    return name.replace("_", "").lower()
+
+
+@cache
+def _tuned(name: str, found: type[torch.optim.Optimizer]) -> dict[str, float]:
+    """Default of each knob of a class that is tuned; BadCall for an lr that has none."""
+    given = signature(found).parameters
+    lr = given.get("lr")
     if lr is None:
-        return found, {}
+        return {}
+    if rule := _known(found):
+        return {knob: float(rule.defaults[knob]) for knob in rule.search if knob in given}
     if lr.default is Parameter.empty or not isinstance(lr.default, (int, float)) or lr.default <= 0:
         given = "none" if lr.default is Parameter.empty else repr(lr.default)
         raise BadCall(
             f"entry {name!r}: its default lr is {given}, and a race tunes around the default: "
             f"expected a number above 0; derive a class that has one"
         )
-    return found, {"lr": float(lr.default)}
+    return {"lr": float(lr.default)}
 
 
 _stored: dict[str, dict[str, tuple[float, float]]] = {}
@@ -196,8 +274,10 @@ def space(name: str) -> dict[str, tuple[float, float]]:
     if optimizer in WHOLE:
         return mine
     if ":" in optimizer:
-        own = {knob: (value / SPAN, value * SPAN) for knob, value in _class(optimizer)[1].items()}
-        return own | mine
+        kind, usual = _class(optimizer)
+        rule = _known(kind)
+        ranges = rule.search if rule else {k: (v / SPAN, v * SPAN) for k, v in usual.items()}
+        return {knob: ranges[knob] for knob in usual} | mine
     return {**steepest.rules[optimizer].search, **mine}
 
 
@@ -224,7 +304,7 @@ def make(
 ) -> torch.optim.Optimizer:
     """The optimizer of the entry `name` over `params` with `hyper`, without its parts.
 
-    seed: of a method that draws.
+    It is in training, where it knows of that. seed: of a method that draws.
     """
     optimizer, _ = split(name)
     own = {knob: value for knob, value in hyper.items() if "." not in knob}
@@ -239,7 +319,9 @@ def make(
     else:
         return steepest.optimizer(optimizer, params, **own)
     try:
-        return kind(params, **own)
+        made = kind(params, **own)
+        turn(made, "train")  # Schedule-Free by its authors begins at the point of use
+        return made
     except Exception as error:
         given = ", ".join(
             f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in own.items()
@@ -251,11 +333,17 @@ def make(
 
 
 def equip(
-    name: str, optimizer: torch.optim.Optimizer, steps: int, hyper: Mapping[str, float], seed: int
+    name: str,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    hyper: Mapping[str, float],
+    seed: int,
+    *,
+    guarded: bool = False,
 ) -> LRScheduler | None:
     """Give `optimizer` the parts of the entry that act inside of its step(); its schedule.
 
-    seed: of the noise.
+    seed: of the noise. guarded: the loop is not the race's: BadCall where it undoes the schedule.
     """
     _, words = split(name)
     needy = next((w for w in words if parts.named(w, parts.NEED_RATE)), None)
@@ -283,6 +371,8 @@ def equip(
     made = parts.rate(words, optimizer, steps, hyper)
     if made:
         optimizer.register_step_post_hook(lambda *_: made.step())
+        if guarded:
+            parts.guard(name, optimizer)
     return made
 
 
@@ -293,6 +383,13 @@ def built(task: Task, trial: Trial) -> Setup:
     switches = [w for w in words if parts.PARTS[w].kind in parts.SWITCHES]
     values = {w: trial.hyper.get(f"{w}.p", True) for w in switches}
     return task.build(trial.seed, **values) if values else task.build(trial.seed)
+
+
+def same_batches(name: str) -> bool:
+    """Whether the entry trains on the task's own batches: others have sizes or orders of theirs."""
+    return not whole(name) and not any(
+        parts.PARTS[w].kind in ("batch", "order") for w in split(name)[1]
+    )
 
 
 def model_of(name: str) -> tuple[str, ...]:

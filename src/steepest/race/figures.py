@@ -12,7 +12,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from steepest.race.drawing import INK, SIZE, draw, lines, looks, short
-from steepest.race.wording import counted, spread
+from steepest.race.wording import counted, judged_on, spread
 
 PANEL = (2.5, 1.9)
 FAR = 4.0
@@ -100,12 +100,14 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
             )  # fmt: skip
         side = "right" if summary["maximize"] else "left"
         unit = " (points)" if summary["proportion"] else ""
-        axes.set_xlabel(f"difference in test {summary['metric']}{unit}\nbetter is to the {side}")
+        axes.set_xlabel(
+            f"difference in {judged_on(summary)} {summary['metric']}{unit}\nbetter is to the {side}"
+        )
 
     return {
         "title": f"Difference to {base}, seed by seed",
         "text": f"Small marks: each of n={counted(summary, 'test', 'fresh seed')}, the entry less "
-        f"{base} with the same initial weights and order of data. Large marks and bars: mean and "
+        f"{base} on the same seed. Large marks and bars: mean and "
         f"t interval, as in the table. Arrowhead at the edge: beyond the scale.",
         "drawings": [(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"), "", None)],
     }

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import zip_longest
 from typing import Literal
 
 import torch
@@ -32,6 +33,10 @@ END = 0.01
 """Share of the rate that `+exponential` and `+exp-range` end at."""
 PERIODS = 7
 """`+sgdr` has periods of 1, 2 and 4 sevenths of the run, so that the last ends with it."""
+
+
+class Undone(BadCall):
+    """What a part does to the optimizer was undone by the loop that calls it."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ ANYWHERE = {"warmup", "rate", "noise", "clip"}
 """Kinds that act at the optimizer's step."""
 SWITCHES = {"norm": "batchnorm", "dropout": "dropout"}
 """Kinds that another model is made of."""
-NEEDS = {"batch": "samples", "order": "samples"}
+NEEDS = {"batch": "samples", "order": "samples", "stopping": "the race's loop, test data"}
 _BATCH = "draws batches of the task's size"
 CLASHES: dict[str, tuple[tuple[str, ...], str]] = {
     "one-cycle": (("warmup",), "has a warm-up"),
@@ -154,8 +159,41 @@ def rate(
     word = next((w for w in words if PARTS[w].kind == "rate"), None)
     if word is None:
         return torchs.LinearLR(optimizer, 1 / (warm + 1), 1.0, warm) if warm else None
-    made = _RATES[word](optimizer, max(1, steps - warm), hyper)
+    made = _MADE[word](optimizer, max(1, steps - warm), hyper)
     return WarmupLR(made, warm) if warm else made
+
+
+def guard(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Undone at a step whose rate is not what the parts of the entry `name` have set.
+
+    For a loop with a schedule of its own, in which the entry would be the one without the parts.
+    Its hook behind a step must be registered after the schedule's.
+    """
+    now = _rates(optimizer)
+    words = "+".join(w for w in name.split("+")[1:] if PARTS[w].kind in ("warmup", "rate"))
+
+    def look(*_: object) -> None:
+        found = _rates(optimizer)
+        if found == now:
+            return
+        was, became = next((a, b) for a, b in zip_longest(now, found) if a != b)
+        raise Undone(
+            f"entry {name!r}: +{words} set lr to {was}, and at the step it is {became}: the loop "
+            f"sets it too, by a schedule of its own or by hand; expected a loop that leaves lr "
+            f"alone, or entries without +{words} (Hugging Face's Trainer leaves it alone with "
+            f"optimizers=(optimizer, MultiplicativeLR(optimizer, lambda _: 1.0)))"
+        )
+
+    def remember(*_: object) -> None:
+        nonlocal now
+        now = _rates(optimizer)
+
+    optimizer.register_step_pre_hook(look)
+    optimizer.register_step_post_hook(remember)
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
 
 
 def falling(optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
@@ -195,7 +233,7 @@ def _noam(optimizer: torch.optim.Optimizer, steps: int, hyper: Mapping[str, floa
     return NoamLR(optimizer, width=1, warmup=warm, factor=peak)
 
 
-_RATES: dict[str, Callable[..., LRScheduler]] = {
+_MADE: dict[str, Callable[..., LRScheduler]] = {
     "cosine": lambda o, steps, hyper: torchs.CosineAnnealingLR(o, steps),
     "step": lambda o, steps, hyper: falling(o, steps),
     "exponential": lambda o, steps, hyper: torchs.ExponentialLR(o, END ** (1 / steps)),

@@ -105,6 +105,8 @@ class Result:
     """`test` is of test data; else of validation data."""
     initial: str = ""
     """Hash of the parameters before the first step."""
+    batches: list[str] = field(default_factory=list)
+    """Hash of all batches so far at each evaluation; none of an entry or loop with its own."""
     backends: list[str] = field(default_factory=list)
     """What made the steps."""
     wall_seconds: float = 0.0

@@ -10,7 +10,17 @@ from jinja2 import Environment, PackageLoader
 
 from steepest.race.drawing import DARK, LIGHT, PAGE, looks, untuned
 from steepest.race.figures import figures
-from steepest.race.wording import beside, care, caveats, columns, counted, number, rows, units
+from steepest.race.wording import (
+    UNKNOWN,
+    beside,
+    care,
+    caveats,
+    columns,
+    counted,
+    number,
+    rows,
+    units,
+)
 
 
 def rendered(template: str, **known: Any) -> str:
@@ -31,6 +41,12 @@ def page(summary: dict[str, Any]) -> str:
         rows=rows(summary),
         keys=keys(summary),
         tested=summary.get("test_data", True),
+        bests={
+            name: number(summary, entry["best"]["validation"]) + units(summary)[0]
+            if entry["best"]
+            else UNKNOWN
+            for name, entry in summary["entries"].items()
+        },
         target=target is not None and number(summary, target) + units(summary)[0],
         seeds=counted(summary, "test"),
         measures=_measures(summary),

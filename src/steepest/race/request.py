@@ -15,6 +15,7 @@ import torch
 
 import steepest
 from steepest.race import BadCall, entries, protocol, tasks
+from steepest.race.tasks import beside
 
 if TYPE_CHECKING:
     from steepest.race.store import Store
@@ -86,6 +87,13 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
                 f"leave it out, or choose another folder with --out"
             )
     now = provenance(request)
+    began = store.provenance.get("modules_sha256", {})
+    for name, known in now["modules_sha256"].items():
+        if began.get(name, known) != known:
+            raise BadCall(
+                f"{option} with another module {name!r} than the race in '{where}' began with: "
+                f"restore it, or choose another folder with --out"
+            )
     for what in ("versions", "task_sha256", "data_sha256"):
         if now[what] != store.provenance[what]:
             raise BadCall(
@@ -115,6 +123,7 @@ def provenance(request: Request) -> dict[str, Any]:
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         },
         "task_sha256": task.source_hash,
+        "modules_sha256": beside.modules(request.task, request.optimizers),
         "data_sha256": task.data_hash(),
     }
 

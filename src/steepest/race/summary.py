@@ -70,10 +70,11 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         "entries": found,
         "provenance": provenance,
     }
-    if complete and task.proportion and task.test_size:
+    if complete and task.proportion and task.test_size and task.test_data:
         share = st.fmean(found[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
+    summary["batches_checked"] = sorted({t.entry for t, result in pairs if result.batches})
     return {"verdict": verdict(summary), **summary}
 
 
@@ -100,6 +101,7 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
         "untuned": untuned_because(tuning) if chosen else None,
         "chosen": [trial.index for trial in chosen] if chosen else None,
         "hyperparameters": _middle([trial.hyper for trial in chosen]) if chosen else None,
+        "best": _best(task, tuned, chosen) if chosen else None,
         "trials": len(tuned),
         "tuning": tuning,
         "expected_best": expected_best(
@@ -152,6 +154,14 @@ def _middle(chosen: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     """Each knob's lowest, median and highest value of the choices for the fresh seeds."""
     columns = {knob: [hyper[knob] for hyper in chosen] for knob in chosen[0]}
     return {knob: [min(v), st.median_low(v), max(v)] for knob, v in columns.items()}
+
+
+def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> dict[str, Any]:
+    """The tuning trial with the best metric of those that were chosen: a point that was run."""
+    keys = {trial.key for trial in chosen}
+    trial = best(task, [pair for pair in tuned if pair[0].key in keys])
+    score = next(final(task, result) for other, result in tuned if other.key == trial.key)
+    return {"index": trial.index, "hyperparameters": trial.hyper, "validation": score}
 
 
 def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int | None] | None:

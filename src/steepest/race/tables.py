@@ -41,7 +41,7 @@ def runs(task: Task, pairs: Pairs) -> str:
                 *(trial.hyper.get(knob) for knob in knobs),
                 final(task, result),
                 better(result.validation, default=None),
-                tested(task, trial, result),
+                tested(task, trial, result) if task.test_data else None,
                 result.diverged,
                 None if at is None else result.steps[at],
                 None if at is None else result.seconds[at],

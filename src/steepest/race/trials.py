@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -19,9 +20,11 @@ from torch import nn
 
 from steepest.race import BadCall, entries, tasks
 from steepest.race.course import Diverged, declared
+from steepest.race.pairing import Apart, Seen, put_back
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
-from steepest.race.tasks.shape import Samples, Setup, Task, TaskError
-from steepest.race.tasks.written import described, number, silenced, told
+from steepest.race.tasks import beside
+from steepest.race.tasks.shape import Samples, Setup, Task, TaskError, two_points
+from steepest.race.tasks.written import described, held, number, silenced, told
 
 ROUNDING = 1e-6
 """So far beyond 0 or 1 a share may lie."""
@@ -35,8 +38,28 @@ class Ended(BaseException):
     """Ends a loop of the user's, through any `except Exception` of it."""
 
 
-def run(trial: Trial) -> Result:
-    """Train as `trial` says, on one thread. A run that diverges is a result, not an error."""
+def runner(task: str, optimizers: str | None = None) -> Callable[[Trial], Result]:
+    """`run` for the workers of a race: of a task in a file, by its source as it is now."""
+    with tasks.held(task) as source:
+        return partial(run, source=source, imported=beside.modules(task, optimizers, anew=True))
+
+
+def run(
+    trial: Trial, source: bytes | None = None, imported: Mapping[str, str] | None = None
+) -> Result:
+    """Train as `trial` says, on one thread. A run that diverges is a result, not an error.
+
+    source: what the task's file said when the race began. imported: hashes of the user's modules.
+    """
+    with nullcontext() if source is None else held(Path(trial.task), source):
+        tasks.get(trial.task, trial.data)
+        if imported:
+            entries.defaults(trial.entry)  # imports its class
+            beside.agree(trial.task, imported)
+        return _run(trial)
+
+
+def _run(trial: Trial) -> Result:
     torch.set_num_threads(1)
     task = tasks.get(trial.task, trial.data)
     # what a task prints is shown once, in the pilot run
@@ -85,6 +108,9 @@ class _Run:
         self._stepping: list[list[float]] = []
         self._whole: list[float] = []
         self._spent, self._mark = 0.0, perf_counter()
+        self._seen, self._new = Seen(), False
+        self._training: list[bool] = []
+        self._odd = ""
         self._wrong: Exception | None = None
         self._over = False
         started = perf_counter()
@@ -98,7 +124,7 @@ class _Run:
             if task.train:
                 task.train(self.make_optimizer, self.report, trial.seed, trial.steps)
             else:
-                declared(task, trial, self.make_optimizer, self.report)
+                declared(task, trial, self.make_optimizer, self.report, self._saw)
         except Ended:
             pass
         except ArithmeticError as error:  # FloatingPointError, OverflowError, ZeroDivisionError
@@ -115,6 +141,8 @@ class _Run:
             result.diverged = str(error)
         if self._wrong:  # the user's loop has swallowed it
             raise self._wrong
+        if self._odd and not result.diverged:
+            result.diverged = f"{self._odd}, and at every report after it"
         if not result.diverged and not result.steps:
             late = f" up to step {trial.steps}" if self._over else ""
             raise BadCall(f"it never called report(step, validation=...){late}")
@@ -131,7 +159,8 @@ class _Run:
             self._refuse(f"make_optimizer({described(params)}): expected a module or parameters")
         found = list(params.parameters() if isinstance(params, nn.Module) else params)
         try:
-            optimizer = entries.make(self.trial.entry, found, self.trial.hyper, self.trial.seed)
+            with put_back():
+                optimizer = entries.make(self.trial.entry, found, self.trial.hyper, self.trial.seed)
         except Exception as error:
             self._wrong = error  # whatever the task makes of it
             raise
@@ -139,15 +168,32 @@ class _Run:
             raw = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
             self._initial.update(raw.numpy().tobytes())
         self._optimizers.append(optimizer)
-        optimizer.step = MethodType(self._timed(optimizer.step), optimizer)
         trial, which = self.trial, len(self._optimizers)  # two have two noises
-        entries.equip(trial.entry, optimizer, trial.steps, trial.hyper, trial.seed + which)
+        optimizer.step = MethodType(self._timed(optimizer, which), optimizer)
+        if two_points(optimizer):
+            self._watch(optimizer)
+        entries.equip(
+            trial.entry, optimizer, trial.steps, trial.hyper, trial.seed + which,
+            guarded=self.task.train is not None,
+        )  # fmt: skip
         self._mark = perf_counter()
         return optimizer
 
-    def _timed(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        times: list[float] = []
+    def _watch(self, optimizer: Any) -> None:
+        """Note whether the weights have been at the point of use since the last step."""
+        inner, which = optimizer.eval, len(self._training) - 1
+
+        def switch(_: Any) -> None:
+            inner()
+            self._training[which] = False
+
+        optimizer.eval = MethodType(switch, optimizer)
+
+    def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
+        inner, times = optimizer.step, []
         self._stepping.append(times)
+        self._training.append(False)
+        apart, both = Apart(optimizer, self.trial.seed + which), two_points(optimizer)
 
         def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
             inside = 0.0
@@ -157,20 +203,34 @@ class _Run:
                 start = perf_counter()
                 try:
                     assert closure
-                    return closure()
+                    with apart.turned():
+                        return closure()
                 finally:
                     inside += perf_counter() - start
 
-            start = perf_counter()
-            value = inner() if closure is None else inner(timed_closure)
-            end = perf_counter()
+            before = perf_counter()
+            with apart.turned():
+                start = perf_counter()
+                try:
+                    value = inner() if closure is None else inner(timed_closure)
+                except entries.parts.Undone as error:
+                    self._wrong = error
+                    raise
+                end = perf_counter()
             times.append(end - start - inside)
-            self._whole.append(end - self._mark)
-            self._spent += end - self._mark
-            self._mark = end
+            self._whole.append(end - self._mark - (start - before))
+            self._spent += self._whole[-1]
+            self._training[which - 1] = both
+            self._mark = perf_counter()
             return value
 
         return step
+
+    def _saw(self, batch: Any) -> None:
+        start = perf_counter()
+        self._seen.add(batch)
+        self._new = True
+        self._mark += perf_counter() - start  # no training
 
     def report(self, step: int, **metrics: Any) -> None:
         """`report(step, validation=..., test=..., anything=...)`: feeds the race, may end the run.
@@ -198,10 +258,34 @@ class _Run:
             values = {name: number(value) for name, value in metrics.items()}
         except BadCall as error:
             self._refuse(f"report({step}): {error}")
+        if any(self._training):
+            self._refuse(
+                f"report({step}): {trial.entry} is at the point of its gradients, not at the "
+                f"average that it is used at: call optimizer.eval() before the evaluation and "
+                f"optimizer.train() behind it, if hasattr(optimizer, 'eval')"
+            )
         for name in ("validation", "test"):
-            if not math.isfinite(values.get(name, 0.0)):
+            value = values.get(name, 0.0)
+            if not math.isfinite(value):
                 data = "" if name == "validation" else " on test data"
-                self._diverge(f"model output is not finite{data} at step {step}")
+                if not self.task.train or not self._finite(HUGE):
+                    self._diverge(f"model output is not finite{data} at step {step}")
+                if trial.phase == PILOT:
+                    self._refuse(
+                        f"report({step}): {name}={value} is not finite, in a pilot run: expected a "
+                        f"finite metric"
+                    )
+                # the next reports tell whether that is the optimizer's or the evaluation's
+                self._odd = self._odd or f"{name}={value} with finite weights at step {step}"
+                self._mark = perf_counter()
+                return
+        if self._odd:
+            self._refuse(
+                f"report({step}) with numbers, after {self._odd}: that is the evaluation's, and no "
+                f"optimizer that diverged; report a number also where the metric is not defined, "
+                f"such as the worst that it can be"
+            )
+        for name in ("validation", "test"):
             if self.task.proportion and name in values:
                 share = min(max(values[name], 0.0), 1.0)
                 if abs(values[name] - share) <= ROUNDING:
@@ -222,6 +306,9 @@ class _Run:
         result.steps.append(step)
         result.validation.append(values.pop("validation"))
         result.seconds.append(self._spent)
+        if self._new:  # a run that has stopped early sees no more
+            result.batches.append(self._seen.so_far())
+            self._new = False
         result.tested = "test" in values
         test = values.pop("test", None)
         result.test = test if trial.phase == FRESH else None

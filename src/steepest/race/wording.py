@@ -25,6 +25,11 @@ def units(summary: dict[str, Any]) -> tuple[str, str]:
     return (" %", " points") if summary["proportion"] else ("", "")
 
 
+def judged_on(summary: dict[str, Any]) -> str:
+    """The data of the fresh runs' metric: test, or validation where a task has no test data."""
+    return "test" if summary.get("test_data", True) else "validation"
+
+
 def verdict(summary: dict[str, Any]) -> str:
     """What the race showed, in plain words, with n."""
     runs, base, n = summary["runs"], summary["baseline"], summary["plan"]["seeds"]
@@ -118,10 +123,8 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         lines.append(over_budget(plan) + ".")
     compared = _compared(summary)
     if compared:
-        own = " (a curriculum has an order of its own)"
         lines.append(
-            f"Differences are paired by seed (n={n}): same initial weights and order of data"
-            f"{own * any('curriculum' in name for name in summary['entries'])}. "
+            f"Differences are paired by seed (n={n}): {_same(summary)}. "
             f"Two-sided t intervals, Holm-corrected over {len(compared)} "
             f"{_plural('comparison', len(compared))}: the claims hold at 5 % together; "
             f"each interval stands alone."
@@ -146,6 +149,19 @@ def caveats(summary: dict[str, Any]) -> list[str]:
             f"{summary['metric']} {worst}, not as missing."
         )
     return lines + [f"{finding['text']}." for finding in found]
+
+
+def _same(summary: dict[str, Any]) -> str:
+    """What the runs of a seed have in common, and which of it was checked."""
+    checked = summary.get("batches_checked", [])
+    if not checked:
+        return (
+            "same initial weights, checked; the order of data is that of a loop of the task's own, "
+            "unchecked"
+        )
+    others = [name for name in summary["entries"] if name not in checked]
+    own = f" (unchecked for {', '.join(others)}, which choose their own)" if others else ""
+    return f"same initial weights and batches, checked{own}"
 
 
 def beside(summary: dict[str, Any], name: str) -> str | None:
@@ -239,7 +255,7 @@ def columns(summary: dict[str, Any]) -> tuple[str, ...]:
     return (
         "entry",
         "n",
-        f"test {summary['metric']}{unit}",
+        f"{judged_on(summary)} {summary['metric']}{unit}",
         f"difference to {summary['baseline']}{points}",
         "steps to target",
         "seconds to target",

@@ -39,6 +39,9 @@ class _Failure:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
+    # a spawned process spawns its own by default, and a DataLoader's workers would import all
+    # anew in each epoch: they start as they do outside of a race
+    multiprocessing.set_start_method(None, force=True)
     while True:
         try:
             item = pipe.recv()

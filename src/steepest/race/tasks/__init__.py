@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from steepest.race.tasks import gan, images, sparse, tables, text, written
 from steepest.race.tasks.shape import Setup, Task
 from steepest.race.tasks.shape import facts as facts
 
-__all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "get", "is_file", "words"]
+__all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "get", "held", "is_file", "words"]
 
 TASKS = {
     task.name: task
@@ -31,6 +32,28 @@ DATA_TASKS: dict[str, Callable[[Path], Task]] = {
 def is_file(name: str) -> bool:
     """Whether a task's name means a file of the user's own."""
     return name.endswith(".py") or bool(re.search(r"[/\\]", name))
+
+
+def held(name: str) -> AbstractContextManager[bytes | None]:
+    """Meanwhile a task in a file is what the file says now; its source."""
+    return written.held(Path(name)) if is_file(name) else nullcontext()
+
+
+def edited(name: str) -> str | None:
+    """What to say where the file of a task is no longer what is held of it."""
+    if not is_file(name):
+        return None
+    with written.held(Path(name)) as source:
+        try:
+            same = Path(name).read_bytes() == source
+        except OSError:
+            same = False
+    if same:
+        return None
+    return (
+        f"{Path(name).name} was changed during the race: all runs are of the source that it began "
+        f"with, and --resume wants that one"
+    )
 
 
 def get(name: str, data: str | None = None) -> Task:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.race.tasks.images import BATCH, digits, hash_of
-from steepest.race.tasks.shape import Make, Reporter, Samples, Task
+from steepest.race.tasks.shape import Make, Reporter, Samples, Task, evaluating
 
 NOISE, SAMPLES, STEPS, EVERY = 16, 1000, 1000, 100
 PRESENT = 0.02
@@ -99,7 +99,7 @@ def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> Non
         cost(fake, True).backward()
         fooling.step()
         if step % EVERY == 0 or step == steps:
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(fooling, telling):
                 drawn = generator.eval()(fixed)
             generator.train()
             validation, modes = judged(drawn, "validation")

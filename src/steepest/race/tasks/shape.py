@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,30 @@ class Reporter(Protocol):
 
 Make = Callable[[Any], torch.optim.Optimizer]
 """`make_optimizer(params_or_model)`: the candidate."""
+
+
+def two_points(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the weights are used at another point than they are trained at: Schedule-Free's are.
+
+    Then eval() goes to the one and train() to the other.
+    """
+    return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))
+
+
+def turn(optimizer: Any, to: Literal["eval", "train"]) -> None:
+    """To the point of use, or back to that of training."""
+    if two_points(optimizer):
+        getattr(optimizer, to)()
+
+
+@contextmanager
+def evaluating(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
+    """The weights at the points that they are used at."""
+    for optimizer in optimizers:
+        turn(optimizer, "eval")
+    yield
+    for optimizer in optimizers:
+        turn(optimizer, "train")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race.tasks.shape import Make, Reporter, Task
+from steepest.race.tasks.shape import Make, Reporter, Task, evaluating
 
 LENGTH, BATCH = 12, 32
 """Words of a passage, passages of a batch."""
@@ -137,11 +137,13 @@ def train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None
             raise FloatingPointError(f"training loss is {loss.item()} at step {step}")
         loss.backward()
         stepper.step()
-        if step == steps:
-            found = {"validation": evaluate(model, "validation"), "test": evaluate(model, "test")}
-            report(step, **found, sparse_gradients=float(bool(stepper.sparse)))
-        elif step % EVERY == 0:
-            report(step, validation=evaluate(model, "validation"))
+        if step % EVERY == 0 or step == steps:
+            splits = ("validation", "test") if step == steps else ("validation",)
+            with evaluating(stepper.optimizer):
+                found = {split: evaluate(model, split) for split in splits}
+            if step == steps:
+                found["sparse_gradients"] = float(bool(stepper.sparse))
+            report(step, **found)
 
 
 BAG = Task(

@@ -16,8 +16,12 @@ WORST                  metric that a diverged run counts as (that of the untrain
                        measured, where that is worse
 TEST_CASES             the metric is a share, 0 to 1, of so many test cases: shown in %
 
-A race knows the file by its sha256, and goes on only with the same one. That is of this file
-alone: modules that it imports are not looked at, so leave them as they are during a race.
+A race knows the file by its sha256, and goes on only with the same one. It reads the file once:
+what runs is that source, also where the file is edited meanwhile. Modules that it imports, from
+beside it or from where you are, must stay as they are: a race ends where one was changed.
+
+Each run begins with torch, numpy, random and every generator that the file made at its top seeded
+anew from the run's seed, so that no run depends on which ones came before it.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import linecache
 import math
 import os
 import random
@@ -39,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from steepest.race import BadCall
 from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, TaskError
@@ -48,23 +53,53 @@ MODULE = "steepest_task"
 STEPS = 300
 EVALUATIONS = 12
 
+SEARCHED = 1000
+"""Things in a list of the file's, up to which generators are looked for in it."""
+
 _loaded: dict[tuple[Path, str], tuple[ModuleType, Task]] = {}
+_held: dict[Path, bytes] = {}
 
 
-def load(path: Path) -> Task:
-    """The task in the file `path`; BadCall, with the user's lines, for what it cannot mean."""
+def read(path: Path) -> bytes:
+    """The source of the file, or what is held of it; BadCall if there is none."""
     try:
-        source = path.read_bytes()
+        return _held[path.resolve()] if path.resolve() in _held else path.read_bytes()
     except OSError as error:
         raise BadCall(
             f"cannot read the task file '{path}' ({error.strerror}): expected a Python file"
         ) from None
+
+
+@contextlib.contextmanager
+def held(path: Path, source: bytes | None = None) -> Iterator[bytes]:
+    """Meanwhile the file is what it is now, or `source`, whatever becomes of it on the disk."""
+    key = path.resolve()
+    before = _held.get(key)
+    _held[key] = read(path) if source is None else source
+    try:
+        yield _held[key]
+    finally:
+        if before is None:
+            del _held[key]
+        else:
+            _held[key] = before
+
+
+def load(path: Path) -> Task:
+    """The task in the file `path`; BadCall, with the user's lines, for what it cannot mean."""
+    source = read(path)
     digest = hashlib.sha256(source).hexdigest()
     key = path.resolve(), digest
     if key not in _loaded:
         module = _imported(path.resolve(), source)
         _loaded[key] = module, _read(module, path, digest)
     return _loaded[key][1]
+
+
+def module_of(path: Path) -> ModuleType | None:
+    """The file as a module, if the last task that was loaded is the one in it."""
+    module = sys.modules.get(MODULE)
+    return module if module and module.__file__ == str(path.resolve()) else None
 
 
 def _imported(path: Path, source: bytes) -> ModuleType:
@@ -76,7 +111,11 @@ def _imported(path: Path, source: bytes) -> ModuleType:
         sys.path.insert(0, str(path.parent))
     try:
         with told(path, "the file itself"):
-            exec(compile(source, str(path), "exec"), module.__dict__)
+            code = compile(source, str(path), "exec")
+            # lines of an error are those that ran: without a time of change nobody reads them again
+            lines = source.decode("utf-8", "replace").splitlines(keepends=True)
+            linecache.cache[str(path)] = len(source), None, lines, str(path)
+            exec(code, module.__dict__)
     except BaseException:
         del sys.modules[MODULE]
         if before:
@@ -159,33 +198,68 @@ def _read(module: ModuleType, path: Path, digest: str) -> Task:
         every=constant("EVERY", int, 1) or max(1, steps // EVALUATIONS),
         test_size=cases,
         proportion=cases > 0,
-        build=(lambda seed: _build(function, path, seed)) if found[0] == "task" else None,
+        build=(lambda seed: _build(module, path, seed)) if found[0] == "task" else None,
         train=(lambda *a: _train(module, path, *a)) if found[0] == "train" else None,
         source_hash=digest,
         file=str(path),
     )
 
 
-def seed_everything(seed: int) -> None:
-    """torch, numpy and random, so that a task that seeds nothing is reproducible all the same."""
+def seed_everything(seed: int, module: ModuleType) -> None:
+    """torch, numpy, random and the generators of the file: a run depends on its seed alone."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+    for k, generator in enumerate(_generators(vars(module), set())):
+        own = (seed + k * 2654435761) % 2**32  # a stream for each
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(own)
+        elif isinstance(generator, np.random.Generator):
+            bits: Any = generator.bit_generator
+            bits.state = type(bits)(own).state
+        else:
+            generator.seed(own)
+
+
+def _generators(value: Any, seen: set[int]) -> Iterator[Any]:
+    """The random generators in what a file made at its top: in its lists, loaders and objects."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    inside: Iterable[Any] = ()
+    if isinstance(
+        value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+    ):
+        yield value
+    elif isinstance(value, dict):
+        inside = value.values() if len(value) <= SEARCHED else ()
+    elif isinstance(value, (list, tuple)):
+        inside = value if len(value) <= SEARCHED else ()
+    elif isinstance(value, FunctionType):
+        inside = *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()
+        with contextlib.suppress(ValueError):  # a cell that is empty yet
+            inside = *inside, *(cell.cell_contents for cell in value.__closure__ or ())
+    elif isinstance(value, (DataLoader, Dataset, Sampler)) or MODULE in (
+        type(value).__module__, getattr(value, "__module__", "")
+    ):  # fmt: skip
+        inside = list(getattr(value, "__dict__", {}).values())
+    for each in list(inside):
+        yield from _generators(each, seen)
 
 
 def _train(
     module: ModuleType, path: Path, make: Make, report: Reporter, seed: int, steps: int
 ) -> None:
-    seed_everything(seed)
+    seed_everything(seed, module)
     vars(module)["STEPS"] = steps
     with told(path, "train()", (ArithmeticError,)):
         module.train(make, report, seed)
 
 
-def _build(function: FunctionType, path: Path, seed: int) -> Setup:
-    seed_everything(seed)
+def _build(module: ModuleType, path: Path, seed: int) -> Setup:
+    seed_everything(seed, module)
     with told(path, "task()"):
-        made = function(seed)
+        made = module.task(seed)
         shape = "expected task(seed) to return (model, loss, batches, evaluate)"
         if not isinstance(made, tuple) or len(made) != 4:
             given = f"{len(made)} things" if isinstance(made, tuple) else f"a {type(made).__name__}"

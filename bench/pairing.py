@@ -1,0 +1,74 @@
+"""What checking a race's pairing costs beside a training step: python bench/pairing.py
+
+Microseconds, medians, one thread: the hash of a batch, the turn to an optimizer's own random states
+and back, and a whole training step without both.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from steepest.race import entries, tasks, trials
+from steepest.race.pairing import Apart, Seen
+from steepest.race.protocol import FRESH, Trial
+
+TASKS, COUNT = ("diabetes", "digits", "text"), 300
+IMAGES = (64, 3, 224, 224)
+"""A batch that is large for a CPU."""
+
+
+class Stranger(torch.optim.SGD):
+    """Neither ours nor torch's: numpy's and Python's states are turned too."""
+
+
+def timed(work: Callable[[], Any], count: int = COUNT) -> float:
+    """Median microseconds of a call."""
+    times = []
+    for _ in range(count):
+        start = perf_counter()
+        work()
+        times.append(perf_counter() - start)
+    return 1e6 * median(times)
+
+
+def turn(kind: type[torch.optim.Optimizer]) -> float:
+    """Of both turns around a step."""
+    apart = Apart(kind([torch.nn.Parameter(torch.ones(1))], lr=0.1), 0)  # type: ignore[call-arg]
+
+    def both() -> None:
+        with apart.turned():
+            pass
+
+    return timed(both)
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    print("| task | bytes of a batch | hash | turn | training step |\n|---|---|---|---|---|")
+    ours, strange = turn(torch.optim.SGD), turn(Stranger)
+    for name in TASKS:
+        task, seen = tasks.get(name), Seen()
+        assert task.build
+        batches = iter(task.build(0).batches)
+        first = next(batches)
+        parts = first if isinstance(first, (tuple, list)) else (first,)
+        size = sum(t.numel() * t.element_size() for t in parts)
+        taken = timed(lambda: seen.add(next(batches)))  # noqa: B023
+        drawn = timed(lambda: next(batches))  # noqa: B023
+        run = trials.run(Trial(name, FRESH, "adamw", 0, 0, COUNT, entries.defaults("adamw")))
+        step = 1e6 * run.train_seconds
+        print(f"| {name} | {size:,} | {taken - drawn:.0f} | {ours:.0f} | {step:.0f} |")
+    image, seen = torch.randn(IMAGES), Seen()
+    print(f"| {IMAGES} | {image.numel() * 4:,} | {timed(lambda: seen.add(image), 30):.0f} | | |")
+    print(f"\nThe turn around a class that is neither ours nor torch's: {strange:.0f}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
