@@ -22,7 +22,8 @@ import broken
 import steepest
 from steepest import check, cli
 from steepest.check import examinations, examine, report, subject
-from steepest.check.subject import Subject, TargetError, quiet
+from steepest.check.subject import Subject, quiet
+from steepest.check.target import TargetError
 from steepest.classes import classes
 
 NAMES = [each.name for each in examinations()]

@@ -333,5 +333,3 @@ def check_state(
 
 
 # loading
-
-

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .doctor import Finding, examinations, examine
 from .examination import Examination
 from .passports import passport
-from .subject import TargetError
+from .target import TargetError
 
 if TYPE_CHECKING:
     from .suite import Suite as Suite

@@ -12,7 +12,8 @@ import torch
 
 from . import contract as contract
 from .examination import Examination, table
-from .subject import Subject, TargetError, limited, quiet
+from .subject import Subject, limited, quiet
+from .target import TargetError
 
 Outcome = Literal["pass", "fail", "not applicable"]
 

@@ -20,7 +20,7 @@ import torch
 from ..classes import classes
 from .doctor import Finding, Outcome, examine
 from .examination import table
-from .subject import resolve
+from .target import resolve
 
 OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "not applicable")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
 import inspect
 import io
 import math
@@ -20,20 +19,17 @@ from typing import Any
 
 import torch
 
-from ..classes import class_of, classes
-from ..definition import Rule, nearest, rules
+from ..classes import classes
+from ..definition import Rule, nearest
 from ..families import families
 from ..options import WITHOUT_EFFECT
 from ..shell import RuleOptimizer
+from .target import TargetError, home_of, imported, resolve, sentence
 
 SECONDS = 30
 """What one script or trial may take before it is stopped and fails."""
 PATHS = ("foreach", "fused", "capturable", "differentiable", "maximize")
 """Flags of torch's classes that have an examination of their own."""
-
-
-class TargetError(ValueError):
-    """The target is no optimizer class, or cannot be constructed as asked."""
 
 
 class Subject:
@@ -49,7 +45,7 @@ class Subject:
         self.name = self.kind.__name__
         self.parameters = _parameters(self.kind)
         self._refuse_impossible()
-        module = named or _home(self.kind)
+        module = named or home_of(self.kind)
         shown = target.partition(":")[2] if named else self.name
         self.imports = [f"from {module} import {shown}" + f" as {self.name}" * (shown != self.name)]
         if named and isinstance(getattr(sys.modules[named], shown), Rule):
@@ -80,7 +76,7 @@ class Subject:
                 self.construct([torch.nn.Parameter(torch.ones(2, 2))])
         except Exception as error:
             raise TargetError(
-                f"{self.name} cannot be constructed on one parameter: {_sentence(error)}; give "
+                f"{self.name} cannot be constructed on one parameter: {sentence(error)}; give "
                 "what it needs by --option NAME=VALUE"
             ) from error
 
@@ -184,65 +180,8 @@ class Subject:
             with quiet(), limited():
                 self.construct([p]).step()
         except Exception as error:
-            return _sentence(error, kind=False)
+            return sentence(error, kind=False)
         return ""
-
-
-def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
-    """The class that a target names, and the module that it was named with."""
-    module = ""
-    if isinstance(target, str) and ":" in target:
-        module = target.partition(":")[0]
-        target = _imported(target)
-    elif isinstance(target, str):
-        try:
-            target = class_of(target)
-        except ValueError:
-            known = {*rules, *classes}
-            hint = nearest(target, known)
-            raise TargetError(
-                f"{target!r} is no optimizer of this package; {hint}{'.' * (hint[-1] != '?')} "
-                "A class of another one is given as module:Class"
-            ) from None
-    if isinstance(target, Rule):
-        target = class_of(target)
-    if not _is_optimizer(target):
-        raise TargetError(
-            f"{target!r} was given, expected a subclass of torch.optim.Optimizer, a rule's name, "
-            "'module:Class' or 'module:rule'"
-        )
-    return target, module
-
-
-def _imported(target: str) -> Any:
-    """What stands behind "module:Class"."""
-    module, _, name = target.partition(":")
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # ours may be JSON
-            loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name and f"{module}.".startswith(f"{error.name}."):
-            raise TargetError(f"{target}: there is no module {error.name!r}") from None
-        raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise TargetError(f"{target}: importing {module} raised {said}") from error
-    if not hasattr(loaded, name):
-        known = [n for n, v in vars(loaded).items() if _is_optimizer(v)]
-        raise TargetError(f"{target}: {module} has no {name!r}; {nearest(name, known)}")
-    return getattr(loaded, name)
-
-
-def _sentence(error: Exception, kind: bool = True) -> str:
-    said = " ".join(str(error).split())
-    name = type(error).__name__
-    return (f"{name}: {said}" if kind else said) if said else name
-
-
-def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
 
 
 def _parameters(kind: type) -> dict[str, inspect.Parameter]:
@@ -250,16 +189,6 @@ def _parameters(kind: type) -> dict[str, inspect.Parameter]:
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = [p for p in inspect.signature(kind).parameters.values() if p.kind in named]
     return {p.name: p for p in found[1:]}
-
-
-def _home(kind: type) -> str:
-    """The shortest module that the class can be imported from; nothing if there is none."""
-    parts = kind.__module__.split(".")
-    for k in range(1, len(parts) + 1):
-        module = ".".join(parts[:k])
-        if getattr(sys.modules.get(module), kind.__name__, None) is kind and module != "__main__":
-            return module
-    return ""
 
 
 @contextlib.contextmanager
@@ -347,7 +276,7 @@ def same_options(subject: Subject) -> dict[str, Any]:
 def written(value: Any) -> tuple[str, list[str]]:
     """A value as an expression, and the modules that it names beside torch. TargetError if none."""
     if isinstance(value, type):
-        home = _home(value)
+        home = home_of(value)
         if home:
             return f"{home}.{value.__name__}", [home]
         raise TargetError(f"{value!r} is an option, expected a class that can be imported")
@@ -445,4 +374,4 @@ def read_option(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         known = re.fullmatch(r"[\w.]+:\w+", value)
-        return name, _imported(value) if known else value
+        return name, imported(value) if known else value

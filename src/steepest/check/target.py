@@ -1,0 +1,84 @@
+"""What is examined: a class or rule that was named, or given."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from typing import Any
+
+import torch
+
+from ..classes import class_of, classes
+from ..definition import Rule, nearest, rules
+
+
+class TargetError(ValueError):
+    """The target is no optimizer class, or cannot be constructed as asked."""
+
+
+def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
+    """The class that a target names, and the module that it was named with."""
+    module = ""
+    if isinstance(target, str) and ":" in target:
+        module = target.partition(":")[0]
+        target = imported(target)
+    elif isinstance(target, str):
+        try:
+            target = class_of(target)
+        except ValueError:
+            known = {*rules, *classes}
+            hint = nearest(target, known)
+            raise TargetError(
+                f"{target!r} is no optimizer of this package; {hint}{'.' * (hint[-1] != '?')} "
+                "A class of another one is given as module:Class"
+            ) from None
+    if isinstance(target, Rule):
+        target = class_of(target)
+    if not is_optimizer(target):
+        raise TargetError(
+            f"{target!r} was given, expected a subclass of torch.optim.Optimizer, a rule's name, "
+            "'module:Class' or 'module:rule'"
+        )
+    return target, module
+
+
+def imported(target: str) -> Any:
+    """What stands behind "module:Class"."""
+    module, _, name = target.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # ours may be JSON
+            loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            raise TargetError(f"{target}: there is no module {error.name!r}") from None
+        raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise TargetError(f"{target}: importing {module} raised {said}") from error
+    if not hasattr(loaded, name):
+        known = [n for n, v in vars(loaded).items() if is_optimizer(v)]
+        raise TargetError(f"{target}: {module} has no {name!r}; {nearest(name, known)}")
+    return getattr(loaded, name)
+
+
+def sentence(error: Exception, kind: bool = True) -> str:
+    said = " ".join(str(error).split())
+    name = type(error).__name__
+    return (f"{name}: {said}" if kind else said) if said else name
+
+
+def is_optimizer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+
+
+def home_of(kind: type) -> str:
+    """The shortest module that the class can be imported from; nothing if there is none."""
+    parts = kind.__module__.split(".")
+    for k in range(1, len(parts) + 1):
+        module = ".".join(parts[:k])
+        if getattr(sys.modules.get(module), kind.__name__, None) is kind and module != "__main__":
+            return module
+    return ""
