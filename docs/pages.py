@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from steepest.arguments import allowed, meaning
 from steepest.catalogue import facts, said
 from steepest.definition import Rule, rules
 from steepest.families import family_of
@@ -27,19 +28,6 @@ from steepest.oracles import LIMIT, ORACLES, SETTINGS
 DOCS = Path(__file__).parent
 FOLDER = DOCS / "optimizers"
 README = DOCS.parent / "README.md"
-DECAY = {
-    "coupled": "added to the gradient (L2)",
-    "decoupled": "shrinks the parameter by `lr * weight_decay`",
-}
-MEANINGS = {
-    "maximize": "ascend instead of descend",
-    "differentiable": "autograd goes through the step",
-    "rounding": '`"stochastic"` or `"kahan"`, for 16-bit parameters',
-    "seed": "of the stochastic rounding",
-    "clip_norm": "the norm of a group's gradients is held below it (arXiv:1211.5063)",
-    "cautious": "drop the components of the step that do not oppose the current gradient "
-    "(arXiv:2411.16085)",
-}
 
 
 def pages() -> dict[Path, str]:
@@ -117,17 +105,16 @@ def formulas(rule: Rule) -> list[str]:
 def arguments(rule: Rule) -> list[str]:
     """The constructor's arguments: symbol, default and whose that is, limits."""
     family, symbols = family_of(rule), formula(rule).symbols
-    cells = [("argument", "in the formula", "default", "as in", "allowed")]
+    cells = [("argument", "what it is", "in the formula", "default", "as in", "allowed")]
     for name, default in {**family.arguments, **STORAGE}.items():
         if name in WITHOUT_EFFECT or (name == "clip_norm" and not rule.trace().elementwise):
             continue
         parts = [n for n, (pair, _) in PAIRS.items() if pair == name and n in rule.defaults]
         mine = parts or ([name] if name in rule.defaults else [])
         signs = ", ".join(inline(symbols[n]) for n in mine)
-        limits = " and ".join(dict.fromkeys(rule.limits[n][0] for n in mine if n in rule.limits))
-        meaning = DECAY.get(rule.decay, "") if name == "weight_decay" else MEANINGS.get(name, "")
         source = "this package" if name in STORAGE else source_of(rule, name, default, bool(mine))
-        cells.append((f"`{name}`", signs or meaning, f"`{default}`", source, limits))
+        what, limits = meaning(rule, name), allowed(rule, name)
+        cells.append((f"`{name}`", what, signs, f"`{default}`", source, limits))
     tuned = [f"`{n}` from {low:g} to {high:g}" for n, (low, high) in rule.search.items()]
     note = f"A race tunes {' and '.join(tuned)}." if tuned else "A race tunes nothing."
     others = ", ".join(f"`{n}`" for n in WITHOUT_EFFECT)
