@@ -60,12 +60,13 @@ def test_a_page_has_formula_defaults_states_and_passport():
     text = pages.page(steepest.rules["adabelief"])
     assert "```math\n\\begin{aligned}\nm_{t} &=" in text
     assert "With `rectify=False`:" in text
-    assert "| `eps` | $`\\epsilon`$ | `1e-16` | `adabelief_pytorch.AdaBelief` | [0, inf) |" in text
+    eps = "| `eps` | keeps a denominator away from 0 | $`\\epsilon`$"
+    assert f"{eps} | `1e-16` | `adabelief_pytorch.AdaBelief` | [0, inf) |" in text
     assert "`exp_avg_var` ($`s_{t-1}`$); 8 bytes" in text
     assert "Oracle (package): adabelief-pytorch==0.2.1, " in text
     assert ("Measured races" in text) == bool(pages.races("adabelief"))
     adam = pages.page(steepest.rules["adam"])
-    assert "| `eps` | $`\\epsilon`$ | `1e-08` | `torch.optim.Adam` | [0, inf) |" in adam
+    assert f"{eps} | `1e-08` | `torch.optim.Adam` | [0, inf) |" in adam
 
 
 def test_a_rule_that_was_never_examined_says_so():
@@ -75,7 +76,7 @@ def test_a_rule_that_was_never_examined_says_so():
 
     text = pages.page(steepest.rule(fresh))
     assert "Not examined yet" in text
-    assert "| `lr` | $`\\alpha`$ | `0.1` | its formula | [0, inf) |" in text
+    assert "| `lr` | learning rate: multiplies the step | $`\\alpha`$ | `0.1` | its formula | [0, inf) |" in text
 
 
 def test_measured_races_are_linked_when_there_are_some(tmp_path):
