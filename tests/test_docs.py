@@ -76,7 +76,8 @@ def test_a_rule_that_was_never_examined_says_so():
 
     text = pages.page(steepest.rule(fresh))
     assert "Not examined yet" in text
-    assert "| `lr` | learning rate: multiplies the step | $`\\alpha`$ | `0.1` | its formula | [0, inf) |" in text
+    words = "| `lr` | learning rate: multiplies the step | $`\\alpha`$"
+    assert f"{words} | `0.1` | its formula | [0, inf) |" in text
 
 
 def test_measured_races_are_linked_when_there_are_some(tmp_path):
