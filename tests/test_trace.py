@@ -13,7 +13,7 @@ from steepest.backends import cpu, foreach
 from steepest.definition import Rule
 from steepest.formulas import modifiers
 from steepest.formulas.words import carried, maximum, sqrt, where
-from steepest.trace import host_function
+from steepest.printing import host_function
 
 
 def ops(program):

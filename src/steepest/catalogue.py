@@ -12,7 +12,8 @@ from .backends import foreach
 from .definition import Rule, rules
 from .families import family_of, select_defaults
 from .plan import BACKENDS, program_of
-from .trace import Program, host_body
+from .printing import host_notes
+from .trace import Program
 
 WIDTH = 100
 """Columns of the table."""
@@ -121,8 +122,7 @@ def shown(rule: Rule, backend: str | None = None) -> str:
             "there: leave --backend out"
         )
     if backend == "foreach":
-        lines, slots, _ = host_body(program)
-        notes = [*lines, *(f"c[{i}] = {text}" for i, text in enumerate(slots))]
+        notes = host_notes(program)
         return foreach.source(program) + "".join(f"    # {line}\n" for line in notes)
     if backend == "cpu":
         from .backends import cpu

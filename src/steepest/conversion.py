@@ -32,7 +32,7 @@ from .definition import COMPENSATION, Rule
 from .families import SCHEDULED, WITHOUT_EFFECT, Family
 from .formulas import modifiers
 from .plan import program_of
-from .trace import host_function
+from .printing import host_function
 
 _ADAMS = ("adam", "adamw", "amsgrad", "nadam", "radam", "adabound", "amsbound")
 _SUMS = ("momentum", "nesterov")

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..codecs import Tensors
-from ..trace import RESERVED, Node, Printer, Program, host_body, spelt
+from ..printing import Printer, host_body, spelt
+from ..trace import Node, Program
 from . import machine, threads
 from .memory import FULL, LIMIT, SINGLE, Cells
 
@@ -29,6 +30,14 @@ ARRAYS = {
     ),
     "doubles": ("scalar", "rows", "sums", "totals"),
 }  # fmt: skip
+
+_OWN = """
+    address addresses job n integers doubles reals real float64 rows row_of row scalar k chunks
+    count borders piece take c i zero fit halves widen narrow cut dither firsts keys first key
+    compensation now grad new sums starts only pieces cells kinds totals fetch put
+"""
+RESERVED = frozenset(_OWN.split())
+"""What generated code calls its own things, beside numbered names."""
 
 _SOURCE = """\
 def {name}(address):
@@ -57,6 +66,10 @@ def {name}(address):
 {loop}{summed}"""
 
 
+def _spelt(name: str) -> str:
+    return spelt(name, RESERVED)
+
+
 class _Loop(Printer):
     templates: ClassVar = {**Printer.templates, "where": ("{1} if {0} != zero else {2}", 0)}
 
@@ -77,10 +90,10 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
     """
     program = (whole.first if first else None) or whole
     p, g = program.rule.tensors[:2]
-    tensors = [spelt(x) for x in (p, g, *program.states)]
-    scalars = [spelt(s) for s in program.scalars if s != "t"]
-    host, values, new = host_body(program, {*RESERVED, *tensors})
-    carried = [spelt(c) for c in program.carried]
+    tensors = [_spelt(x) for x in (p, g, *program.states)]
+    scalars = [_spelt(s) for s in program.scalars if s != "t"]
+    host, values, new = host_body(program, RESERVED, tensors)
+    carried = [_spelt(c) for c in program.carried]
     slots = max(len(program.slots), 1)
     # counts that move in step make one row
     memo = [("last_t", "t")] * program.counts + [(f"last_{c}", c) for c in carried]
@@ -109,7 +122,7 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
 
     printer = _Loop(program, taken={*RESERVED, *tensors})
     for name in program.rule.tensors:
-        printer.names[program.inputs[name]] = f"{spelt(name)}[i]"
+        printer.names[program.inputs[name]] = f"{_spelt(name)}[i]"
     lines, halves, dithered = [], tensors[: 2 - wide] if storage else [], storage == "stochastic"
     if storage:
         printer.names |= {program.inputs[p]: "now", program.inputs[g]: "grad"}
@@ -122,7 +135,7 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
     constants += ["first, key = firsts[k], keys[k]"] * dithered
     for i, node in enumerate(program.slots):
         if node.op == "input":
-            node.label = spelt(node.value)
+            node.label = _spelt(node.value)
         text = f"real(rows[row + {i}])"
         constants.append(f"{printer.name(node, 'c')} = {text}  # {values[i][4:-1]}")
     sides = [s for node in program.body if node.op == "where" for s in node.args[1:]]
@@ -150,7 +163,7 @@ def source(whole: Program, storage: str = "", first: bool = False, wide: bool = 
             if storage and name == p:
                 lines.append(f"new = {value}")
                 value = "dither(new, first + i, key)" if dithered else "narrow(new)"
-            lines.append(f"{spelt(name)}[i] = {value}")
+            lines.append(f"{_spelt(name)}[i] = {value}")
     if storage == "kahan" and not first:
         lines.append("compensation[i] = narrow(cut(new, widen(narrow(new))))")
     # a float32 count would stand still from here on: the caller puts a wider one there

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..formulas import words
-from ..trace import fits
+from ..printing import fits
 from . import kept
 
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}

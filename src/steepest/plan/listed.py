@@ -13,7 +13,7 @@ from .. import codecs
 from ..backends import eager, foreach
 from ..backends.eager import carries
 from ..families import Selection
-from ..trace import host_function
+from ..printing import host_function
 from .part import Part, Ready, Row, States, describe, local, number, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
