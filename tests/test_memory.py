@@ -69,7 +69,7 @@ def test_whatever_others_change(seed, steps, backend):
 )
 def test_every_change_is_seen(change, native, monkeypatch):
     if not native:
-        monkeypatch.setattr(memory, "_native", lambda: None)
+        monkeypatch.setattr("steepest.backends.native.available", lambda: None)
     (p, *_), optimizer = made(3)
     optimizer.step()
     groups, state = [optimizer.param_groups[0]["params"]], optimizer.state
@@ -92,7 +92,7 @@ def away_and_back(x):
 
 
 def test_python_steps_where_torch_cannot_be_asked(monkeypatch):
-    monkeypatch.setattr(memory, "_native", lambda: None)
+    monkeypatch.setattr("steepest.backends.native.available", lambda: None)
     params, optimizer = made(5)
     others = [nn.Parameter(torch.ones(1000)) for _ in params]
     theirs = torch.optim.AdamW(others)

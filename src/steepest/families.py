@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .backends.eager import carries
 from .checks import plain, real, several, short
 from .definition import COMPENSATION, Rule, find, inside, nearest, rules
 from .formulas import modifiers
 from .formulas.words import Parted
+from .tensors import carries
 
 Group = Mapping[str, Any]
 PAIRS = {

@@ -17,7 +17,7 @@ from ..codecs import Tensors
 from ..printing import Printer, host_body, spelt
 from ..trace import Node, Program
 from . import machine, threads
-from .memory import FULL, LIMIT, SINGLE, Cells
+from .cells import FULL, LIMIT, SINGLE, Cells
 
 CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
 

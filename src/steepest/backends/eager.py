@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..definition import LARGEST
 from ..formulas import words
+from ..tensors import carries
 from ..trace import Program, scalars_of
 
 
@@ -154,11 +155,6 @@ def totals(found: dict[int, Tensor], add: bool) -> Iterator[None]:
         yield
     finally:
         _totals.reset(before)
-
-
-def carries(x: Any) -> bool:
-    """Whether autograd goes on from a value."""
-    return isinstance(x, Tensor) and x.requires_grad
 
 
 def _scalar(x: Any) -> Any:

@@ -204,7 +204,7 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
 
 def _cells() -> dict[str, Any]:
     """A number of one of several types at an address, as a double: the types are those of `Cells`
-    in memory.py. In LLVM's own words, as numba takes as long to type a branch as the rest.
+    in cells.py. In LLVM's own words, as numba takes as long to type a branch as the rest.
     """
     from llvmlite import ir
     from numba import types

@@ -16,20 +16,10 @@ from torch import Tensor
 
 from ..backends.memory import Seen
 from ..families import Family
+from ..tensors import describe, local, number
 from .compiled import CompiledPart
 from .listed import ForeachPart, ReferencePart, SparsePart
-from .part import (
-    Part,
-    Stale,
-    States,
-    Wanted,
-    describe,
-    local,
-    number,
-    program_of,
-    takes_sparse,
-    wider,
-)
+from .part import Part, Stale, States, Wanted, program_of, takes_sparse, wider
 
 __all__ = ["BACKENDS", "Plan", "Stale", "describe", "program_of"]
 BACKENDS = ("cpu", "foreach", "eager")

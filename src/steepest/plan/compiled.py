@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import codecs
 from ..backends.memory import MISFIT, NONE, STRIDES
-from .part import Part, Ready, Stale, States, local
+from ..tensors import local
+from .part import Part, Ready, Stale, States
 
 _grad = attrgetter("grad")
 

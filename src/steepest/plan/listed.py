@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .. import codecs
 from ..backends import eager, foreach
-from ..backends.eager import carries
 from ..families import Selection
 from ..printing import host_function
-from .part import Part, Ready, Row, States, describe, local, number, program_of
+from ..tensors import carries, describe, local, number
+from .part import Part, Ready, Row, States, program_of
 
 Lists = list[list[Tensor]]  # parameters, and then each state's tensors
 

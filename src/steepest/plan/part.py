@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from .. import codecs
-from ..backends.memory import LIMIT, MISFIT, PLAIN, SINGLE, STRIDES, Cells, Gradients, in_bounds
+from ..backends.cells import LIMIT, SINGLE, Cells
+from ..backends.memory import MISFIT, STRIDES, Gradients
 from ..definition import COMPENSATION
 from ..families import Selection
 from ..formulas import modifiers
+from ..tensors import PLAIN, describe, fake, in_bounds, local, number, offset
 from ..trace import Program
 
 _kind, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
@@ -70,18 +72,6 @@ def program_of(selection: Selection) -> Program:
     return selection.rule.trace(selection.modifiers, **dict(selection.choices))
 
 
-def describe(x: Any) -> str:
-    """A tensor in a few words, for messages; anything else as it prints itself."""
-    return (
-        f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
-    )
-
-
-def number(x: Any) -> float:
-    """A total or a carried scalar, without its history."""
-    return float(x.detach()) if isinstance(x, Tensor) else x
-
-
 def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
     """Whether the gradient is sparse and the rule can step the rows that it has."""
     able = bool(selection.rule.sparse) and {*selection.modifiers} <= {modifiers.maximize}
@@ -91,26 +81,6 @@ def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
 def wider(p: Tensor, g: Tensor | None) -> bool:
     """Whether a 16-bit parameter has a float32 gradient, as code that accumulates in it makes."""
     return g is not None and p.dtype in codecs.HALVES and g.dtype is torch.float32
-
-
-def local(x: Any) -> Any:
-    """This process's share of a DTensor; any other tensor itself."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
-def fake(x: Any) -> bool:
-    """Whether it is a tensor of FakeTensorMode, whose value cannot be asked for."""
-    return hasattr(x, "fake_mode")
-
-
-def offset(p: Any) -> int:
-    """The number of the first element of this process's rows, within the whole tensor."""
-    if not hasattr(p, "to_local") or not p.numel():
-        return 0
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    _, at = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(at))
 
 
 class Part:
