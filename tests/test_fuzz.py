@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import steepest
-from steepest.backends import foreach
+from steepest.backends.foreach import printer as foreach
 from steepest.definition import Rule
 from steepest.formulas import words
 from steepest.printing import host_function

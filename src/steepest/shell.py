@@ -20,9 +20,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import checkpoint
 from . import families as house
-from .backends import cpu  # noqa: F401  here: an import under way at a fork would hang the child
+from .backends import BACKENDS
 from .definition import Rule, rules
-from .plan import BACKENDS, Plan, Stale
+from .plan import Plan, Stale
 from .trace import Program
 
 P = ParamSpec("P")
@@ -96,7 +96,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
         options = self.family.bind(args, options)
         if backend not in (None, *BACKENDS):
-            raise ValueError(f"backend={backend!r} was given, expected one of {BACKENDS} or None")
+            known = (*BACKENDS,)
+            raise ValueError(f"backend={backend!r} was given, expected one of {known} or None")
         self.backend = backend
         self._begin()
         if isinstance(params, (str, dict)) or not isinstance(params, Iterable):
@@ -119,9 +120,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
 
     def stepped_by(self) -> set[str]:
-        """What made the last step: CompiledPart, ForeachPart, SparsePart, ReferencePart."""
+        """The names of the backends that made the last step, such as "cpu"."""
         groups = self._plan.groups if self._plan is not None else []
-        return {type(part).__name__ for group in groups for part in group.parts}
+        return {str(bucket.wanted.backend) for group in groups for bucket in group.buckets}
 
     @property
     def _called(self) -> str:

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ..backends import BACKENDS
 from ..catalogue import said
 from ..classes import class_of
-from ..plan import BACKENDS
 from .doctor import Finding, examine
 from .report import summary
 from .subject import quiet

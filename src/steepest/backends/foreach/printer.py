@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..printing import spelt
-from ..trace import Node, Program
+from ...printing import spelt
+from ...trace import Node, Program
 
 RESERVED = frozenset({"torch", "full"})
 """What generated code calls its own things, beside `c` and numbered names."""
