@@ -1,5 +1,5 @@
 """The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed
-stands in `plan/` and `backends/`, what is computed in `formulas/`.
+stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 """
 
 from __future__ import annotations
