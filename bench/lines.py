@@ -5,7 +5,9 @@ import io
 import tokenize
 from pathlib import Path
 
-ROOMS = ("definition.py", "trace.py", "plan", "shell.py", "backends", "codecs.py")
+ROOMS = """
+    definition.py trace.py printing.py plan.py shell.py backends codecs.py tensors.py
+"""
 SOURCE = Path(__file__).parent.parent / "src" / "steepest"
 
 
@@ -27,9 +29,9 @@ def lines(file: Path) -> tuple[int, int]:
 
 if __name__ == "__main__":
     total = [0, 0]
-    for room in ROOMS:
+    for room in ROOMS.split():
         path = SOURCE / room
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             count = lines(file)
             total = [a + b for a, b in zip(total, count, strict=True)]
             print(f"{count[0]:6} of {count[1]:5}  {file.relative_to(SOURCE)}")

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.backends import cpu, machine, threads
-from steepest.plan import Wanted, parts, program_of
+from steepest.backends import machine, threads
+from steepest.backends.cpu import work
+from steepest.backends.cpu.printer import source
+from steepest.plan import Wanted, buckets, program_of
 
 LARGE = 1 << 20  # elements: enough for a second thread
 
@@ -82,8 +84,8 @@ def test_bits_do_not_depend_on_where_a_tensor_is_cut():
 
 
 def test_pieces_cover_every_element_once():
-    sizes = [3, cpu.CHUNK, cpu.CHUNK + 1, 5 * cpu.CHUNK - 1, 1, 7]
-    chunks, borders = cpu._cut(sizes)
+    sizes = [3, work.CHUNK, work.CHUNK + 1, 5 * work.CHUNK - 1, 1, 7]
+    chunks, borders = work._cut(sizes)
     seen = {k: [] for k in range(len(sizes))}
     for k, start, stop in chunks.T:
         seen[int(k)] += range(start, stop)
@@ -91,7 +93,7 @@ def test_pieces_cover_every_element_once():
     assert borders[0] == 0
     assert borders[-1] == chunks.shape[1]
     for first, last in itertools.pairwise(borders):
-        assert 0 < sum(chunks[2, first:last] - chunks[1, first:last]) <= cpu.CHUNK
+        assert 0 < sum(chunks[2, first:last] - chunks[1, first:last]) <= work.CHUNK
 
 
 @pytest.mark.parametrize("count", [1000, LARGE])
@@ -250,7 +252,7 @@ def test_every_loop_calls_the_c_library_alone():
     for rule in steepest.rules.values():
         program = rule.trace()
         for first in (True, False)[not program.first :] if not program.matrix else ():
-            code = machine._compile(rule.name, cpu.source(program, "", first), 4, first)[1]
+            code = machine._compile(rule.name, source(program, "", first), 4, first)[1]
             assert b"numba_" not in code
             assert b"PyErr" not in code
 
@@ -262,8 +264,8 @@ def test_what_the_loop_cannot_walk_goes_to_foreach():
              nn.Parameter(torch.randn(0)), channels_last,
              nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)
-    found = parts(Wanted(selection), {p: k for k, p in enumerate(kinds)}, {}, lambda p: 0)
-    compiled = [part.n for part in found if type(part).__name__ == "CompiledPart"]
+    found = buckets(Wanted(selection), {p: k for k, p in enumerate(kinds)}, {}, lambda p: 0)
+    compiled = [bucket.n for bucket in found if bucket.wanted.backend == "cpu"]
     assert compiled == [3]
     assert program_of(selection) is found[0].program
 

@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.backends import cpu, machine
+from steepest.backends import machine
+from steepest.backends.cpu import work as cpu
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import steepest
-from steepest.backends import foreach
+from steepest.backends.foreach import printer as foreach
 from steepest.definition import Rule
 from steepest.formulas import words
-from steepest.trace import host_function
+from steepest.printing import host_function
 
 WORDS = ("sqrt", "abs", "sign", "maximum", "minimum", "where")
 HOSTS = st.sampled_from(["lr", "beta", "t", "0.5", "2.0", "1", "(1 - beta)", "(1 - beta**t)",

@@ -220,7 +220,7 @@ def test_every_file_whose_code_is_compiled_in_is_in_the_key():
     words = machine._vocabulary(4).values()
     compiled_in = {w.py_func.__module__ for w in words if hasattr(w, "py_func")}
     assert compiled_in <= modules
-    assert {"steepest.formulas.words", "steepest.trace"} <= compiled_in
+    assert {"steepest.formulas.words", "steepest.printing"} <= compiled_in
 
 
 TWO_STEPS = """

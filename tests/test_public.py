@@ -74,7 +74,7 @@ def test_the_rooms_keep_to_themselves():
             {"math", "collections.abc", "typing"} if file.name == "words.py" else set()
         )
         assert set(imports(file)) <= allowed, file.name
-    for file in (SOURCE / "backends").glob("*.py"):
+    for file in (SOURCE / "backends").rglob("*.py"):
         text = file.read_text()
         assert not any(f'"{name}"' in text for name in steepest.rules), file.name
 

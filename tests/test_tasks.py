@@ -393,7 +393,7 @@ def test_a_race_without_test_data_says_so(elsewhere):
     store = Store(elsewhere / "out")
     measured = [v for _, r in store.results() for v in (*r.validation, r.test) if v is not None]
     assert summary["worst"] == max(store.task.worst, *measured) > 0
-    assert summary["provenance"]["backends"]["adamw"] == ["CompiledPart"]
+    assert summary["provenance"]["backends"]["adamw"] == ["cpu"]
     assert conduct.race(request(), elsewhere / "two", jobs=1)[0]["worst"] == summary["worst"]
 
 

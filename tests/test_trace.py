@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import steepest
-from steepest.backends import cpu, foreach
+from steepest.backends.cpu import printer as cpu
+from steepest.backends.foreach import printer as foreach
 from steepest.definition import Rule
 from steepest.formulas import modifiers
 from steepest.formulas.words import carried, maximum, sqrt, where
-from steepest.trace import host_function
+from steepest.printing import host_function
 
 
 def ops(program):

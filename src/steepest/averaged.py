@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from . import codecs
-from .backends.memory import in_bounds
-from .plan import describe
 from .shell import RuleOptimizer
+from .tensors import describe, in_bounds
 
 
 class AveragedOptimizer(RuleOptimizer):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import steepest
+from steepest.backends import BACKENDS
 
 BYTES = 28  # per float32 parameter with two states: read p g m s, write p m s
 
@@ -53,15 +54,17 @@ def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
         "steepest AdaBelief": lambda ps: steepest.optimizer("adabelief", ps),
         "steepest AdamW": lambda ps: steepest.optimizer("adamw", ps),
         "steepest NAdam": lambda ps: steepest.optimizer("nadam", ps),
-        "steepest AdamW, foreach": lambda ps: steepest.optimizer("adamw", ps, backend="foreach"),
         "steepest AdaBelief, foreach": lambda ps: steepest.optimizer(
             "adabelief", ps, backend="foreach"
         ),
-        "steepest AdamW, reference": lambda ps: steepest.optimizer("adamw", ps, backend="eager"),
         "torch AdamW, fused": lambda ps: adamw(ps, fused=True),
         "torch AdamW, foreach": lambda ps: adamw(ps, foreach=True),
         "torch AdamW, loop": lambda ps: adamw(ps, foreach=False, fused=False),
     }
+    for name in [*BACKENDS][1:]:  # the first is what is taken anyway
+        made[f"steepest AdamW, {name}"] = lambda ps, b=name: steepest.optimizer(
+            "adamw", ps, backend=b
+        )
     for package in ("adabelief_pytorch", "pytorch_optimizer"):
         with contextlib.suppress(ImportError):
             kind = importlib.import_module(package).AdaBelief

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .backends import foreach
+from .backends import BACKENDS
 from .definition import Rule, rules
 from .families import family_of, select_defaults
-from .plan import BACKENDS, program_of
-from .trace import Program, host_body
+from .plan import program_of
+from .trace import Program
 
 WIDTH = 100
 """Columns of the table."""
@@ -101,8 +101,9 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [x.rjust(w) if i in (3, 4) else x.ljust(w)
-                 for i, (x, w) in enumerate(zip(row, widths, strict=True))]  # fmt: skip
+        cells = [x.ljust(width) for x, width in zip(row, widths, strict=True)]
+        for column in (3, 4):
+            cells[column] = row[column].rjust(widths[column])
         line = " ".join(cells).rstrip()
         lines.append(line if len(line) <= WIDTH else line[: WIDTH - 3].rstrip() + "...")
     return lines
@@ -110,23 +111,17 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def shown(rule: Rule, backend: str | None = None) -> str:
     """The rule's source, or what a backend makes of it with the class's defaults."""
-    selection = select_defaults(rule)
-    program = program_of(selection)
-    if backend in (None, "eager"):
+    if backend is None:
         return inspect.getsource(rule.function)
-    if backend in BACKENDS and (program.matrix or (program.first and backend == "foreach")):
+    if backend not in BACKENDS:
+        known = ", ".join(BACKENDS)
+        raise ValueError(f"backend {backend!r} was given, expected one of {known}")
+    program = program_of(select_defaults(rule))
+    text = BACKENDS[backend].source(program)
+    if text is None:
         why = "looks at a whole matrix" if program.matrix else "adds up a whole tensor"
         raise ValueError(
             f"backend {backend!r} was given for {rule.name}, which {why} and runs as it is written "
             "there: leave --backend out"
         )
-    if backend == "foreach":
-        lines, slots, _ = host_body(program)
-        notes = [*lines, *(f"c[{i}] = {text}" for i, text in enumerate(slots))]
-        return foreach.source(program) + "".join(f"    # {line}\n" for line in notes)
-    if backend == "cpu":
-        from .backends import cpu
-
-        passes = (True, False) if program.first else (False,)
-        return "\n\n".join(cpu.source(program, first=first) for first in passes)
-    raise ValueError(f"backend {backend!r} was given, expected one of {', '.join(BACKENDS)}")
+    return text

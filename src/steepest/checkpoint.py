@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .backends.bucket import program_of
 from .checks import real as number
 from .checks import short
 from .definition import COMPENSATION, Rule, rules
 from .families import families
 from .family import Family, Selection
 from .options import WITHOUT_EFFECT
-from .plan import describe, program_of
+from .tensors import describe
 
 # what torch.compile, activation checkpoints and FSDP put into the names of parameters
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")

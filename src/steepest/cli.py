@@ -211,7 +211,7 @@ def show(
     ],
     backend: Annotated[
         str | None,
-        typer.Option(help="cpu, foreach or eager: what it runs, generated or as written."),
+        typer.Option(help="Such as cpu, foreach or eager: what it runs, generated or as written."),
     ] = None,
 ) -> int:
     """Print the source of an optimizer, or the loop that is generated from it."""

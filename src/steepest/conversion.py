@@ -33,7 +33,7 @@ from .formulas.meanings import LARGEST
 from .options import PAIRS, SCHEDULED, WITHOUT_EFFECT
 from .origin import inferred
 from .plan import program_of
-from .trace import host_function
+from .printing import host_function
 
 _DIFFER = ("lr", "eps", "momentum", "alpha")
 """Options that mean the same to rules that say so alone; every other means the same everywhere."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .backends.eager import carries
 from .checks import plain, real, several, short
 from .definition import COMPENSATION, Rule, inside, nearest
 from .formulas import modifiers
@@ -32,6 +31,7 @@ from .options import (
     option,
     outside,
 )
+from .tensors import carries
 
 _DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from .backends.eager import carries
 from .checks import plain, real, several
+from .tensors import carries
 
 Group = Mapping[str, Any]
 PAIRS = {

@@ -1,5 +1,5 @@
 """The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed
-stands in `plan/` and `backends/`, what is computed in `formulas/`.
+stands in `plan.py` and `backends/`, what is computed in `formulas/`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from .backends import cpu  # noqa: F401  here: an import under way at a fork would hang the child
+from .backends import BACKENDS
 from .checkpoint import read
 from .definition import Rule, rules
 from .families import family_of
 from .family import Family, warn_about
 from .loading import Loaded, load
 from .options import STORAGE, outside, taken
-from .plan import BACKENDS, Plan, Stale
+from .plan import Plan, Stale
 from .trace import Program
 
 P = ParamSpec("P")
@@ -99,7 +99,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
         options = self.family.bind(args, options)
         if backend not in (None, *BACKENDS):
-            raise ValueError(f"backend={backend!r} was given, expected one of {BACKENDS} or None")
+            known = (*BACKENDS,)
+            raise ValueError(f"backend={backend!r} was given, expected one of {known} or None")
         self.backend = backend
         self._begin()
         if isinstance(params, (str, dict)) or not isinstance(params, Iterable):
@@ -122,9 +123,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
 
     def stepped_by(self) -> set[str]:
-        """What made the last step: CompiledPart, ForeachPart, SparsePart, ReferencePart."""
+        """The names of the backends that made the last step, such as "cpu"."""
         groups = self._plan.groups if self._plan is not None else []
-        return {type(part).__name__ for group in groups for part in group.parts}
+        return {str(bucket.wanted.backend) for group in groups for bucket in group.buckets}
 
     @property
     def _called(self) -> str:

@@ -2,38 +2,39 @@
 
 Whatever is made of scalars alone is a *host* number, computed once per step in float64; the rest is
 the *body*, computed per element. Equal sub-expressions become one node, helper calls inline
-themselves, and what a backend does with the program is the backend's affair.
+themselves. `printing.py` makes text of a program; what runs it is a backend's affair.
 """
 
 import copy
 import inspect
-import itertools
-import math
 import operator
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from types import CodeType, FrameType
-from typing import Any, ClassVar
+from typing import Any
 
 from .formulas import words
 from .formulas.words import Number
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow"}
-_WORDS = {w: getattr(words, w) for w in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
+WORDS = {w: getattr(words, w) for w in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
+"""Functions of scalars and tensors that every backend has."""
 REDUCTIONS = ("norm", "mean", "total")
 """Words that make one scalar of a tensor: there the program is cut into two passes."""
 SIZES = ("rows", "columns", "precision")
-MATRIX = ("row_mean", "column_mean", "orthogonal", "covariances", "turned", "turned_back",
-          "eigenvectors", "refined", "ranked", *SIZES)  # fmt: skip
+"""Scalars that are known of a tensor's shape and dtype alone."""
+_MATRICES = (
+    "row_mean column_mean orthogonal covariances turned turned_back eigenvectors refined ranked"
+)
+MATRIX = (*_MATRICES.split(), *SIZES)
 """Words that torch alone can say: a rule that uses them runs as it is written."""
 _FOLD: dict[str, Callable[..., Any]] = {
     **{op: getattr(operator, name) for op, name in _ARITHMETIC.items()},
     **{op: getattr(operator, op) for op in _COMPARISONS},
-    **_WORDS,
+    **WORDS,
 }
 
 
@@ -157,7 +158,7 @@ class Tape:
             return self.constant(_FOLD[op](*(Number(x.value) for x in args)))
         b = rest[0] if rest else a
         if op in REDUCTIONS:
-            if any(n.op in REDUCTIONS for n in _sorted([a], through=True)):
+            if any(n.op in REDUCTIONS for n in in_order([a], through=True)):
                 raise TraceError(f"a {op} of what is made of another norm or mean; take it apart")
             if a.host:
                 return abs(a) if op == "norm" else a
@@ -196,7 +197,7 @@ def _on_tape(word: str, *args: Any) -> Node:
 words.register(
     Node,
     where=partial(_on_tape, "where"),
-    **{word: partial(_on_tape, word) for word in (*_WORDS, *REDUCTIONS, *MATRIX)},
+    **{word: partial(_on_tape, word) for word in (*WORDS, *REDUCTIONS, *MATRIX)},
 )
 
 
@@ -224,7 +225,7 @@ class Program:
         self.carried = {n: made[n] for n in rule.carried}
         self._lay()
         ends = (*self.outputs.values(), *self.carried.values())
-        ordered = _sorted(ends, through=True)
+        ordered = in_order(ends, through=True)
         read = {n.value: n for n in ordered if n.op == "input"}
         scalars = [n for n in read if read[n].host and n not in self.carried]
         self.scalars = sorted(scalars, key=lambda n: n != "t")
@@ -248,16 +249,16 @@ class Program:
 
     def _lay(self) -> None:
         """The nodes of this pass in order of computation: body, slots and hosts."""
-        ordered = _sorted((*self.outputs.values(), *self.carried.values()))
+        ordered = in_order((*self.outputs.values(), *self.carried.values()))
         self.body = [n for n in ordered if not n.host and n.op != "input"]
         used = {a for n in self.body for a in n.args} | set(self.outputs.values())
         self.slots = [n for n in ordered if n.host and n in used and n.op != "const"]
-        wanted = _sorted((*self.slots, *self.carried.values()))
+        wanted = in_order((*self.slots, *self.carried.values()))
         self.hosts = [n for n in wanted if n.op not in ("input", "const", *REDUCTIONS)]
 
     def depends(self, name: str) -> bool:
         """Whether the new value of a tensor is made, among others, of its old one."""
-        return name in self.outputs and self.inputs[name] in set(_sorted([self.outputs[name]]))
+        return name in self.outputs and self.inputs[name] in set(in_order([self.outputs[name]]))
 
     @cached_property
     def uses(self) -> Counter[Node]:
@@ -267,7 +268,10 @@ class Program:
         return count
 
 
-def _sorted(ends: Iterable[Node], through: bool = False) -> list[Node]:
+def in_order(ends: Iterable[Node], through: bool = False) -> list[Node]:
+    """The ends and all that they are made of, each after its arguments; what a norm, mean or total
+    is made of belongs to the first pass, and is left out unless `through`.
+    """
     order: dict[Node, None] = {}
 
     def visit(node: Node) -> None:
@@ -335,115 +339,3 @@ def _call_and_label(tape: Tape, function: Any, args: Any, scalars: Any) -> Any:
         if isinstance(value, Node) and value.op not in ("input", "const"):
             value.label = value.label or name
     return result
-
-
-class Printer:
-    """Prints nodes as Python assignments, one per value that has a name or is used twice."""
-
-    # operator -> (template, how strongly it binds)
-    templates: ClassVar = {
-        "where": ("{1} if {0} else {2}", 0), "gt": ("{} > {}", 1), "ge": ("{} >= {}", 1),
-        "lt": ("{} < {}", 1), "le": ("{} <= {}", 1), "eq": ("{} == {}", 1), "ne": ("{} != {}", 1),
-        "add": ("{} + {}", 2), "sub": ("{} - {}", 2), "mul": ("{} * {}", 3),
-        "div": ("{} / {}", 3), "pow": ("{} ** {}", 4),
-    }  # fmt: skip
-
-    def __init__(self, program: Program, taken: Iterable[str] = ()) -> None:
-        self.program, self.names, self.taken = program, {}, set(taken)
-
-    def name(self, node: Node, stem: str) -> str:
-        """A free identifier for the node: its label in the rule, else the stem with a number."""
-        wishes = [node.label, f"{node.label}_new"] if node.label else []
-        more = (f"{stem}{i}" for i in itertools.count(1))
-        name = next(x for x in itertools.chain(wishes, more) if x not in self.taken)
-        self.taken.add(name)
-        self.names[node] = name
-        return name
-
-    def expression(self, node: Node, above: float = -1) -> str:
-        """The node as Python, with whatever has no name of its own written out.
-
-        `above` is how strongly the operator around it binds.
-        """
-        if node in self.names:
-            return self.names[node]
-        if node.op == "const":
-            return self.constant(node)
-        if node.op not in self.templates:
-            return f"{node.op}({', '.join(map(self.expression, node.args))})"
-        template, binds = self.templates[node.op]
-        # the order of the operations is the program's, so only a first operand may go bare
-        bare = binds + 0.5 * (node.op in ("pow", "where"))
-        args = [self.expression(a, binds + 0.5 if i else bare) for i, a in enumerate(node.args)]
-        text = template.format(*args)
-        return f"({text})" if binds < above else text
-
-    def constant(self, node: Node) -> str:
-        """A constant as the backend writes it."""
-        return repr(node.value) if abs(node.value) < float("inf") else f"float('{node.value}')"
-
-    def assignments(self, nodes: Iterable[Node], keep: Iterable[Node], stem: str) -> list[str]:
-        """`name = expression` for the nodes that are kept, used twice, or bear a label."""
-        keep, lines = set(keep), []
-        for node in nodes:
-            if node in keep or node.label or self.program.uses[node] > 1:
-                text = self.expression(node)
-                lines.append(f"{self.name(node, stem)} = {text}")
-        return lines
-
-
-# what generated code calls its own things
-RESERVED = frozenset(re.findall(r"\w+", """
-    torch full address addresses job n integers doubles reals real float64 rows
-    row_of row carried scalar k chunks count borders piece take c i zero fit host
-    halves widen narrow cut dither firsts keys first key compensation now grad new sums
-    starts only pieces cells kinds totals fetch put
-"""))  # fmt: skip
-
-
-def spelt(name: str) -> str:
-    """A name of the user's in generated code: with a stroke where the code has that name itself."""
-    taken = name in RESERVED or re.fullmatch(r"(x|h|c|sum|either_x)\d*_*", name)
-    return f"{name}_" if taken else name
-
-
-def host_body(program: Program, taken: Iterable[str] = ()) -> tuple[list[str], ...]:
-    """The host scalars as Python: assignments, then the slots' and the next carried expressions."""
-    inputs = [spelt(n) for n in (*program.scalars, *program.carried)]
-    printer = Printer(program, taken={*taken, *inputs, *_WORDS})
-    for node in _sorted((*program.slots, *program.carried.values())):
-        if node.op == "input":
-            printer.names[node] = spelt(node.value)
-    for i, node in enumerate(program.reductions):
-        printer.names[node] = f"sum{i}"
-    lines = printer.assignments(program.hosts, (), "h")
-    slots = [f"fit({printer.expression(n)})" for n in program.slots]
-    return lines, slots, [printer.expression(n) for n in program.carried.values()]
-
-
-def _fit(huge: float) -> Callable[[float], float]:
-    def fit(x: float) -> float:
-        # 1/h of a tiny h is finite here, and would be inf in the loop's type: 0 * inf is nan
-        if abs(x) <= huge or x != x or abs(x) == math.inf:
-            return x
-        return huge if x > 0.0 else -huge
-
-    return fit
-
-
-# by the bytes of the loop's type
-fits = {4: _fit((2.0 - 2.0**-23) * 2.0**127), 8: _fit((2.0 - 2.0**-52) * 2.0**1023)}
-
-
-def host_function(program: Program, itemsize: int = 4) -> Callable[..., tuple[float, ...]]:
-    """(t and scalars, carried) -> (slots, next carried), floats in IEEE arithmetic.
-
-    itemsize is that of the loop which reads the slots, 4 or 8 bytes.
-    """
-    lines, slots, new = host_body(program)
-    head = f"def host({', '.join(map(spelt, [*program.scalars, *program.carried]))}):"
-    text = "\n    ".join([head, *lines, f"return ({''.join(f'{v}, ' for v in slots + new)})"])
-    names: dict[str, Any] = {**_WORDS, "fit": fits[itemsize]}
-    exec(compile(text, f"<host scalars of {program.rule.name}>", "exec"), names)
-    host = names["host"]
-    return lambda *values: tuple(float(x) for x in host(*map(Number, values)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from .loading import Pair
-from .plan import describe
+from .tensors import describe
 from .wrapper import Kind, Wrapper
 
 # what an option may be: its type, that type in words, what it is saved as

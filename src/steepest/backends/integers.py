@@ -14,10 +14,23 @@ from typing import Any
 from llvmlite import ir
 
 _WORD, _INT = ir.IntType(64), ir.IntType(32)
-_ARITHMETIC = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.BitOr: "or_",
-               ast.BitAnd: "and_", ast.BitXor: "xor", ast.LShift: "shl"}  # fmt: skip
-_COMPARISONS = {ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">",
-                ast.GtE: ">="}  # fmt: skip
+_ARITHMETIC = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.BitOr: "or_",
+    ast.BitAnd: "and_",
+    ast.BitXor: "xor",
+    ast.LShift: "shl",
+}
+_COMPARISONS = {
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+}
 
 
 def compiled(source: str) -> str:

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from typing import Any
 
 from ..formulas import words
-from ..trace import fits
+from ..printing import fits
 from . import kept
 
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}
@@ -161,10 +161,9 @@ def _intrinsic(emit: Callable[..., Any], result: Any, *kinds: Any) -> Any:
     from numba import extending
 
     names = ", ".join("abc"[: len(kinds)])
-    scope: dict[str, Any] = {
-        "found": result(*kinds), "emit": lambda c, builder, s, args: emit(builder, *args)
-    }  # fmt: skip
-    exec(f"def word(context, {names}): return found, emit", scope)  # numba counts its arguments
+    made = lambda context, builder, signature, args: emit(builder, *args)  # noqa: E731
+    scope: dict[str, Any] = {"signature": result(*kinds), "made": made}
+    exec(f"def word(context, {names}): return signature, made", scope)  # numba counts its arguments
     return extending.intrinsic(scope["word"])
 
 
@@ -191,20 +190,22 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
     def sign(x: Any) -> Any:
         return real(x > 0) - real(x < 0)
 
-    return {
-        "real": real, "float64": types.float64, "reals": pointer(*elements),
-        "take": _intrinsic(take, types.int64, types.CPointer(types.int64)),
-        "integers": pointer(types.int64, ir.IntType(64)), "doubles": pointer(*double),
-        "sqrt": math.sqrt, "sign": sign, "log": math.log,
-        "halves": pointer(types.uint16, ir.IntType(16)), **_halves(), "fit": helper(fits[itemsize]),
-        **{word: helper(function) for word, function in _HELPERS.items()},
-        **_cells(),
-    }  # fmt: skip
+    pointers = {
+        "reals": pointer(*elements),
+        "halves": pointer(types.uint16, ir.IntType(16)),
+        "integers": pointer(types.int64, ir.IntType(64)),
+        "doubles": pointer(*double),
+    }
+    functions = {"sqrt": math.sqrt, "log": math.log, "sign": sign, "fit": helper(fits[itemsize])}
+    functions |= {word: helper(function) for word, function in _HELPERS.items()}
+    numbers = {"real": real, "float64": types.float64}
+    counter = {"take": _intrinsic(take, types.int64, types.CPointer(types.int64))}
+    return {**pointers, **functions, **numbers, **counter, **_halves(), **_cells()}
 
 
 def _cells() -> dict[str, Any]:
     """A number of one of several types at an address, as a double: the types are those of `Cells`
-    in memory.py. In LLVM's own words, as numba takes as long to type a branch as the rest.
+    in cells.py. In LLVM's own words, as numba takes as long to type a branch as the rest.
     """
     from llvmlite import ir
     from numba import types
@@ -284,10 +285,11 @@ def _halves() -> dict[str, Any]:
 
     bits, real, integer = types.uint16, types.float32, types.int64
     return {
-        "widen": _intrinsic(widen, real, bits), "narrow": _intrinsic(narrow, bits, real),
+        "widen": _intrinsic(widen, real, bits),
+        "narrow": _intrinsic(narrow, bits, real),
         "dither": _intrinsic(dither, bits, real, integer, integer),
         "cut": _intrinsic(cut, real, real, real),
-    }  # fmt: skip
+    }
 
 
 def _before_fork() -> None:

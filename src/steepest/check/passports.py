@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from ..backends import BACKENDS
 from ..catalogue import said
 from ..classes import class_of
 from ..oracles.trajectories import STEPS, apart, settings_of
-from ..plan import BACKENDS
 from .doctor import Finding, examine
 from .report import summary
 from .subject import quiet

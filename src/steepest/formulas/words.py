@@ -1,7 +1,7 @@
 """The words a rule may use beyond `+ - * / **`.
 
 A word looks at the type of its arguments and says itself in that type's way: on numbers here, on
-symbols in `trace.py`, on torch tensors in `backends/eager.py`. Nothing in this room imports torch.
+symbols in `trace.py`, on torch tensors in `backends/eager/`. Nothing in this room imports torch.
 """
 
 import math

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ...backends import BACKENDS
 from ...oracles.trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
 from ..examination import examination
 from ..needs import capturable, differentiated, known, own_backend, plain, taken
@@ -15,6 +16,8 @@ _CAPTURABLE = {
     "one": "{'capturable': False}", "two": "{'capturable': True}",
     "device": "torch.accelerator.current_accelerator()",
 }  # fmt: skip
+_REFERENCE = "{'backend': 'eager'}"
+_PRINTED = [name for name in BACKENDS if name != "eager"]
 
 
 @examination(
@@ -26,13 +29,12 @@ _CAPTURABLE = {
         "fused": {"one": "{'fused': False}", "two": "{'fused': True}"},
         "capturable": _CAPTURABLE,
         "default": {"one": "{'foreach': False}", "two": "{}"},
-        "backend-cpu": {"one": "{'backend': 'eager'}", "two": "{'backend': 'cpu'}"},
-        "backend-foreach": {"one": "{'backend': 'eager'}", "two": "{'backend': 'foreach'}"},
+        **{f"backend-{b}": {"one": _REFERENCE, "two": f"{{'backend': {b!r}}}"} for b in _PRINTED},
     },
     case_needs={
         "foreach": taken(foreach=True), "default": taken(foreach=False),
         "fused": taken(fused=True), "capturable": capturable,
-        "backend-cpu": own_backend, "backend-foreach": own_backend,
+        **{f"backend-{name}": own_backend for name in _PRINTED},
     },
 )  # fmt: skip
 def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:

@@ -1,4 +1,4 @@
-"""The part that the CPU's compiled loop steps."""
+"""The bucket that the CPU's compiled loop steps."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import codecs
-from ..backends.memory import MISFIT, NONE, STRIDES
-from .part import Part, Ready, Stale, States, local
+from ... import codecs
+from ...tensors import local
+from ..bucket import Bucket, Ready, Stale, States
+from ..memory import MISFIT, NONE, STRIDES
+from .work import Work
 
 _grad = attrgetter("grad")
 
 
-class CompiledPart(Part):
+class CpuBucket(Bucket):
     """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
-        from ..backends import cpu
-
-        columns = [[self.walkable(k, p, key) for k, p in enumerate(params)] for key in self.dtypes]
-        storage = (self.wanted.rounding or "nearest") if self.half else ""
+        columns = [[self.walkable(k, p, key) for k, p in enumerate(params)] for key in self.kept]
+        storage = self.codec.name if self.half else ""
         columns = [params, *columns]
-        self.work = cpu.Work(self.program, storage, self.wide, columns, self.cells, self.firsts)
+        self.work = Work(self.program, storage, self.wide, columns, self.cells, self.firsts)
         self.expect(owners, params, self.work.gradients)
 
     def walkable(self, k: int, p: Tensor, key: str) -> Tensor:
@@ -46,11 +46,11 @@ class CompiledPart(Part):
         if met == 1 << NONE:
             return None
         copies = self.straighten(owners, grads) if met & (1 << STRIDES | 1 << MISFIT) else []
-        stepped = owners if not met & 1 << NONE else [
-            p for p, g in zip(owners, grads, strict=True) if g is not None
-        ]  # fmt: skip
+        stepped = owners
+        if met & 1 << NONE:
+            stepped = [p for p, g in zip(owners, grads, strict=True) if g is not None]
         self.leading = int((codes != NONE).argmax())
-        self.work.prepare(scalars, self.keys() if self.stochastic else 0)
+        self.work.prepare(scalars, self.keys() if self.codec.noisy else 0)
 
         def step(totals: Sequence[float] | None) -> None:
             full = self.work.run(totals)

@@ -1,6 +1,6 @@
-"""A part: what its parameters, gradients and states must be, and what is kept of them.
+"""A bucket: what its parameters, gradients and states must be, and what is kept of them.
 
-Between steps a part holds no parameter, gradient or state, only numbers about them: what others
+Between steps a bucket holds no parameter, gradient or state, only numbers about them: what others
 free is freed, and what they put there is met at the next step.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -17,14 +17,18 @@ import torch
 from torch import Tensor
 
 from .. import codecs
-from ..backends.memory import LIMIT, MISFIT, PLAIN, SINGLE, STRIDES, Cells, Gradients, in_bounds
 from ..definition import COMPENSATION
 from ..family import Selection
 from ..formulas import modifiers
+from ..tensors import PLAIN, describe, fake, in_bounds, local, number, offset
 from ..trace import Program
+from .cells import LIMIT, SINGLE, Cells
+from .memory import MISFIT, STRIDES, Gradients
 
-_kind, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
+_like, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
 States = Mapping[Tensor, dict[str, Any]]
+Lists = list[list[Tensor]]
+"""The parameters, then each state's tensors, then what codecs keep beside them."""
 
 
 class Stale(Exception):  # noqa: N818  a signal, caught by the plan
@@ -55,31 +59,30 @@ class Row(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What does a part's step, once all parts were checked.
+    """What does a bucket's step, once all buckets were checked.
 
     add: the sums over its parameters, for a rule that sums over all; step takes the totals then.
     """
 
-    step: Callable[[Sequence[float] | None], None]
-    add: Callable[[], list[float]]
+    step: Callable[[Sequence[Any] | None], None]
+    add: Callable[[], list[Any]]
+
+
+class Given(NamedTuple):
+    """What a step works on: the bucket's parameters, the optimizer's state, the values of the
+    scalars but t, and by their indices the gradients that are there.
+    """
+
+    owners: list[Tensor]
+    state: States
+    scalars: list[float]
+    grads: dict[int, Tensor]
 
 
 @cache
 def program_of(selection: Selection) -> Program:
     """The traced program of a selection, made once."""
     return selection.rule.trace(selection.modifiers, **dict(selection.choices))
-
-
-def describe(x: Any) -> str:
-    """A tensor in a few words, for messages; anything else as it prints itself."""
-    return (
-        f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
-    )
-
-
-def number(x: Any) -> float:
-    """A total or a carried scalar, without its history."""
-    return float(x.detach()) if isinstance(x, Tensor) else x
 
 
 def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
@@ -93,48 +96,31 @@ def wider(p: Tensor, g: Tensor | None) -> bool:
     return g is not None and p.dtype in codecs.HALVES and g.dtype is torch.float32
 
 
-def local(x: Any) -> Any:
-    """This process's share of a DTensor; any other tensor itself."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
-def fake(x: Any) -> bool:
-    """Whether it is a tensor of FakeTensorMode, whose value cannot be asked for."""
-    return hasattr(x, "fake_mode")
-
-
-def offset(p: Any) -> int:
-    """The number of the first element of this process's rows, within the whole tensor."""
-    if not hasattr(p, "to_local") or not p.numel():
-        return 0
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    _, at = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(at))
-
-
-class Part:
+class Bucket:
     """Parameters of one device and dtype, their states in columns, their counts in cells.
 
     owners are the optimizer's parameters, params what is stepped: of a sharded owner, its shard.
-    old: what `optimizer.state` has of each owner; places: where each stands in its group; first:
+    old: what `optimizer.state` has of each owner; indices: where each stands in its group; first:
     the number of its first element; shared: the carried scalars of a rule that has the same ones
-    for all parameters. `pending` is, until it is put in place, the state of each owner as the part
-    keeps it; None before its first gradient.
+    for all parameters. `pending` is, until it is put in place, the state of each owner as the
+    bucket keeps it; None before its first gradient.
+
+    A backend says in `prepare` how it steps, and may override `ready` where it looks at gradients
+    in its own way. codec: of the parameters; kind: the dtype that the rule computes in; kept: the
+    tensors of each owner's state, by key.
     """
 
-    sparse = False  # what gradients it takes
     leading = 0  # the first one that has a gradient at this step
 
     def __init__(
         self,
         wanted: Wanted,
         old: dict[Tensor, dict[str, Any]],
-        places: list[int],
+        indices: list[int],
         first: Callable[[Tensor], int],
         shared: Mapping[str, float],
     ) -> None:
-        self.wanted, self.selection, self.places = wanted, wanted.selection, places
+        self.wanted, self.selection, self.indices = wanted, wanted.selection, indices
         owners = [*old]
         self.sharded = hasattr(owners[0], "to_local")
         params = [local(p) for p in owners] if self.sharded else owners
@@ -143,23 +129,23 @@ class Part:
         self.rule = rule.name
         self.half = dtype in codecs.HALVES
         self.wide = wider(params[0], owners[0].grad)
-        self.stochastic = wanted.rounding == "stochastic" and dtype is torch.bfloat16
-        self.compensated = wanted.rounding == "kahan" and self.half
-        self.firsts = [first(p) + (offset(p) if self.stochastic else 0) for p in owners]
+        self.sparse = takes_sparse(wanted.selection, owners[0].grad)
         # in fp16 AdaBelief's eps is zero, and the square of a small gradient too
         wide = torch.float32 if self.half else dtype
         self.kind = wide.to_real()
-        self.dtypes = {rule.keys[s]: wide for s in program.states}
-        self.dtypes |= {COMPENSATION: dtype} if self.compensated else {}
-        kept = program.states or program.carried or program.counts
+        shapes = {key: partial(rule.shape, key) for key in (rule.keys[s] for s in program.states)}
+        self.storage = codecs.Storage(wanted.rounding, dtype, wide, shapes)
+        self.codec, self.kept = self.storage.parameter, self.storage.kept
+        self.firsts = [first(p) + (offset(p) if self.codec.noisy else 0) for p in owners]
+        counted = program.states or program.carried or program.counts
         # the noise of stochastic rounding is of the step count too
-        self.keeps = self.stochastic or (program.saves_count and bool(kept))
+        self.keeps = self.codec.noisy or (program.saves_count and bool(counted))
         self.cells = Cells(1 + len(rule.carried), self.n)
         start = {**rule.carried, **shared}
         self.cells.own[1:] = np.array([*start.values()]).reshape(-1, 1)
         self.pending = [self.laid_out(k, p, state) for k, (p, state) in enumerate(old.items())]
         self.unborn = [k for k, state in enumerate(self.pending) if state is None]
-        self.kinds = list(map(_kind, params))
+        self.likes = list(map(_like, params))
         self.build(owners, params)
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
@@ -174,37 +160,37 @@ class Part:
         self.expected = Gradients(params, like, row)
 
     def laid_out(self, k: int, p: Tensor, old: dict[str, Any]) -> dict[str, Any] | None:
-        """The state of an owner as this part keeps it."""
+        """The state of an owner as this bucket keeps it."""
         if not in_bounds(p):
             raise RuntimeError(f"{self.rule}: {_cut_short('a parameter', p)}")
         rule, new = self.selection.rule, dict(old)
         mine = {*rule.keys.values(), "step", COMPENSATION}
-        held = {key for key in self.dtypes if old.get(key) is not None}
+        held = {key for key in self.kept if old.get(key) is not None}
         if not mine & {*old} and p.grad is None:
             return None
         steps = 0.0
         if mine & {*old}:
             # without a saved count, what is there tells a first step from a later one
             steps = self.number("step", old["step"]) if "step" in old else float(bool(held))
-        # a compensation begins at zero at any time
-        if steps > 0 and (missing := sorted({*self.dtypes} - {*held, COMPENSATION})):
+        # what a codec keeps beside them begins at zero at any time
+        needed = {*self.kept}.difference(held, *self.storage.beside)
+        if steps > 0 and (missing := sorted(needed)):
             raise RuntimeError(
                 f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
                 f"{int(steps)} steps and lacks {missing}; it has {sorted(map(str, old))}. Load "
                 "a checkpoint of the same options, or clear optimizer.state to begin anew"
             )
-        for key in {"step", COMPENSATION} - {*self.dtypes}:  # of options no longer asked for
+        for key in {"step", COMPENSATION} - {*self.kept}:  # of options no longer asked for
             new.pop(key, None)
         self.cells.own[0, k] = steps
         if self.keeps:
             new["step"] = self.cell(0, k, old.get("step"), steps, torch.float32)
-        for key, wide in self.dtypes.items():
-            shape = rule.shape(key, p.shape)
-            if key not in held:
-                like = shape == p.shape  # with its strides and shards
-                new[key] = (
-                    torch.zeros_like(p, dtype=wide) if like else p.new_zeros(shape, dtype=wide)
-                )
+        for key, (dtype, shape_of) in self.kept.items():
+            shape = shape_of(p.shape)
+            if key not in held and shape == p.shape:  # with its strides and shards
+                new[key] = torch.zeros_like(p, dtype=dtype)
+            elif key not in held:
+                new[key] = p.new_zeros(shape, dtype=dtype)
             x = new[key]
             if not isinstance(x, Tensor) or x.shape != shape or x.device != p.device:
                 one = "one" if isinstance(x, Tensor) else "a tensor"
@@ -221,7 +207,7 @@ class Part:
             x = x.resolve_neg().resolve_conj()
             if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
                 x = x.contiguous()
-            new[key] = x if x.dtype == wide else x.detach().to(wide)
+            new[key] = x if x.dtype == dtype else x.detach().to(dtype)
         for i, name in enumerate(rule.carried, start=1):
             key, value = rule.keys[name], self.cells.own[i, k]
             given = old.get(key)
@@ -264,42 +250,70 @@ class Part:
 
     # one step
 
-    def columns(self, owners: Sequence[Tensor], state: States, at: list[int]) -> list[list[Tensor]]:
-        """The parameters with these indices, and then each state's tensors."""
+    def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
+        """Check, and return what does the step; writes nothing. None: no gradient is there.
+
+        owners: those of the bucket's making, in order; state: the optimizer's.
+        """
+        grads = self.gradients(owners)
+        return self.prepare(Given(owners, state, scalars, grads)) if grads else None
+
+    def prepare(self, given: Given) -> Ready:
+        """What steps the parameters that have a gradient, which is checked."""
+        raise NotImplementedError
+
+    def load(self, lists: Lists) -> Lists:
+        """What the rule reads of the parameters and of each state."""
+        return self.storage.load(lists, self.kind)
+
+    def store(self, lists: Lists, new: Lists, row: Row) -> None:
+        """Write back what was stepped in copies."""
+        self.storage.store(lists, new, self.noise(lists[0], row) if self.codec.noisy else None)
+
+    def noise(self, params: list[Tensor], row: Row) -> codecs.Noise:
+        """What the rounding of these parameters draws from."""
+        chosen = row.chosen or [()] * len(row.at)
+        # of some rows, the numbers are those in the whole parameter
+        of = zip(row.whole or params, row.at, chosen, strict=True)
+        elements = [codecs.numbers(p, self.firsts[k], rows) for p, k, rows in of]
+        return codecs.Noise(elements, self.wanted.seed, row.t)
+
+    def columns(self, owners: Sequence[Tensor], state: States, at: list[int]) -> Lists:
+        """The tensors of the parameters with these indices."""
         some = [owners[k] for k in at]
         # optimizer.state makes a dict for whoever asks: only a rule that has states may
-        own = [[local(state[p][key]) for p in some] for key in self.dtypes]
+        own = [[local(state[p][key]) for p in some] for key in self.kept]
         return [list(map(local, some)) if self.sharded else some, *own]
 
-    def gradients(self, owners: Sequence[Tensor]) -> tuple[list[int], list[Tensor]]:
-        """Where there is a gradient: the indices, and the gradients, checked.
+    def gradients(self, owners: Sequence[Tensor]) -> dict[int, Tensor]:
+        """The gradients that are there, checked, by the index of their parameter.
 
-        Raises Stale if another part has to take it.
+        Raises Stale if another bucket has to take one.
         """
         grads = self.given(owners)
-        at = [k for k, g in enumerate(grads) if g is not None]
-        some: list[Tensor] = [grads[k] for k in at]
-        if not {*self.unborn}.isdisjoint(at):
+        some: dict[int, Tensor] = {k: g for k, g in enumerate(grads) if g is not None}
+        if not some.keys().isdisjoint(self.unborn):
             raise Stale
-        layout = torch.sparse_coo if self.sparse else torch.strided
-        kinds = [self.kinds[k] for k in at]
         if self.expected is not None and type(grads) is list:
             odd = self.expected.look(grads) & (1 << STRIDES | 1 << MISFIT)
         else:
-            odd = list(map(_kind, some)) != kinds or not {*map(_layout, some)} <= {layout}
+            layout = torch.sparse_coo if self.sparse else torch.strided
+            likes = [self.likes[k] for k in some]
+            fits = list(map(_like, some.values())) == likes
+            odd = not (fits and {*map(_layout, some.values())} <= {layout})
         if odd:
-            for k, g in zip(at, some, strict=True):
+            for k, g in some.items():
                 self.check_gradient(local(owners[k]), g)
-        self.leading = at[0] if at else 0
-        return at, some
+        self.leading = min(some, default=0)
+        return some
 
     def check_gradient(self, p: Tensor, g: Tensor) -> None:
-        """Raise for a gradient that no backend can take, Stale for one that another part takes."""
+        """Raise for a gradient that no backend can take, Stale for one of another bucket."""
         if takes_sparse(self.selection, g) is not self.sparse or wider(p, g) is not self.wide:
             raise Stale
         if g.layout is not torch.strided and not self.sparse:
             known = bool(self.selection.rule.sparse) and g.layout is torch.sparse_coo
-            why = " with weight decay or clipping" * known
+            why = " with weight decay or clipping" if known else ""
             raise RuntimeError(
                 f"{self.rule}{why}: a gradient of layout {g.layout} was given for {describe(p)}, "
                 "expected a dense one; build the embedding with sparse=False, or call p.grad = "
@@ -369,13 +383,6 @@ class Part:
         counts = self.cells.read()[:1]
         rest = np.repeat(np.array([*map(number, values)])[:, None], self.n, 1)
         self.cells.write(np.vstack([counts, rest]), [*range(self.n)])
-
-    def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
-        """Check, and return what does the step; writes nothing. None: no gradient is there.
-
-        owners: those of the parts's making, in order; state: the optimizer's.
-        """
-        raise NotImplementedError
 
 
 def _cut_short(what: str, x: Tensor) -> str:

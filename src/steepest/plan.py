@@ -1,7 +1,7 @@
 """A plan: an optimizer's parameters and states laid out for the backends, kept from step to step.
 
-A part is a share of a group that one backend steps in one go. All parts are checked before the
-first one writes.
+Each group is shared out into buckets, which one backend steps in one go. All buckets are checked
+before the first one writes.
 """
 
 from __future__ import annotations
@@ -14,111 +14,82 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backends.memory import Seen
-from ..family import Family
-from .compiled import CompiledPart
-from .listed import ForeachPart, ReferencePart, SparsePart
-from .part import (
-    Part,
-    Stale,
-    States,
-    Wanted,
-    describe,
-    local,
-    number,
-    program_of,
-    takes_sparse,
-    wider,
-)
+from .backends import BACKENDS, choose
+from .backends.bucket import Bucket, Stale, States, Wanted, program_of, takes_sparse, wider
+from .backends.memory import Seen
+from .family import Family
+from .tensors import describe, number
+from .trace import Program
 
-__all__ = ["BACKENDS", "Plan", "Stale", "describe", "program_of"]
-BACKENDS = ("cpu", "foreach", "eager")
+__all__ = ["Plan", "Stale", "Wanted", "buckets", "describe", "program_of"]
 
 
-def compiled_for(p: Tensor) -> bool:
-    """Whether the CPU's loop can step the parameter: dense memory, and not float16."""
-    return (
-        p.device.type == "cpu"
-        and p.dtype in (torch.float32, torch.float64, torch.bfloat16)
-        and type(p) in (Tensor, torch.nn.Parameter)
-        and p.layout is torch.strided
-        and p.numel() > 0
-        and not p.is_neg()
-        # a copy that preserves the format has the strides of dense memory alone
-        and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
-    )
-
-
-def parts(
+def buckets(
     wanted: Wanted,
-    places: Mapping[Tensor, int],
+    indices: Mapping[Tensor, int],
     state: Mapping[Tensor, dict[str, Any]],
     first: Callable[[Tensor], int],
-) -> list[Part]:
-    """A group's parameters, with their places in it, shared out among the backends."""
-    found: dict[Any, dict[Tensor, dict[str, Any]]] = {}
-    rule, backend = wanted.selection.rule.name, wanted.backend
-    clips = program_of(wanted.selection).clips
-    # a norm that clips a group is taken in one part
-    loops = not clips or all(map(compiled_for, map(local, places)))
-    for p in places:
-        sharded = hasattr(p, "to_local")
-        if p.is_neg() or p.is_conj():
-            raise RuntimeError(
-                f"{rule}: a parameter {describe(p)} is a negated or conjugated view, expected one "
-                "with its values in memory; write p.data = p.data.resolve_neg().resolve_conj()"
-            )
-        if not isinstance(state.get(p), Mapping | None):
-            raise RuntimeError(
-                f"{rule}: the state of a parameter {describe(p)} is a {type(state[p]).__name__}, "
-                "expected a dict; clear optimizer.state to begin anew"
-            )
+) -> list[Bucket]:
+    """A group's parameters, with their indices in it, shared out among the backends."""
+    members: dict[Any, dict[Tensor, dict[str, Any]]] = {}
+    # a norm that clips a group is taken in one bucket
+    common = choose(wanted, indices) if program_of(wanted.selection).clips else None
+    for p in indices:
         selected = wanted._replace(selection=wanted.selection.of(p))
-        program = program_of(selected.selection)
-        if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
-            raise RuntimeError(
-                f"{rule}: a parameter {describe(p)} with strides {p.stride()} was given, expected "
-                "one whose elements have memory of their own; expand it in the model instead"
-            )
-        if wanted.rounding == "stochastic" and p.dtype == torch.float16:
-            raise RuntimeError(
-                f"{rule}: rounding='stochastic' was given for {describe(p)}, expected "
-                "torch.bfloat16 (or 32 bits and more, which need none); take rounding='kahan'"
-            )
-        if sharded and (program.reductions or program.matrix):
-            raise RuntimeError(
-                f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected whole "
-                "ones, as it looks at each as a whole; use DDP or replicate it"
-            )
-        if program.matrix and p.is_complex():
-            raise RuntimeError(
-                f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
-                "hand it to another rule, in a group with rule=..."
-            )
-        if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
-            raise RuntimeError(
-                f"{rule}: a gradient of layout {p.grad.layout} was given with differentiable=True, "
-                "expected a dense one; call p.grad = p.grad.to_dense() before the step"
-            )
-        kind: type[Part] = ForeachPart
-        if takes_sparse(wanted.selection, p.grad):
-            kind = SparsePart
-        elif wanted.differentiable or backend == "eager" or program.matrix:
-            kind = ReferencePart
-        elif backend != "foreach" and loops and compiled_for(local(p)):
-            kind = CompiledPart
-        elif program.reductions:
-            kind = ReferencePart
-        key = kind, selected, p.device, p.dtype, sharded, wider(p, p.grad)
-        found.setdefault(key, {})[p] = state.get(p) or {}
+        _check(selected, p, state.get(p))
+        backend = common or choose(selected, [p])
+        selected = selected._replace(backend=backend.name)
+        about = p.device, p.dtype, hasattr(p, "to_local"), wider(p, p.grad)
+        key = selected, *about, takes_sparse(selected.selection, p.grad)
+        members.setdefault(key, {})[p] = state.get(p) or {}
     shared = _shared(program_of(wanted.selection), state)
     return [
-        kind(selected, old, [places[p] for p in old], first, shared)
-        for (kind, selected, *_), old in found.items()
+        BACKENDS[selected.backend].bucket(selected, old, [indices[p] for p in old], first, shared)
+        for (selected, *_), old in members.items()
     ]
 
 
-def _shared(program: Any, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
+def _check(wanted: Wanted, p: Tensor, state: Any) -> None:
+    """Raise for a parameter, or a state, that no backend can step."""
+    rule, program = wanted.selection.rule.name, program_of(wanted.selection)
+    if p.is_neg() or p.is_conj():
+        raise RuntimeError(
+            f"{rule}: a parameter {describe(p)} is a negated or conjugated view, expected one "
+            "with its values in memory; write p.data = p.data.resolve_neg().resolve_conj()"
+        )
+    if not isinstance(state, Mapping | None):
+        raise RuntimeError(
+            f"{rule}: the state of a parameter {describe(p)} is a {type(state).__name__}, "
+            "expected a dict; clear optimizer.state to begin anew"
+        )
+    if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
+        raise RuntimeError(
+            f"{rule}: a parameter {describe(p)} with strides {p.stride()} was given, expected "
+            "one whose elements have memory of their own; expand it in the model instead"
+        )
+    if wanted.rounding == "stochastic" and p.dtype == torch.float16:
+        raise RuntimeError(
+            f"{rule}: rounding='stochastic' was given for {describe(p)}, expected "
+            "torch.bfloat16 (or 32 bits and more, which need none); take rounding='kahan'"
+        )
+    if hasattr(p, "to_local") and (program.reductions or program.matrix):
+        raise RuntimeError(
+            f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected whole "
+            "ones, as it looks at each as a whole; use DDP or replicate it"
+        )
+    if program.matrix and p.is_complex():
+        raise RuntimeError(
+            f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
+            "hand it to another rule, in a group with rule=..."
+        )
+    if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
+        raise RuntimeError(
+            f"{rule}: a gradient of layout {p.grad.layout} was given with differentiable=True, "
+            "expected a dense one; call p.grad = p.grad.to_dense() before the step"
+        )
+
+
+def _shared(program: Program, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
     """Of a rule that sums over all parameters, the carried scalars that they have already."""
     keys = {name: program.rule.keys[name] for name in program.rule.carried}
     for own in state.values() if program.spans and not program.clips else ():
@@ -128,16 +99,16 @@ def _shared(program: Any, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, f
 
 
 class _Group(NamedTuple):
-    """A group's parts, the options that they were made for, and whether one has all of it."""
+    """A group's buckets, the options that they were made for, and whether one has all of it."""
 
     watched: list[Any]
     family: Family
-    parts: list[Part]
+    buckets: list[Bucket]
     whole: bool
 
 
 class Plan:
-    """All parts of an optimizer, made for what its groups, parameters and states are now.
+    """All buckets of an optimizer, made for what its groups, parameters and states are now.
 
     Making one checks everything and writes nothing.
     """
@@ -155,15 +126,15 @@ class Plan:
             stored = {n: group[n] for n in ("rounding", "seed") if n in group}
             differentiable = bool(group.get("differentiable"))
             wanted = Wanted(family.select(group), optimizer.backend, differentiable, **stored)
-            places: dict[Tensor, int] = {}
-            for place, p in enumerate(group["params"]):
-                places.setdefault(p, place)
-            made = parts(wanted, places, state, first.__getitem__)
-            for part in made:  # a parameter may stand in another group too
-                owners = [group["params"][i] for i in part.places]
-                pairs = zip(owners, part.pending, strict=True)
+            indices: dict[Tensor, int] = {}
+            for i, p in enumerate(group["params"]):
+                indices.setdefault(p, i)
+            made = buckets(wanted, indices, state, first.__getitem__)
+            for bucket in made:  # a parameter may stand in another group too
+                owners = [group["params"][i] for i in bucket.indices]
+                pairs = zip(owners, bucket.pending, strict=True)
                 state.update((p, own) for p, own in pairs if own is not None)
-            whole = len(made) == 1 and made[0].places == [*range(len(group["params"]))]
+            whole = len(made) == 1 and made[0].indices == [*range(len(group["params"]))]
             self.groups.append(_Group(_watched(family, group), family, made, whole))
 
     @staticmethod
@@ -197,16 +168,16 @@ class Plan:
         spanning: dict[Any, list[Any]] = {}
         for known, group in zip(self.groups, self.optimizer.param_groups, strict=True):
             scalars: dict[Any, list[float]] = {}
-            for part in known.parts:
-                program, params = part.program, group["params"]
+            for bucket in known.buckets:
+                program, params = bucket.program, group["params"]
                 if program not in scalars:
                     names = [n for n in program.scalars if n != "t"]
                     of = known.family.read
                     scalars[program] = [of(group, n, program.rule) for n in names]
-                owners = params if known.whole else [params[i] for i in part.places]
-                made = part.ready(owners, self.optimizer.state, scalars[program])
+                owners = params if known.whole else [params[i] for i in bucket.indices]
+                made = bucket.ready(owners, self.optimizer.state, scalars[program])
                 if program.spans and not program.clips:
-                    spanning.setdefault(program.rule.name, []).append((part, owners, made))
+                    spanning.setdefault(program.rule.name, []).append((bucket, owners, made))
                 elif made is not None:
                     steps.append(partial(made.step, None))
         state = self.optimizer.state
@@ -226,16 +197,16 @@ class Plan:
             self.seen.release()
 
     def _put(self) -> None:
-        """Put the states of the parts in place, and look at all of it once."""
+        """Put the states of the buckets in place, and look at all of it once."""
         groups, state = self.optimizer.param_groups, self.optimizer.state
         new: dict[Tensor, dict[str, Any]] = {}
         for known, group in zip(self.groups, groups, strict=True):
-            for part in known.parts:
-                owners = [group["params"][i] for i in part.places]
-                pairs = zip(owners, part.pending, strict=True)
+            for bucket in known.buckets:
+                owners = [group["params"][i] for i in bucket.indices]
+                pairs = zip(owners, bucket.pending, strict=True)
                 new.update((p, s) for p, s in pairs if s or (s is not None and p in state))
         self._check_apart(new)
-        # in the groups' order, whatever part it is in: a checkpoint of shards gathers state after
+        # in the groups' order, whatever bucket it is in: a checkpoint of shards gathers state after
         # state in this order, and a shard may be empty in one process alone
         for p in filter(new.__contains__, self._first(groups)):
             mine = state.setdefault(p, {})
@@ -250,8 +221,8 @@ class Plan:
         ):
             raise Stale  # another thread has changed them meanwhile
         for known in self.groups:
-            for part in known.parts:
-                part.pending = []
+            for bucket in known.buckets:
+                bucket.pending = []
 
     def _check_apart(self, new: dict[Tensor, dict[str, Any]]) -> None:
         """Raise where two parameters have one dict of states, and need different ones."""
@@ -267,24 +238,24 @@ class Plan:
 
 
 def _watched(family: Family, group: dict[str, Any]) -> list[Any]:
-    """The options that decide over a group's parts."""
+    """The options that decide over a group's buckets."""
     values = [group.get(name) for name in family.static]
     return [(v.item(), v.requires_grad) if isinstance(v, Tensor) else v for v in values]
 
 
-def _together(state: States, members: Sequence[tuple[Part, list[Tensor], Any]]) -> None:
-    """Step the parts of a rule that sums over all parameters, with their common totals.
+def _together(state: States, members: Sequence[tuple[Bucket, list[Tensor], Any]]) -> None:
+    """Step the buckets of a rule that sums over all parameters, with their common totals.
 
     What it carries is the same for all of them, as the first one that has a gradient computes it.
     """
-    able = [(part, owners, made) for part, owners, made in members if made is not None]
+    able = [(bucket, owners, made) for bucket, owners, made in members if made is not None]
     if not able:
         return
     totals = [sum(column) for column in zip(*(made.add() for *_, made in able), strict=True)]
     plain = [*map(number, totals)]
-    for part, _, made in able:
-        made.step(totals if part.wanted.differentiable else plain)
+    for bucket, _, made in able:
+        made.step(totals if bucket.wanted.differentiable else plain)
     leader, owners, _ = able[0]
     carried = leader.carried_of(owners, state, leader.leading)
-    for part, owners, _ in members:
-        part.carry(owners, state, carried)
+    for bucket, owners, _ in members:
+        bucket.carry(owners, state, carried)

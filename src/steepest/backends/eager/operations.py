@@ -1,18 +1,20 @@
-"""The reference: the rule itself, called on torch tensors. Any device and dtype."""
+"""The words of rules, said by torch: what each does with a tensor."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..definition import LARGEST
-from ..formulas import words
-from ..trace import Program, scalars_of
+from ...definition import LARGEST
+from ...formulas import words
+
+stored: ContextVar[torch.dtype | None] = ContextVar("stored", default=None)
+"""The dtype that the parameter of the rule that runs is stored in, for `precision`."""
+total_of: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=torch.sum)
+"""What adds up the numbers of a tensor, for `total`."""
 
 
 def _other(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
@@ -39,7 +41,7 @@ words.register(
     norm=torch.linalg.vector_norm,
     mean=torch.mean,
     where=words.chosen,
-    total=lambda x: _totals.get()(x),
+    total=lambda x: total_of.get()(x),
     row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
     column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),
     orthogonal=lambda x, *about: _orthogonal(x.flatten(1), *about).reshape(x.shape).to(x.dtype),
@@ -51,7 +53,7 @@ words.register(
     ranked=lambda x, *about: _ranked(x, *about),
     rows=lambda x: words.Number(len(x)),
     columns=lambda x: words.Number(math.prod(x.shape[1:])),
-    precision=lambda x: torch.finfo(_stored.get() or x.dtype).eps,
+    precision=lambda x: torch.finfo(stored.get() or x.dtype).eps,
 )
 
 
@@ -132,78 +134,3 @@ def _ranked(x: Tensor, covariances: Tensor, bases: Tensor) -> Tensor:
     for k, order in zip(_squared(x), each, strict=True):
         x = x.index_select(k, order)
     return x
-
-
-_stored: ContextVar[torch.dtype | None] = ContextVar("stored", default=None)
-_totals: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=torch.sum)
-
-
-@contextmanager
-def totals(found: dict[int, Tensor], add: bool) -> Iterator[None]:
-    """Meanwhile each `total` adds its sum to the one in `found`, in order, or (not add) is that."""
-    at = itertools.count()
-
-    def total(x: Tensor) -> Tensor:
-        i = next(at)
-        if add:
-            found[i] = x.sum() + found.get(i, 0)
-        return found[i]
-
-    before = _totals.set(total)
-    try:
-        yield
-    finally:
-        _totals.reset(before)
-
-
-def carries(x: Any) -> bool:
-    """Whether autograd goes on from a value."""
-    return isinstance(x, Tensor) and x.requires_grad
-
-
-def _scalar(x: Any) -> Any:
-    """A number, or in its place a tensor of no dimensions, in the same precision."""
-    return x.reshape(()).to("cpu", torch.float64) if carries(x) else words.Number(x)
-
-
-def run(
-    program: Program,
-    choices: dict[str, Any],
-    tensors: Sequence[Tensor],
-    scalars: dict[str, Any],
-    stored: torch.dtype,
-) -> tuple[dict[str, Tensor], list[Any]]:
-    """One parameter's step: the new tensors by name, and the next carried scalars.
-
-    `tensors` are parameter, gradient and the program's states, in a dtype that may be wider than
-    the one that the parameter is stored in; autograd goes through, and through those scalars,
-    carried ones too, that are tensors with a history.
-    """
-    rule, number = program.rule, {n: _scalar(v) for n, v in scalars.items()}
-    p, g, *states = tensors
-    for modifier in program.modifiers:
-        p, g = modifier(p, g, **{n: number[n] for n in scalars_of(modifier)})
-    given = dict(zip(program.states, states, strict=True))
-    rest = [given.get(n, torch.zeros_like(g)) for n in rule.states]
-    # what the choices leave unread may be missing
-    mine = {n: number.get(n, words.Number(0)) for n in rule.scalars}
-    before = _stored.set(stored)
-    try:
-        new = rule.function(p, g, *rest, **mine, **choices)
-    finally:
-        _stored.reset(before)
-    new = new if isinstance(new, tuple) else (new,)
-    names = (rule.tensors[0], *rule.states)
-    values = {n: v for n, v in zip(names, new, strict=False) if n in program.outputs}
-    taken = [*tensors]
-    for n, v in values.items():
-        like = given.get(n, p)
-        if not isinstance(v, Tensor):
-            v = torch.full_like(like, v)
-        elif any(v is x for x in taken):
-            v = v.clone()  # it would be overwritten before it is read
-        # a scalar is wider, and of no shape
-        same = v.dtype == like.dtype and v.ndim
-        values[n] = v if same else v.to(like).expand_as(like).clone()
-        taken.append(v)
-    return values, [_scalar(v) for v in new[len(names) :]]

@@ -1,0 +1,58 @@
+"""The CPU: one compiled loop over raw pointers for all tensors of a bucket. Parameters are float32,
+float64 or, with states of float32, bfloat16.
+
+`printer.py` makes a Python function of a program, `machine.py` compiles it, `work.py` shares it out
+among threads, `bucket.py` hands it the tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import codecs
+from ...tensors import local
+from ...trace import Program
+from ..backend import Backend
+from ..bucket import Wanted, program_of, takes_sparse
+from . import printer
+from .bucket import CpuBucket
+
+
+def takes(wanted: Wanted, p: Tensor) -> bool:
+    """Dense memory of a dtype that the loop has, without a graph through it."""
+    selection = wanted.selection
+    program = program_of(selection)
+    plain = all(codecs.of_state(selection.rule.keys[s]) is codecs.NEAREST for s in program.states)
+    return (
+        plain
+        and not program.matrix
+        and not wanted.differentiable
+        and not takes_sparse(selection, p.grad)
+        and walkable(local(p))
+    )
+
+
+def walkable(p: Tensor) -> bool:
+    """Whether a loop can walk along the parameter: dense memory, and not float16."""
+    return (
+        p.device.type == "cpu"
+        and p.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and type(p) in (Tensor, torch.nn.Parameter)
+        and p.layout is torch.strided
+        and p.numel() > 0
+        and not p.is_neg()
+        # a copy that preserves the format has the strides of dense memory alone
+        and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
+    )
+
+
+def source(program: Program) -> str | None:
+    """The loops of a step, as Python: one, or two where a norm or mean comes first."""
+    if program.matrix:
+        return None
+    passes = (True, False) if program.first else (False,)
+    return "\n\n".join(printer.source(program, first=first) for first in passes)
+
+
+CPU = Backend("cpu", takes, CpuBucket, source)

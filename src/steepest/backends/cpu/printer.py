@@ -1,0 +1,278 @@
+"""The CPU's loop as text: a Python function of one argument, the address of its job.
+
+The frame is the same for every rule. What a rule puts into it comes in two halves. The first is the
+host scalars: computed once for each run of tensors with equal counts, and left in a row of numbers.
+The second is the body: for each piece of work, the row is read into constants, and one line after
+the other computes an element. A rule with norms or means has two such loops: the first adds up what
+they are made of, for each chunk, and the host scalars of the second read these sums.
+
+How a bfloat16 parameter is read and written stands in STORED, a row for each codec. What every
+word of the text means is said by `machine.py`, which compiles it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+from ...printing import Printer, host_body, spelt
+from ...trace import Node, Program
+from ..cells import FULL, LIMIT, SINGLE
+
+# the job: one array of int64, these numbers and then the addresses of the arrays
+NEXT, ONLY, PIECES, TENSORS, COUNT, MARKED = range(6)
+ARRAYS = {
+    **dict.fromkeys(("addresses", "row_of", "chunks", "borders", "starts", "firsts"), "integers"),
+    **dict.fromkeys(("keys", "cells", "kinds"), "integers"),
+    **dict.fromkeys(("scalar", "rows", "sums", "totals"), "doubles"),
+}
+"""Name -> the type of its elements."""
+
+_OWN = """
+    address addresses job n integers doubles reals real float64 rows row_of row scalar k chunks
+    count borders piece take c i zero fit halves widen narrow cut dither firsts keys first key
+    compensation now grad new sums starts only pieces cells kinds totals fetch put
+"""
+RESERVED = frozenset(_OWN.split())
+"""What the text calls its own things, beside numbered names."""
+
+_FRAME = """\
+def {name}(address):
+    job = integers(address)
+    only, pieces, n, count = job[1], job[2], job[3], job[4]
+{arrays}    if job[0] < 0:  # the host scalars: one row for each run of tensors with equal counts
+{start}        row = -{slots}
+        for k in range(n):
+            if addresses[n + k] == 0:  # no gradient
+                continue
+            t = fetch(cells[k], kinds[k]) + 1.0
+{read}{compute}{write}            row_of[k] = row
+{count}        job[0] = 0
+        if only != 0:
+            return
+    while True:
+        piece = take(job)
+        if piece >= pieces:
+            return
+        for c in range(borders[piece], borders[piece + 1]):
+            k = chunks[c]
+            if addresses[n + k] == 0:
+                continue
+            row = row_of[k]
+{pointers}{constants}            for i in range(chunks[count + c], chunks[2 * count + c]):
+{body}{sums}"""
+_DEPTHS = {
+    **dict.fromkeys(("arrays",), 1),
+    **dict.fromkeys(("start",), 2),
+    **dict.fromkeys(("read", "write", "count", "pointers", "constants", "sums"), 3),
+    **dict.fromkeys(("compute", "body"), 4),
+}
+"""Field of the frame -> how deep its lines stand."""
+
+
+class Stored(NamedTuple):
+    """How the loop reads and writes one tensor that is not of its own type.
+
+    pointer: the type of its elements. load: an element as a number, where {x} is the tensor; then:
+    what is done with it, `now`, after that. store: the new value, `new`, as it is written; last:
+    what is written after all others. extra: the tensor that the codec keeps beside it; start: what
+    is read before the first element of a chunk.
+    """
+
+    pointer: str
+    load: str
+    store: str = ""
+    then: str = ""
+    last: str = ""
+    extra: str = ""
+    start: str = ""
+
+
+_HALF = Stored("halves", "widen({x}[i])", "narrow(new)")
+_WIDE = Stored("reals", "{x}[i]")
+STORED = {
+    "nearest": _HALF,
+    "stochastic": _HALF._replace(
+        store="dither(new, first + i, key)", start="first, key = firsts[k], keys[k]"
+    ),
+    "kahan": _HALF._replace(
+        extra="compensation",
+        then="now = now + widen(compensation[i])",
+        last="compensation[i] = narrow(cut(new, widen(narrow(new))))",
+    ),
+}
+"""Codec -> how the loop stores a bfloat16 parameter."""
+
+
+class _Elements(Printer):
+    """Numbers in the loop's own type."""
+
+    templates: ClassVar = {**Printer.templates, "where": ("{1} if {0} != zero else {2}", 0)}
+
+    def constant(self, node: Node) -> str:
+        return f"real({super().constant(node)})"
+
+
+def source(whole: Program, storage: str = "", first: bool = False, wide: bool = False) -> str:
+    """The loop of a program.
+
+    storage: the codec of bfloat16 parameters, a name in STORED; "" for others. wide: their
+    gradients are float32. first: the pass that adds up, in float64 and for each chunk, what norms,
+    means and totals are made of.
+    """
+    return _Loop(whole, storage, first, wide).text()
+
+
+class _Loop:
+    def __init__(self, whole: Program, storage: str, first: bool, wide: bool) -> None:
+        self.program = program = (whole.first if first else None) or whole
+        self.sums = whole.reductions if first else []
+        self.first = first
+        self.p, self.g = program.rule.tensors[:2]
+        self.tensors = {x: _spelt(x) for x in (self.p, self.g, *program.states)}
+        self.stored: dict[str, Stored] = {}
+        if storage:
+            self.stored = {self.p: STORED[storage], self.g: _WIDE if wide else _HALF}
+        self.host = host_body(program, RESERVED, [*self.tensors.values()])
+        self.printer = _Elements(program, taken={*RESERVED, *self.tensors.values()})
+
+    def text(self) -> str:
+        constants = self.constants()  # they take the names that they want first
+        arrays = enumerate(ARRAYS.items(), MARKED + 1)
+        parts = {
+            "arrays": [f"{name} = {kind}(job[{i}])" for i, (name, kind) in arrays],
+            **self.scalars(),
+            "pointers": self.pointers(),
+            "constants": constants,
+            "body": [*self.loads(), *self.values(), *self.stores()],
+            "sums": [f"sums[{i} * count + c] = sum{i}" for i in range(len(self.sums))],
+        }
+        blocks = {
+            name: "".join(f"{'    ' * _DEPTHS[name]}{line}\n" for line in lines)
+            for name, lines in parts.items()
+        }
+        return _FRAME.format(name=self.program.rule.name, slots=self.slots, **blocks)
+
+    # the host scalars
+
+    @property
+    def slots(self) -> int:
+        """Numbers in a row."""
+        return max(len(self.program.slots), 1)
+
+    def scalars(self) -> dict[str, list[str]]:
+        """Lines that compute a row, where the tensor before had other counts."""
+        program = self.program
+        carried = [_spelt(c) for c in program.carried]
+        # counts that move in step make one row
+        inputs = ["t", *carried] if program.counts else carried
+        before = {f"last_{x}": x for x in inputs}
+        cells = [f"cells[{i} * n + k], kinds[{i} * n + k]" for i in range(1, len(carried) + 1)]
+        given = [_spelt(s) for s in program.scalars if s != "t"]
+        start = [f"{s} = scalar[{i}]" for i, s in enumerate(given)]
+        start += [f"{old} = 0.0" for old in before] + [f"next_{c} = 0.0" for c in carried]
+        read = [f"{c} = fetch({cell})" for c, cell in zip(carried, cells, strict=True)]
+        read += self.totals()
+        other = ["row < 0", *(f"{old} != {now}" for old, now in before.items())]
+        read.append(f"if {'True' if program.reductions else ' or '.join(other)}:")
+        compute = [f"row += {self.slots}", *self.host.lines]
+        compute += [f"rows[row + {i}] = {value}" for i, value in enumerate(self.host.slots)]
+        compute += [f"next_{c} = {v}" for c, v in zip(carried, self.host.carried, strict=True)]
+        compute += [f"{old} = {now}" for old, now in before.items()]
+        write, count = [], []
+        if not self.first:
+            write = [f"put({cell}, next_{c})" for c, cell in zip(carried, cells, strict=True)]
+            # a float32 count would stand still from here on: the caller puts a wider one there
+            count = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:"]
+            count += [f"    kinds[k], job[{MARKED}] = {FULL}, 1"]
+            count += ["else:", "    put(cells[k], kinds[k], t)"]
+        return {"start": start, "read": read, "compute": compute, "write": write, "count": count}
+
+    def totals(self) -> list[str]:
+        """What the first pass has added up, for this tensor."""
+        lines = []
+        for i, node in enumerate(self.program.reductions):
+            if node.op == "total":  # of all parameters, added up between the passes
+                lines.append(f"sum{i} = totals[{i}]")
+                continue
+            lines.append(f"sum{i} = 0.0")
+            lines.append("for c in range(starts[k], starts[k + 1]):")
+            lines.append(f"    sum{i} += sums[{i} * count + c]")
+            if node.op == "norm":
+                lines.append(f"sum{i} = sqrt(sum{i})")
+            else:  # by the number of elements, which is where the last chunk ends
+                lines.append(f"sum{i} = sum{i} / chunks[2 * count + starts[k + 1] - 1]")
+        return lines
+
+    # the elements
+
+    def pointers(self) -> list[str]:
+        """The tensors' memory."""
+        types = dict.fromkeys(self.tensors.values(), "reals")
+        for x, stored in self.stored.items():
+            types[self.tensors[x]] = stored.pointer
+        types |= {x.extra: x.pointer for x in self.stored.values() if x.extra}
+        return [f"{x} = {t}(addresses[{i} * n + k])" for i, (x, t) in enumerate(types.items())]
+
+    def constants(self) -> list[str]:
+        """What is the same for all elements of a tensor."""
+        lines = ["zero = real(0.0)", *(x.start for x in self.stored.values() if x.start)]
+        for i, node in enumerate(self.program.slots):
+            if node.op == "input":
+                node.label = _spelt(node.value)
+            note = self.host.slots[i].removeprefix("fit(").removesuffix(")")
+            lines.append(f"{self.printer.name(node, 'c')} = real(rows[row + {i}])  # {note}")
+        return [*lines, *(f"sum{i} = 0.0" for i in range(len(self.sums)))]
+
+    def loads(self) -> list[str]:
+        """The elements that are not of the loop's own type; all others are read in place."""
+        inputs = self.program.inputs
+        for x in self.program.rule.tensors:
+            self.printer.names[inputs[x]] = f"{_spelt(x)}[i]"
+        if not self.stored:
+            return []
+        self.printer.names |= {inputs[self.p]: "now", inputs[self.g]: "grad"}
+        values = [stored.load.format(x=self.tensors[x]) for x, stored in self.stored.items()]
+        then = [stored.then for stored in self.stored.values() if stored.then]
+        return [f"now, grad = {', '.join(values)}", *then]
+
+    def values(self) -> list[str]:
+        """All that is computed of an element, up to the new values."""
+        lines, printer, outputs = [], self.printer, self.program.outputs
+        sides = [s for node in self.program.body if node.op == "where" for s in node.args[1:]]
+        for node in dict.fromkeys(s for s in sides if s.op == "input" and not s.host):
+            old = printer.names[node]  # read in any case: a load on one side alone is no vector's
+            lines.append(f"{printer.name(node, 'x')} = {old}")
+        kept = [node for node in outputs.values() if node.op != "const"]
+        lines += printer.assignments(self.program.body, kept, "x")
+        for name, node in outputs.items():  # one that is another tensor's old value is read before
+            if not node.host and node.op == "input" and node.value != name:
+                old = printer.names[node]
+                lines.append(f"{printer.name(node, 'x')} = {old}")
+        return lines
+
+    def stores(self) -> list[str]:
+        """The new values; of the first pass, what is added to the sums."""
+        nodes = self.program.outputs
+        if self.sums:
+            return [self.term(i, node) for i, node in enumerate(nodes.values())]
+        lines = []
+        for name, node in nodes.items():
+            value = self.printer.expression(node)
+            if name in self.stored:
+                lines.append(f"new = {value}")
+                value = self.stored[name].store
+            lines.append(f"{self.tensors[name]}[i] = {value}")
+        return [*lines, *(x.last for x in self.stored.values() if x.last)]
+
+    def term(self, i: int, node: Node) -> str:
+        """One element's share of a sum."""
+        factors = node.args if node.op == "mul" else [node]
+        if self.sums[i].op == "norm":
+            factors = [node, node]
+        # a square may be beyond float32, and its factors are not
+        terms = [f"float64({self.printer.expression(x)})" for x in factors]
+        return f"sum{i} += {' * '.join(terms)}"
+
+
+def _spelt(name: str) -> str:
+    return spelt(name, RESERVED)

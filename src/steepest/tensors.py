@@ -1,0 +1,58 @@
+"""What is asked of a tensor: its memory, its share of a larger one, its history, its name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PLAIN = (Tensor, torch.nn.Parameter)
+"""The types whose objects torch's C functions can be asked about."""
+
+
+def describe(x: Any) -> str:
+    """A tensor in a few words, for messages; anything else as it prints itself."""
+    return (
+        f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
+    )
+
+
+def number(x: Any) -> float:
+    """A total or a carried scalar, without its history."""
+    return float(x.detach()) if isinstance(x, Tensor) else x
+
+
+def carries(x: Any) -> bool:
+    """Whether autograd goes on from a value."""
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def local(x: Any) -> Any:
+    """This process's share of a DTensor; any other tensor itself."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def fake(x: Any) -> bool:
+    """Whether it is a tensor of FakeTensorMode, whose value cannot be asked for."""
+    return hasattr(x, "fake_mode")
+
+
+def offset(p: Any) -> int:
+    """The number of the first element of this process's rows, within the whole tensor."""
+    if not hasattr(p, "to_local") or not p.numel():
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, at = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(at))
+
+
+def in_bounds(x: Tensor) -> bool:
+    """Whether the tensor's storage reaches as far as its elements; True where that is unknown."""
+    x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
+    if type(x) not in PLAIN or x.layout is not torch.strided or not x.numel() or x.is_meta:
+        return True
+    last = x.storage_offset() + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+    return (last + 1) * x.element_size() <= x.untyped_storage().nbytes()
