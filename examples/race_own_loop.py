@@ -5,7 +5,7 @@ from sklearn.datasets import load_wine
 from torch import nn
 
 import steepest
-from steepest.formulas.words import sign
+from steepest.ops import sign
 
 MAXIMIZE, STEPS = "accuracy", 120  # or MINIMIZE = "..."; --steps writes STEPS anew
 features, kinds = map(torch.tensor, load_wine(return_X_y=True))

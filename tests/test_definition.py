@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import steepest
 from steepest.definition import Rule, inside
-from steepest.formulas.words import Number, captured, carried, maximum, minimum, sign, sqrt, where
+from steepest.ops import Number, captured, carried, maximum, minimum, sign, sqrt, where
 
 
 def refused(function, match, **about):

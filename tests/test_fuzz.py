@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import steepest
+from steepest import ops as words
 from steepest.backends.foreach import printer as foreach
 from steepest.definition import Rule
-from steepest.formulas import words
 from steepest.printing import host_function
 
 WORDS = ("sqrt", "abs", "sign", "maximum", "minimum", "where")

@@ -220,7 +220,7 @@ def test_every_file_whose_code_is_compiled_in_is_in_the_key():
     words = machine._vocabulary(4).values()
     compiled_in = {w.py_func.__module__ for w in words if hasattr(w, "py_func")}
     assert compiled_in <= modules
-    assert {"steepest.formulas.words", "steepest.printing"} <= compiled_in
+    assert {"steepest.ops", "steepest.printing"} <= compiled_in
 
 
 TWO_STEPS = """
@@ -244,10 +244,10 @@ def test_two_versions_in_one_cache_run_their_own_code(tmp_path):
     for version, new in (("one", old), ("two", "return b if a > b or")):
         copy = tmp_path / version / "steepest"
         shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        words = copy / "formulas" / "words.py"
-        text = words.read_text()
+        ops = copy / "ops.py"
+        text = ops.read_text()
         assert old in text
-        words.write_text(text.replace(old, new))
+        ops.write_text(text.replace(old, new))
         path = {"PYTHONPATH": str(copy.parent)}
         done = subprocess.run(
             [sys.executable, "-c", TWO_STEPS], env=environment | path, cwd=tmp_path,

@@ -8,9 +8,9 @@ import pytest
 from matplotlib.mathtext import MathTextParser
 
 import steepest
-from steepest.formulas import words
-from steepest.formulas.words import where
+from steepest import ops as words
 from steepest.latex import formula
+from steepest.ops import where
 
 TOKEN = re.compile(r"\s*(\\[a-zA-Z]+|\\[,;]|\d+(?:\.\d+)?|[a-zA-Z]|'|\S)")
 OPEN, CLOSE = {"left", "("}, {"right", ")"}

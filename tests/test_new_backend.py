@@ -10,7 +10,7 @@ import steepest
 from steepest import catalogue, codecs
 from steepest.backends import BACKENDS, Backend
 from steepest.backends.bucket import Bucket, Ready, program_of, takes_sparse
-from steepest.formulas.words import sqrt
+from steepest.ops import sqrt
 from steepest.printing import Printer, host_function, host_notes, spelt
 from steepest.trace import WORDS
 

@@ -15,7 +15,7 @@ from torch import nn
 import steepest
 from steepest import check
 from steepest.classes import class_of
-from steepest.formulas.words import log, sqrt, where
+from steepest.ops import log, sqrt, where
 from test_readme import BLOCKS
 
 EXAMPLE = next(block for block in BLOCKS if "@steepest.rule" in block)
@@ -313,7 +313,7 @@ def AdamW(p, g, *, lr=1e-3):  # noqa: N802
     return p - lr * g
 
 
-WORDS = r"sqrt, log, abs, sign, maximum, minimum and where from steepest\.formulas\.words"
+WORDS = r"sqrt, log, abs, sign, maximum, minimum and where from steepest\.ops"
 CHOICE = r"where\(condition, a, b\).*maximum, minimum or sign"
 ORDER = "does not depend on the old one; check the order of the outputs"
 NUMBER = r"give a number.*carried\(start\) or captured\(name\)"

@@ -69,10 +69,8 @@ def imports(file):
 
 def test_the_rooms_keep_to_themselves():
     for file in (SOURCE / "formulas").glob("*.py"):
-        inner = {".words", ".meanings", "..definition", ".scaled", ".adam", "."}
-        allowed = inner | (
-            {"math", "collections.abc", "typing"} if file.name == "words.py" else set()
-        )
+        inner = {"..ops", ".meanings", "..definition", ".scaled", ".adam", "."}
+        allowed = inner | ({"typing", "warnings", ".."} if file.name == "words.py" else set())
         assert set(imports(file)) <= allowed, file.name
     for file in (SOURCE / "backends").rglob("*.py"):
         text = file.read_text()
@@ -176,3 +174,65 @@ def test_help_lists_every_argument_with_its_meaning(name):
             lines = text.partition(f"\n{argument} = {default!r}")[2].splitlines()
             assert len(lines[1]) > 12, argument
             assert lines[1].startswith("    "), argument
+
+
+def sources():
+    """Module -> its file, and whether it is a package."""
+    found = {}
+    for file in SOURCE.rglob("*.py"):
+        parts = ["steepest", *file.relative_to(SOURCE).with_suffix("").parts]
+        package = parts[-1] == "__init__"
+        found[".".join(parts[: -1 if package else None])] = file, package
+    return found
+
+
+def imported_at_once(name, known):
+    """The modules of this package that a module imports as it is imported itself."""
+    file, package = known[name]
+    bodies = [ast.parse(file.read_text()).body]
+    while bodies:
+        for node in bodies.pop():
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            if isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
+                bodies += [node.body, getattr(node, "orelse", []), getattr(node, "finalbody", [])]
+            elif isinstance(node, ast.Import):
+                yield from (a.name for a in node.names if a.name in known)
+            elif isinstance(node, ast.ImportFrom):
+                home = name.split(".")[: None if package else -1]
+                home = home[: len(home) - node.level + 1] if node.level else []
+                module = ".".join([*home, *([node.module] if node.module else [])])
+                names = {f"{module}.{a.name}" for a in node.names}
+                yield from (names & {*known}) or ({module} & {*known})
+
+
+def test_no_imports_go_round_in_a_circle():
+    known = sources()
+    left = {name: {*imported_at_once(name, known)} - {name} for name in known}
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+    assert not left
+
+
+def test_each_module_is_imported_alone():
+    """With a bare package for steepest/__init__, whose order of imports is gone then."""
+    code = (
+        "import importlib, sys, types\n"
+        "for name in sys.argv[2:]:\n"
+        "    for key in [k for k in sys.modules if k.split('.')[0] == 'steepest']:\n"
+        "        del sys.modules[key]\n"
+        "    bare = sys.modules['steepest'] = types.ModuleType('steepest')\n"
+        "    bare.__path__, bare.__version__ = [sys.argv[1]], '0'\n"
+        "    importlib.import_module(name)\n"
+    )
+    names = [name for name in sources() if name not in ("steepest", "steepest.__main__")]
+    assert len(names) > 100
+    call = [sys.executable, "-c", code, str(SOURCE), *names]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_old_names_go_on_with_a_warning():
+    with pytest.warns(DeprecationWarning, match="steepest.ops now"):
+        from steepest.formulas.words import sqrt
+    assert sqrt is steepest.ops.sqrt

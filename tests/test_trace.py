@@ -13,7 +13,7 @@ from steepest.backends.cpu import printer as cpu
 from steepest.backends.foreach import printer as foreach
 from steepest.definition import Rule
 from steepest.formulas import modifiers
-from steepest.formulas.words import carried, maximum, sqrt, where
+from steepest.ops import carried, maximum, sqrt, where
 from steepest.printing import host_function
 
 

@@ -77,7 +77,7 @@ def test_one_estimate_for_all_parameters_whatever_their_layout(rule):
 
 
 def test_a_norm_of_what_a_norm_made_is_refused():
-    from steepest.formulas.words import norm
+    from steepest.ops import norm
 
     with pytest.raises(TypeError, match="rule twice: a norm of what is made of another norm"):
 
@@ -87,7 +87,7 @@ def test_a_norm_of_what_a_norm_made_is_refused():
 
 
 def test_a_choice_by_elements_is_refused():
-    from steepest.formulas.words import where
+    from steepest.ops import where
 
     with pytest.raises(TypeError, match="where"):
 
@@ -371,7 +371,7 @@ def test_swats_goes_on_with_the_schedule_after_its_switch(backend):
 @pytest.mark.parametrize("name", ["fromage", "lars", "novograd", "mars", "clip", "mean"])
 def test_squares_beyond_float32_are_no_loss(name, scale, backend):
     """In float32 as in float64, where the squares have room."""
-    from steepest.formulas.words import mean, sqrt
+    from steepest.ops import mean, sqrt
 
     if name == "mean":
 

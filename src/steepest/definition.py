@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .formulas import words
+from . import ops
 from .trace import Program, TraceError, trace
 
 rules: dict[str, "Rule"] = {}
@@ -130,9 +130,9 @@ class Rule:
                 self.states.append(name)
             elif name == "t":
                 self.counted = True
-            elif isinstance(default, words.carried):
+            elif isinstance(default, ops.carried):
                 self.carried[name] = float(default)
-            elif isinstance(default, words.captured):
+            elif isinstance(default, ops.captured):
                 self.captured[name] = str(default)
             elif isinstance(default, (bool, str)):
                 self.choices[name] = default
@@ -202,7 +202,7 @@ class Rule:
 
 
 def _ieee(x: Any) -> Any:
-    return words.Number(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else x
+    return ops.Number(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else x
 
 
 _LIMITS = {

@@ -17,7 +17,7 @@ import torch
 from .checks import plain, real, several, short
 from .definition import COMPENSATION, Rule, inside, nearest
 from .formulas import modifiers
-from .formulas.words import Parted
+from .ops import Parted
 from .options import (
     PAIRS,
     ROUNDINGS,

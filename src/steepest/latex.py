@@ -26,7 +26,7 @@ _FENCED = {
     "abs": r"\left| %s \right|", "norm": r"\left\Vert %s \right\Vert",
     "maximum": r"\max\left(%s\right)", "minimum": r"\min\left(%s\right)",
 }  # fmt: skip
-_MACHINERY = (__name__, Tape.__module__, "steepest.formulas.words")
+_MACHINERY = (__name__, Tape.__module__, "steepest.ops")
 NEGATIVE, PRODUCT, POWER, ATOM = 1.5, 3, 4, 5
 """How strongly these bind; a sum 2, a comparison 1, a choice 0. A minus may begin a sum."""
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar, NamedTuple
 
-from .formulas.words import Number
+from .ops import Number
 from .trace import WORDS, Node, Program, in_order
 
 _NUMBERED = re.compile(r"(x|h|c|sum|either_x)\d*_*")

@@ -15,12 +15,12 @@ from functools import cached_property, partial
 from types import CodeType, FrameType
 from typing import Any
 
-from .formulas import words
-from .formulas.words import Number
+from . import ops
+from .ops import Number
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow"}
-WORDS = {w: getattr(words, w) for w in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
+WORDS = {w: getattr(ops, w) for w in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
 """Functions of scalars and tensors that every backend has."""
 REDUCTIONS = ("norm", "mean", "total")
 """Words that make one scalar of a tensor: there the program is cut into two passes."""
@@ -44,7 +44,7 @@ _CHOOSE = (
 )
 _WRITE = (
     "write new values with + - * / ** (m = beta * m + g) and with sqrt, log, abs, sign, maximum, "
-    "minimum and where from steepest.formulas.words"
+    "minimum and where from steepest.ops"
 )
 
 
@@ -194,7 +194,7 @@ def _on_tape(word: str, *args: Any) -> Node:
     return next(a for a in args if isinstance(a, Node)).tape.make(word, *args)
 
 
-words.register(
+ops.register(
     Node,
     where=partial(_on_tape, "where"),
     **{word: partial(_on_tape, word) for word in (*WORDS, *REDUCTIONS, *MATRIX)},

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from ..formulas import words
+from .. import ops
 from ..printing import fits
 from . import kept
 
@@ -30,7 +30,7 @@ _engines: list[Any] = []  # machine code lives as long as its engine
 _lock = threading.RLock()  # of one thread: a signal's handler may fork while that thread compiles
 _PATIENCE = 60  # seconds that a fork waits; a loop compiles in one
 _stuck: set[str] = set()  # packages that a thread was inside of which this process does not have
-_HELPERS = {"maximum": words.larger, "minimum": words.smaller}
+_HELPERS = {"maximum": ops.larger, "minimum": ops.smaller}
 """What generated source may call, beside `fits` and what stands in this file."""
 
 

@@ -1,9 +1,9 @@
 """Adam and its nearest kin: momentum and a rate for each coordinate, both unbiased."""
 
 from ..definition import rule
+from ..ops import carried, maximum, sign, sqrt, where
 from .meanings import AVERAGES, LARGEST, LENGTH, SECOND, with_eps
 from .scaled import average
-from .words import carried, maximum, sign, sqrt, where
 
 ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
 LR = {"lr": (1e-5, 1e-1)}

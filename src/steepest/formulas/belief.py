@@ -1,10 +1,10 @@
 """AdaBelief: the second moment of the surprise."""
 
 from ..definition import rule
+from ..ops import maximum, sqrt, where
 from .adam import LR, rectification
 from .meanings import FIRST, LENGTH
 from .scaled import average
-from .words import maximum, sqrt, where
 
 
 @rule(

@@ -1,10 +1,10 @@
 """AdaBound and AMSBound: Adam at the start, momentum SGD in the end."""
 
 from ..definition import rule
+from ..ops import captured, maximum, minimum, sqrt, where
 from .adam import ADAM_KEYS, LR
 from .meanings import AVERAGES, LARGEST, LENGTH
 from .scaled import average
-from .words import captured, maximum, minimum, sqrt, where
 
 _ABOUT = {
     "decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}, "units": LENGTH,

@@ -1,7 +1,7 @@
 """Schedule-Free: the average of all parameters instead of a learning rate that falls."""
 
 from ..definition import rule
-from .words import carried, maximum, sqrt, where
+from ..ops import carried, maximum, sqrt, where
 
 _LIMITS = {"warmup_steps": "[0, inf)", "r": "[0, inf)", "weight_lr_power": "[0, inf)"}
 

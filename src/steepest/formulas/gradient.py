@@ -1,8 +1,8 @@
 """Rules that scale the whole gradient by one rate: descent, momentum, Nesterov, averaging."""
 
 from ..definition import rule
+from ..ops import carried, maximum, where
 from .meanings import BACK, MOVE, SHARE, TOTAL
-from .words import carried, maximum, where
 
 _BUFFER = {
     "keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled",

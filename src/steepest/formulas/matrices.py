@@ -1,9 +1,7 @@
 """Rules on whole matrices; in the same rule, another way for what has fewer than two dimensions."""
 
 from ..definition import rule
-from .adam import ADAM_KEYS, adamw
-from .scaled import average
-from .words import (
+from ..ops import (
     captured,
     carried,
     column_mean,
@@ -24,6 +22,8 @@ from .words import (
     turned_back,
     where,
 )
+from .adam import ADAM_KEYS, adamw
+from .scaled import average
 
 
 @rule(

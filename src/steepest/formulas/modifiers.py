@@ -3,7 +3,7 @@
 Those before it take (p, g) and scalars; `cautious` stands after it.
 """
 
-from .words import maximum, minimum, sign, sqrt, total, where
+from ..ops import maximum, minimum, sign, sqrt, total, where
 
 
 def clipped(p, g, *, clip_norm):

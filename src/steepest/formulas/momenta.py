@@ -1,9 +1,9 @@
 """Kin of Adam with other memories: M-SVAG, ADOPT, Adan, AdEMAMix."""
 
 from ..definition import rule
+from ..ops import log, maximum, minimum, sqrt, where
 from .adam import ADAM_KEYS, LR
 from .scaled import average
-from .words import log, maximum, minimum, sqrt, where
 
 SMALLEST = 2.0**-126
 """The smallest normal number of float32: what a denominator is held above."""

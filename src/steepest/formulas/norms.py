@@ -1,9 +1,9 @@
 """Rules that look at a whole tensor: its norm decides how far the parameter goes."""
 
 from ..definition import rule
+from ..ops import abs, captured, carried, maximum, minimum, norm, sqrt, total, where
 from .adam import ADAM_KEYS, LR, adamw
 from .scaled import average
-from .words import abs, captured, carried, maximum, minimum, norm, sqrt, total, where
 
 
 @rule(

@@ -1,8 +1,8 @@
 """Rules with a rate for each coordinate: Rprop, Adagrad, Adadelta, RMSprop."""
 
 from ..definition import rule
+from ..ops import abs, maximum, minimum, sign, sqrt, where
 from .meanings import FIRST, LENGTH, SECOND
-from .words import abs, maximum, minimum, sign, sqrt, where
 
 
 def average(beta, old, new):

@@ -1,9 +1,9 @@
 """Rules that take a direction from signs: Signum, Lion, Grams."""
 
 from ..definition import rule
+from ..ops import abs, maximum, minimum, sign, sqrt
 from .adam import ADAM_KEYS, LR
 from .scaled import average
-from .words import abs, maximum, minimum, sign, sqrt
 
 _SMALL = {"lr": (1e-6, 1e-2)}
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import ops
 from ...definition import LARGEST
-from ...formulas import words
 
 stored: ContextVar[torch.dtype | None] = ContextVar("stored", default=None)
 """The dtype that the parameter of the rule that runs is stored in, for `precision`."""
@@ -23,24 +23,24 @@ def _other(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
     def call(a: Any, b: Any) -> Any:
         if not any(isinstance(x, Tensor) and x.ndim for x in (a, b)):
             # of scalars by value: 0 * inf would come back through the other one
-            return words.side(of(a, b))
+            return ops.side(of(a, b))
         like = a if isinstance(a, Tensor) else b
         return fn(*(x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b)))
 
     return call
 
 
-words.register(
+ops.register(
     Tensor,
     sqrt=torch.sqrt,
     log=torch.log,
     abs=torch.abs,
     sign=torch.sign,
-    maximum=_other(torch.maximum, words.larger),
-    minimum=_other(torch.minimum, words.smaller),
+    maximum=_other(torch.maximum, ops.larger),
+    minimum=_other(torch.minimum, ops.smaller),
     norm=torch.linalg.vector_norm,
     mean=torch.mean,
-    where=words.chosen,
+    where=ops.chosen,
     total=lambda x: total_of.get()(x),
     row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
     column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),
@@ -51,8 +51,8 @@ words.register(
     eigenvectors=lambda c, x: _packed(x, map(_eigenvectors, _squares(c, x))),
     refined=lambda c, q, x: _packed(x, map(_refined, _squares(c, x), _squares(q, x))),
     ranked=lambda x, *about: _ranked(x, *about),
-    rows=lambda x: words.Number(len(x)),
-    columns=lambda x: words.Number(math.prod(x.shape[1:])),
+    rows=lambda x: ops.Number(len(x)),
+    columns=lambda x: ops.Number(math.prod(x.shape[1:])),
     precision=lambda x: torch.finfo(stored.get() or x.dtype).eps,
 )
 

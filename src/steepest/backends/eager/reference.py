@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...formulas import words
+from ... import ops
 from ...tensors import carries
 from ...trace import Program, scalars_of
 from . import operations
@@ -34,7 +34,7 @@ def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
 
 def _scalar(x: Any) -> Any:
     """A number, or in its place a tensor of no dimensions, in the same precision."""
-    return x.reshape(()).to("cpu", torch.float64) if carries(x) else words.Number(x)
+    return x.reshape(()).to("cpu", torch.float64) if carries(x) else ops.Number(x)
 
 
 def run(
@@ -57,7 +57,7 @@ def run(
     given = dict(zip(program.states, states, strict=True))
     rest = [given.get(n, torch.zeros_like(g)) for n in rule.states]
     # what the choices leave unread may be missing
-    mine = {n: number.get(n, words.Number(0)) for n in rule.scalars}
+    mine = {n: number.get(n, ops.Number(0)) for n in rule.scalars}
     before = operations.stored.set(stored)
     try:
         new = rule.function(p, g, *rest, **mine, **choices)
