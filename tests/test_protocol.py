@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from time import perf_counter
 from types import SimpleNamespace
 
 import pytest
@@ -251,6 +252,48 @@ def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
     conduct._run(pool, store, planned)
     assert [trial for trial, _ in stored] == planned
     assert len(looked) < 20 * len(planned)
+
+
+def pilots(cold, warm):
+    """A pool of two workers whose first run takes `cold` seconds more, its first step too."""
+    started = []
+
+    def run(trial):
+        first = len(started) < 2
+        started.append(trial)
+        return trial, Result(
+            [1], [0.5], [0.1], wall_seconds=0.5 + cold * first,
+            warm_seconds=warm + cold * first,
+        )  # fmt: skip
+
+    return SimpleNamespace(map=lambda items: map(run, items))
+
+
+def test_what_a_worker_imports_with_its_first_run_is_no_runs_time():
+    run, warm, found = conduct._measured(PLAN, 2, 2, pilots(30.0, 0.125))
+    assert (run, warm) == (0.5, 0.125)
+    assert [t.index for t, _ in found] == [0, 1, 2, 3]
+    assert len(conduct._measured(PLAN, 2, 8, pilots(30.0, 0.1))[2]) == 10
+    alone = replace(PLAN, entries=("adamw",))
+    assert conduct._measured(alone, 2, 2, pilots(30.0, 0.1))[:2] == (0.5, 0.0)
+
+
+def test_a_budget_that_buys_no_verdict_says_so_before_the_race(capsys):
+    def planned(budget, cold=0.0):
+        request = conduct.Request("digits", "adamw,adam,sgd", budget=budget)
+        return conduct._plan(request, 2, pilots(cold, 0.0), perf_counter())
+
+    plan = planned("18s")
+    assert plan.trials < 5
+    assert plan.enough
+    said = capsys.readouterr().err
+    assert f"Not enough tuning: {plan.trials} trials of an entry for each fresh seed" in said
+    assert "give --budget 30s or more, or fewer --optimizers" in said
+    enough = planned("30s")
+    assert (enough.trials, enough.seeds, enough.enough) == (5, 5, None)
+    assert capsys.readouterr().err == ""
+    # imports cost the budget what they cost, and no run anything
+    assert planned("30s", cold=100.0) == enough
 
 
 @pytest.mark.parametrize(

@@ -312,11 +312,7 @@ def test_choices_and_widths_by_hand(turns, chosen, lr, width):
     assert found["chosen"] == chosen
     assert found["hyperparameters"] == {"lr": lr}
     seen, tunings = width
-    assert found["lr_width"] == {
-        "seen": pytest.approx(seen),
-        "tunings": tunings,
-        "points": 3,
-    }
+    assert found["lr_width"] == {"seen": pytest.approx(seen), "tunings": tunings, "points": 3}
     # before the last trial there is no choice, and the widths are those of what was tried
     early = summarise(DIGITS, plan, tuned[:4], PROVENANCE)["entries"]["adamw"]
     assert (early["chosen"], early["hyperparameters"], early["trials"]) == (None, None, 4)

@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 
 from steepest.race import (
-    BadCall, entries, place, planning, protocol, report, searching, tables, tasks, trials,
+    BadCall,
+    entries,
+    place,
+    planning,
+    protocol,
+    report,
+    searching,
+    tables,
+    tasks,
+    trials,
 )  # fmt: skip
 from steepest.race.folder import NOTHING, begun, locked, write
 from steepest.race.place import Place

@@ -10,7 +10,17 @@ from jinja2 import Environment, PackageLoader
 
 from steepest.race.drawing import DARK, LIGHT, PAGE, looks, untuned
 from steepest.race.figures import figures
-from steepest.race.wording import beside, care, caveats, columns, counted, number, rows, units
+from steepest.race.wording import (
+    beside,
+    care,
+    caveats,
+    columns,
+    counted,
+    number,
+    ranges,
+    rows,
+    units,
+)  # fmt: skip
 
 
 def rendered(template: str, **known: Any) -> str:
@@ -36,6 +46,7 @@ def page(summary: dict[str, Any]) -> str:
         measures=_measures(summary),
         beside=_known(beside, summary),
         care=_known(care, summary),
+        ranges=_known(ranges, summary),
         figures=figures(summary),
     )
 

@@ -1,4 +1,4 @@
-"""`--search ENTRY.KNOB=LOW:HIGH`: what is tuned beside, or over other ranges than, what is declared."""
+"""`--search ENTRY.KNOB=LOW:HIGH`: knobs tuned beside the declared ones, and other ranges."""
 
 from __future__ import annotations
 

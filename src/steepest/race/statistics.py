@@ -104,7 +104,7 @@ def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float,
     Statistical Association 64, 1303-1317.
     """
     sums, sizes = _subsets(np.asarray(d, dtype=float))
-    # p of a shift is twice the share of subsets whose mean lies beyond it, the empty ones among them
+    # p of a shift is twice the share of subsets with a mean beyond it, the empty ones among them
     few = math.floor((1 - level) / 2 * len(sizes) * (1 + NO_SPREAD)) - int((sizes == 0).sum())
     if few < 0:
         return None

@@ -13,7 +13,17 @@ import numpy as np
 from steepest.race import BadCall, searching
 from steepest.race.lint import lint, untuned_because
 from steepest.race.protocol import (
-    FRESH, TUNING, Plan, Result, Trial, best, by_seed, clamped, failed, final, tested,
+    FRESH,
+    TUNING,
+    Plan,
+    Result,
+    Trial,
+    best,
+    by_seed,
+    clamped,
+    failed,
+    final,
+    tested,
 )  # fmt: skip
 from steepest.race.statistics import (
     compare,
@@ -43,11 +53,11 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         found[entry] = _entry(task, plan, entry, tuned, fresh)
     complete = len(pairs) == plan.runs
     if complete:  # an interrupted race is not judged: whoever stops it has seen it
-        base = found[plan.baseline]["test"]
+        base, lost = found[plan.baseline]["test"], found[plan.baseline]["failed"]
         differences = compare(
             {e: paired(found[e]["test"], base) for e in plan.entries if e != plan.baseline},
             maximize=task.maximize,
-            failed=[e for e in plan.entries if found[e]["failed"] or found[plan.baseline]["failed"]],
+            failed=[e for e in plan.entries if lost or found[e]["failed"]],
         )
         for entry, difference in differences.items():
             judged = asdict(difference)

@@ -185,9 +185,9 @@ def _failures(summary: dict[str, Any], names: Sequence[str]) -> str:
     n, said = summary["plan"]["seeds"], []
     for lost, mine in sorted(found.items()):
         bound = failure_bound(lost, n)
-        many = "" if len(mine) < len(summary["entries"]) else "any entry"
+        who = ", ".join(mine) if len(mine) < len(summary["entries"]) else "any entry"
         said.append(
-            f"{lost or 'none'} of n={n} fresh {_plural('run', n)} of {many or ', '.join(mine)} diverged "
+            f"{lost or 'none'} of n={n} fresh {_plural('run', n)} of {who} diverged "
             f"(up to {100 * bound:.0f} % is not excluded)"
         )
     return ", ".join(said)
@@ -232,9 +232,9 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         exact = [e for e, d in judged.items() if d.exact]
         if exact:
             lines.append(
-                f"Where a fresh run of an entry or of {base} diverged, or ended no better than such "
-                f"a run ({', '.join(exact)}), the exact sign-flip test of the mean stands in for "
-                f"the t test, and the interval has the shifts that it does not reject; with "
+                f"Where a fresh run of an entry or of {base} diverged, or ended no better than "
+                f"such a run ({', '.join(exact)}), the exact sign-flip test of the mean stands in "
+                f"for the t test, and the interval has the shifts that it does not reject; with "
                 f"n={n} its least p is {2.0 ** (1 - n):.2g}."
             )
         if any(d.low is None and not d.exact for d in judged.values()) and n > 1:
@@ -253,8 +253,8 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     if lost:
         worst = number(summary, summary["worst"]) + units(summary)[0]
         lines.append(
-            f"{lost} of {sum(len(e['test']) for e in entries.values())} fresh runs diverged; each counts as "
-            f"{summary['metric']} {worst}, not as missing."
+            f"{lost} of {sum(len(e['test']) for e in entries.values())} fresh runs diverged; each "
+            f"counts as {summary['metric']} {worst}, not as missing."
         )
     if summary["complete"]:
         said = _failures(summary, list(entries))
@@ -308,6 +308,19 @@ def care(summary: dict[str, Any], name: str) -> str | None:
         f"({'median of' if tunings > 1 else 'from'} n={tunings} {_plural('tuning', tunings)} "
         f"with up to {width['points']} rates each; the true range may be wider or narrower)"
     )
+
+
+def ranges(summary: dict[str, Any], name: str) -> str | None:
+    """Over what each knob of an entry was tuned; None where none was, or nobody knows it."""
+    asked = summary["plan"].get("search", {}).get(name, {})
+    space = summary["entries"][name]["space"] or {}
+    if summary["plan"]["trials"] == 1:
+        return None
+    said = [
+        f"{knob} {low:.3g} to {high:.3g}{' (--search)' * (knob in asked)}"
+        for knob, (low, high) in space.items()
+    ]
+    return ", ".join(said) or None
 
 
 def over_budget(plan: dict[str, Any]) -> str:
