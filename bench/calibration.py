@@ -38,6 +38,7 @@ TASK: Any = SimpleNamespace(maximize=True, worst=0.0, measured=None, better=floa
 BOUND = 0.975
 """Probability of the binomial bounds."""
 STEPS = 50
+"""Of a run of `--task network`."""
 UNTUNED = 1000
 """Runs with the defaults that the spread of differences without tuning is measured on."""
 
