@@ -7,7 +7,6 @@ import torch
 
 import steepest
 
-
 # elsewhere tensors are small, and a second thread waits for the first: up to 100 times slower
 THREADED = {"test_cpu", "test_forks", "test_memory", "test_scale", "test_shell"}
 
