@@ -5,10 +5,13 @@ shared ones the two are the same run to the bit, and nothing could fail). Every 
 the protocol: tuning trials, the choice by validation, fresh seeds, the verdict's statistics.
 
 --task synthetic puts a fast function in place of training, with a peak over the learning rate
-like that of a small network; --task digits trains logistic regression with the compiled loop.
+like that of a small network; --task digits trains logistic regression with the compiled loop;
+--task network runs the race's own digits task, 50 steps of a CNN (--first shares races out).
 --once tunes once and runs the choice on all fresh seeds, which is not the protocol: it shows what
 luck in tuning does. --copies K races K copies with one baseline, Holm's procedure over them.
 --plant S adds S times the difference that the planner promises to find to the first copy's tests.
+--failures prints a table of null races in which runs of one side or of all diverge, with normal,
+heavy-tailed and discrete metrics, of 2, 4 and 9 entries: claims of the wrong sign.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from time import perf_counter
 from types import SimpleNamespace
@@ -31,9 +34,11 @@ from steepest.race import conduct, entries, planning, protocol, statistics
 from steepest.race.protocol import Plan, Result, Trial
 
 ENTRY = "adam"
-TASK: Any = SimpleNamespace(maximize=True, worst=0.0)
+TASK: Any = SimpleNamespace(maximize=True, worst=0.0, measured=None, better=float.__gt__)
 BOUND = 0.975
 """Probability of the binomial bounds."""
+STEPS = 50
+"""Of a run of `--task network`."""
 UNTUNED = 1000
 """Runs with the defaults that the spread of differences without tuning is measured on."""
 
@@ -128,29 +133,139 @@ def digits(noise: Noise) -> Train:
     return train
 
 
+Found = dict[str, tuple[list[float], bool]]
+"""Copy -> its paired differences, and whether a run of it or of the baseline has failed."""
+
+
+def network(noise: Noise) -> Train:
+    """The bundled digits task as a race runs it: 50 steps of 32 images."""
+    from steepest.race import trials
+
+    def train(trial: Trial) -> Result:
+        result = trials.run(replace(trial, task="digits", steps=STEPS))
+        if np.random.default_rng(trial.seed).random() < noise.diverge:
+            return Result([STEPS], [], [], TASK.worst, "injected")
+        return result
+
+    return train
+
+
 def differences(
     train: Train, race: int, trials: int, seeds: int, once: bool, copies: int = 1
-) -> list[list[float]]:
+) -> Found:
     """Per-seed test metric of every copy minus the baseline's, through the whole protocol."""
     tests: list[list[float]] = []
+    failed: list[bool] = []
     for copy in range(1, copies + 2):
         seed = protocol.derive(race, "copy", copy)
         plan = Plan("calibration", (ENTRY,), trials, seeds, 1, seed)
         planned = protocol.tuning(plan)[: trials if once else None]
         tuned = protocol.by_seed(plan, ((trial, train(trial)) for trial in planned))
         chosen = [protocol.best(TASK, mine or tuned[0]) for mine in tuned]
-        results = [train(trial) for trial in protocol.fresh(plan, {ENTRY: chosen})]
-        tests.append([result.test for result in results if result.test is not None])
+        pairs = [(trial, train(trial)) for trial in protocol.fresh(plan, {ENTRY: chosen})]
+        tests.append([test for p in pairs if (test := protocol.tested(TASK, *p)) is not None])
+        failed.append(any(protocol.failed(TASK, *pair) for pair in pairs))
     base, *others = tests
-    return [statistics.paired(other, base).tolist() for other in others]
+    return {
+        str(i): (statistics.paired(other, base).tolist(), failed[0] or failed[i + 1])
+        for i, other in enumerate(others)
+    }
 
 
-def untuned(train: Train) -> float:
+# --- where runs diverge
+
+RATES, NOISES, FIELDS = (0.0, 0.05, 0.1, 0.2), ("normal", "heavy", "discrete"), (2, 4, 9)
+SIDES = {"baseline": slice(0, 1), "one rival": slice(1, 2), "all": slice(None)}
+CASES = 150
+"""Of the test set of a discrete metric."""
+GAIN = 4.0
+"""Standard deviations by which an entry that fails rarely is better where it does not."""
+
+
+def simulated(
+    rng: np.random.Generator, shape: tuple[int, int], trials: int, noise: str, rates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test metrics of tuned entries (entries, seeds), and which runs diverged, at once.
+
+    The synthetic task as above; `rates` of divergence of the entries, in tuning as on fresh seeds.
+    """
+    height, fall, peak, sd = SHAPES["middling"]
+    low, high = np.log10(entries.space(ENTRY)["lr"])
+    tried = rng.uniform(low, high, (*shape, trials))
+    tried[..., 0] = math.log10(entries.defaults(ENTRY)["lr"])
+
+    def run(rate: np.ndarray) -> np.ndarray:
+        luck = rng.standard_t(2, rate.shape) if noise == "heavy" else rng.normal(size=rate.shape)
+        metric = height - fall * (rate - peak) ** 2 + sd * luck
+        metric = np.round(metric * CASES) / CASES if noise == "discrete" else metric
+        lost = (rng.random(rate.shape) < rates.reshape(-1, *[1] * (rate.ndim - 1))) | (rate > EDGE)
+        return np.where(lost, np.nan, metric.clip(0, 1))
+
+    validation = np.where(np.isnan(tuning := run(tried)), -1.0, tuning)
+    at = validation.argmax(axis=-1)
+    test = run(np.take_along_axis(tried, at[..., None], -1)[..., 0])
+    return np.nan_to_num(test, nan=TASK.worst), np.isnan(test)
+
+
+def decided(test: np.ndarray, lost: np.ndarray) -> dict[int, float]:
+    """Rival -> sign of the difference that a race claims of it; the first row is the baseline."""
+    failed = [str(i) for i in range(1, len(test)) if lost[0].any() or lost[i].any()]
+    d = {str(i): statistics.paired(test[i], test[0]) for i in range(1, len(test))}
+    _, _, claims = statistics.decide(d, failed)
+    return {int(i): float(np.sign(d[i].mean())) for i in claims}
+
+
+def failures(races: int, seeds: int, trials: int) -> dict[str, Any]:
+    """Races with a claim of the wrong sign, in every cell.
+
+    Entries are the same but for who diverges: the baseline, one rival, or all alike. Who diverges
+    is worse in the mean, so that a claim of that sign is right, and every other one is false.
+    """
+    cells = [
+        (side, rate, noise, field)
+        for side in SIDES for rate in RATES for noise in NOISES for field in FIELDS
+        if rate or side == "all"
+    ]  # fmt: skip
+    table, most = {}, int(stats.binom.ppf(1 - 0.025 / len(cells), races, statistics.ALPHA))
+    for number, (side, rate, noise, field) in enumerate(cells):
+        rng = np.random.default_rng([number, seeds])
+        rates, true = np.zeros(field), np.zeros(field)
+        rates[SIDES[side]] = rate
+        true[1:] = {"baseline": 1.0, "one rival": 0.0, "all": 0.0}[side]
+        true[1] -= side == "one rival"
+        wrong = found = 0
+        for _ in range(races):
+            claims = decided(*simulated(rng, (field, seeds), trials, noise, rates))
+            wrong += any(sign != true[i] for i, sign in claims.items())
+            found += any(sign == true[i] for i, sign in claims.items())
+        key = f"{side} {100 * rate:g} % {noise} {field}"
+        table[key] = {"false": wrong, "right": found}
+        print(key, table[key], flush=True)
+    report: dict[str, Any] = {"races a cell": races, "cells": len(cells), "most": most}
+    report["largest"] = max(row["false"] for row in table.values())
+    report["above"] = [key for key, row in table.items() if row["false"] > most]
+    for rate in RATES[1:]:  # what no test can see: it has not failed yet
+        rng, better = np.random.default_rng(1), 0
+        for _ in range(races):
+            test, lost = simulated(rng, (2, seeds), trials, "normal", np.array([0.0, rate]))
+            test[1] = np.where(lost[1], test[1], test[1] + GAIN * SHAPES["middling"][3])
+            better += decided(test, lost).get(1, 0.0) > 0
+        report[f"fails at {100 * rate:g} % and is called better"] = better / races
+    rng, beaten = np.random.default_rng(2), 0
+    for _ in range(races):
+        test, lost = simulated(rng, (2, seeds), trials, "normal", np.array([0.1, 0.0]))
+        test[1] += GAIN * SHAPES["middling"][3]
+        beaten += decided(test, lost).get(1, 0.0) > 0
+    report["a baseline that fails at 10 % is beaten"] = beaten / races
+    return report
+
+
+def untuned(train: Train, count: int = UNTUNED) -> float:
     """Standard deviation of the difference of two runs with the defaults, as `--plan` sees it."""
     hyper = entries.defaults(ENTRY)
     runs = [
         train(Trial("calibration", "pilot", ENTRY, i, protocol.derive(i, "untuned"), 1, hyper))
-        for i in range(UNTUNED)
+        for i in range(count)
     ]
     ends = [run.validation[-1] for run in runs if not run.diverged]
     return math.sqrt(2) * float(np.std(ends, ddof=1))
@@ -158,7 +273,7 @@ def untuned(train: Train) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--task", choices=("synthetic", "digits"), default="synthetic")
+    parser.add_argument("--task", choices=("synthetic", "digits", "network"), default="synthetic")
     parser.add_argument("--shape", choices=SHAPES, default="middling")
     parser.add_argument("--races", type=int, default=200)
     parser.add_argument("--trials", type=int, default=protocol.TRIALS)
@@ -170,9 +285,15 @@ def main() -> None:
                         "smallest one that the planner promises to find")  # fmt: skip
     parser.add_argument("--first", type=int, default=0, help="number of the first race")
     parser.add_argument("--copies", type=int, default=1, help="copies raced against the first")
+    parser.add_argument("--failures", action="store_true", help="a table of null races with runs "
+                        "that diverge, --races for each cell")  # fmt: skip
     options = parser.parse_args()
+    if options.failures:
+        print(json.dumps(failures(options.races, options.seeds, options.trials), indent=1))
+        return
     noise = Noise(options.heavy, options.diverge)
-    train = digits(noise) if options.task == "digits" else synthetic(options.shape, noise)
+    real = {"digits": digits, "network": network}.get(options.task)
+    train = real(noise) if real else synthetic(options.shape, noise)
     start = perf_counter()
     found = [
         differences(
@@ -187,7 +308,8 @@ def main() -> None:
         "runs per entry": options.seeds + options.trials * (1 if options.once else options.seeds),
         "seconds": round(perf_counter() - start, 1),
     }
-    sd, without = float(np.std(found, axis=None, ddof=1)), untuned(train)
+    every = [d for race in found for d, _ in race.values()]
+    sd, without = float(np.std(every, ddof=1)), untuned(train, min(UNTUNED, 20 * options.races))
     level = statistics.ALPHA / options.copies
     report["sd of a difference"] = round(sd, 6)
     report["sd without tuning"] = round(without, 6)
@@ -205,17 +327,22 @@ def main() -> None:
         shift = size * least
         promise = statistics.power(shift / sd, options.seeds, level)
         low, high = stats.binom.ppf([1 - BOUND, BOUND], options.races, promise)
-        claims = _claims([[[d + shift for d in race[0]], *race[1:]] for race in found], first=True)
+        planted = [{**r, "0": ([d + shift for d in r["0"][0]], r["0"][1])} for r in found]
+        claims = _claims(planted, first=True)
         report[f"planted {size:g}"] = {
             "found": claims, "promised": round(promise, 3), "low": int(low), "high": int(high),
         }  # fmt: skip
     print(json.dumps(report, indent=1))
 
 
-def _claims(found: list[list[list[float]]], first: bool = False) -> int:
+def _claims(found: list[Found], first: bool = False) -> int:
     """Races with a claim about any copy, or about the first, Holm's procedure over all of them."""
-    judged = [statistics.compare({str(i): d for i, d in enumerate(race)}) for race in found]
-    return sum(any(d.claim for d in list(race.values())[: 1 if first else None]) for race in judged)
+    count = 0
+    for race in found:
+        d = {name: np.array(each) for name, (each, _) in race.items()}
+        _, _, claims = statistics.decide(d, [name for name, (_, lost) in race.items() if lost])
+        count += "0" in claims if first else bool(claims)
+    return count
 
 
 if __name__ == "__main__":

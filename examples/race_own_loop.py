@@ -1,4 +1,4 @@
-"""A task of your own, with its own loop: steepest race race_own_loop.py --optimizers signs"""
+"""A task of your own, with its own loop: steepest race race_own_loop.py --optimizers signs,adamw"""
 
 import torch
 from sklearn.datasets import load_wine

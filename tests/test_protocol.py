@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from time import perf_counter
 from types import SimpleNamespace
 
 import pytest
@@ -189,9 +190,10 @@ def test_a_plan_fits_its_budget_or_is_the_least(seconds, field, jobs, run, warm,
 
 @pytest.mark.parametrize("given_seeds", [None, 1, 3, 12])
 def test_a_budget_gives_up_trials_then_seeds_then_trials(given_seeds):
-    wanted = [(trials, 10) for trials in range(40, 3, -1)]  # 10 seeds with 4 trials or more,
-    wanted += [(4, seeds) for seeds in range(9, 4, -1)]  # fewer seeds,
-    wanted += [(trials, 5) for trials in (3, 2, 1)]  # fewer trials
+    wanted = [(trials, 10) for trials in range(40, 4, -1)]  # 10 seeds with 5 trials or more,
+    wanted += [(5, seeds) for seeds in range(9, 5, -1)]  # fewer seeds,
+    wanted += [(6, 5), (5, 5)]
+    wanted += [(trials, 5) for trials in (4, 3, 2, 1)]  # fewer trials
     if given_seeds:
         wanted = [(trials, given_seeds) for trials in range(600, 0, -1)]
     found = []
@@ -205,11 +207,21 @@ def test_a_budget_gives_up_trials_then_seeds_then_trials(given_seeds):
 
 def test_a_budget_by_hand():
     # 85 s less 5 s of first steps, on 2 workers of 0.5 s a run: 320 runs, 32 for each of 10
-    assert protocol.affordable(100, 10, 2, 0.5, 0.5, None) == (4, 6)  # 30 of them
+    assert protocol.affordable(100, 10, 2, 0.5, 0.5, None) == (5, 5)  # 30 of them
     assert protocol.affordable(100, 10, 2, 0.5, 0.5, 2) == (15, 2)
     assert protocol.affordable(100, 5, 2, 0.5, 0.5, None) == (5, 10)  # 82.5 s: 66 for each of 5
     assert protocol.affordable(100, 10, 2, 1.0, 0.5, None) == (2, 5)
     assert protocol.affordable(1, 10, 2, 2.0, 0.5, None) == (1, 5)
+
+
+@given(st.integers(1, 12), st.integers(1, 16), st.floats(0.01, 60), st.floats(0, 2),
+       st.none() | st.integers(1, 20))  # fmt: skip
+def test_what_would_be_enough_is(field, jobs, run, warm, given_seeds):
+    need = protocol.enough(field, jobs, run, warm, given_seeds)
+    trials, seeds = protocol.affordable(need, field, jobs, run, warm, given_seeds)
+    assert trials >= 5
+    assert seeds >= 5 or given_seeds
+    assert protocol.affordable(0.8 * need, field, jobs, run, warm, given_seeds)[0] <= trials
 
 
 @pytest.mark.parametrize(
@@ -240,6 +252,48 @@ def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
     conduct._run(pool, store, planned)
     assert [trial for trial, _ in stored] == planned
     assert len(looked) < 20 * len(planned)
+
+
+def pilots(cold, warm):
+    """A pool of two workers whose first run takes `cold` seconds more, its first step too."""
+    started = []
+
+    def run(trial):
+        first = len(started) < 2
+        started.append(trial)
+        return trial, Result(
+            [1], [0.5], [0.1], wall_seconds=0.5 + cold * first,
+            warm_seconds=warm + cold * first,
+        )  # fmt: skip
+
+    return SimpleNamespace(map=lambda items: map(run, items))
+
+
+def test_what_a_worker_imports_with_its_first_run_is_no_runs_time():
+    run, warm, found = conduct._measured(PLAN, 2, 2, pilots(30.0, 0.125))
+    assert (run, warm) == (0.5, 0.125)
+    assert [t.index for t, _ in found] == [0, 1, 2, 3]
+    assert len(conduct._measured(PLAN, 2, 8, pilots(30.0, 0.1))[2]) == 10
+    alone = replace(PLAN, entries=("adamw",))
+    assert conduct._measured(alone, 2, 2, pilots(30.0, 0.1))[:2] == (0.5, 0.0)
+
+
+def test_a_budget_that_buys_no_verdict_says_so_before_the_race(capsys):
+    def planned(budget, cold=0.0):
+        request = conduct.Request("digits", "adamw,adam,sgd", budget=budget)
+        return conduct._plan(request, 2, pilots(cold, 0.0), perf_counter())
+
+    plan = planned("18s")
+    assert plan.trials < 5
+    assert plan.enough
+    said = capsys.readouterr().err
+    assert f"Not enough tuning: {plan.trials} trials of an entry for each fresh seed" in said
+    assert "give --budget 30s or more, or fewer --optimizers" in said
+    enough = planned("30s")
+    assert (enough.trials, enough.seeds, enough.enough) == (5, 5, None)
+    assert capsys.readouterr().err == ""
+    # imports cost the budget what they cost, and no run anything
+    assert planned("30s", cold=100.0) == enough
 
 
 @pytest.mark.parametrize(

@@ -273,10 +273,9 @@ def stored(folder, monkeypatch):
     [
         ({"seed": 1}, "with --seed 1: .* started with 0;"),
         ({"trials": 3}, "with --trials 3: .* started with 2;"),
-        (
-            {"optimizers": "adam"},
-            "with --optimizers adam,adamw,momentum,eadam: .* started with adamw,momentum,eadam;",
-        ),
+        ({"optimizers": "adam"}, "with --optimizers adam: .* started with adamw,momentum,eadam;"),
+        ({"baseline": "momentum"}, "with --baseline momentum: .* started with adamw;"),
+        ({"search": "adamw.lr=1e-4:1"}, "with --search adamw.lr=0.0001:1.0: .* without --search;"),
         ({"budget": "9s", "trials": None}, "with --budget 9s: .* started without --budget;"),
     ],
 )
@@ -284,7 +283,7 @@ def test_resume_refuses_another_race_and_names_the_option(given, said, tmp_path,
     folder = stored(tmp_path / "race", monkeypatch)
     with pytest.raises(BadCall, match=said):
         conduct.race(replace(REQUEST, **given), folder, jobs=1, resume=True)
-    same = replace(REQUEST, seed=0, optimizers="adamw, momentum, eadam")  # as it was, put otherwise
+    same = replace(REQUEST, seed=0, optimizers="adamw, momentum, eadam", baseline="adamw")
     assert conduct.race(same, folder, jobs=1, resume=True)[1]
 
 
@@ -386,7 +385,11 @@ def test_a_budget_is_planned_and_stored(tmp_path, capsys):
     )
     assert f"{warning}." in caveats(summary)
     assert f"{warning}." in Page((folder / "report.html").read_text()).text
-    assert capsys.readouterr().err == f"steepest: {warning}\n"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == f"steepest: {warning}"
+    assert lines[1].startswith("steepest: Not enough tuning: 1 trial of an entry for each fresh")
+    assert summary["verdict"].startswith(lines[1].removeprefix("steepest: "))
+    assert len(lines) == 2
 
 
 def test_no_budget_no_warning(raced):

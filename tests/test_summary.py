@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from page import Page
@@ -46,11 +49,11 @@ def test_the_verdict_names_what_is_better_and_what_is_not_told_apart():
     better = made_up(
         {"adamw": EVEN, "adam": UNEVEN, "momentum": [v + 0.03 + 1e-4 * v for v in EVEN]}
     )
-    assert summary["verdict"].startswith("No entry can be told apart from adamw")
+    assert "undecided: no entry can be told apart from adamw" in summary["verdict"]
     assert "n=6" in summary["verdict"]
     assert "better than adamw in test accuracy: momentum by 3.01 points" in better["verdict"]
-    assert "Not told apart from adamw: adam;" in better["verdict"]
-    assert better["verdict"].startswith("At n=6 fresh seeds, untuned: better")
+    assert "Undecided, as not told apart from adamw: adam;" in better["verdict"]
+    assert ": at n=6 fresh seeds, untuned: better" in better["verdict"]
     worse = made_up({"adamw": EVEN, "adam": UNEVEN, "momentum": [0.5 * v for v in EVEN]})
     assert "worse than adamw in test accuracy: momentum by 46.33 points" in worse["verdict"]
 
@@ -88,6 +91,7 @@ def test_equal_runs_are_no_nan():
 def test_what_is_the_same_on_every_seed_has_no_interval():
     summary = made_up({"adamw": EVEN, "adam": EVEN, "momentum": EVEN})
     assert summary["verdict"].endswith("; the same as adamw on every seed: adam, momentum.")
+    assert "keep" not in summary["verdict"]  # untuned
     assert "remain possible" not in summary["verdict"]
     assert summary["entries"]["adam"]["difference"]["low"] is None
     assert {row[0]: row[3] for row in rows(summary)}["adam"] == "+0.00 on every seed"
@@ -100,7 +104,7 @@ def test_what_is_the_same_on_every_seed_has_no_interval():
 
 
 def test_an_interval_of_shares_ends_at_all():
-    tests = {"adamw": [0.0, 1.0] * 3, "adam": [1.0, 0.0] * 3, "momentum": EVEN}
+    tests = {"adamw": [0.01, 0.99] * 3, "adam": [0.99, 0.01] * 3, "momentum": EVEN}
     d = made_up(tests)["entries"]["adam"]["difference"]
     assert (d["low"], d["high"]) == (-1, 1)
 
@@ -158,7 +162,7 @@ def test_a_diverged_run_is_the_worst_of_the_race_in_every_number():
     runs = [
         (
             Trial("digits", phase, entry, i, i, 2, {"lr": 0.1}),
-            Result([1], [7.0 + i], [0.5], 8.0 + i if phase == FRESH else None)
+            Result([1], [7.0 + i if phase == FRESH else 4e33], [0.5], phase == FRESH and 8.0 + i)
             if entry == "adamw"
             else Result([1], [6.0], [0.5], diverged="nan"),
         )
@@ -166,13 +170,23 @@ def test_a_diverged_run_is_the_worst_of_the_race_in_every_number():
         for entry in plan.entries
         for i in range(6)
     ]
-    seen = _seen(task, plan, runs)
-    assert seen.worst == 13.0  # the worst test metric of a run that ended
-    assert _seen(replace(task, worst=50.0), plan, runs).worst == 50.0
-    assert _seen(replace(task, worst=9.0, maximize=True), plan, runs).worst == 7.0
+    # measured: as bad as the worst of a fresh run that ended, and no tuning run's
+    seen = _seen(replace(task, measured=5.0), plan, runs)
+    assert seen.worst == 13.0
+    assert _seen(replace(task, worst=50.0, measured=50.0), plan, runs).worst == 50.0
+    up = replace(task, worst=9.0, measured=9.0, maximize=True)
+    assert _seen(up, plan, runs).worst == 7.0
+    said = _seen(task, plan, runs)
+    assert said.worst == 5.0  # somebody has said it: what is worse counts as that
+    clamped = summarise(said, plan, runs, PROVENANCE)["entries"]["adamw"]
+    assert clamped["test"] == clamped["validation"] == [5.0] * 6
+    assert {trial["validation"] for trial in clamped["tuning"]} == {5.0}
+    assert clamped["curve"]["median"] == [5.0]
+    assert (clamped["failed"], clamped["diverged"]["fresh"]) == (6, 0)
     adam = summarise(seen, plan, runs, PROVENANCE)["entries"]["adam"]
     assert adam["test"] == adam["validation"] == [13.0] * 6
     assert adam["interquartile_mean"] == adam["tuning"][0]["validation"] == 13.0
+    assert adam["difference"]["exact"]
     assert adam["difference"]["mean"] > 0
     for row in csv.DictReader(io.StringIO(tables.runs(seen, runs))):
         if row["entry"] == "adam":
@@ -188,11 +202,40 @@ def test_most_runs_of_the_baseline_reach_a_target_that_nobody_said(maximize, see
         (Trial("digits", FRESH, "adamw", i, i, 2, {"lr": 0.1}), Result([2], [v], [0.1], v))
         for i, v in enumerate(ends)
     ]
-    seen = _seen(replace(DIGITS, target=None, maximize=maximize), plan, runs)
+    seen = _seen(replace(DIGITS, target=None, maximize=maximize, worst=1 - maximize), plan, runs)
     assert seen.target in ends
     reached = summarise(seen, plan, runs, PROVENANCE)["entries"]["adamw"]["steps_to_target"]
     assert sum(at == 2 for at in reached) / seeds >= 0.75
     assert seeds < 5 or None in reached
+
+
+def test_a_target_that_nobody_said_favours_nobody():
+    # the same optimizer twice; a curve that rises to an end of its own luck
+    rng, steps, races = np.random.default_rng(0), list(range(1, 21)), 300
+    plan, first = replace(PLAN, entries=("adamw", "adam"), seeds=10), [0, 0]
+    for _ in range(races):
+        ends = rng.normal(0.9, 0.01, (2, 10))
+        runs = [
+            (
+                Trial("digits", FRESH, entry, i, i, 20, {"lr": 0.1}),
+                Result(steps, [end * (1 - math.exp(-k / 4)) for k in steps], [0.1] * 20, end),
+            )
+            for entry, mine in zip(plan.entries, ends, strict=True)
+            for i, end in enumerate(mine)
+        ]
+        seen = _seen(replace(DIGITS, target=None), plan, runs)
+        found = summarise(seen, plan, runs, PROVENANCE)["entries"]
+        base, rival = (
+            sum(math.inf if s is None else s for s in found[e]["steps_to_target"])
+            if None not in found[e]["steps_to_target"]
+            else 1000 + sum(s is None for s in found[e]["steps_to_target"])
+            for e in plan.entries
+        )
+        first[0] += base < rival
+        first[1] += rival < base
+    low, high = binom.ppf([0.005, 0.995], sum(first), 0.5)
+    assert low <= first[0] <= high
+    assert sum(first) > races / 2
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-14])
@@ -238,22 +281,22 @@ def test_a_signed_number_always_has_its_sign(value, proportion):
 # --- what was tuned
 
 A = [
-    [(1e-3, 0.90), (1e-2, 0.95), (1e-1, 0.5)],  # 0 to 2 decades
-    [(1e-3, 0.95), (1e-2, 0.949), (1e-1, 0.5)],  # 1, nothing lower was tried
-    [(1e-4, 0.5), (1e-3, 0.95), (1e-1, 0.95)],  # 2, nothing higher was tried
-    [(1e-3, 0.955), (1e-2, 0.96), (1e-1, None)],  # 1, and no end: what diverged does not count
-    [(1e-4, 0.8), (3e-3, 0.9), (1e-1, 0.2)],  # 0 to 3
+    [(1e-3, 0.90), (1e-2, 0.95), (1e-1, 0.5)],  # 0 decades
+    [(1e-3, 0.95), (1e-2, 0.949), (1e-1, 0.5)],  # 1
+    [(1e-4, 0.5), (1e-3, 0.95), (1e-1, 0.95)],  # 2
+    [(1e-3, 0.955), (1e-2, 0.96), (1e-1, None)],  # 1: what diverged does not count
+    [(1e-4, 0.8), (3e-3, 0.9), (1e-1, 0.2)],  # 0
 ]
-B = [*A[:2], [(1e-4, 0.5), (1e-3, 0.95), (1e-1, 0.2)], *A[3:]]  # 0 to 3 in place of the third
+B = [*A[:2], [(1e-4, 0.5), (1e-3, 0.95), (1e-1, 0.2)], *A[3:]]  # 0 in place of the third
 C = [*A[:4], [(1e-4, None), (3e-3, None), (1e-1, None)]]
 
 
 @pytest.mark.parametrize(
     ("turns", "chosen", "lr", "width"),
     [
-        (A, [1, 3, 7, 10, 13], [1e-3, 3e-3, 1e-2], (1.0, None, 5)),
-        (B, [1, 3, 7, 10, 13], [1e-3, 3e-3, 1e-2], (0.0, 3.0, 5)),
-        (C, [1, 3, 7, 10, 12], [1e-4, 1e-3, 1e-2], (1.0, None, 4)),
+        (A, [1, 3, 7, 10, 13], [1e-3, 3e-3, 1e-2], (1.0, 5)),
+        (B, [1, 3, 7, 10, 13], [1e-3, 3e-3, 1e-2], (0.0, 5)),
+        (C, [1, 3, 7, 10, 12], [1e-4, 1e-3, 1e-2], (1.0, 4)),
     ],
 )
 def test_choices_and_widths_by_hand(turns, chosen, lr, width):
@@ -268,13 +311,8 @@ def test_choices_and_widths_by_hand(turns, chosen, lr, width):
     found = summarise(DIGITS, plan, tuned, PROVENANCE)["entries"]["adamw"]
     assert found["chosen"] == chosen
     assert found["hyperparameters"] == {"lr": lr}
-    least, most, tunings = width
-    assert found["lr_width"] == {
-        "at_least": pytest.approx(least),
-        "at_most": most if most is None else pytest.approx(most),
-        "tunings": tunings,
-        "points": 3,
-    }
+    seen, tunings = width
+    assert found["lr_width"] == {"seen": pytest.approx(seen), "tunings": tunings, "points": 3}
     # before the last trial there is no choice, and the widths are those of what was tried
     early = summarise(DIGITS, plan, tuned[:4], PROVENANCE)["entries"]["adamw"]
     assert (early["chosen"], early["hyperparameters"], early["trials"]) == (None, None, 4)

@@ -305,13 +305,14 @@ def test_no_run_is_worse_than_one_that_diverged(elsewhere):
     rules = "\nimport steepest\n@steepest.rule\ndef {}(p, g, *, lr={}): return p - lr * g,\n"
     source = OWN + rules.format("wild", 3.0) + rules.format("dead", 1e30)
     (elsewhere / "mine.py").write_text(source)
-    summary, _ = conduct.race(request(optimizers="wild,dead,adamw"), elsewhere / "out", jobs=1)
+    asked = request(optimizers="wild,dead,adamw", seeds=7)  # 5 allow no exact claim
+    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
     found = summary["entries"]
-    assert found["dead"]["diverged"]["fresh"] == 5 > found["wild"]["diverged"]["fresh"]
+    assert found["dead"]["diverged"]["fresh"] == 7 > found["wild"]["diverged"]["fresh"]
     worst = summary["worst"]
     assert worst == max(found["wild"]["test"]) > 1e6
     for name in ("validation", "test", "best_validation"):
-        assert found["dead"][name] == [worst] * 5
+        assert found["dead"][name] == [worst] * 7
     assert found["dead"]["difference"]["mean"] > 0  # a loss
     assert "dead" not in summary["verdict"].partition("worse than adamw")[0]
     rows = csv.DictReader((elsewhere / "out" / "runs.csv").read_text().splitlines())
@@ -386,13 +387,14 @@ def test_a_race_without_test_data_says_so(elsewhere):
     assert not summary["test_data"]
     for entry in summary["entries"].values():
         assert entry["test"] == entry["validation"]
-    # no target was said: it is what most runs of the baseline reach
-    baseline = summary["entries"]["adamw"]
-    assert summary["target"] == np.quantile(baseline["validation"], 0.75)
-    assert sum(at is not None for at in baseline["steps_to_target"]) >= 4
+    # no target was said: it is what most fresh runs reach, whoever made them
+    every = [v for entry in summary["entries"].values() for v in entry["validation"]]
+    assert summary["target"] == np.quantile(every, 0.75, method="higher")
+    reached = [at for e in summary["entries"].values() for at in e["steps_to_target"]]
+    assert sum(at is not None for at in reached) >= 0.75 * len(every)
     store = Store(elsewhere / "out")
-    measured = [v for _, r in store.results() for v in (*r.validation, r.test) if v is not None]
-    assert summary["worst"] == max(store.task.worst, *measured) > 0
+    fresh = [r for t, r in store.results() if t.phase == "fresh"]
+    assert summary["worst"] == max(store.task.worst, *(r.validation[-1] for r in fresh)) > 0
     assert summary["provenance"]["backends"]["adamw"] == ["cpu"]
     assert conduct.race(request(), elsewhere / "two", jobs=1)[0]["worst"] == summary["worst"]
 
@@ -446,7 +448,7 @@ def test_an_example_is_raced(name, elsewhere):
     assert len(lines) <= 31
     file = shutil.copy(EXAMPLES / name, elsewhere)
     more = ",signs+cosine" if "signs" in source else ",torch.optim:SGD"
-    asked = conduct.Request(file, f"adamw{more}", trials=3, seeds=5)
+    asked = conduct.Request(file, f"adamw,momentum{more}", trials=3, seeds=5)
     summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
     assert summary["task"] == Path(name).stem
     assert summary["metric"] == "accuracy"

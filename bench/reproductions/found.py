@@ -48,7 +48,7 @@ class Found:
             sd = "" if row["sd"] is None else f"{row['sd']:.3g}"
             line = f"{row['name']:{width}} {row['n']:3} {row['mean']:10.5g} {sd:>10}"
             if row.get("low") is not None:
-                line += f"  [{row['low']:+.4g}, {row['high']:+.4g}]"
+                line += f"  [{row['low']:+.4g}, {row['high']:+.4g}] {100 * row['level']:.3g} %"
             if row.get("p_holm") is not None:
                 line += f"  p={row['p_holm']:.2g}" + (", told apart" if row["apart"] else "")
             lines.append(line)

@@ -47,9 +47,25 @@ def race(
         str | None,
         typer.Option(
             help="Entries, separated by commas: a rule or module:Class, with parts such as "
-            "+warmup+cosine+clip, or a method on the whole loss (steepest list --parts). adamw, "
-            "momentum and eadam are always in.",
+            "+warmup+cosine+clip, or a method on the whole loss (steepest list --parts).",
             show_default="nine",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="The entry that the others are compared to; it takes part.",
+            metavar="NAME",
+            show_default="adamw, or the first",
+        ),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tune a knob over this range, log-uniform: adamw.weight_decay=1e-4:1. Once for "
+            "each knob, or separated by commas.",
+            metavar="ENTRY.KNOB=LOW:HIGH",
+            show_default="the declared ranges",
         ),
     ] = None,
     trials: Annotated[
@@ -106,7 +122,8 @@ def race(
     from steepest.race.trials import runner
     from steepest.race.workers import Pool
 
-    request = Request(task, optimizers, trials, seeds, steps, budget, seed, data)
+    ranges = ",".join(search) if search else None
+    request = Request(task, optimizers, trials, seeds, steps, budget, seed, data, baseline, ranges)
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")

@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from steepest.race import BadCall, entries, place, planning, protocol, report, tables, tasks, trials
+from steepest.race import (
+    BadCall,
+    entries,
+    place,
+    planning,
+    protocol,
+    report,
+    searching,
+    tables,
+    tasks,
+    trials,
+)  # fmt: skip
 from steepest.race.folder import NOTHING, begun, locked, write
 from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
@@ -25,7 +36,7 @@ from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.tasks import Task
 from steepest.race.terminal import Progress
-from steepest.race.wording import over_budget
+from steepest.race.wording import over_budget, too_little
 from steepest.race.workers import Pool
 
 
@@ -152,46 +163,49 @@ def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
 def _seen(task: Task, plan: Plan, pairs: Sequence[tuple[Trial, Result]]) -> Task:
     """The task with what only its runs tell: whether there is test data, and a target."""
     ended = [(t, r) for t, r in pairs if not r.diverged]
-    tested = all(r.tested for t, r in ended if t.phase == FRESH)
+    fresh = [r for t, r in ended if t.phase == FRESH]
+    if task.measured is not None:  # nobody has said how bad a run can be: as those that ended
+        ran = [v for r in fresh for v in (r.validation[-1], r.test) if v is not None]
+        task = replace(task, worst=(min if task.maximize else max)([task.measured, *ran]))
     target = task.target
-    if target is None:  # what most runs of the baseline reach; until it has, its first trial's end
-        mine = [(t.phase, r.validation[-1]) for t, r in ended if t.entry == plan.baseline]
-        last = [v for phase, v in mine if phase == FRESH] or [v for _, v in mine[:1]]
+    if target is None:  # what most runs reach, whoever made them; until there are any, the first
+        mine = [r for t, r in ended if t.entry == plan.baseline]
+        last = [protocol.clamped(task, r.validation[-1]) for r in fresh or mine[:1]]
         q, side = (0.25, "lower") if task.maximize else (0.75, "higher")
         target = float(np.quantile(last, q, method=side)) if last else task.worst
-    ran = [v for _, r in ended for v in (*r.validation, r.test) if v is not None]
-    if task.worst is not None:  # no run that ended is worse than one that diverged
-        task = replace(task, worst=(min if task.maximize else max)([task.worst, *ran]))
-    return replace(task, test_data=tested, target=target)
+    return replace(task, test_data=all(r.tested for r in fresh), target=target)
 
 
 def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     task = tasks.get(request.task, request.data)
+    field = request.field()
     plan = Plan(
         task=request.task,
-        entries=entries.parse(request.optimizers),
+        entries=field,
         trials=request.trials or protocol.TRIALS,
         seeds=request.seeds or protocol.SEEDS,
         steps=request.steps or task.steps,
         seed=request.seed or 0,
         request={key: value for key, value in asdict(request).items() if value is not None},
         data=request.data,
+        baseline=request.baseline or "",
+        search=searching.parse(request.search, field),
     )
     if request.budget is None:
         return _meant(plan)
-    run, warm, _ = _measured(plan, jobs, pool)
-    cost = {
-        "seconds": protocol.parse_budget(request.budget) - (perf_counter() - started),
-        "field": len(plan.entries),
-        "jobs": jobs,
-        "run": run,
-        "warm": warm,
-    }
-    count, seeds = protocol.affordable(**cost, seeds=request.seeds)
-    short = seeds * (count + 1) > protocol.runs_within(**cost)
-    plan = replace(plan, trials=count, seeds=seeds, over_budget=short)
-    if short:
-        print(f"steepest: {over_budget(asdict(plan))}", file=sys.stderr)
+    run, warm, _ = _measured(plan, jobs, jobs, pool)
+    spent = perf_counter() - started
+    cost = {"field": len(plan.entries), "jobs": jobs, "run": run, "warm": warm}
+    left = protocol.parse_budget(request.budget) - spent
+    count, seeds = protocol.affordable(left, **cost, seeds=request.seeds)
+    short = seeds * (count + 1) > protocol.runs_within(left, **cost)
+    enough = None
+    if count < protocol.LEAST_TRIALS:
+        enough = spent + protocol.enough(**cost, seeds=request.seeds)
+    plan = replace(plan, trials=count, seeds=seeds, over_budget=short, enough=enough)
+    for said in (over_budget(asdict(plan)) if short else "", too_little(asdict(plan))):
+        if said:
+            print(f"steepest: {said}", file=sys.stderr)
     return _meant(plan)
 
 
@@ -217,20 +231,20 @@ def _pilots(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
 
 
 def _measured(
-    plan: Plan, count: int, pool: Pool
+    plan: Plan, jobs: int, count: int, pool: Pool
 ) -> tuple[float, float, list[tuple[Trial, Result]]]:
-    """Seconds of a run, the mean over all entries; of a first step, the longest; and the baseline's
-    `count` pilot runs. Entries that step as it does are taken to be as quick.
+    """Seconds of a run, the mean over all entries; of an entry's first step, the longest; and the
+    baseline's pilot runs, `count` or more. Entries that step as it does are taken to be as quick.
     """
-    dear = [e for e in plan.entries if e != plan.baseline and entries.dear(e)]
-    pilots = [*_pilots(plan, [plan.baseline], count), *_pilots(plan, dear, 1)]
-    found: dict[str, list[tuple[Trial, Result]]] = {}
-    for trial, result in pool.map(pilots):
-        found.setdefault(trial.entry, []).append((trial, result))
-    wall = {entry: max(r.wall_seconds for _, r in runs) for entry, runs in found.items()}
-    warm = max(r.warm_seconds for runs in found.values() for _, r in runs)
-    run = fmean(wall.get(entry, wall[plan.baseline]) for entry in plan.entries)
-    return run, warm, found[plan.baseline]
+    found = list(pool.map(_pilots(plan, [plan.baseline], jobs + max(jobs, count))))
+    # every worker has one of the first, and imports in it what it needs: once, and no run's time
+    wall = {plan.baseline: fmean(r.wall_seconds for t, r in found if t.index >= jobs)}
+    rivals = [e for e in plan.entries if e != plan.baseline]
+    dear = [e for e in rivals if entries.dear(e)]
+    probed = list(pool.map(_pilots(plan, dear or rivals[:1], 1)))
+    wall |= {trial.entry: result.wall_seconds for trial, result in probed if trial.entry in dear}
+    warm = max((result.warm_seconds for _, result in probed), default=0.0)
+    return fmean(wall.get(entry, wall[plan.baseline]) for entry in plan.entries), warm, found
 
 
 def _completed(task: Task, plan: Plan, pool: Pool) -> Task:
@@ -243,7 +257,9 @@ def _completed(task: Task, plan: Plan, pool: Pool) -> Task:
             f"{task.name}: the pilot run of {plan.baseline} diverged ({result.diverged}) before "
             f"its first report: expected a metric; report earlier, or say WORST = ... in the file"
         )
-    return task if task.worst is not None else replace(task, worst=result.validation[0])
+    if task.worst is not None:
+        return task
+    return replace(task, worst=result.validation[0], measured=result.validation[0])
 
 
 PILOT_PAIRS = 4
@@ -259,7 +275,7 @@ def forecast(request: Request, jobs: int, pool: Pool) -> str:
     started = perf_counter()
     request.check()
     plan = _plan(request, jobs, pool, started)
-    run, warm, found = _measured(plan, 2 * PILOT_PAIRS, pool)
+    run, warm, found = _measured(plan, jobs, 2 * PILOT_PAIRS, pool)
     ends = {t.index: r.validation[-1] for t, r in found if not r.diverged}
     pairs = [(i, i + 1) for i in range(0, 2 * PILOT_PAIRS, 2)]
     return planning.text(
@@ -269,6 +285,7 @@ def forecast(request: Request, jobs: int, pool: Pool) -> str:
         warm,
         [ends[i] - ends[j] for i, j in pairs if i in ends and j in ends],
         proportion=tasks.get(plan.task, plan.data).proportion,
+        lost=(sum(r.diverged is not None for _, r in found), len(found)),
     )
 
 

@@ -38,9 +38,10 @@ if TYPE_CHECKING:
     from steepest.race.protocol import Trial
     from steepest.race.tasks.shape import Setup, Task
 
-REFERENCES = ("adamw", "momentum", "eadam")
-"""Always in the field: two that everybody tunes, and the one that shows what eps alone does."""
-DEFAULT = (*REFERENCES, "adam", "adabelief", "adabound", "rmsprop", "nadam", "radam")
+DEFAULT = (
+    "adamw", "momentum", "eadam", "adam", "adabelief", "adabound", "rmsprop", "nadam", "radam",
+)  # fmt: skip
+"""The field where nobody names one; first two that everybody tunes, and what eps alone does."""
 BASELINE = "adamw"
 SPAN = 30.0
 """A class that says no search range is tuned in lr alone, from its default / 30 to * 30, as a rule
@@ -49,9 +50,9 @@ the package's, such as torch.optim:SGD, has the range and the first trial of tha
 
 
 def parse(text: str | None) -> tuple[str, ...]:
-    """The entries named in `text` ("adam,adamw+cosine"), and those that are always in.
+    """The entries named in `text` ("adam,adamw+cosine"), and no others; None is the default field.
 
-    None is the default field. BadCall names the fault.
+    BadCall names the fault.
     """
     if text is None:
         return DEFAULT
@@ -64,7 +65,7 @@ def parse(text: str | None) -> tuple[str, ...]:
         _check(name)
         if names.count(name) > 1:
             raise BadCall(f"optimizer {name!r} is given more than once: name each entry once")
-    return (*names, *(name for name in REFERENCES if name not in names))
+    return names
 
 
 def split(name: str) -> tuple[str, tuple[str, ...]]:

@@ -108,7 +108,7 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
         "title": f"Difference to {base}, seed by seed",
         "text": f"Small marks: each of n={counted(summary, 'test', 'fresh seed')}, the entry less "
         f"{base} on the same seed. Large marks and bars: mean and "
-        f"t interval, as in the table. Arrowhead at the edge: beyond the scale.",
+        f"interval, as in the table. Arrowhead at the edge: beyond the scale.",
         "drawings": [(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"), "", None)],
     }
 

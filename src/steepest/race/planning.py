@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from scipy import optimize, stats
 
 from steepest.race.protocol import Plan
-from steepest.race.statistics import ALPHA, LEAST, POWER, power
-from steepest.race.wording import _plural
+from steepest.race.statistics import ALPHA, LEAST, POWER, least_pairs, power
+from steepest.race.wording import _plural, too_little
 
 CONFIDENCE = 0.8
 """Of the interval around a standard deviation that few pilot runs gave."""
@@ -58,12 +59,13 @@ def text(
     differences: Sequence[float] = (),
     *,
     proportion: bool = False,
+    lost: tuple[int, int] = (0, 0),
 ) -> str:
     """What `--plan` prints: the size of the race, its wall time, the difference it could detect.
 
     `differences`: paired differences of pilot runs of two entries, in units of the metric; with
     fewer than two of them the answer is in standard deviations. `proportion`: the metric is a
-    share, said in points.
+    share, said in points. `lost`: pilot runs that diverged, of how many.
     """
     field = len(plan.entries)
     lines = [
@@ -78,7 +80,7 @@ def text(
     elif plan.seeds < LEAST:
         lines.append(
             f"No verdict: {plan.seeds} fresh {_plural('seed', plan.seeds)}, a claim needs at "
-            f"least {LEAST}."
+            f"least {LEAST}; give --seeds {LEAST} or more."
         )
     else:
         effect = detectable(1.0, plan.seeds, comparisons)
@@ -99,6 +101,14 @@ def text(
                 f"A difference to {plan.baseline} of {effect:.2f} standard deviations of the "
                 f"paired differences would be {found}; how large they are no pilot run has said."
             )
+    if comparisons > 0 and (few := too_little(asdict(plan))):
+        lines.append(f"{few}.")
+    if comparisons > 0 and lost[0]:
+        lines.append(
+            f"{lost[0]} of {lost[1]} pilot runs diverged. Where fresh runs do, the above does not "
+            f"hold, and a claim over {comparisons} {_plural('comparison', comparisons)} needs "
+            f"{least_pairs(comparisons)} fresh seeds or more."
+        )
     return "\n".join(lines)
 
 

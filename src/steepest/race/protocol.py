@@ -12,12 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from steepest.race import BadCall, entries
+from steepest.race import BadCall, entries, searching
 from steepest.race.tasks import Task
 
 TRIALS, SEEDS = 8, 10
-LEAST_TRIALS, LEAST_SEEDS = 4, 5
-"""What a budget keeps as long as it can: first the trials, then the seeds."""
+LEAST_TRIALS, LEAST_SEEDS = 5, 5
+"""What a verdict needs, and a budget keeps as long as it can: first the trials, then the seeds.
+
+Four quasi-random points, one in each decade of the usual range, and the defaults: with fewer, what
+is compared is whose range or whose defaults happen to suit the task."""
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
 """Coordinates of a quasi-random point; an entry uses as many as it has knobs."""
@@ -45,6 +48,17 @@ class Plan:
     """The budget allows less than the least race, which is run all the same."""
     data: str | None = None
     """The folder that a task on the user's data reads."""
+    baseline: str = ""
+    """The entry that the others are compared to; empty: adamw if it takes part, else the first."""
+    search: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Entry -> knob -> [low, high], where the caller wants another range than the declared one."""
+    enough: float | None = None
+    """Seconds of a budget that would have bought the trials that a verdict needs."""
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.entries:
+            usual = entries.BASELINE if entries.BASELINE in self.entries else self.entries[0]
+            object.__setattr__(self, "baseline", usual)
 
     @property
     def tunings(self) -> int:
@@ -56,9 +70,19 @@ class Plan:
         """Runs of the whole race."""
         return len(self.entries) * (self.tunings + self.seeds)
 
-    @property
-    def baseline(self) -> str:
-        return entries.BASELINE if entries.BASELINE in self.entries else self.entries[0]
+    def space(self, entry: str) -> dict[str, tuple[float, float]]:
+        """Hyperparameter -> (low, high) of its log-uniform search range in this race."""
+        mine = self.search.get(entry, {})
+        return entries.space(entry) | {knob: (low, high) for knob, (low, high) in mine.items()}
+
+    def defaults(self, entry: str) -> dict[str, float]:
+        """The optimizer's own value of every hyperparameter that is searched in this race."""
+        known = entries.defaults(entry)
+        return known | {
+            knob: searching.default(entry, knob)
+            for knob in self.search.get(entry, {})
+            if knob not in known
+        }
 
 
 @dataclass(frozen=True)
@@ -153,8 +177,8 @@ def tuning(plan: Plan) -> list[Trial]:
     """
 
     def hypers(entry: str, i: int) -> list[dict[str, float]]:
-        drawn = points(derive(plan.seed, TUNING, i), entries.space(entry), plan.trials - 1)
-        return [entries.defaults(entry), *drawn]
+        drawn = points(derive(plan.seed, TUNING, i), plan.space(entry), plan.trials - 1)
+        return [plan.defaults(entry), *drawn]
 
     return [
         Trial(
@@ -182,15 +206,34 @@ def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tupl
 
 
 def final(task: Task, result: Result) -> float:
-    """The last validation metric, or the worst possible one if the run diverged."""
-    return _worst(task) if result.diverged else result.validation[-1]
+    """The last validation metric, or the worst one if the run diverged; never worse than that."""
+    return _worst(task) if result.diverged else clamped(task, result.validation[-1])
 
 
 def tested(task: Task, trial: Trial, result: Result) -> float | None:
     """The metric that the verdict is about, the worst one if the run diverged; None in tuning."""
     if trial.phase != FRESH:
         return None
-    return _worst(task) if result.diverged else result.test
+    if result.diverged or result.test is None:
+        return _worst(task) if result.diverged else None
+    return clamped(task, result.test)
+
+
+def clamped(task: Task, metric: float) -> float:
+    """`metric`, or the task's worst one where it is worse: no run counts for less than that."""
+    if task.worst is None:
+        return metric
+    return max(metric, task.worst) if task.maximize else min(metric, task.worst)
+
+
+def failed(task: Task, trial: Trial, result: Result) -> bool:
+    """Whether a fresh run diverged, or ended no better than a run that did."""
+    if result.diverged:
+        return True
+    metric, bad = tested(task, trial, result), task.worst
+    if task.measured is not None:
+        bad = task.measured
+    return metric is not None and bad is not None and not task.better(metric, bad)
 
 
 def _worst(task: Task) -> float:
@@ -203,7 +246,7 @@ def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
     """The trial with the best last validation metric; diverged last, ties to the lower index."""
 
     def rank(pair: tuple[Trial, Result]) -> tuple[bool, float, int]:
-        score = final(task, pair[1])
+        score = 0.0 if pair[1].diverged else pair[1].validation[-1]
         return pair[1].diverged is not None, -score if task.maximize else score, pair[0].index
 
     return min(tuned, key=rank)[0]
@@ -238,13 +281,19 @@ def affordable(
     """(trials for each seed, seeds) of an entry that fit into `seconds` of wall time.
 
     `field` entries on `jobs` workers, `run` seconds a training, `warm` seconds for the first
-    step of an entry in a worker. Seeds stay at 10 where 4 trials for each then fit, never fall
+    step of an entry in a worker. Seeds stay at 10 where 5 trials for each then fit, never fall
     below 5, and are not touched if given.
     """
     runs = runs_within(seconds * PLANNED_SHARE, field, jobs, run, warm)
     if seeds is None:
         seeds = min(SEEDS, max(LEAST_SEEDS, runs // (LEAST_TRIALS + 1)))
     return max(1, runs // seeds - 1), seeds
+
+
+def enough(field: int, jobs: int, run: float, warm: float, seeds: int | None) -> float:
+    """Seconds of wall time that `affordable` turns into the least trials and seeds of a verdict."""
+    runs = (LEAST_TRIALS + 1) * max(LEAST_SEEDS, seeds or 0)
+    return ((runs + 1) * field * run / jobs + field * warm) / PLANNED_SHARE
 
 
 def parse_budget(text: str) -> float:

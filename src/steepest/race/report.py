@@ -18,6 +18,7 @@ from steepest.race.wording import (
     columns,
     counted,
     number,
+    ranges,
     rows,
     units,
 )
@@ -52,6 +53,7 @@ def page(summary: dict[str, Any]) -> str:
         measures=_measures(summary),
         beside=_known(beside, summary),
         care=_known(care, summary),
+        ranges=_known(ranges, summary),
         figures=figures(summary),
     )
 

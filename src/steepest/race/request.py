@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import steepest
-from steepest.race import BadCall, entries, protocol, tasks
+from steepest.race import BadCall, entries, protocol, searching, tasks
 from steepest.race.tasks import beside
 
 if TYPE_CHECKING:
@@ -37,6 +37,18 @@ class Request:
     budget: str | None = None
     seed: int | None = None
     data: str | None = None
+    baseline: str | None = None
+    search: str | None = None
+
+    def field(self) -> tuple[str, ...]:
+        """The entries: those of --optimizers, and the baseline where it is not among them."""
+        names = entries.parse(self.optimizers)
+        if self.baseline is None or self.baseline in names:
+            return names
+        (alone,) = entries.parse(self.baseline) if "," not in self.baseline else (None,)
+        if alone is None:
+            raise BadCall(f"--baseline {self.baseline!r}: expected the name of one entry")
+        return names if alone in names else (*names, alone)
 
     def command(self) -> str:
         """The command line that asks for this."""
@@ -47,8 +59,10 @@ class Request:
     def check(self) -> None:
         """BadCall at the first option that cannot be meant."""
         task = tasks.get(self.task, self.data)  # first: its file may define rules
-        for entry in entries.parse(self.optimizers):
+        field = self.field()
+        for entry in field:
             entries.fits(entry, task)
+        searching.parse(self.search, field)
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -70,13 +84,15 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
     That is the same request, as far as it is given, and the same code and data.
     """
     plan = store.plan
-    field = request.optimizers and ",".join(entries.parse(request.optimizers))
+    field = request.optimizers and ",".join(request.field())
+    ranges = request.search and searching.written(searching.parse(request.search, plan.entries))
     kept = {
         **asdict(plan),
         "optimizers": ",".join(plan.entries),
         "budget": plan.request.get("budget"),
+        "search": searching.written(plan.search),
     }
-    for name, value in asdict(replace(request, optimizers=field)).items():
+    for name, value in asdict(replace(request, optimizers=field, search=ranges)).items():
         # a file and its data are known by what is in them, below
         moved = name == "data" or (name == "task" and store.task.file and tasks.is_file(value))
         if value is not None and value != kept[name] and not moved:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ ALPHA = 0.05
 POWER = 0.8
 """Share of races in which a difference of the planned size is to be found."""
 LEAST = 5
-"""Fewer pairs than this allow no claim."""
+"""Fewer pairs than this allow no claim, more are needed where a run failed: `least_pairs`."""
+EVERY = 20
+"""Pairs up to which the sign-flip test takes every subset of them."""
 BOOTSTRAP_LEAST = 20
 """Pairs from which a bootstrap interval is shown; below, it is too narrow."""
-MOST_SEEDS = 10_000
-"""Beyond this many seeds nobody is told a number of them."""
 NEAR = 0.01
 """Share of the best metric that a learning rate may cost and still be called as good."""
 FAR = 6.0
@@ -33,19 +33,23 @@ TINY = 1e-150
 class Difference:
     """Paired difference of an entry to the baseline, in units of the metric.
 
-    The claim rests on the t test alone; everything from `effect` on is shown beside it.
+    The claim rests on the t test, or on the exact one; everything from `effect` on is shown beside
+    it.
     """
 
     n: int
     mean: float
     low: float | None
     high: float | None
-    """t interval at `level`; None where it is undefined (one pair, or no spread)."""
+    """Interval at `level`; None where there is none (one pair, no spread, too few for an exact
+    one)."""
     level: float
     p: float | None
     p_holm: float | None
     claim: bool
     """Told apart from the baseline at 5 % over all entries."""
+    exact: bool = False
+    """By the sign-flip test, as a run of the pair failed; else by the t test."""
     effect: float | None = None
     """`hedges`, in standard deviations of the differences."""
     improved: float | None = None
@@ -56,8 +60,6 @@ class Difference:
     bootstrap_low: float | None = None
     bootstrap_high: float | None = None
     """BCa 95 % interval of the mean, from 20 pairs on."""
-    seeds_needed: int | None = None
-    """Seeds that tell a true difference of this size apart with power 0.8; None: over 10,000."""
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -70,13 +72,74 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _p(d: np.ndarray) -> float | None:
+def _p(d: np.ndarray, exact: bool) -> float | None:
     if len(d) < 2:
         return None
-    if _constant(d):  # no t test without spread; the exact sign test stands in
-        return 2.0 ** (1 - len(d)) if d.any() else 1.0
+    if exact or _constant(d):  # there is no t test without spread
+        return sign_flip(d)
     test: Any = stats.ttest_1samp(d, 0.0)
     return float(test.pvalue)
+
+
+def sign_flip(d: Sequence[float] | np.ndarray) -> float:
+    """Two-sided p of the sign-flip test of the mean of paired differences `d`.
+
+    The share of the 2^n sums of plus or minus every difference that lie as far from 0 as theirs
+    (Fisher 1935, The Design of Experiments, section 21). It is exact where both entries of a pair
+    have the same distribution, whatever that is: one huge difference, of a run that failed, counts
+    as one sign, while it makes the t of a t test 1. The least p is 2 / 2^n.
+
+    Flipping a subset of the signs raises the sum just where the subset's own sum is below 0, so
+    that signs of sums of subsets are all that is needed. Beyond 20 pairs 2^20 subsets drawn from a
+    fixed seed stand for all, and the one of none counts, which keeps p valid.
+    """
+    sums, sizes = _subsets(np.asarray(d, dtype=float))
+    return min(1.0, 2 * float(min((sums <= 0).sum(), (sums >= 0).sum())) / len(sizes))
+
+
+def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float, float] | None:
+    """The shifts of `d` that `sign_flip` does not reject at `level`; None for too few pairs.
+
+    Its ends are means of subsets of the differences: Hartigan (1969), Journal of the American
+    Statistical Association 64, 1303-1317.
+    """
+    sums, sizes = _subsets(np.asarray(d, dtype=float))
+    # p of a shift is twice the share of subsets with a mean beyond it, the empty ones among them
+    few = math.floor((1 - level) / 2 * len(sizes) * (1 + NO_SPREAD)) - int((sizes == 0).sum())
+    if few < 0:
+        return None
+    means = np.sort(sums[sizes > 0] / sizes[sizes > 0])
+    return float(means[few]), float(means[-1 - few])
+
+
+def _subsets(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum, exactly 0 where it is but rounding, and size of every subset, or of those drawn."""
+    each = np.stack((d, abs(d), np.ones_like(d)), axis=1)
+    found = np.zeros((1, 3))
+    if len(d) <= EVERY:
+        for row in each:
+            found = np.concatenate((found, found + row))
+    else:
+        rng = np.random.default_rng(0)
+        found = np.zeros((2**EVERY, 3))
+        for row in each:
+            found[1:] += row * rng.integers(2, size=(2**EVERY - 1, 1))
+    sums, sizes = found[:, 0], found[:, 2]
+    return np.where(abs(sums) <= NO_SPREAD * found[:, 1], 0.0, sums), sizes
+
+
+def least_pairs(comparisons: int) -> int:
+    """Fewest pairs with which the sign-flip test can reject at Holm's first step."""
+    return max(LEAST, 1 + math.ceil(math.log2(max(1, comparisons) / ALPHA)))
+
+
+def failure_bound(failed: int, n: int) -> float:
+    """The largest rate of failure that `failed` of `n` runs do not exclude, at 95 %, one-sided.
+
+    Clopper and Pearson (1934), Biometrika 26, 404-413.
+    """
+    bound = stats.binomtest(failed, n, alternative="less").proportion_ci(1 - ALPHA, "exact")
+    return float(bound.high)
 
 
 def _constant(d: np.ndarray) -> bool:
@@ -92,40 +155,54 @@ def paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     return np.full_like(d, d.mean()) if same.all() else d
 
 
+def decide(
+    differences: Mapping[str, np.ndarray], failed: Collection[str] = ()
+) -> tuple[dict[str, float], dict[str, float], set[str]]:
+    """p of every entry that has two pairs, the same after Holm, and the entries told apart."""
+    found = {name: _p(d, name in failed) for name, d in differences.items()}
+    p = {name: value for name, value in found.items() if value is not None}
+    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+    enough = {name for name, d in differences.items() if len(d) >= LEAST}
+    return p, adjusted, {name for name in enough if adjusted[name] <= ALPHA}
+
+
 def compare(
-    differences: Mapping[str, Sequence[float] | np.ndarray], *, maximize: bool = True
+    differences: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    maximize: bool = True,
+    failed: Collection[str] = (),
 ) -> dict[str, Difference]:
     """Judge every entry's `paired` differences to the baseline; `maximize`: more is better.
 
-    Two-sided paired t tests, Holm-corrected over the entries. The interval of an entry is at the
-    level at which Holm's procedure tested it, between 95 % and (1 - 0.05 / entries), so that it
-    leaves out zero exactly where a difference may be claimed. Where all differences of an entry
-    are the same number there is no t test: the sign test decides, without an interval.
+    Two-sided paired t tests; the exact `sign_flip` for the entries `failed`, of which, or of whose
+    baseline, a run has failed, and where all differences are the same number. Holm-corrected over
+    the entries. The interval of an entry is of the same test, at the level at which Holm's
+    procedure tested it, between 95 % and (1 - 0.05 / entries), so that it leaves out zero exactly
+    where a difference may be claimed. Where all differences are the same there is none.
     """
     arrays = {name: np.asarray(d, dtype=float) for name, d in differences.items()}
-    p = {name: _p(d) for name, d in arrays.items()}
-    tested = sorted((value, name) for name, value in p.items() if value is not None)
-    adjusted = dict(zip([n for _, n in tested], holm([v for v, _ in tested]), strict=True))
+    p, adjusted, claims = decide(arrays, failed)
     levels = {}
-    shares = len(tested)
-    for value, name in tested:
+    shares = len(adjusted)
+    for name in sorted(adjusted, key=lambda name: (p[name], name)):
         levels[name] = 1 - ALPHA / shares
-        if value <= ALPHA / shares:  # Holm goes on to the next, less strict step
+        if p[name] <= ALPHA / shares:  # Holm goes on to the next, less strict step
             shares = max(1, shares - 1)
     judged = {}
     for name, d in arrays.items():
-        level = levels.get(name, 1 - ALPHA)
-        low = high = effect = needed = None
+        level, exact = levels.get(name, 1 - ALPHA), name in failed
+        low = high = effect = between = None
         if len(d) >= 2 and not _constant(d):
-            interval = stats.ttest_1samp(d, 0.0).confidence_interval(level)
-            low, high = float(interval.low), float(interval.high)
-            effect = hedges(d)
-            needed = seeds_needed(abs(effect), 1 - level)
-        claim = len(d) >= LEAST and adjusted[name] <= ALPHA
+            if exact:  # an effect size and a bootstrap would be of the failures alone
+                low, high = flip_interval(d, level) or (None, None)
+            else:
+                interval = stats.ttest_1samp(d, 0.0).confidence_interval(level)
+                low, high = float(interval.low), float(interval.high)
+                effect, between = hedges(d), bootstrap(d)
         better = d if maximize else -d
         judged[name] = Difference(
-            len(d), float(d.mean()), low, high, level, p[name], adjusted.get(name), claim,
-            effect, *improvement(better), *(bootstrap(d) or (None, None)), needed,
+            len(d), float(d.mean()), low, high, level, p.get(name), adjusted.get(name),
+            name in claims, exact, effect, *improvement(better), *(between or (None, None)),
         )  # fmt: skip
     return judged
 
@@ -186,20 +263,6 @@ def power(effect: float, n: int, alpha: float = ALPHA) -> float:
     return found
 
 
-def seeds_needed(effect: float, alpha: float = ALPHA) -> int | None:
-    """Least number of pairs, 5 or more, with power 0.8 for a true `effect`; None over 10,000."""
-    if power(effect, MOST_SEEDS, alpha) < POWER:
-        return None
-    few, many = LEAST - 1, MOST_SEEDS  # few is too few, many is enough
-    while many - few > 1:
-        middle = (few + many) // 2
-        if power(effect, middle, alpha) < POWER:
-            few = middle
-        else:
-            many = middle
-    return many
-
-
 def proportion_error(share: float, n: int) -> float:
     """Binomial standard error of a share measured on `n` independent cases."""
     return math.sqrt(share * (1 - share) / n)
@@ -228,12 +291,12 @@ def interquartile_mean(values: Sequence[float]) -> float:
 def lr_width(
     trials: Sequence[tuple[float, float]], *, maximize: bool = True
 ) -> dict[str, Any] | None:
-    """How wide the range of learning rates within 1 % of the best is; None without a trial.
+    """How far the learning rates tried that came within 1 % of the best reach; None without one.
 
-    `trials`: (learning rate, metric) of the trials that did not diverge. In decades: "at_least"
-    between the outermost of the neighbouring trials around the best that are all within 1 %,
-    "at_most" between the first trials beyond them, None where none lies beyond on one side, of
-    "points" trials. Other knobs vary too, so one bad trial may end the range early.
+    `trials`: (learning rate, metric) of the trials that did not diverge. "seen": decades between
+    the outermost of the neighbouring trials around the best that are all within 1 %, of "points"
+    trials. It is of what was tried, and no bound of the true width from either side: other knobs
+    vary too, a bad run ends the range early, and a lucky one widens it.
     """
     if not trials:
         return None
@@ -247,9 +310,4 @@ def lr_width(
         first -= 1
     while last < len(scores) - 1 and scores[last + 1] >= enough:
         last += 1
-    bounded = first > 0 and last < len(ordered) - 1
-    return {
-        "at_least": math.log10(ordered[last][0] / ordered[first][0]),
-        "at_most": math.log10(ordered[last + 1][0] / ordered[first - 1][0]) if bounded else None,
-        "points": len(ordered),
-    }
+    return {"seen": math.log10(ordered[last][0] / ordered[first][0]), "points": len(ordered)}

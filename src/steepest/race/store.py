@@ -20,7 +20,7 @@ from optuna.trial import create_trial
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from steepest.race import BadCall, entries, place
+from steepest.race import BadCall, place
 from steepest.race.claims import AGAIN, Alone, Claims
 from steepest.race.place import ATTRIBUTES, NO_STORE, Place
 from steepest.race.protocol import Plan, Result, Trial, final
@@ -87,7 +87,7 @@ class Store:
             "format": FORMAT,
             "provenance": provenance,
             "task": facts(task),
-            "spaces": {entry: entries.space(entry) for entry in plan.entries},
+            "spaces": {entry: plan.space(entry) for entry in plan.entries},
             "plan": asdict(plan),
         }
         way = StudyDirection.MAXIMIZE if task.maximize else StudyDirection.MINIMIZE

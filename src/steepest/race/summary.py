@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import statistics as st
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
-from steepest.race import BadCall
-from steepest.race import entries as field
+from steepest.race import BadCall, searching
 from steepest.race.lint import lint, untuned_because
-from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, best, by_seed, final, tested
+from steepest.race.protocol import (
+    FRESH,
+    TUNING,
+    Plan,
+    Result,
+    Trial,
+    best,
+    by_seed,
+    clamped,
+    failed,
+    final,
+    tested,
+)  # fmt: skip
 from steepest.race.statistics import (
     compare,
     expected_best,
+    failure_bound,
     interquartile_mean,
     lr_width,
     paired,
@@ -42,10 +53,11 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         found[entry] = _entry(task, plan, entry, tuned, fresh)
     complete = len(pairs) == plan.runs
     if complete:  # an interrupted race is not judged: whoever stops it has seen it
-        base = found[plan.baseline]["test"]
+        base, lost = found[plan.baseline]["test"], found[plan.baseline]["failed"]
         differences = compare(
             {e: paired(found[e]["test"], base) for e in plan.entries if e != plan.baseline},
             maximize=task.maximize,
+            failed=[e for e in plan.entries if lost or found[e]["failed"]],
         )
         for entry, difference in differences.items():
             judged = asdict(difference)
@@ -87,7 +99,7 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
     results = [result for _, result in fresh]
     one = next((result for _, result in (*fresh, *tuned)), None)
     tests = [value for pair in fresh if (value := tested(task, *pair)) is not None]
-    space = _space(name)
+    space, lost = _space(plan, name), sum(r.diverged is not None for r in results)
     tuning = [
         {
             "hyperparameters": trial.hyper,
@@ -122,8 +134,10 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
         ],
         "diverged": {
             "tuning": sum(result.diverged is not None for _, result in tuned),
-            "fresh": sum(result.diverged is not None for result in results),
+            "fresh": lost,
+            "fresh_rate_up_to": failure_bound(lost, len(results)) if results else None,
         },
+        "failed": sum(failed(task, *pair) for pair in fresh),
         "state_bytes": one.state_bytes if one else None,
         "parameters": one.parameters if one else None,
         "gradients": _median(
@@ -164,8 +178,8 @@ def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> dict[str, Any]:
     return {"index": trial.index, "hyperparameters": trial.hyper, "validation": score}
 
 
-def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int | None] | None:
-    """The medians over all tunings of `lr_width`: one alone has as few points as it has trials."""
+def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int] | None:
+    """The median over all tunings of `lr_width`: one alone has as few points as it has trials."""
     found = []
     for mine in turns:
         rates = [
@@ -177,19 +191,17 @@ def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int | None] 
     known = [width for width in found if width]
     if not known:
         return None
-    most = st.median(math.inf if w["at_most"] is None else w["at_most"] for w in known)
     return {
-        "at_least": st.median(w["at_least"] for w in known),
-        "at_most": None if math.isinf(most) else most,
+        "seen": st.median(w["seen"] for w in known),
         "tunings": len(known),
         "points": max(w["points"] for w in known),
     }
 
 
-def _space(name: str) -> dict[str, list[float]] | None:
+def _space(plan: Plan, name: str) -> dict[str, list[float]] | None:
     """The search ranges; None where a report is rebuilt without the file that defines the entry."""
     try:
-        return {knob: list(ends) for knob, ends in field.space(name).items()}
+        return {knob: list(ends) for knob, ends in plan.space(name).items()}
     except (BadCall, KeyError):
         return None
 
@@ -215,7 +227,10 @@ def _curve(task: Task, results: Sequence[Result]) -> dict[str, list[float]]:
     if not results:
         return {"steps": [], "median": [], "low": [], "high": []}
     longest = max((result.steps for result in results), key=len)
-    rows = [r.validation + [task.worst] * (len(longest) - len(r.validation)) for r in results]
+    rows = [
+        [clamped(task, v) for v in r.validation] + [task.worst] * (len(longest) - len(r.validation))
+        for r in results
+    ]
     low, median, high = np.quantile(
         np.array(rows).reshape(len(rows), -1), (0.25, 0.5, 0.75), axis=0
     ).tolist()
@@ -228,4 +243,8 @@ def reproduce(plan: Plan) -> str:
     field = ",".join(plan.entries)
     data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
     where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(field)}"
+    if plan.baseline != replace(plan, baseline="").baseline:
+        where += f" --baseline {shlex.quote(plan.baseline)}"
+    if ranges := searching.written(plan.search):
+        where += f" --search {shlex.quote(ranges)}"
     return f"steepest race {where} {numbers}"

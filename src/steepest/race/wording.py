@@ -7,10 +7,13 @@ import statistics as st
 from collections.abc import Sequence
 from typing import Any
 
-from steepest.race.statistics import LEAST, MOST_SEEDS, Difference
+from steepest.race.protocol import LEAST_TRIALS
+from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs
 
 UNKNOWN = "\u2013"
 """In the table: not measured (yet)."""
+HALF = 4
+"""Times the seeds that make an interval about half as wide."""
 
 
 def number(summary: dict[str, Any], value: float, *, signed: bool = False) -> str:
@@ -32,7 +35,8 @@ def judged_on(summary: dict[str, Any]) -> str:
 
 def verdict(summary: dict[str, Any]) -> str:
     """What the race showed, in plain words, with n."""
-    runs, base, n = summary["runs"], summary["baseline"], summary["plan"]["seeds"]
+    runs, base, plan = summary["runs"], summary["baseline"], summary["plan"]
+    n, trials = plan["seeds"], plan["trials"]
     metric = f"test {summary['metric']}"
     if not summary.get("test_data", True):
         metric = f"validation {summary['metric']} of fresh seeds (the task has no test data)"
@@ -40,60 +44,158 @@ def verdict(summary: dict[str, Any]) -> str:
         return f"No verdict: {runs['finished']} of {runs['planned']} runs are finished."
     judged = {e: Difference(**d["difference"]) for e, d in _compared(summary).items()}
     if not judged:
-        seeds = _plural("seed", n)
-        return f"{base} ran alone (n={n} fresh {seeds}): there is nothing to compare it to."
-    if n < LEAST:
         return (
-            f"Not enough seeds: n={n} fresh {_plural('seed', n)} per entry, a verdict needs at "
-            f"least {LEAST}."
+            f"{base} ran alone (n={n} fresh {_plural('seed', n)}): there is nothing to compare it "
+            f"to; name more in --optimizers, or another as --baseline."
         )
-    parts = []
+    few = too_little(plan)
+    if n < LEAST:
+        seeds = (
+            f"Not enough seeds: n={n} fresh {_plural('seed', n)} per entry, a verdict needs at "
+            f"least {LEAST}; give --seeds {LEAST} or more."
+        )
+        return f"{seeds} {few}." if few else seeds
     claims = {entry: d for entry, d in judged.items() if d.claim}
+    rest = {entry: d for entry, d in judged.items() if not d.claim}
+    side = {
+        better: {e: d for e, d in claims.items() if ((d.mean > 0) == summary["maximize"]) is better}
+        for better in (True, False)
+    }
+    parts = []
     for better, word in ((True, "better"), (False, "worse")):
-        side = {e: d for e, d in claims.items() if ((d.mean > 0) == summary["maximize"]) is better}
-        if side:
-            each = ", ".join(f"{e} by {_size(summary, d)}" for e, d in side.items())
+        if side[better]:
+            each = ", ".join(f"{e} by {_size(summary, d)}" for e, d in side[better].items())
             parts.append(f"{word} than {base} in {metric}: {each}")
-    rest = [entry for entry in judged if entry not in claims]
-    trials = summary["plan"]["trials"]
-    tuned = f", each tuned anew with {trials} trials" if trials > 1 else ", untuned"
-    keep = "" if any(part.startswith("better") for part in parts) else f", so keep {base}"
-    if not claims:
-        what = "No entry can" if len(rest) > 1 else f"{rest[0]} cannot"
-        text = f"{what} be told apart from {base} in {metric} at n={n} fresh seeds{tuned}"
-        text += keep
-    else:
-        text = f"At n={n} fresh seeds{tuned}: " + "; ".join(parts) + keep
+            parts += [_failures(summary, list(side[better]))] * better
+    small = None if few else _small(summary, rest)
+    keep = "" if side[True] or small is None else f"{small}, so keep {base}"
+    tuned = f"each tuned anew with {trials} trials" if trials > 1 else "untuned"
+    at = f"n={n} fresh seeds, {tuned}"
+    if claims:
+        text = f"At {at}: " + "; ".join(parts)
         if rest:
-            text += f". Not told apart from {base}: {', '.join(rest)}"
-    fixed = [e for e in rest if judged[e].low is None]  # without spread there is no interval
-    equal = [e for e in fixed if judged[e].p == 1]
+            word = "Not told apart from" if keep else "Undecided, as not told apart from"
+            text += f". {word} {base}: {', '.join(rest)}"
+    else:
+        what = "no entry can" if len(rest) > 1 else f"{next(iter(rest))} cannot"
+        text = f"{what} be told apart from {base} in {metric} at {at}"
+        text = text[0].upper() + text[1:] if keep and len(rest) > 1 else text
+        text = text if keep else f"Undecided: {text}"
+    if few:
+        text = f"{few}. What so little tuning showed: {text[0].lower()}{text[1:]}"
+    text += keep + _unspread(summary, rest)
+    if keep:
+        return text + "."
+    edge, name = max(
+        (max(abs(x) for x in (d.low, d.high) if x is not None), e)
+        for e, d in {**rest, "": Difference(0, 0, 0, 0, 0, None, None, False)}.items()
+        if d.low is not None
+    )
+    if edge and name:
+        text += (
+            f"; differences up to {number(summary, edge)}{units(summary)[1]} remain possible "
+            f"({level(rest[name])} interval)"
+        )
+    return text + _more(summary, rest) + "."
+
+
+def _small(summary: dict[str, Any], rest: dict[str, Difference]) -> str | None:
+    """Why nobody of `rest` can be better than the baseline by more than luck; None if one can."""
+    base = summary["entries"][summary["baseline"]]
+    open_ = [d for d in rest.values() if d.low is not None or d.mean]
+    if not open_:
+        return ""
+    if base["diverged"]["fresh"] or len(base["test"]) < 2:
+        return None
+    spread, sign = st.stdev(base["test"]), 1 if summary["maximize"] else -1
+    ends = [None if d.high is None or d.low is None else max(sign * d.low, sign * d.high)
+            for d in open_]  # fmt: skip
+    known = [end for end in ends if end is not None]
+    if len(known) < len(ends) or max(known) > spread:
+        return None
+    levels = {level(d) for d in open_}
+    most, own = (number(summary, x) for x in (max(0.0, *known), spread))
+    return (
+        f", and better by {most}{units(summary)[1]} at most ({' and '.join(sorted(levels))} "
+        f"{_plural('interval', len(open_))}), less than {summary['baseline']} varies from seed to "
+        f"seed (sd {own})"
+    )
+
+
+def _unspread(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
+    """What is said of entries whose differences have no spread, and so no interval."""
+    base, text = summary["baseline"], ""
+    fixed = [e for e, d in rest.items() if d.low is None and not d.exact]
+    equal = [e for e in fixed if rest[e].p == 1]
     if equal:
         text += f"; the same as {base} on every seed: {', '.join(equal)}"
     shifted = [e for e in fixed if e not in equal]
     if shifted:
-        each = ", ".join(f"{e} by {number(summary, judged[e].mean, signed=True)}" for e in shifted)
+        each = ", ".join(f"{e} by {number(summary, rest[e].mean, signed=True)}" for e in shifted)
         text += f"; the same difference on every seed: {each}{units(summary)[1]}"
-    text += _more_seeds({entry: judged[entry] for entry in rest})
-    edges = [abs(x) for e in rest for x in (judged[e].low, judged[e].high) if x is not None]
-    if edges:
-        text += (
-            f"; differences up to {number(summary, max(edges))}{units(summary)[1]} remain possible"
+    return text
+
+
+def _more(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
+    """What would decide more. No number of seeds is named that would tell an entry apart: the
+    difference that was seen knows it too little, and may be of the other sign.
+    """
+    plan, comparisons = summary["plan"], len(_compared(summary))
+    n, needed = plan["seeds"], least_pairs(comparisons)
+    exact = [e for e, d in rest.items() if d.exact]
+    if exact and n < needed:
+        return (
+            f"; where a fresh run of an entry or of {summary['baseline']} fails ({', '.join(exact)}"
+            f"), a claim over {comparisons} {_plural('comparison', comparisons)} needs "
+            f"n={needed} or more: give --seeds {needed} --seed {plan['seed'] + 1}"
         )
-    return text + "."
-
-
-def _more_seeds(rest: dict[str, Difference]) -> str:
-    """How many seeds would tell the observed differences apart, were they the true ones."""
-    open_ = {entry: d for entry, d in rest.items() if d.low is not None and d.effect}
-    if not open_:
+    if all(d.low is None or d.exact for d in rest.values()):
         return ""
-    least = min(open_, key=lambda e: open_[e].seeds_needed or math.inf)
-    needed = open_[least].seeds_needed
-    if needed is None:
-        return f"; not even {MOST_SEEDS:,} seeds would tell differences as small as these"
-    which = least if len(rest) > 1 else "it"
-    return f"; about {needed:,} seeds would tell {which} apart if the difference is what it seems"
+    return (
+        f"; a new race with --seeds {HALF * n} --seed {plan['seed'] + 1} would have intervals "
+        f"about half as wide"
+    )
+
+
+def too_little(plan: dict[str, Any]) -> str:
+    """That the tuning is too little for a verdict, and what would be enough; empty if it is."""
+    trials = plan["trials"]
+    if trials >= LEAST_TRIALS:
+        return ""
+    cure = f"--trials {LEAST_TRIALS} or more"
+    if plan.get("enough"):
+        cure = f"--budget {_budget(plan['enough'])} or more, or fewer --optimizers"
+    return (
+        f"Not enough tuning: {trials} {_plural('trial', trials)} of an entry for each fresh seed, "
+        f"a verdict needs at least {LEAST_TRIALS}; give {cure}"
+    )
+
+
+def _budget(seconds: float) -> str:
+    if seconds <= 300:
+        return f"{math.ceil(seconds / 10) * 10}s"
+    return f"{math.ceil(seconds / 60)}m" if seconds <= 7200 else f"{math.ceil(seconds / 360) / 10}h"
+
+
+def level(d: Difference) -> str:
+    """The level of an interval, as 95 % or 99.4 %."""
+    return f"{100 * d.level:.1f}".removesuffix(".0") + " %"
+
+
+def _failures(summary: dict[str, Any], names: Sequence[str]) -> str:
+    """How many fresh runs of the entries diverged, and what share of them is not excluded."""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        found.setdefault(summary["entries"][name]["diverged"]["fresh"], []).append(name)
+    n, said = summary["plan"]["seeds"], []
+    for lost, mine in sorted(found.items()):
+        bound = failure_bound(lost, n)
+        who = ", ".join(mine) if len(mine) < len(summary["entries"]) else "any entry"
+        said.append(
+            f"{lost or 'none'} of n={n} fresh {_plural('run', n)} of {who} diverged "
+            f"(up to {100 * bound:.0f} % is not excluded)"
+        )
+    return ", ".join(said)
 
 
 def caveats(summary: dict[str, Any]) -> list[str]:
@@ -111,7 +213,7 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         found = [finding for finding in found if finding["name"] != "untuned"]
         lines = [
             f"Nothing was tuned: every entry, {base} too, ran with its defaults for {steps} on "
-            f"{n} fresh {_plural('seed', n)}; give --trials 2 or more."
+            f"{n} fresh {_plural('seed', n)}; give --trials {LEAST_TRIALS} or more."
         ]
     else:
         lines = [
@@ -127,9 +229,18 @@ def caveats(summary: dict[str, Any]) -> list[str]:
             f"Differences are paired by seed (n={n}): {_same(summary)}. "
             f"Two-sided t intervals, Holm-corrected over {len(compared)} "
             f"{_plural('comparison', len(compared))}: the claims hold at 5 % together; "
-            f"each interval stands alone."
+            f"each interval stands alone, at the level at which it was tested."
         )
-        if any(d["difference"]["low"] is None for d in compared.values()) and n > 1:
+        judged = {e: Difference(**d["difference"]) for e, d in compared.items()}
+        exact = [e for e, d in judged.items() if d.exact]
+        if exact:
+            lines.append(
+                f"Where a fresh run of an entry or of {base} diverged, or ended no better than "
+                f"such a run ({', '.join(exact)}), the exact sign-flip test of the mean stands in "
+                f"for the t test, and the interval has the shifts that it does not reject; with "
+                f"n={n} its least p is {2.0 ** (1 - n):.2g}."
+            )
+        if any(d.low is None and not d.exact for d in judged.values()) and n > 1:
             lines.append(
                 "Where every seed gave the same difference there is no interval; "
                 "the exact sign test stands in for the t test."
@@ -140,15 +251,32 @@ def caveats(summary: dict[str, Any]) -> list[str]:
             f"{summary['metric']} is {number(summary, summary['test_standard_error'])} points. "
             f"The intervals speak of other seeds and other tunings, not of other cases."
         )
-    entries = summary["entries"].values()
-    lost = sum(entry["diverged"]["fresh"] for entry in entries)
+    entries = summary["entries"]
+    lost = sum(entry["diverged"]["fresh"] for entry in entries.values())
     if lost:
         worst = number(summary, summary["worst"]) + units(summary)[0]
         lines.append(
-            f"{lost} of {sum(len(e['test']) for e in entries)} fresh runs diverged; each counts as "
-            f"{summary['metric']} {worst}, not as missing."
+            f"{lost} of {sum(len(e['test']) for e in entries.values())} fresh runs diverged; each "
+            f"counts as {summary['metric']} {worst}, not as missing."
         )
-    return lines + [f"{finding['text']}." for finding in found]
+    if summary["complete"]:
+        said = _failures(summary, list(entries))
+        lines.append(said[0].upper() + said[1:] + ", by the exact one-sided 95 % bound.")
+        lines.append(_tuned(summary))
+    return [line for line in lines if line] + [f"{finding['text']}." for finding in found]
+
+
+def _tuned(summary: dict[str, Any]) -> str:
+    """Which knobs were tuned; empty where none was."""
+    if summary["plan"]["trials"] == 1:
+        return ""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in summary["entries"].items():
+        found.setdefault(tuple(entry["hyperparameters"] or ()), []).append(name)
+    said = [
+        f"{' and '.join(knobs) or 'nothing'} of {', '.join(mine)}" for knobs, mine in found.items()
+    ]
+    return f"Tuned: {'; '.join(said)}. All else stayed at its defaults."
 
 
 def _same(summary: dict[str, Any]) -> str:
@@ -190,18 +318,25 @@ def care(summary: dict[str, Any], name: str) -> str | None:
     width = summary["entries"][name].get("lr_width")
     if not width or width["points"] < 2:
         return None
-    least = f"{width['at_least']:.1f}"
-    spans = [] if least == "0.0" else [f"{least} decades or more"]
-    if width["at_most"] is None:
-        spans.append("up to the border of what was tried")
-    else:
-        spans.append(f"{width['at_most']:.1f} decades at most")
     tunings = width["tunings"]
     return (
-        f"learning rates within 1 % of the best: {', '.join(spans)} "
-        f"({'medians of' if tunings > 1 else 'from'} n={tunings} {_plural('tuning', tunings)} "
-        f"with up to {width['points']} rates each)"
+        f"rates tried in a row that came within 1 % of the best: over {width['seen']:.1f} decades "
+        f"({'median of' if tunings > 1 else 'from'} n={tunings} {_plural('tuning', tunings)} "
+        f"with up to {width['points']} rates each; the true range may be wider or narrower)"
     )
+
+
+def ranges(summary: dict[str, Any], name: str) -> str | None:
+    """Over what each knob of an entry was tuned; None where none was, or nobody knows it."""
+    asked = summary["plan"].get("search", {}).get(name, {})
+    space = summary["entries"][name]["space"] or {}
+    if summary["plan"]["trials"] == 1:
+        return None
+    said = [
+        f"{knob} {low:.3g} to {high:.3g}{' (--search)' * (knob in asked)}"
+        for knob, (low, high) in space.items()
+    ]
+    return ", ".join(said) or None
 
 
 def over_budget(plan: dict[str, Any]) -> str:
@@ -246,17 +381,25 @@ def _size(summary: dict[str, Any], d: Difference) -> str:
     if d.low is None or d.high is None:
         return f"{text} on every seed"
     near, far = sorted((abs(d.low), abs(d.high)))
-    return f"{text} ({number(summary, near)} to {number(summary, far)})"
+    return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
+
+
+def _levels(summary: dict[str, Any]) -> set[str]:
+    """The levels of the intervals that are shown."""
+    found = [Difference(**e["difference"]) for e in _compared(summary).values()]
+    return {level(d) for d in found if d.low is not None}
 
 
 def columns(summary: dict[str, Any]) -> tuple[str, ...]:
     """Heads of the table, with units."""
     unit, points = (f" ({text.strip()})" if text else "" for text in units(summary))
+    levels = _levels(summary)
+    one = f", {levels.pop()} interval" if len(levels) == 1 else ""
     return (
         "entry",
         "n",
         f"{judged_on(summary)} {summary['metric']}{unit}",
-        f"difference to {summary['baseline']}{points}",
+        f"difference to {summary['baseline']}{points}{one}",
         "steps to target",
         "seconds to target",
         "optimizer ms/step",
@@ -296,6 +439,8 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         if d.low is not None and d.high is not None:
             low, high = (number(summary, x, signed=True) for x in (d.low, d.high))
             difference += f" [{low}, {high}]"
+            if len(_levels(summary)) > 1:
+                difference += f" {level(d)}"
         elif n > 1:
             difference += " on every seed"
     elif name == summary["baseline"]:

@@ -126,11 +126,11 @@ class Task:
     metric: str
     maximize: bool
     worst: float | None
-    """The metric that a diverged run counts as, unless another run of the race was worse; None: to
-    be measured by a pilot run."""
+    """The metric that a diverged run counts as, and a run that ends worse than it; None: to be
+    measured by a pilot run."""
     target: float | None
-    """Validation metric whose first reaching is timed; None: what three quarters of the baseline's
-    fresh runs end at or pass."""
+    """Validation metric whose first reaching is timed; None: what three quarters of all fresh runs
+    end at or pass."""
     steps: int
     every: int
     """Steps between two evaluations on validation data."""
@@ -148,6 +148,8 @@ class Task:
     source_hash: str | None = None
     """sha256 of the user's file."""
     file: str | None = None
+    measured: float | None = None
+    """`worst` as a pilot run has measured it where nobody says it: a fresh run may be worse."""
     switches: tuple[str, ...] = ()
     """What the model can be built with: "batchnorm" (True), "dropout" (its probability)."""
 

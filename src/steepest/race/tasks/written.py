@@ -9,11 +9,11 @@ MAXIMIZE or MINIMIZE   name of the metric (needed)
 STEPS                  optimizer steps of one run (300); `--steps` writes it anew
 EVERY                  steps between two evaluations (a twelfth of STEPS); less where `--steps` is
                        less than STEPS, to have 10 evaluations, or all of the file's if it has fewer
-TARGET                 validation metric whose first reaching is timed (what three quarters of the
-                       baseline's fresh runs end at or pass)
-WORST                  metric that a diverged run counts as (that of the untrained model, or the
-                       first that a pilot run reports); the worst that another run of the race has
-                       measured, where that is worse
+TARGET                 validation metric whose first reaching is timed (what three quarters of all
+                       fresh runs end at or pass)
+WORST                  metric that a diverged run counts as, and every run that ends worse. Without
+                       it that of the untrained model, or the first that a pilot run reports, or the
+                       worst that a fresh run ended at, where that is worse
 TEST_CASES             the metric is a share, 0 to 1, of so many test cases: shown in %
 
 A race knows the file by its sha256, and goes on only with the same one. It reads the file once:

@@ -1,0 +1,109 @@
+"""`--search ENTRY.KNOB=LOW:HIGH`: knobs tuned beside the declared ones, and other ranges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from inspect import signature
+
+import torch
+
+import steepest
+from steepest.race import BadCall, entries
+
+Ranges = dict[str, dict[str, list[float]]]
+"""entry -> knob -> [low, high]"""
+FORM = "expected ENTRY.KNOB=LOW:HIGH, as in adamw.weight_decay=1e-4:1"
+
+
+def parse(text: str | None, field: Sequence[str]) -> Ranges:
+    """The ranges in `text`, separated by commas, for the entries of `field`; BadCall names a fault.
+
+    A knob is any number that the optimizer takes, or one of the entry's parts (`noise.eta`).
+    """
+    found: Ranges = {}
+    for one in text.split(",") if text else ():
+        target, equals, ends = one.strip().rpartition("=")
+        low, colon, high = ends.partition(":")
+        if not (equals and colon):
+            raise BadCall(f"--search {one.strip()!r}: {FORM}")
+        # names have dots too: torch.optim:SGD.lr, adam+noise.noise.eta
+        mine = max((e for e in field if target.startswith(f"{e}.")), key=len, default=None)
+        if mine is None:
+            raise BadCall(
+                f"--search {one.strip()!r}: {target.partition('.')[0]} takes no part in the race: "
+                f"{FORM}, of one of {', '.join(field)}"
+            )
+        knob = target[len(mine) + 1 :]
+        if knob in found.get(mine, {}):
+            raise BadCall(f"--search {one.strip()!r}: {target} is given twice: give one range")
+        found.setdefault(mine, {})[knob] = _range(one.strip(), low, high)
+        _check(one.strip(), mine, knob, found[mine][knob])
+    return found
+
+
+def written(ranges: Ranges) -> str | None:
+    """The ranges as `parse` reads them; None where there are none."""
+    said = [
+        f"{entry}.{knob}={low!r}:{high!r}"
+        for entry, knobs in ranges.items()
+        for knob, (low, high) in knobs.items()
+    ]
+    return ",".join(said) or None
+
+
+def default(entry: str, knob: str) -> float:
+    """The optimizer's own value of `knob`; KeyError where it is no number that it takes."""
+    known = entries.defaults(entry)
+    if knob in known:
+        return known[knob]
+    return _numbers(entry)[knob]
+
+
+def _numbers(entry: str) -> dict[str, float]:
+    """What can be searched of the entry's optimizer: option -> its default."""
+    optimizer, _ = entries.split(entry)
+    if entries.whole(entry):
+        return {}
+    if ":" in optimizer:
+        kind = entries._class(optimizer)[0]
+        found = {k: v.default for k, v in signature(kind).parameters.items()}
+    else:
+        made = steepest.optimizer(optimizer, [torch.nn.Parameter(torch.ones(2, 2))])
+        decay = {"weight_decay": made.param_groups[0].get("weight_decay")}
+        found = {**decay, **steepest.rules[optimizer].defaults}
+    return {
+        knob: float(value)
+        for knob, value in found.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _range(one: str, low: str, high: str) -> list[float]:
+    ends = [math.nan, math.nan]
+    with suppress(ValueError):
+        ends = [float(low), float(high)]
+    if not 0 < ends[0] < ends[1] < math.inf:
+        raise BadCall(
+            f"--search {one!r}: {low}:{high} is no range: expected two numbers above 0, the lower "
+            f"first, as points are spread evenly over their logarithms"
+        )
+    return ends
+
+
+def _check(one: str, entry: str, knob: str, ends: Sequence[float]) -> None:
+    known = {**_numbers(entry), **entries.defaults(entry)}
+    if knob not in known:
+        raise BadCall(
+            f"--search {one!r}: {entry} has no number called {knob!r}: expected one of "
+            f"{', '.join(known) or 'none, as it has no knobs'}"
+        )
+    if knob in entries._more(entry):
+        return
+    for end in ends:  # what the optimizer itself refuses is refused before the race
+        some = [torch.nn.Parameter(torch.ones(2, 2))]
+        try:
+            entries.make(entry, some, {**entries.defaults(entry), knob: end})
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise BadCall(f"--search {one!r}: {entry} refuses {knob}={end:g} ({error})") from None
