@@ -50,6 +50,8 @@ def rule(
     means: Mapping[str, tuple[Any, ...]] | None = None,
     units: Mapping[str, str] | None = None,
     excused: Mapping[str, str] | None = None,
+    includes: Mapping[str, tuple[str, str]] | None = None,
+    clocks: Mapping[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]: ...
 @overload
 def optimizer(  # pyright: ignore[reportOverlappingOverload]

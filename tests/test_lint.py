@@ -10,7 +10,7 @@ from scipy import stats
 
 import steepest
 from steepest.race import protocol
-from steepest.race.lint import HORIZONS, INCLUDES, RULES, lint, untuned_because
+from steepest.race.lint import RULES, lint, untuned_because
 from steepest.race.statistics import compare
 from steepest.race.wording import beside, care, caveats, verdict
 
@@ -405,6 +405,9 @@ def path(name, steps=400, **hyper):
     return torch.stack(moves)
 
 
+INCLUDES = {(n, s): about for n, r in steepest.rules.items() for s, about in r.includes.items()}
+
+
 @pytest.mark.parametrize(("general", "special"), INCLUDES)
 def test_what_is_declared_as_included_is(general, special):
     knob, how = INCLUDES[general, special]
@@ -436,8 +439,11 @@ def test_what_comes_after_the_end_of_the_run():
 
 
 def test_horizons_name_knobs_that_their_rules_have():
-    for rule, (knob, acts, _) in HORIZONS.items():
-        assert acts(steepest.rules[rule].defaults[knob]) > 0
+    clocks = [(r, *each) for r in steepest.rules.values() for each in r.clocks.items()]
+    assert len(clocks) == 3
+    for rule, knob, clock in clocks:
+        value = rule.defaults[knob]
+        assert clock.value(clock.step(value)) == pytest.approx(value)
 
 
 # --- the test set

@@ -5,7 +5,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import ops
 from .trace import Program, TraceError, trace
@@ -17,6 +17,14 @@ LARGEST = 10_000
 """The most rows of a covariance: of a larger dimension, `covariances` makes none."""
 _EVERYWHERE = {"params", "backend", "weight_decay", "maximize", "rule", "rounding", "seed",
                "cautious", "clip_norm"}  # fmt: skip
+
+
+class Clock(NamedTuple):
+    """Something that begins after some steps: step(value) is when, and value(step) its inverse."""
+
+    event: str
+    step: Callable[[float], float]
+    value: Callable[[float], float]
 
 
 class Rule:
@@ -49,6 +57,8 @@ class Rule:
         rules that are the same thing go over by `steepest.convert`.
     units: option -> what a number means there. Rules that say the same may share the value.
     excused: requirement of an examination of `steepest check` -> why this rule does not meet it.
+    includes: another rule -> (the hyperparameter that makes this rule that one, and how).
+    clocks: hyperparameter that counts steps -> `Clock`.
     """
 
     def __init__(
@@ -68,6 +78,8 @@ class Rule:
         means: Mapping[str, tuple[str, str]] | None = None,
         units: Mapping[str, str] | None = None,
         excused: Mapping[str, str] | None = None,
+        includes: Mapping[str, tuple[str, str]] | None = None,
+        clocks: Mapping[str, "Clock"] | None = None,
     ) -> None:
         if not inspect.isfunction(function) or not function.__name__.isidentifier():
             cure = "write `def name(p, g, *, lr=1e-3)`"
@@ -82,6 +94,7 @@ class Rule:
         self.called = called or "".join(word.title() for word in self.name.split("_"))
         self.switches, self.means = dict(switches or {}), dict(means or {})
         self.units, self.excused = dict(units or {}), dict(excused or {})
+        self.includes, self.clocks = dict(includes or {}), dict(clocks or {})
         self._read_signature()
         named: dict[str, str] = dict(keys or {})
         self.keys = {n: named.get(n) or n for n in (*self.states, *self.carried)}
@@ -103,7 +116,8 @@ class Rule:
             self._refuse(f"sparse={sparse!r}", 'say sparse="rows", "dense" or ""')
         known = {self.tensors[0], *self.states, *self.carried, *self.defaults, *self.choices}
         about = {"keys": keys, "limits": limits, "search": search, "forgets": forgets,
-                 "shapes": shapes, "switches": switches, "means": means}  # fmt: skip
+                 "shapes": shapes, "switches": switches, "means": means,
+                 "clocks": clocks}  # fmt: skip
         for word, name in ((w, n) for w, names in about.items() for n in names or ()):
             if name not in known:
                 self._refuse(f"{word} names {name!r}", "use a name from the signature")

@@ -7,10 +7,12 @@ from .scaled import average
 
 ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
 LR = {"lr": (1e-5, 1e-1)}
+# its denominator is constant then, and its averaged gradient is momentum at another rate
+LARGE_EPS = {"momentum": ("eps", "a large eps")}
 _ABOUT = {"means": AVERAGES, "units": LENGTH, "search": LR}
 
 
-@rule(keys=ADAM_KEYS, decay="coupled", **_ABOUT)
+@rule(keys=ADAM_KEYS, decay="coupled", includes=LARGE_EPS, **_ABOUT)
 def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adam. Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 
@@ -24,7 +26,10 @@ def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     return p - lr * m_hat / (sqrt(v_hat) + eps), m, v
 
 
-@rule(called="AdamW", keys=ADAM_KEYS, decay="decoupled", **_ABOUT)
+@rule(
+    called="AdamW", keys=ADAM_KEYS, decay="decoupled", **_ABOUT,
+    includes={"adam": ("weight_decay", "weight_decay=0"), **LARGE_EPS},
+)  # fmt: skip
 def adamw(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AdamW. Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2.
 
@@ -113,7 +118,7 @@ def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 
 @rule(
     called="EAdam", keys=ADAM_KEYS, decay="coupled", search=LR, units={"lr": LENGTH["lr"]},
-    means={**AVERAGES, "v": (SECOND, "beta2", with_eps)},
+    means={**AVERAGES, "v": (SECOND, "beta2", with_eps)}, includes=LARGE_EPS,
 )  # fmt: skip
 def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """EAdam. Yuan and Gao 2020, arXiv:2011.02150.

@@ -2,7 +2,7 @@
 
 from ..definition import rule
 from ..ops import maximum, sqrt, where
-from .adam import LR, rectification
+from .adam import LARGE_EPS, LR, rectification
 from .meanings import FIRST, LENGTH
 from .scaled import average
 
@@ -11,7 +11,8 @@ from .scaled import average
     keys={"m": "exp_avg", "s": "exp_avg_var", "s_max": "max_exp_avg_var"},
     limits={"beta1": ("(0, 1)", "with beta1=0 the average is the gradient itself, the belief g - m "
                       "is zero and the step explodes: use RMSprop or a beta1 such as 0.5")},
-    search=LR, called="AdaBelief", means={"m": (FIRST, "beta1")}, units={"lr": LENGTH["lr"]},
+    called="AdaBelief", search=LR, means={"m": (FIRST, "beta1")}, units={"lr": LENGTH["lr"]},
+    includes=LARGE_EPS,
 )  # fmt: skip
 def adabelief(
     p, g, m, s, s_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-16, rectify=True,

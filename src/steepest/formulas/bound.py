@@ -1,13 +1,20 @@
 """AdaBound and AMSBound: Adam at the start, momentum SGD in the end."""
 
-from ..definition import rule
+from ..definition import Clock, rule
 from ..ops import captured, maximum, minimum, sqrt, where
 from .adam import ADAM_KEYS, LR
 from .meanings import AVERAGES, LARGEST, LENGTH
 from .scaled import average
 
+
+def halfway(gamma):
+    """The step at which the bounds are halfway to final_lr."""
+    return 1 / gamma if gamma else float("inf")
+
+
 _ABOUT = {
     "decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}, "units": LENGTH,
+    "clocks": {"gamma": Clock("is halfway to SGD", halfway, lambda step: 1 / step)},
 }  # fmt: skip
 _SEARCH = {**LR, "final_lr": (1e-3, 1e1)}
 
@@ -21,7 +28,10 @@ def bounded(rate, t, lr, base_lr, final_lr, gamma):
     return minimum(maximum(rate, lower), upper)
 
 
-@rule(called="AdaBound", keys=ADAM_KEYS, search=_SEARCH, means=AVERAGES, **_ABOUT)
+@rule(
+    called="AdaBound", keys=ADAM_KEYS, search=_SEARCH, means=AVERAGES, **_ABOUT,
+    includes={"adam": ("gamma", "gamma=0")},
+)  # fmt: skip
 def adabound(
     p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
     base_lr=captured("lr"),
@@ -46,6 +56,7 @@ def adabound(
 @rule(
     called="AMSBound", keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, search=_SEARCH,
     means={**AVERAGES, "v_max": (LARGEST, "beta2")}, **_ABOUT,
+    includes={"amsgrad": ("gamma", "gamma=0")},
 )  # fmt: skip
 def amsbound(
     p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,

@@ -1,12 +1,13 @@
 """Rules that scale the whole gradient by one rate: descent, momentum, Nesterov, averaging."""
 
-from ..definition import rule
+from ..definition import Clock, rule
 from ..ops import carried, maximum, where
 from .meanings import BACK, MOVE, SHARE, TOTAL
 
 _BUFFER = {
     "keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled",
     "limits": {"dampening": "(-inf, inf)"}, "means": {"b": TOTAL}, "units": SHARE,
+    "includes": {"sgd": ("momentum", "momentum=0")},
 }  # fmt: skip
 
 
@@ -48,7 +49,10 @@ def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     return p - lr * (g + momentum * b), b
 
 
-@rule(counts=False, decay="coupled", search={"lr": (1e-3, 1.0)}, means={"v": MOVE}, units=SHARE)
+@rule(
+    counts=False, decay="coupled", search={"lr": (1e-3, 1.0)}, means={"v": MOVE}, units=SHARE,
+    includes={"sgd": ("momentum", "momentum=0")},
+)  # fmt: skip
 def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
     """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section
     4.1.
@@ -60,7 +64,10 @@ def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
     return p - v, v
 
 
-@rule(counts=False, decay="coupled", search={"lr": (1e-3, 1.0)}, means={"v": BACK}, units=SHARE)
+@rule(
+    counts=False, decay="coupled", search={"lr": (1e-3, 1.0)}, means={"v": BACK}, units=SHARE,
+    includes={"sgd": ("momentum", "momentum=0")},
+)  # fmt: skip
 def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     """Nesterov's accelerated gradient. Sutskever et al. 2013, PMLR 28(3), equations 3 and 4.
 
@@ -77,6 +84,7 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     called="ASGD", decay="coupled", keys={"a": "ax"}, search={"lr": (1e-3, 1.0)},
     limits={"lambd": "(-inf, inf)", "alpha": "(-inf, inf)", "t0": "(-inf, inf]"},
     units={"lr": SHARE["lr"]},
+    clocks={"t0": Clock("begins to average", lambda t0: t0, lambda step: step)},
 )  # fmt: skip
 def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1), mu=carried(1)):
     """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as torch.optim.ASGD has it.

@@ -89,6 +89,7 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     means={"v": (SECOND, "alpha")},
     units=LENGTH,
     switches={"heavy": "momentum"},
+    includes={"sgd": ("eps", "a large eps")},
 )
 def rmsprop(
     p, g, v, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0, centered=False, heavy=False

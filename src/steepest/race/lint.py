@@ -27,38 +27,6 @@ MUCH = 1.5
 POINTS_PER_KNOB = 4
 """Quasi-random points that a knob needs: over the usual four decades, one in each."""
 
-INCLUDES = {
-    # (general, special): the knob that makes one the other, and how. Choi et al. 2019: the
-    # general one, tuned over that knob too, can only win. An entry's rule with a large eps has a
-    # constant denominator, and its averaged gradient is momentum at another rate.
-    ("momentum", "sgd"): ("momentum", "momentum=0"),
-    ("nesterov", "sgd"): ("momentum", "momentum=0"),
-    ("classical_momentum", "sgd"): ("momentum", "momentum=0"),
-    ("classical_nesterov", "sgd"): ("momentum", "momentum=0"),
-    ("adamw", "adam"): ("weight_decay", "weight_decay=0"),
-    ("adabound", "adam"): ("gamma", "gamma=0"),
-    ("amsbound", "amsgrad"): ("gamma", "gamma=0"),
-    ("rmsprop", "sgd"): ("eps", "a large eps"),
-    ("adam", "momentum"): ("eps", "a large eps"),
-    ("adamw", "momentum"): ("eps", "a large eps"),
-    ("eadam", "momentum"): ("eps", "a large eps"),
-    ("adabelief", "momentum"): ("eps", "a large eps"),
-}
-
-HORIZONS: dict[str, tuple[str, Callable[[float], float], str]] = {
-    # rule: the knob that counts steps, the steps until it has acted, and what then has happened
-    "asgd": ("t0", lambda t0: t0, "begins to average"),
-    "adabound": ("gamma", lambda gamma: 1 / gamma if gamma else math.inf, "is halfway to SGD"),
-    "amsbound": ("gamma", lambda gamma: 1 / gamma if gamma else math.inf, "is halfway to SGD"),
-}
-
-
-CLOCKS: dict[str, Callable[[float], float]] = {
-    # knob: its value that acts at a step
-    "t0": lambda step: step,
-    "gamma": lambda step: 1 / step,
-}
-
 
 def lint(summary: Summary) -> list[dict[str, str]]:
     """All findings about a race, in the order of `RULES`. An interrupted race is not judged."""
@@ -203,14 +171,20 @@ def worse_than_default(summary: Summary) -> Iterator[Finding]:
 def inclusion(summary: Summary) -> Iterator[Finding]:
     """An entry loses to its own special case: at 5 % on paired seeds, over all such pairs."""
     shown, found = _shown(summary), summary["entries"]
-    both = {f"{a} {b}": (a, b) for a, b in INCLUDES if a in found and b in found}
+    both = {
+        f"{a} {b}": (a, b)
+        for a in found
+        if a in steepest.rules
+        for b in steepest.rules[a].includes
+        if b in found
+    }
     judged = compare(
         {key: paired(found[a]["test"], found[b]["test"]) for key, (a, b) in both.items()},
         failed=[key for key, (a, b) in both.items() if found[a]["failed"] or found[b]["failed"]],
     )
     for key, d in judged.items():
         general, special = both[key]
-        knob, how = INCLUDES[general, special]
+        knob, how = steepest.rules[general].includes[special]
         a, b = (found[name]["test"] for name in (general, special))
         if d.claim and (d.mean < 0) == summary["maximize"]:
             searched = knob in found[general]["hyperparameters"]
@@ -227,17 +201,19 @@ def schedule(summary: Summary) -> Iterator[Finding]:
     steps = summary["plan"]["steps"]
     for name, entry in summary["entries"].items():
         rule = name.partition("+")[0]
-        if rule not in HORIZONS or rule not in steepest.rules:
+        if rule not in steepest.rules:
             continue
-        knob, acts, event = HORIZONS[rule]
         chosen = {name: middle for name, (_, middle, _) in entry["hyperparameters"].items()}
-        value = {**steepest.rules[rule].defaults, **chosen}[knob]
-        if acts(value) > steps:
-            text = (
-                f"{name} {event} at step {acts(value):,.0f} ({knob}={value:g}) and the run has "
-                f"{steps:,}; give {_earlier(name, knob, steps)}, or more --steps"
-            )
-            yield name, text
+        for knob, clock in steepest.rules[rule].clocks.items():
+            value = {**steepest.rules[rule].defaults, **chosen}[knob]
+            if clock.step(value) > steps:
+                low, high = sorted(clock.value(share * steps) for share in (0.1, 0.5))
+                text = (
+                    f"{name} {clock.event} at step {clock.step(value):,.0f} ({knob}={value:g}) and "
+                    f"the run has {steps:,}; give --search {name}.{knob}={low:.3g}:{high:.3g}, or "
+                    f"more --steps"
+                )
+                yield name, text
 
 
 def cost(summary: Summary) -> Iterator[Finding]:
@@ -304,12 +280,6 @@ def _lower(entry: dict[str, Any], name: str) -> str:
 
 def _widened(low: float, high: float, side: str) -> str:
     return f"{low / 100:.4g}:{high:.4g}" if side == "lowest" else f"{low:.4g}:{high * 100:.4g}"
-
-
-def _earlier(name: str, knob: str, steps: int) -> str:
-    """The option that lets what counts steps begin within the run."""
-    low, high = sorted(CLOCKS[knob](share * steps) for share in (0.1, 0.5))
-    return f"--search {name}.{knob}={low:.3g}:{high:.3g}"
 
 
 def _shown(summary: Summary) -> Callable[[float], str]:
