@@ -77,8 +77,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     and a step inside the capture of a CUDA graph is refused.
     differentiable=True steps by the reference and lets autograd through all that a step depends on:
     parameters (no leaves: pass clones), gradients, earlier steps, options that are tensors which
-    require grad; without it such a tensor is its value. backend: "cpu", "foreach" or "eager", where
-    None (the default) takes the fastest for each tensor.
+    require grad; without it such a tensor is its value. backend: "cpu", "foreach" or "eager"; what
+    that one cannot step, the others do. None (the default) takes the fastest for each tensor.
 
     rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
     (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the

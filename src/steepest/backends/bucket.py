@@ -106,7 +106,7 @@ class Bucket:
     bucket keeps it; None before its first gradient.
 
     A backend says in `prepare` how it steps, and may override `ready` where it looks at gradients
-    in its own way. codec: of the parameters; kind: the dtype that the rule computes in; kept: the
+    in its own way. codec: of the parameters; dtype: what the rule computes in; kept: the
     tensors of each owner's state, by key.
     """
 
@@ -132,7 +132,7 @@ class Bucket:
         self.sparse = takes_sparse(wanted.selection, owners[0].grad)
         # in fp16 AdaBelief's eps is zero, and the square of a small gradient too
         wide = torch.float32 if self.half else dtype
-        self.kind = wide.to_real()
+        self.dtype = wide.to_real()
         shapes = {key: partial(rule.shape, key) for key in (rule.keys[s] for s in program.states)}
         self.storage = codecs.Storage(wanted.rounding, dtype, wide, shapes)
         self.codec, self.kept = self.storage.parameter, self.storage.kept
@@ -264,7 +264,7 @@ class Bucket:
 
     def load(self, lists: Lists) -> Lists:
         """What the rule reads of the parameters and of each state."""
-        return self.storage.load(lists, self.kind)
+        return self.storage.load(lists, self.dtype)
 
     def store(self, lists: Lists, new: Lists, row: Row) -> None:
         """Write back what was stepped in copies."""

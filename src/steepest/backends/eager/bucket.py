@@ -22,7 +22,7 @@ class EagerBucket(Bucket):
         super().build(owners, params)
         # squares and sums of float32 may be beyond it; MPS has nothing wider
         if self.program.reductions and params[0].device.type != "mps":
-            self.kind = torch.float64
+            self.dtype = torch.float64
 
     def prepare(self, given: Given) -> Ready:
         if self.wanted.differentiable:
@@ -88,7 +88,7 @@ class EagerBucket(Bucket):
             kept = {c: own.get(rule.keys[c]) for c in rule.carried}
             values.update((c, x) for c, x in kept.items() if carries(x))
         p, *states = (x for (x,) in loaded)
-        tensors = [p, codecs.load(given.grads[k], self.kind), *states]
+        tensors = [p, codecs.load(given.grads[k], self.dtype), *states]
         stored = lists[0][0].dtype.to_real()
         return reference.run(program, dict(self.selection.choices), tensors, values, stored)
 

@@ -44,13 +44,13 @@ class ForeachBucket(Bucket):
         self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
     ) -> Sequence[float]:
         """Step tensors that are all of the same count; the next carried scalars."""
-        run, host = _functions(self.selection, self.kind.itemsize)
+        run, host = _functions(self.selection, self.dtype.itemsize)
         # t stands first among the program's scalars, if it is there
         t = [row.t] if self.program.counts else []
         values = host(*t, *scalars, *row.carried)
         slots = len(self.program.slots)
         params, *states = loaded = self.load(lists)
-        run(params, [codecs.load(g, self.kind) for g in grads], *states, values[:slots])
+        run(params, [codecs.load(g, self.dtype) for g in grads], *states, values[:slots])
         self.store(lists, loaded, row)
         return values[slots:]
 
