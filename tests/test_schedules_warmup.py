@@ -238,3 +238,72 @@ def test_by_metrics_alone_it_resumes(steps):
         optimizer.step()
         scheduler.step(metric)
     assert seen == whole
+
+
+def stepped(scheduler, optimizer, steps):
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+AFTER = {
+    "step": lambda o: StepLR(o, 100),
+    "constant": lambda o: ConstantLR(o, 1.0, 1),
+    "warm-up": lambda o: WarmupLR(StepLR(o, 100), 2),
+}
+
+
+@pytest.mark.parametrize("order", ["first", "last", "alone"])
+@pytest.mark.parametrize("name", AFTER)
+def test_a_state_that_is_loaded_in_any_order_leads_to_the_lr_it_had(name, order):
+    def make(optimizer):
+        return WarmupLR(AFTER[name](optimizer), 4)
+
+    optimizer = sgd(1.0)
+    scheduler = make(optimizer)
+    stepped(scheduler, optimizer, 2)
+    saved = optimizer.state_dict(), scheduler.state_dict()
+    whole = stepped(scheduler, optimizer, 8)
+    optimizer = sgd(1.0)
+    if order == "first":
+        optimizer.load_state_dict(saved[0])
+    scheduler = make(optimizer)
+    scheduler.load_state_dict(saved[1])
+    if order == "last":
+        optimizer.load_state_dict(saved[0])
+    # the first of them is the optimizer's, which was not loaded, or lost it
+    assert stepped(scheduler, optimizer, 8)[1:] == whole[1:]
+
+
+@pytest.mark.parametrize("once", [0.0, math.inf, math.nan])
+def test_an_lr_of_nothing_for_one_step_is_no_factor(once):
+    optimizer = sgd(1.0)
+    scheduler = WarmupLR(StepLR(optimizer, 100), 4)
+    stepped(scheduler, optimizer, 2)
+    optimizer.param_groups[0]["lr"] = once
+    optimizer.zero_grad()
+    scheduler.step()
+    assert stepped(scheduler, optimizer, 4) == pytest.approx([0.8, 1, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["StepLR", "MultiStepLR", "ExponentialLR", "ours"])
+def test_a_group_that_is_added_in_the_warm_up_goes_on_under_those_that_are_named(name):
+    optimizer = sgd(1.0)
+    after = {
+        "StepLR": lambda: StepLR(optimizer, 2, 0.5),
+        "MultiStepLR": lambda: MultiStepLR(optimizer, [2], 0.5),
+        "ExponentialLR": lambda: ExponentialLR(optimizer, 0.5),
+        "ours": lambda: CosineLR(optimizer, 3),
+    }[name]()
+    scheduler = WarmupLR(after, 3)
+    stepped(scheduler, optimizer, 1)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 3.0})
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        assert second == pytest.approx(3 * first)
+    assert first < 1

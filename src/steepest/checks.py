@@ -120,8 +120,8 @@ def unwrapped(optimizer: Any) -> Any:
     """
     inner = getattr(optimizer, "optimizer", None)
     packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
-    hooked = hasattr(optimizer, "_optimizer_step_pre_hooks")
-    if isinstance(inner, torch.optim.Optimizer) and (packages & {*TRAINERS} or not hooked):
+    both = isinstance(optimizer, torch.optim.Optimizer) and isinstance(inner, torch.optim.Optimizer)
+    if both and packages & {*TRAINERS}:
         return unwrapped(inner)
     return optimizer
 

@@ -293,7 +293,14 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
 def _place(batches: Any, inner: Any) -> Callable[[], None]:
     """What takes batches that know where they are back to where they are now."""
     if hasattr(inner, "place"):  # a Loader's, which accelerate may have taken out of it
-        return inner.place()
+        back, iteration = inner.place(), getattr(batches, "iteration", None)
+
+        def both() -> None:
+            back()
+            if iteration is not None:  # accelerate's count of epochs
+                batches.iteration = iteration
+
+        return both
     try:
         return partial(batches.load_state_dict, batches.state_dict())
     except AttributeError:  # accelerate's has both methods, whatever it wraps

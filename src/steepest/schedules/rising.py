@@ -76,9 +76,11 @@ class WarmupLR(LRScheduler):
     1 / (steps + 1) unless given, so that no step is wasted at lr 0.
 
     As a part of SequentialLR it begins from the optimizer's initial lr, as torch's schedulers do.
-    What others do to lr meanwhile, in a ChainedScheduler or by hand, is multiplied in (with start=0
-    not that before the first step). A param group that is added during the warm-up takes part in
-    it.
+    What others do to lr meanwhile, in a ChainedScheduler or by hand, is multiplied in: the ratio of
+    what they set to what this had set, unless one of the two is 0 or not finite. A param group that
+    is added during the warm-up takes part from the next `step()` on, if `after` can take one: ours
+    and torch's StepLR, MultiStepLR and ExponentialLR can, torch's with a value per group (LambdaLR,
+    CosineAnnealingLR, OneCycleLR, CyclicLR) raise their own error as they begin.
 
     In front of ReduceLROnPlateau or its kin this is one itself, to all who ask by isinstance and so
     hand it a metric. Where `step(metric)` is all that is called, as in Lightning and the Trainer of
@@ -107,6 +109,7 @@ class WarmupLR(LRScheduler):
         self.after = after
         self.targets = rates(after.optimizer)
         self._last_lr = []
+        self._made: list[float | Tensor] = []  # until the step after a load: what it was made with
         LRScheduler.__init__(self, after.optimizer)
 
     def _initial_step(self) -> None:
@@ -128,13 +131,17 @@ class WarmupLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each param group."""
-        now = rates(self.optimizer)
         if self.last_epoch > self.steps:
-            return now  # what `after` has set
+            return rates(self.optimizer)  # what `after` has set
+        now = rates(self.optimizer)
         for i, (last, lr) in enumerate(zip(self._last_lr, now, strict=False)):
-            if float(lr) != float(last) and float(last):  # another's doing
-                self.targets[i] = self.targets[i] * (float(lr) / float(last))
+            # one that was loaded before this was made has lost its lr to the constructor
+            own = [last, *self._made[i : i + 1]]
+            ratio = float(lr) / float(last) if float(last) else 0.0
+            if float(lr) not in map(float, own) and 0 < ratio < inf:  # another's doing
+                self.targets[i] = self.targets[i] * ratio
         self.targets += now[len(self.targets) :]  # groups that were added
+        self._made = []
         if self.last_epoch == self.steps:
             return [*self.targets]
         share = self.start + (1 - self.start) * self.last_epoch / self.steps
@@ -153,13 +160,16 @@ class WarmupLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on, that of the scheduler behind included."""
-        return {**super().state_dict(), "after": self.after.state_dict()}
+        state = {**super().state_dict(), "after": self.after.state_dict()}
+        del state["_made"]
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict()` returned, and leave it unchanged."""
         own = dict(state_dict)
         self.after.load_state_dict(dict(own.pop("after")))  # a copy: CyclicLR takes an entry out
         own["targets"] = [*own["targets"]]
+        self._made = self._last_lr
         LRScheduler.load_state_dict(self, own)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from ..checks import mixed, saved, whole
-from .drawing import ANOTHER, Batches, Rows, Seeded, as_it_is, still
+from .drawing import ANOTHER, Batches, Collate, Ours, Rows, Seeded, as_it_is, still
 from .orders import Shuffled
 
 
@@ -62,9 +62,9 @@ class Loader(DataLoader[Any]):
         drop_last: bool = False,
         **options: Any,
     ) -> None:
-        if isinstance(data, tuple) and data and all(isinstance(t, Tensor) for t in data):
+        rows = isinstance(data, tuple) and data and all(isinstance(t, Tensor) for t in data)
+        if rows:
             data = Rows(tuple(data))
-            options.setdefault("collate_fn", as_it_is)
         if isinstance(data, IterableDataset) or not isinstance(data, Sized):
             raise ValueError(
                 f"Loader: a {type(data).__name__} was given, expected a map-style dataset with a "
@@ -86,23 +86,26 @@ class Loader(DataLoader[Any]):
         self._batches = Batches(sampler, drop_last, whole("Loader", "seed", seed, 0))
         self._batches.resize(batch_size)
         self._handed = 0
-        collate = options.pop("collate_fn", None) or default_collate
-        known = collate is as_it_is or (collate is default_collate and still(data))
+        collate = options.pop("collate_fn", None)
+        known = collate is None and still(data)
+        collate = collate or (as_it_is if rows else default_collate)
         if not known:  # something may be random in it
-            data, collate = Seeded(data, collate), as_it_is
+            data = Seeded(data, collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         # a generator of its own: torch draws from it for each iterator, and a resumed run has more
         self._random = torch.Generator()
         super().__init__(
             data,  # type: ignore[arg-type]
             batch_sampler=self._batches,
-            collate_fn=collate,
+            collate_fn=Collate(collate, bool(rows)),
             generator=self._random,
             **options,
         )
         self._batches.ahead = self.num_workers * (self.prefetch_factor or 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "sampler":  # torch's own, which nobody asks: there is a batch sampler
+            value = self._batches.order
         if name != "batch_size":
             super().__setattr__(name, value)
         elif value is not None:  # torch sets None, for there is a batch sampler
@@ -163,7 +166,8 @@ class Loader(DataLoader[Any]):
         order = getattr(self._batches.order, "state_dict", dict)
         return {
             "epoch": self.epoch, "position": self.position, "batch_size": self.batch_size,
-            "seed": self._batches.seed, "samples": len(self._batches.order), "order": order(),
+            "seed": self._batches.seed, "samples": len(self._batches.order),
+            "order": {k: int(v) if type(v) is Ours else v for k, v in order().items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -26,14 +26,15 @@ class Order(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is, from 0."""
-        self.epoch = whole(type(self).__name__, "epoch", epoch, 0)
+        whole(type(self).__name__, "epoch", epoch, 0)
+        self.epoch = epoch  # the very object: a Loader knows its own
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Seed and epoch; the data are not saved."""
-        return {"seed": self.seed, "epoch": self.epoch}
+        return {"seed": self.seed, "epoch": int(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state; ValueError for one of something else."""
@@ -263,7 +264,7 @@ def difficulty(
         for module, mode in modes:
             module.training = mode
     scores = torch.cat([torch.as_tensor(losses).reshape(-1) for losses in found])
-    samples = len(data[0]) if isinstance(data, tuple) else len(data)
+    samples = len(Loader(data, 1).dataset)  # type: ignore[arg-type]
     if len(scores) != samples:
         raise ValueError(
             f"difficulty: the loss returned {len(scores)} numbers for {samples} samples, expected "
