@@ -481,7 +481,7 @@ def test_the_data_of_a_loader_are_data_for_other_loaders(name):
         else:  # what is drawn is another time something else
             assert torch.equal(first[0], expected[0])
             assert len(first) == len(expected)
-    again = [*itertools.islice(Loader(data, 4, shuffle=False), 1)][0]
+    again = next(iter(Loader(data, 4, shuffle=False)))
     if name == "dataset":
         assert torch.equal(again, expected)
     else:
@@ -516,7 +516,8 @@ def test_a_part_of_a_batch_keeps_a_seed():
     for a, b in ((0, 2), (1, 3)):  # twice the same
         assert all(torch.equal(x, y) for x, y in zip(load[a], load[b], strict=True))
     assert not {*load[0][1].tolist()} & {*load[1][1].tolist()}
-    for longer in (batch + [1], [1] + batch, pickle.loads(pickle.dumps(batch))):
+    one = [1]
+    for longer in (batch + one, one + batch, pickle.loads(pickle.dumps(batch))):
         assert longer.seed == batch.seed
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Sampler
 
-from ..checks import choice, number, quietly, saved, whole
+from ..checks import choice, number, quietly, saved, slowly, unmoved, whole
 
 
 class Order(Sampler[int]):
@@ -246,7 +246,8 @@ def difficulty(
     loss(model, batch): a number, the mean over a batch; here of batches of one, by torch.func.vmap,
     or one after the other where vmap does not take the model, the loss or the data. data: as for
     `Loader`. The model is in evaluation mode meanwhile, and as before afterwards. Raises ValueError
-    for a loss that is no number.
+    for a loss that is no number and for a model that changes a buffer of its own even so; torch's
+    error where the memory does not suffice.
     """
     from .loading import Loader
 
@@ -254,11 +255,12 @@ def difficulty(
     model.eval()
     alone = torch.func.vmap(lambda sample: loss(model, tree_map(lambda t: t.unsqueeze(0), sample)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unmoved("difficulty", model):
             try:
                 with quietly():
                     found = [alone(b) for b in Loader(data, batch_size, shuffle=False)]
-            except Exception:  # of many kinds; the loop raises what is not vmap's own
+            except Exception as error:  # of many kinds; the loop raises what is not vmap's own
+                slowly("difficulty", error)
                 found = [loss(model, b) for b in Loader(data, 1, shuffle=False)]
     finally:
         for module, mode in modes:
