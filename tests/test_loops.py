@@ -346,6 +346,28 @@ def test_two_processes_share_every_epoch_of_accelerates_loader(split):
     assert [(loader.epoch, loader.position) for loader in loaders] == [(3, 0)] * 2
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_random_is_the_same_again_in_two_processes(split):
+    def shares(seed):
+        torch.manual_seed(seed)
+        seen = []
+        for rank in range(2):
+            share = prepare_data_loader(
+                made("random"), num_processes=2, process_index=rank, split_batches=split,
+                put_on_device=False,
+            )  # fmt: skip
+            seen.append([told(batch) for batch in share])
+        return seen
+
+    first, again = shares(1), shares(2)
+    # one batch is made up of samples that come twice, which are drawn anew
+    last = None if split else -1
+    assert first[0] == again[0]
+    assert first[1][:last] == again[1][:last]
+    drawn = [x for share in first for _, column in share for x in column]
+    assert len({*drawn}) == len(drawn)
+
+
 def wrapped(kind):
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

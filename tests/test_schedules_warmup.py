@@ -289,21 +289,56 @@ def test_an_lr_of_nothing_for_one_step_is_no_factor(once):
     assert stepped(scheduler, optimizer, 4) == pytest.approx([0.8, 1, 1, 1])
 
 
-@pytest.mark.parametrize("name", ["StepLR", "MultiStepLR", "ExponentialLR", "ours"])
-def test_a_group_that_is_added_in_the_warm_up_goes_on_under_those_that_are_named(name):
-    optimizer = sgd(1.0)
-    after = {
-        "StepLR": lambda: StepLR(optimizer, 2, 0.5),
-        "MultiStepLR": lambda: MultiStepLR(optimizer, [2], 0.5),
-        "ExponentialLR": lambda: ExponentialLR(optimizer, 0.5),
-        "ours": lambda: CosineLR(optimizer, 3),
-    }[name]()
-    scheduler = WarmupLR(after, 3)
+def with_a_group_more(after, steps):
+    """The lr of both groups after each step; the second comes behind the first step."""
+    optimizer, seen = sgd(1.0), []
+    scheduler = WarmupLR(after(optimizer), 3)
     stepped(scheduler, optimizer, 1)
-    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 3.0})
-    for _ in range(6):
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 3.0})
+    for _ in range(steps):
         optimizer.step()
         scheduler.step()
-        first, second = (group["lr"] for group in optimizer.param_groups)
-        assert second == pytest.approx(3 * first)
-    assert first < 1
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    return seen
+
+
+TAKES = {
+    "StepLR": lambda o: StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: MultiStepLR(o, [2], 0.5),
+    "ExponentialLR": lambda o: ExponentialLR(o, 0.5),
+    "PolynomialLR": lambda o: PolynomialLR(o, 9),
+    "CosineAnnealingLR": lambda o: CosineAnnealingLR(o, 9),
+    "CosineLR": lambda o: CosineLR(o, 3),
+    "WSDLR": lambda o: WSDLR(o, 3, decay=3),
+}
+REFUSES = {
+    "LambdaLR": lambda o: LambdaLR(o, lambda k: 0.9**k),
+    "MultiplicativeLR": lambda o: MultiplicativeLR(o, lambda k: 0.9),
+    "CyclicLR": lambda o: CyclicLR(o, 0.1, 1.0, 3),
+    "OneCycleLR": lambda o: OneCycleLR(o, 1.0, 9),
+    "CosineAnnealingWarmRestarts": lambda o: CosineAnnealingWarmRestarts(o, 5),
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_a_group_that_is_added_in_the_warm_up_goes_on_behind_it(name):
+    seen = with_a_group_more(TAKES[name], 5)
+    assert [second for _, second in seen] == pytest.approx([3 * first for first, _ in seen])
+    assert seen[-1][0] < 1
+
+
+@pytest.mark.parametrize("name", REFUSES)
+@pytest.mark.parametrize("around", ["plain", "warm-up", "chained", "sequential"])
+def test_a_group_that_what_comes_behind_cannot_take_is_refused_at_once(name, around):
+    def after(optimizer):
+        inner = REFUSES[name](optimizer)
+        if around == "warm-up":
+            return WarmupLR(inner, 2)
+        if around == "chained":
+            return ChainedScheduler([StepLR(optimizer, 9), inner], optimizer)
+        if around == "sequential":
+            return SequentialLR(optimizer, [StepLR(optimizer, 9), inner], [4])
+        return inner
+
+    with pytest.raises(ValueError, match=f"has 2 param groups by now, expected the 1 .* {name}"):
+        with_a_group_more(after, 1)

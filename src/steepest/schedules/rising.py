@@ -9,9 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    MultiplicativeLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from ..checks import plain, real, several, whole
+
+
+_FIXED = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, MultiplicativeLR, OneCycleLR)
+"""They keep a list with a member for each group that there was."""
 
 
 class NoamLR(LRScheduler):
@@ -78,9 +91,9 @@ class WarmupLR(LRScheduler):
     As a part of SequentialLR it begins from the optimizer's initial lr, as torch's schedulers do.
     What others do to lr meanwhile, in a ChainedScheduler or by hand, is multiplied in: the ratio of
     what they set to what this had set, unless one of the two is 0 or not finite. A param group that
-    is added during the warm-up takes part from the next `step()` on, if `after` can take one: ours
-    and torch's StepLR, MultiStepLR and ExponentialLR can, torch's with a value per group (LambdaLR,
-    CosineAnnealingLR, OneCycleLR, CyclicLR) raise their own error as they begin.
+    is added during the warm-up takes part from the next `step()` on; until then its lr is its own.
+    Where `after` is one of torch's that keep a value per group (LambdaLR, MultiplicativeLR,
+    CyclicLR, OneCycleLR, CosineAnnealingWarmRestarts) that step raises ValueError.
 
     In front of ReduceLROnPlateau or its kin this is one itself, to all who ask by isinstance and so
     hand it a metric. Where `step(metric)` is all that is called, as in Lightning and the Trainer of
@@ -140,7 +153,13 @@ class WarmupLR(LRScheduler):
             ratio = float(lr) / float(last) if float(last) else 0.0
             if float(lr) not in map(float, own) and 0 < ratio < inf:  # another's doing
                 self.targets[i] = self.targets[i] * ratio
-        self.targets += now[len(self.targets) :]  # groups that were added
+        added = now[len(self.targets) :]
+        if added and (name := _fixed(self.after)):
+            raise ValueError(
+                f"WarmupLR: the optimizer has {len(now)} param groups by now, expected the "
+                f"{len(self.targets)} that the {name} behind it was made with; add groups first"
+            )
+        self.targets += added
         self._made = []
         if self.last_epoch == self.steps:
             return [*self.targets]
@@ -221,6 +240,14 @@ def put(group: dict[str, Any], key: str, value: Any) -> None:
             group[key].fill_(float(value))
     else:
         group[key] = float(value) if isinstance(value, Tensor) else value
+
+
+def _fixed(scheduler: Any) -> str | None:
+    """The first part of a scheduler that takes no group later."""
+    parts = [*getattr(scheduler, "_schedulers", ()), getattr(scheduler, "after", None)]
+    if isinstance(scheduler, _FIXED):
+        return type(scheduler).__name__
+    return next((name for part in parts if part is not None and (name := _fixed(part))), None)
 
 
 def _first(scheduler: LRScheduler) -> None:
