@@ -270,7 +270,7 @@ class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(5)
-        self.layer, self.out = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+        self.layer, self.out = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2)
         self.unused = nn.Parameter(torch.ones(2))
         self.double()
 

@@ -186,7 +186,7 @@ class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.layer, self.out = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+        self.layer, self.out = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 2)
 
     def forward(self, x):
         return self.out(self.layer(x)[0][:, -1])

@@ -181,7 +181,8 @@ class Batches(Sampler[list[int]]):
     """Lists of indices, each as long as `batch_size` says at the moment that it is drawn.
 
     `epoch` and `position` are those of the next batch that is to be handed out. An iteration begins
-    there if a state was loaded or the last epoch has ended, else with the epoch behind.
+    there if a state was loaded or the last epoch has ended, else with the epoch behind. To go
+    through it draws batches, as any loader does: it begins an epoch, and ends a running iteration.
 
     Raises TypeError where Lightning makes another one around another order.
     """
@@ -198,16 +199,17 @@ class Batches(Sampler[list[int]]):
             )
         self.order, self.drop_last, self.seed = order, drop_last, seed
         self.batch_size, self.epoch, self.position = 1, 0, 0
-        self.ready, self.loaded = True, False
-        self.told = 0
-        self.heard: int | None = None
+        self.ready = True  # whether the next iteration begins at this place, not an epoch later
+        self.loaded = False  # whether this place is from a state, and no epoch that is told counts
+        self.told = 0  # the next iteration is of this epoch or a later one
+        self.heard: int | None = None  # what set_epoch was called with last
         epoch = getattr(order, "epoch", 0)
         self.mark: Any = epoch if type(epoch) is Ours else 0  # what it says if nobody told it
-        self.turn: object = None
+        self.turn: object = None  # the iteration that may go on
         self.ours = False  # whether it is the Loader that makes an iterator now
         self.ahead = 0  # batches that workers have drawn before they are needed
         self.sent: deque[int] = deque()  # sizes of batches that are drawn, and not handed out yet
-        self.drawn: tuple[int, int] | None = None
+        self.drawn: tuple[int, int] | None = None  # the place behind what another loader drew
 
     @property
     def sampler(self) -> Batches:
@@ -215,10 +217,11 @@ class Batches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with that epoch, from 0, if it is not behind already: no order comes twice.
+        """Let the next iteration be of that epoch, from 0, or of a later one: no order comes twice.
 
-        For loops that count epochs themselves. Whoever counts on says nothing with it, and a state
-        that was loaded says more.
+        Trainers call it before each epoch with a count of their own, which may differ from ours
+        after a state was loaded. So the same number again and the next one change nothing, and
+        neither does a call between load_state_dict and the iteration behind it.
         """
         epoch = whole("Loader", "epoch", epoch, 0)
         usual = () if self.heard is None else (self.heard, self.heard + 1)
@@ -264,7 +267,7 @@ class Batches(Sampler[list[int]]):
             self.epoch, self.position = self.epoch + 1, 0
         epoch = getattr(self.order, "epoch", None)
         if self.loaded:
-            pass  # a state says more than who counts
+            pass
         elif isinstance(epoch, int) and epoch >= 0 and self._told(epoch):
             self.epoch, self.position = int(epoch), 0
         elif self.told > self.epoch:

@@ -27,7 +27,9 @@ class Loader(DataLoader[Any]):
     descent) or a whole number (mini-batches); more than there are samples means all of them.
     shuffle: a new order in each epoch, from (seed, epoch) alone. sampler: an order of its own, with
     `set_epoch(epoch)` (`Curriculum`, `Levels`, torch's DistributedSampler), for resuming asks for
-    the same order again; it takes the place of shuffle. drop_last, and all other options: those of
+    the same order again; it takes the place of shuffle. An epoch that it was told since the last
+    iteration, by `loader.sampler.set_epoch(epoch)`, is the next one; otherwise the loader counts.
+    drop_last, and all other options: those of
     DataLoader; workers persist unless `persistent_workers=False`.
 
     `for batch in loader` is a new epoch, as with any DataLoader: also after a `break` or an error,
@@ -39,13 +41,16 @@ class Loader(DataLoader[Any]):
 
     What is random in the data or in `collate_fn` follows from (seed, epoch, position), as far as it
     is drawn from the global generators of Python, numpy and torch (on the CPU): so it is the same
-    for every number of workers, and after a resume. These generators are left alone. A generator
-    that the data keep for themselves is theirs to save. Where anything can be random, `dataset` is
-    a wrapper with the attributes of your data, which are `dataset.data`.
+    for every number of workers, and after a resume. These generators are left alone, which takes
+    three copies of their states for each batch without workers. A generator that the data keep for
+    themselves is theirs to save. Where anything can be random, `dataset` is a wrapper: it gives the
+    samples of your data, reads and sets their attributes, and `dataset.data` is the data themselves.
 
     `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
     order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
-    one goes on. In several processes `position` may be up to a batch per process ahead.
+    one goes on. In several processes `position` may be up to a batch per process ahead, and a
+    batch that is made up of repeated samples, to make the processes even, is drawn anew each time.
+    To go through `loader.batch_sampler` begins an epoch, as to go through the loader does.
 
     Raises ValueError for no data, unequal lengths, a size below 1, a sampler without set_epoch;
     RuntimeError when an iteration goes on after another one began or a state was loaded.
