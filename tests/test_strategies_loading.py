@@ -488,6 +488,20 @@ def test_the_data_of_a_loader_are_data_for_other_loaders(name):
         assert torch.equal(again[0], expected[0])
 
 
+@pytest.mark.parametrize("name", MADE)
+def test_the_parts_of_a_loader_make_a_loader(name):
+    loader, whole = MADE[name](), MADE[name]()
+    parts = {"batch_sampler": loader.batch_sampler, "collate_fn": loader.collate_fn}
+    for ours, theirs in zip(whole, DataLoader(loader.dataset, **parts), strict=True):
+        if name == "dataset":
+            assert torch.equal(ours, theirs)
+        else:
+            assert len(ours) == len(theirs)
+            assert all(map(torch.equal, map(torch.as_tensor, ours), theirs))
+    with pytest.raises(TypeError, match="give collate_fn=loader"):
+        next(iter(DataLoader(loader.dataset, batch_sampler=loader.batch_sampler)))
+
+
 def worker_sets(_):
     torch.utils.data.get_worker_info().dataset.transform = tenfold
 

@@ -22,7 +22,6 @@ from torch.optim.lr_scheduler import (
 
 from ..checks import plain, real, several, whole
 
-
 _FIXED = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, MultiplicativeLR, OneCycleLR)
 """They keep a list with a member for each group that there was."""
 

@@ -86,6 +86,12 @@ class Whole:
     def __init__(self, batch: Any) -> None:
         self.batch = batch
 
+    def __getitem__(self, _: Any) -> Any:
+        raise TypeError(
+            "Loader: another collate_fn was given to a DataLoader of a Loader's dataset and "
+            "batch_sampler, expected the Loader's; give collate_fn=loader.collate_fn too"
+        )
+
 
 class Collate:
     """Collates samples, and hands out what is collated already."""

@@ -44,7 +44,7 @@ class Loader(DataLoader[Any]):
     for every number of workers, and after a resume. These generators are left alone, which takes
     three copies of their states for each batch without workers. A generator that the data keep for
     themselves is theirs to save. Where anything can be random, `dataset` is a wrapper: it gives the
-    samples of your data, reads and sets their attributes, and `dataset.data` is the data themselves.
+    samples of your data, and reads and sets their attributes; `dataset.data` is the data.
 
     `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
     order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
