@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from schedule_cases import sgd, through_a_file, walk
 from steepest.schedules import CosineLR, RestartFromBest, WarmupLR, range_test
-from steepest.strategies import AdaptiveBatch, BatchGrowth, GradientNoise, Loader, Shuffled
+from steepest.strategies import AdaptiveBatch, BatchGrowth, GradientNoise, Levels, Loader, Shuffled
 
 ROWS, SIZE, SEED = 65, 10, 3  # seven batches, the last of five
 X = torch.arange(float(ROWS))[:, None]
@@ -346,6 +346,28 @@ def test_two_processes_share_every_epoch_of_accelerates_loader(split):
     assert [(loader.epoch, loader.position) for loader in loaders] == [(3, 0)] * 2
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_what_is_random_is_the_same_again_in_two_processes(split):
+    def shares(seed):
+        torch.manual_seed(seed)
+        seen = []
+        for rank in range(2):
+            share = prepare_data_loader(
+                made("random"), num_processes=2, process_index=rank, split_batches=split,
+                put_on_device=False,
+            )  # fmt: skip
+            seen.append([told(batch) for batch in share])
+        return seen
+
+    first, again = shares(1), shares(2)
+    # one batch is made up of samples that come twice, which are drawn anew
+    last = None if split else -1
+    assert first[0] == again[0]
+    assert first[1][:last] == again[1][:last]
+    drawn = [x for share in first for _, column in share for x in column]
+    assert len({*drawn}) == len(drawn)
+
+
 def wrapped(kind):
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -492,3 +514,74 @@ def test_the_trainer_of_transformers_hands_its_metric_on(tmp_path):
     trainer.train()
     assert seen == list(itertools.chain(*plain(8)))
     assert lrs == pytest.approx([lr for lr in PLAIN[:8] for _ in range(7)])
+
+
+# what a range test, and a trainer that wants another order, leave behind
+
+
+def test_a_range_test_leaves_a_loader_as_it_was():
+    """Size, order and what it was told, too."""
+    levels = Levels([0] * 40 + [1] * 25, "naive", seed=1)
+    loader = Loader((X,), SIZE, sampler=levels)
+    untouched = Loader((X,), SIZE, sampler=Levels([0] * 40 + [1] * 25, "naive", seed=1))
+
+    def growing(model, batch):
+        loader.batch_size = 20
+        levels.level = 1
+        return loss_of(model, batch)
+
+    for each in (loader, untouched):
+        assert len([*each]) == 7
+        each.batch_sampler.set_epoch(4)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = loader.state_dict()
+    range_test(model, optimizer, growing, loader, steps=12, seeds=2)
+    assert loader.state_dict() == state
+    for epoch in (4, 5):
+        assert [told(b) for b in loader] == [told(b) for b in untouched]
+        assert loader.epoch == untouched.epoch == epoch + 1
+    loader.batch_sampler.set_epoch(9)  # and it hears
+    assert len([*loader]) == 7
+    assert loader.epoch == 10
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_says_what_to_do_where_it_wants_another_order():
+    class Predicts(Module):
+        def predict_step(self, batch, k):
+            return self.layer(batch[0])
+
+    module = Predicts(lambda o: {"scheduler": CosineLR(o, 9)})
+    with pytest.raises(TypeError, match="in Lightning predict with a DataLoader"):
+        pl.Trainer(**STILL).predict(module, made())
+    with pytest.raises(TypeError, match="overfit with shuffle=False"):
+        pl.Trainer(overfit_batches=1, max_epochs=2, **STILL).fit(module, made())
+    module.batches, module.lrs = [], []
+    pl.Trainer(overfit_batches=2, max_epochs=3, **STILL).fit(module, made(shuffle=False))
+    first = [[list(map(float, range(k, k + SIZE)))] for k in (0, SIZE)]
+    assert module.batches == [first] * 3
+
+
+class Other(torch.optim.SGD):
+    """An optimizer around another one, of no trainer."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer.param_groups[0]["params"], lr=0.1)
+        self.optimizer = optimizer
+
+
+def test_what_is_no_trainers_wrapper_is_not_looked_into():
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    holder = type("Holder", (), {"optimizer": inner})()
+    module = Module(None)
+    module.optimizer = inner
+    for given in (holder, CosineLR(inner, 9), lr_scheduler.StepLR(inner, 3), module):
+        with pytest.raises(TypeError, match="expected an optimizer"):
+            GradientNoise(given)
+        with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module and an optimizer"):
+            range_test(nn.Linear(1, 1), given, loss_of, [(X,)])
+    outer = Other(inner)
+    GradientNoise(outer)
+    assert outer._optimizer_step_pre_hooks
+    assert not inner._optimizer_step_pre_hooks

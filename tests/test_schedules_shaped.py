@@ -435,3 +435,70 @@ def test_a_function_of_ones_own_is_a_schedule_too():
     mine, other = sgd(), sgd()
     rates = walk(mine, OptionSchedule(mine, "lr", lambda t: 0.1 / (1 + t)), 20)
     np.testing.assert_allclose(rates, walk(other, LambdaLR(other, lambda t: 1 / (1 + t)), 20))
+
+
+def test_a_share_of_lr_as_a_later_part_is_of_the_lr_that_the_group_was_made_with():
+    optimizer = sgd(0.1)
+    parts = [
+        lr_scheduler.LinearLR(optimizer, 0.25, 1.0, 3),
+        OptionSchedule(optimizer, "lr", [1.0, 0.5], relative=True),
+    ]
+    rates = walk(optimizer, lr_scheduler.SequentialLR(optimizer, parts, [5]), 8)
+    assert [lr for (lr,) in rates[5:]] == pytest.approx([0.1, 0.05, 0.05])
+
+
+class Whole(torch.optim.SGD):
+    """An optimizer with an option that counts."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+        for group in self.param_groups:
+            group["ns_steps"] = 5
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            range(group["ns_steps"])
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_whole_number_stays_one(relative):
+    optimizer = Whole(params())
+    values = [1, 0.8, 1] if relative else [5, 4, 5]
+    scheduler = OptionSchedule(optimizer, "ns_steps", values, relative=relative)
+    seen = []
+    for _ in range(4):
+        seen.append(optimizer.param_groups[0]["ns_steps"])
+        optimizer.step()
+        scheduler.step()
+    assert seen == [5, 4, 5, 5]
+    assert {*map(type, seen)} == {int}
+
+
+def test_a_schedule_may_be_made_at_the_end_of_a_ramp_to_nothing():
+    def make(optimizer):
+        return OptionSchedule(optimizer, "weight_decay", [0.1, 0.0, 0.0, 0.05])
+
+    optimizer = torch.optim.SGD(params(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    scheduler = make(optimizer)
+    walk(optimizer, scheduler, 2)
+    saved = optimizer.state_dict(), scheduler.state_dict()
+    again = torch.optim.SGD(params(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    again.load_state_dict(saved[0])
+    with pytest.warns(UserWarning, match="has weight_decay=0, .* or load the state"):
+        schedule = make(again)
+    schedule.load_state_dict(saved[1])
+    walk(again, schedule, 1)
+    assert again.param_groups[0]["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize("steps", [29, 0, 40.5])
+def test_steps_that_are_set_too_low_are_refused(steps):
+    optimizer = sgd()
+    scheduler = WSDLR(optimizer, 50, warmup=10, decay=20)
+    walk(optimizer, scheduler, 12)
+    scheduler.steps = steps
+    with pytest.raises(ValueError, match=f"steps={steps}"):
+        walk(optimizer, scheduler, 1)
+    scheduler.steps = 30
+    assert walk(optimizer, scheduler, 1)

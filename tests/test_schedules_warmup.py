@@ -238,3 +238,107 @@ def test_by_metrics_alone_it_resumes(steps):
         optimizer.step()
         scheduler.step(metric)
     assert seen == whole
+
+
+def stepped(scheduler, optimizer, steps):
+    seen = []
+    for _ in range(steps):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+AFTER = {
+    "step": lambda o: StepLR(o, 100),
+    "constant": lambda o: ConstantLR(o, 1.0, 1),
+    "warm-up": lambda o: WarmupLR(StepLR(o, 100), 2),
+}
+
+
+@pytest.mark.parametrize("order", ["first", "last", "alone"])
+@pytest.mark.parametrize("name", AFTER)
+def test_a_state_that_is_loaded_in_any_order_leads_to_the_lr_it_had(name, order):
+    def make(optimizer):
+        return WarmupLR(AFTER[name](optimizer), 4)
+
+    optimizer = sgd(1.0)
+    scheduler = make(optimizer)
+    stepped(scheduler, optimizer, 2)
+    saved = optimizer.state_dict(), scheduler.state_dict()
+    whole = stepped(scheduler, optimizer, 8)
+    optimizer = sgd(1.0)
+    if order == "first":
+        optimizer.load_state_dict(saved[0])
+    scheduler = make(optimizer)
+    scheduler.load_state_dict(saved[1])
+    if order == "last":
+        optimizer.load_state_dict(saved[0])
+    # the first of them is the optimizer's, which was not loaded, or lost it
+    assert stepped(scheduler, optimizer, 8)[1:] == whole[1:]
+
+
+@pytest.mark.parametrize("once", [0.0, math.inf, math.nan])
+def test_an_lr_of_nothing_for_one_step_is_no_factor(once):
+    optimizer = sgd(1.0)
+    scheduler = WarmupLR(StepLR(optimizer, 100), 4)
+    stepped(scheduler, optimizer, 2)
+    optimizer.param_groups[0]["lr"] = once
+    optimizer.zero_grad()
+    scheduler.step()
+    assert stepped(scheduler, optimizer, 4) == pytest.approx([0.8, 1, 1, 1])
+
+
+def with_a_group_more(after, steps):
+    """The lr of both groups after each step; the second comes behind the first step."""
+    optimizer, seen = sgd(1.0), []
+    scheduler = WarmupLR(after(optimizer), 3)
+    stepped(scheduler, optimizer, 1)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 3.0})
+    for _ in range(steps):
+        optimizer.step()
+        scheduler.step()
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    return seen
+
+
+TAKES = {
+    "StepLR": lambda o: StepLR(o, 2, 0.5),
+    "MultiStepLR": lambda o: MultiStepLR(o, [2], 0.5),
+    "ExponentialLR": lambda o: ExponentialLR(o, 0.5),
+    "PolynomialLR": lambda o: PolynomialLR(o, 9),
+    "CosineAnnealingLR": lambda o: CosineAnnealingLR(o, 9),
+    "CosineLR": lambda o: CosineLR(o, 3),
+    "WSDLR": lambda o: WSDLR(o, 3, decay=3),
+}
+REFUSES = {
+    "LambdaLR": lambda o: LambdaLR(o, lambda k: 0.9**k),
+    "MultiplicativeLR": lambda o: MultiplicativeLR(o, lambda k: 0.9),
+    "CyclicLR": lambda o: CyclicLR(o, 0.1, 1.0, 3),
+    "OneCycleLR": lambda o: OneCycleLR(o, 1.0, 9),
+    "CosineAnnealingWarmRestarts": lambda o: CosineAnnealingWarmRestarts(o, 5),
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_a_group_that_is_added_in_the_warm_up_goes_on_behind_it(name):
+    seen = with_a_group_more(TAKES[name], 5)
+    assert [second for _, second in seen] == pytest.approx([3 * first for first, _ in seen])
+    assert seen[-1][0] < 1
+
+
+@pytest.mark.parametrize("name", REFUSES)
+@pytest.mark.parametrize("around", ["plain", "warm-up", "chained", "sequential"])
+def test_a_group_that_what_comes_behind_cannot_take_is_refused_at_once(name, around):
+    def after(optimizer):
+        inner = REFUSES[name](optimizer)
+        if around == "warm-up":
+            return WarmupLR(inner, 2)
+        if around == "chained":
+            return ChainedScheduler([StepLR(optimizer, 9), inner], optimizer)
+        if around == "sequential":
+            return SequentialLR(optimizer, [StepLR(optimizer, 9), inner], [4])
+        return inner
+
+    with pytest.raises(ValueError, match=f"has 2 param groups by now, expected the 1 .* {name}"):
+        with_a_group_more(after, 1)

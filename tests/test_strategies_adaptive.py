@@ -13,7 +13,15 @@ from scipy import integrate, stats
 from torch import nn
 
 import steepest
-from steepest.strategies import AdaptiveBatch, Loader, best_batch, expected_loss, per_sample
+from steepest.checks import _say
+from steepest.strategies import (
+    AdaptiveBatch,
+    Loader,
+    best_batch,
+    difficulty,
+    expected_loss,
+    per_sample,
+)
 
 LOSSES, GAINS = st.floats(0.01, 10), st.floats(1e-4, 20)
 DEVIATIONS = st.floats(1e-2, 100)
@@ -262,7 +270,7 @@ class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(5)
-        self.layer, self.out = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 2)
+        self.layer, self.out = nn.GRU(2, 3, batch_first=True), nn.Linear(3, 2)
         self.unused = nn.Parameter(torch.ones(2))
         self.double()
 
@@ -352,3 +360,60 @@ def test_bad_arguments_are_refused():
     made = AdaptiveBatch(model, cross_entropy, optimizer, Loader(data(), 8))
     with pytest.raises(ValueError, match="a state of"):
         made.load_state_dict({"samples": 1})
+
+
+class Centred(nn.Module):
+    """It keeps a mean of what it has seen, in place or not, and takes it off."""
+
+    def __init__(self, inplace):
+        super().__init__()
+        self.inplace, self.out = inplace, nn.Linear(6, 2).double()
+        self.register_buffer("seen", torch.zeros(6, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.inplace:
+            self.seen.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        else:
+            self.seen = 0.9 * self.seen + 0.1 * x.detach().mean(0)
+        return self.out(x - self.seen)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_a_model_that_keeps_what_it_has_seen_is_refused(inplace):
+    model, batch = Centred(inplace), data(8)
+    buffer = model.seen
+    with pytest.raises(ValueError, match="per_sample: a model that changes its buffer 'seen'"):
+        per_sample(model, cross_entropy, batch)
+    with pytest.raises(ValueError, match="difficulty: a model that changes its buffer 'seen'"):
+        difficulty(model, cross_entropy, batch)
+    assert model.seen is buffer
+    assert not buffer.any()
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+])  # fmt: skip
+def test_too_little_memory_is_no_reason_for_the_slow_loop(error):
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        raise error
+
+    model, batch = network(), data(8)
+    for call in (lambda: per_sample(model, loss, batch), lambda: difficulty(model, loss, batch)):
+        calls.clear()
+        with pytest.raises(type(error)) as raised:
+            call()
+        assert raised.value is error
+        assert len(calls) == 1
+
+
+def test_the_slow_loop_is_said_once(caplog):
+    _say.cache_clear()
+    model, batch = network(), data(8)
+    for _ in range(2):
+        per_sample(model, reads, batch)
+    assert [record.name for record in caplog.records] == ["steepest"]
+    assert "goes sample by sample" in caplog.text

@@ -445,3 +445,157 @@ def test_more_than_there_are_is_all_of_them():
     assert [len(b) for b in rows(loader)] == [101]
     loader.batch_size = "all"
     assert loader.batch_size == 101
+
+
+class Stepped(Numbered):
+    """Its sample k is k, through a transform that may be set later."""
+
+    transform = None
+
+    def __getitem__(self, k):
+        return self.transform(k) if self.transform else k
+
+
+def tenfold(k):
+    return 10 * k
+
+
+MADE = {
+    "dataset": lambda: Loader(Stepped(12), 3, seed=1),
+    "at once": lambda: Loader(AtOnce(), 3, seed=1),
+    "collate": lambda: Loader(TensorDataset(ROWS[:12]), 3, collate_fn=noisy, seed=1),
+    "tensors": lambda: Loader((ROWS[:36].view(12, 3), ROWS[:24].view(12, 2)), 3, seed=1),
+    "equal tensors": lambda: Loader((ROWS[:36].view(12, 3), ROWS[:36].view(12, 3)), 3, seed=1),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_data_of_a_loader_are_data_for_other_loaders(name):
+    data = MADE[name]().dataset
+    plainly = [data[k] for k in range(4)]
+    for other in (data, torch.utils.data.Subset(data, range(4))):
+        first = next(iter(DataLoader(other, 4)))
+        expected = torch.utils.data.default_collate(plainly)
+        if name == "dataset":
+            assert torch.equal(first, expected)
+        else:  # what is drawn is another time something else
+            assert torch.equal(first[0], expected[0])
+            assert len(first) == len(expected)
+    again = next(iter(Loader(data, 4, shuffle=False)))
+    if name == "dataset":
+        assert torch.equal(again, expected)
+    else:
+        assert torch.equal(again[0], expected[0])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_the_parts_of_a_loader_make_a_loader(name):
+    loader, whole = MADE[name](), MADE[name]()
+    parts = {"batch_sampler": loader.batch_sampler, "collate_fn": loader.collate_fn}
+    for ours, theirs in zip(whole, DataLoader(loader.dataset, **parts), strict=True):
+        if name == "dataset":
+            assert torch.equal(ours, theirs)
+        else:
+            assert len(ours) == len(theirs)
+            assert all(map(torch.equal, map(torch.as_tensor, ours), theirs))
+    with pytest.raises(TypeError, match="give collate_fn=loader"):
+        next(iter(DataLoader(loader.dataset, batch_sampler=loader.batch_sampler)))
+
+
+def worker_sets(_):
+    torch.utils.data.get_worker_info().dataset.transform = tenfold
+
+
+@pytest.mark.parametrize("options", WORKERS, ids=["no-worker", "worker"])
+def test_what_is_set_on_the_data_through_the_loader_holds(options):
+    data = Stepped(12)
+    loader = Loader(data, 3, shuffle=False, **options)
+    loader.dataset.transform = tenfold
+    assert data.transform is tenfold
+    assert torch.cat([*loader]).tolist() == [10 * k for k in range(12)]
+    del loader.dataset.transform
+    assert data.transform is None
+
+
+def test_what_a_worker_sets_on_its_data_holds():
+    loader = Loader(Stepped(12), 3, shuffle=False, num_workers=1, worker_init_fn=worker_sets)
+    assert torch.cat([*loader]).tolist() == [10 * k for k in range(12)]
+
+
+def test_a_part_of_a_batch_keeps_a_seed():
+    loader = Loader(Random(), 8, seed=2)
+    batch = next(iter(loader.batch_sampler))
+    halves = batch[:4], batch[4:]
+    load = [loader.collate_fn(loader.dataset.__getitems__(half)) for half in halves * 2]
+    for a, b in ((0, 2), (1, 3)):  # twice the same
+        assert all(torch.equal(x, y) for x, y in zip(load[a], load[b], strict=True))
+    assert not {*load[0][1].tolist()} & {*load[1][1].tolist()}
+    one = [1]
+    for longer in (batch + one, one + batch, pickle.loads(pickle.dumps(batch))):
+        assert longer.seed == batch.seed
+
+
+def shares_of(told, peeks):
+    """What two ranks train on, epoch by epoch; the first looks at a batch before epoch `peeks`."""
+    data, epochs = TensorDataset(ROWS[:40]), [[], []]
+    for rank in range(2):
+        sampler = DistributedSampler(data, num_replicas=2, rank=rank, seed=1)
+        loader = Loader(data, 8, sampler=sampler)
+        for epoch in range(4):
+            if rank == 0 and epoch == peeks:
+                next(iter(loader))
+            told(loader, sampler, epoch)
+            epochs[rank].append([k for batch in rows(loader) for k in batch])
+    return epochs
+
+
+@pytest.mark.parametrize("peeks", [None, 0, 2])
+@pytest.mark.parametrize("told", [
+    lambda loader, sampler, epoch: sampler.set_epoch(epoch),
+    lambda loader, sampler, epoch: loader.sampler.set_epoch(epoch),
+])  # fmt: skip
+def test_an_epoch_that_a_sampler_is_told_is_the_epoch(told, peeks):
+    plain = DistributedSampler(range(40), num_replicas=2, rank=0, seed=1)
+    first, second = shares_of(told, peeks)
+    for epoch, (mine, other) in enumerate(zip(first, second, strict=True)):
+        plain.set_epoch(epoch)
+        assert mine == [*plain]
+        assert {*mine, *other} == {*range(40)}
+
+
+class Converting(Shuffled):
+    """A sampler that keeps its epoch in a way of its own."""
+
+    def set_epoch(self, epoch):
+        self.epoch = int(str(epoch))
+
+
+@pytest.mark.parametrize("make", [Shuffled, Converting])
+def test_a_sampler_that_is_told_nothing_is_counted_on(make):
+    loader = Loader((ROWS,), 50, sampler=make(101))
+    assert len({str(rows(loader)) for _ in range(4)}) == 4
+    assert loader.epoch == 4
+    loader.load_state_dict(through_a_file({**loader.state_dict(), "epoch": 300}))
+    assert len({str(rows(loader)) for _ in range(3)}) == 3
+    assert loader.epoch == 303
+    loader.sampler.set_epoch(7)
+    assert rows(loader) == rows(Loader((ROWS,), 50, sampler=at(make(101), 7)))
+    assert loader.epoch == 8
+
+
+def at(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def test_a_state_that_was_loaded_says_more_than_a_sampler_that_is_told():
+    def make():
+        return Loader((ROWS,), 10, sampler=DistributedSampler(ROWS, num_replicas=1, rank=0))
+
+    loader = make()
+    expected = [rows(loader) for _ in range(3)]
+    again = make()
+    again.load_state_dict({**loader.state_dict(), "epoch": 1, "position": 40})
+    for epoch, batches in ((1, expected[1][4:]), (2, expected[2])):
+        again.sampler.set_epoch(epoch)
+        assert rows(again) == batches

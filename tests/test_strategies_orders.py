@@ -186,7 +186,7 @@ class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(1)
-        self.layer, self.out = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 2)
+        self.layer, self.out = nn.GRU(4, 3, batch_first=True), nn.Linear(3, 2)
 
     def forward(self, x):
         return self.out(self.layer(x)[0][:, -1])
@@ -325,3 +325,9 @@ def test_levels_do_not_share_their_state():
     other.report(0.5, 0.7)
     assert levels.state_dict()["accuracies"] == [0.5]
     assert other.state_dict()["accuracies"] == [0.5, 0.7]
+
+
+def test_difficulty_of_a_tuple_of_samples():
+    samples = tuple((torch.tensor([float(k)]), torch.tensor(0.0)) for k in range(5))
+    scores = difficulty(nn.Identity(), lambda m, b: (m(b[0])[:, 0] - b[1]).mean(), samples)
+    assert scores.tolist() == [0, 1, 2, 3, 4]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -120,8 +122,8 @@ def unwrapped(optimizer: Any) -> Any:
     """
     inner = getattr(optimizer, "optimizer", None)
     packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
-    hooked = hasattr(optimizer, "_optimizer_step_pre_hooks")
-    if isinstance(inner, torch.optim.Optimizer) and (packages & {*TRAINERS} or not hooked):
+    both = isinstance(optimizer, torch.optim.Optimizer) and isinstance(inner, torch.optim.Optimizer)
+    if both and packages & {*TRAINERS}:
         return unwrapped(inner)
     return optimizer
 
@@ -134,6 +136,51 @@ def batch_size(called: str, loader: Any, least: int) -> int:
             "Loader; give the Loader itself, also where accelerate has prepared it"
         )
     return whole(called, "the loader's batch_size", loader.batch_size, least)
+
+
+def slowly(called: str, error: Exception) -> None:
+    """Say once that samples go one after the other; raise the error where that is no cure."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocat" in str(error):
+        raise error
+    _say(f"{called}: torch.func.vmap does not take this model, loss or data, so it goes sample by "
+         "sample, as many times slower as a batch has samples")  # fmt: skip
+
+
+@cache
+def _say(text: str) -> None:
+    logging.getLogger("steepest").warning(text)
+
+
+@contextmanager
+def unmoved(called: str, model: torch.nn.Module) -> Iterator[None]:
+    """Refuse a model that changes a buffer of its own, and put the buffer back.
+
+    Its samples depend on those before them: they have no loss of their own, and vmap would leave
+    a tensor of its own in the model.
+    """
+    kept = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point()
+    ]
+    moved: list[str] = []
+    try:
+        yield
+    finally:
+        for module, name, buffer, before in kept:
+            same = module._buffers[name] is buffer
+            if not (same and torch.equal(buffer.nan_to_num(), before.nan_to_num())):
+                moved.append(name)
+                with torch.no_grad():
+                    buffer.copy_(before)
+                module._buffers[name] = buffer
+    if moved:
+        raise ValueError(
+            f"{called}: a model that changes its buffer {moved[0]!r} as it is called was given, "
+            "expected one whose samples do not depend on each other; call eval() on it, or do not "
+            "update the buffer meanwhile"
+        )
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def range_test(
     over seeds says how far that moves the answer, and is no confidence interval.
 
     model: in the mode to train it in. optimizer: over the model's parameters; step() is given a
-    closure, so SAM and the like will do. Its hooks are not copied; lr of its groups keep their
+    closure, so SAM and the like can be given. Its hooks are not copied; lr of its groups keep their
     ratios, and lr here is the largest group's. loss: `loss(model, batch)` returns the loss, a
     tensor of one element; it must use the model that it is given, which is the copy. batches:
     anything that can be gone through repeatedly; it is begun again as often as needed. A list is
@@ -293,7 +293,14 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
 def _place(batches: Any, inner: Any) -> Callable[[], None]:
     """What takes batches that know where they are back to where they are now."""
     if hasattr(inner, "place"):  # a Loader's, which accelerate may have taken out of it
-        return inner.place()
+        back, iteration = inner.place(), getattr(batches, "iteration", None)
+
+        def both() -> None:
+            back()
+            if iteration is not None:  # accelerate's count of epochs
+                batches.iteration = iteration
+
+        return both
     try:
         return partial(batches.load_state_dict, batches.state_dict())
     except AttributeError:  # accelerate's has both methods, whatever it wraps

@@ -9,9 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
+    LambdaLR,
+    LRScheduler,
+    MultiplicativeLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 from ..checks import plain, real, several, whole
+
+_FIXED = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, MultiplicativeLR, OneCycleLR)
+"""They keep a list with a member for each group that there was."""
 
 
 class NoamLR(LRScheduler):
@@ -76,9 +88,11 @@ class WarmupLR(LRScheduler):
     1 / (steps + 1) unless given, so that no step is wasted at lr 0.
 
     As a part of SequentialLR it begins from the optimizer's initial lr, as torch's schedulers do.
-    What others do to lr meanwhile, in a ChainedScheduler or by hand, is multiplied in (with start=0
-    not that before the first step). A param group that is added during the warm-up takes part in
-    it.
+    What others do to lr meanwhile, in a ChainedScheduler or by hand, is multiplied in: the ratio of
+    what they set to what this had set, unless one of the two is 0 or not finite. A param group that
+    is added during the warm-up takes part from the next `step()` on; until then its lr is its own.
+    Where `after` is one of torch's that keep a value per group (LambdaLR, MultiplicativeLR,
+    CyclicLR, OneCycleLR, CosineAnnealingWarmRestarts) that step raises ValueError.
 
     In front of ReduceLROnPlateau or its kin this is one itself, to all who ask by isinstance and so
     hand it a metric. Where `step(metric)` is all that is called, as in Lightning and the Trainer of
@@ -107,6 +121,7 @@ class WarmupLR(LRScheduler):
         self.after = after
         self.targets = rates(after.optimizer)
         self._last_lr = []
+        self._made: list[float | Tensor] = []  # until the step after a load: what it was made with
         LRScheduler.__init__(self, after.optimizer)
 
     def _initial_step(self) -> None:
@@ -128,13 +143,23 @@ class WarmupLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of each param group."""
-        now = rates(self.optimizer)
         if self.last_epoch > self.steps:
-            return now  # what `after` has set
+            return rates(self.optimizer)  # what `after` has set
+        now = rates(self.optimizer)
         for i, (last, lr) in enumerate(zip(self._last_lr, now, strict=False)):
-            if float(lr) != float(last) and float(last):  # another's doing
-                self.targets[i] = self.targets[i] * (float(lr) / float(last))
-        self.targets += now[len(self.targets) :]  # groups that were added
+            # one that was loaded before this was made has lost its lr to the constructor
+            own = [last, *self._made[i : i + 1]]
+            ratio = float(lr) / float(last) if float(last) else 0.0
+            if float(lr) not in map(float, own) and 0 < ratio < inf:  # another's doing
+                self.targets[i] = self.targets[i] * ratio
+        added = now[len(self.targets) :]
+        if added and (name := _fixed(self.after)):
+            raise ValueError(
+                f"WarmupLR: the optimizer has {len(now)} param groups by now, expected the "
+                f"{len(self.targets)} that the {name} behind it was made with; add groups first"
+            )
+        self.targets += added
+        self._made = []
         if self.last_epoch == self.steps:
             return [*self.targets]
         share = self.start + (1 - self.start) * self.last_epoch / self.steps
@@ -153,13 +178,16 @@ class WarmupLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """What is needed to go on, that of the scheduler behind included."""
-        return {**super().state_dict(), "after": self.after.state_dict()}
+        state = {**super().state_dict(), "after": self.after.state_dict()}
+        del state["_made"]
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict()` returned, and leave it unchanged."""
         own = dict(state_dict)
         self.after.load_state_dict(dict(own.pop("after")))  # a copy: CyclicLR takes an entry out
         own["targets"] = [*own["targets"]]
+        self._made = self._last_lr
         LRScheduler.load_state_dict(self, own)
 
 
@@ -211,6 +239,14 @@ def put(group: dict[str, Any], key: str, value: Any) -> None:
             group[key].fill_(float(value))
     else:
         group[key] = float(value) if isinstance(value, Tensor) else value
+
+
+def _fixed(scheduler: Any) -> str | None:
+    """The first part of a scheduler that takes no group later."""
+    parts = [*getattr(scheduler, "_schedulers", ()), getattr(scheduler, "after", None)]
+    if isinstance(scheduler, _FIXED):
+        return type(scheduler).__name__
+    return next((name for part in parts if part is not None and (name := _fixed(part))), None)
 
 
 def _first(scheduler: LRScheduler) -> None:

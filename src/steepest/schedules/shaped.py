@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import cos, inf, isfinite, pi, sqrt
@@ -86,8 +87,8 @@ class WSDLR(_Shares):
     was made with. Call `step()` after every optimizer step.
 
     To end a run earlier or later, or to branch off from a checkpoint of the stable part, set
-    `scheduler.steps` (after load_state_dict, which brings back the old one). Raises TypeError and
-    ValueError for arguments.
+    `scheduler.steps` (after load_state_dict, which brings back the old one); one below warmup +
+    decay is refused at the next step. Raises TypeError and ValueError for arguments.
     """
 
     def __init__(
@@ -105,16 +106,24 @@ class WSDLR(_Shares):
         self.steps = whole("WSDLR", "steps", steps, 1)
         self.decay = whole("WSDLR", "decay", decay, 1)
         self.warmup = whole("WSDLR", "warmup", warmup, 0)
-        if self.warmup + self.decay > self.steps:
-            raise ValueError(
-                f"WSDLR: warmup={warmup} and decay={decay} were given, expected at most "
-                f"steps={steps} together"
-            )
+        self._check()
         self.shape = choice("WSDLR", "shape", shape, tuple(SHAPES))
         self.floors = _floors("WSDLR", floor, optimizer)
         first = 1 / (self.warmup + 1)
         self.start = first if start is None else number("WSDLR", "start", start, "[0, 1]")
         super().__init__(optimizer, last_epoch)
+
+    def _check(self) -> None:
+        if self.warmup + self.decay > whole("WSDLR", "steps", self.steps, 1):
+            raise ValueError(
+                f"WSDLR: warmup={self.warmup} and decay={self.decay} were given, expected at most "
+                f"steps={self.steps} together"
+            )
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rate of each param group; ValueError if `steps` was set too low."""
+        self._check()
+        return super().get_lr()
 
     def share(self, step: int, floor: float) -> float:
         """The share of a group's own lr at a step, from 0."""
@@ -237,10 +246,14 @@ class OptionSchedule(LRScheduler):
         self.own: list[float] = []
         super().__init__(optimizer, last_epoch)
         if not any(self.own):
-            raise ValueError(
+            text = (
                 f"OptionSchedule: every group of the {type(optimizer).__name__} has {option}=0, "
                 "expected one that has not; make the optimizer with a value"
             )
+            if not optimizer.state:
+                raise ValueError(text)
+            # its state may be that of the end of a ramp to 0, and ours is loaded next
+            warnings.warn(f"{text}, or load the state of this schedule", stacklevel=2)
 
     def value(self, step: int) -> float:
         """The value, or the share, at a step, from 0."""
@@ -263,7 +276,8 @@ class OptionSchedule(LRScheduler):
                 )
         for group, own, value in zip(groups, self.own, values, strict=True):
             if own:
-                self._put(group, value)
+                kept = type(own) is int and float(value).is_integer()  # Muon's ns_steps
+                self._put(group, int(value) if kept else value)
         return rates(self.optimizer)
 
     def _beta(self, group: dict[str, Any]) -> int | None:
@@ -275,7 +289,10 @@ class OptionSchedule(LRScheduler):
 
     def _get(self, group: dict[str, Any]) -> float:
         at = self._beta(group)
-        found = real(group.get(self.option) if at is None else group["betas"][at])
+        given = group.get(self.option) if at is None else group["betas"][at]
+        if self.option == "lr":  # as a later part of SequentialLR not that of the parts before
+            given = group.get("initial_lr", given)
+        found = real(given)
         if isinstance(group.get(self.option), bool) or not isfinite(found):
             betas = [f"beta{k + 1}" for k in range(len(group.get("betas", ())))]
             numbers = [k for k, v in group.items() if type(v) in (int, float)]
@@ -283,7 +300,7 @@ class OptionSchedule(LRScheduler):
                 f"OptionSchedule: option={self.option!r} was given, expected one of "
                 f"{', '.join(sorted({'lr', *numbers, *betas} - {'initial_lr'}))}"
             )
-        return found
+        return given if type(given) is int else found
 
     def _put(self, group: dict[str, Any], value: float) -> None:
         at = self._beta(group)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..checks import batch_size, number, quietly, saved, whole
+from ..checks import batch_size, number, quietly, saved, slowly, unmoved, whole
 from .loading import Loader
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -36,10 +36,12 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
     of m samples each, in any nesting of tuples, lists and dicts. Gradients go by the names of the
     model's parameters; those with requires_grad=False have none. Dropout drops other units for each
     sample. By torch.func (vmap of grad), so m times the parameters are in memory at once; a model
-    or a loss that vmap does not take (an LSTM, `.item()`) goes sample by sample, m times as slow.
+    or a loss that vmap does not take (a GRU, `.item()`) goes sample by sample, m times as slow,
+    which the logger "steepest" says once.
 
-    Raises ValueError for a model with batch normalisation in training mode, whose samples have no
-    gradient of their own, and for a loss that is no number.
+    Raises ValueError for a model with batch normalisation in training mode or that changes another
+    buffer of its own, whose samples have no gradient of their own, and for a loss that is no
+    number; torch's error where the memory does not suffice.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
@@ -57,11 +59,13 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
         return functional_call(alone, params, (sample,))
 
     gradients = vmap(grad_and_value(of_one), in_dims=(None, 0), randomness="different")
-    try:
-        with quietly():
-            grads, losses = gradients(params, batch)
-    except Exception:  # of many kinds; the loop raises what is not vmap's own
-        grads, losses = _by_loop(model, loss, batch)
+    with unmoved("per_sample", model):
+        try:
+            with quietly():
+                grads, losses = gradients(params, batch)
+        except Exception as error:  # of many kinds; the loop raises what is not vmap's own
+            slowly("per_sample", error)
+            grads, losses = _by_loop(model, loss, batch)
     return losses.detach(), {name.removeprefix("model."): g for name, g in grads.items()}
 
 

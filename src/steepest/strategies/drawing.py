@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
@@ -39,7 +39,13 @@ class Rows:
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
         return tuple(t[index] for t in self.tensors)
 
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+    def __getitems__(self, indices: list[int]) -> Any:
+        if type(indices) is Indices:
+            return Whole(self.columns(indices))
+        return [self[k] for k in indices]
+
+    def columns(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """The batch of these samples."""
         return self[torch.tensor(indices)]
 
 
@@ -49,25 +55,79 @@ def as_it_is(batch: Any) -> Any:
 
 
 class Indices(list[int]):
-    """The indices of a batch, with the seed of what is random in it."""
+    """The indices of a batch of a Loader, with the seed of what is random in it.
 
-    seed: int
+    A part of them, which accelerate takes for a process, has a seed of its own.
+    """
+
+    def __init__(self, indices: Iterable[int], seed: int) -> None:
+        super().__init__(indices)
+        self.seed = seed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Indices, ([*self], self.seed)
+
+    def __getitem__(self, at: Any) -> Any:
+        if not isinstance(at, slice):
+            return super().__getitem__(at)
+        start, stop, _ = at.indices(len(self))
+        return Indices(super().__getitem__(at), mixed(self.seed, start, stop))
+
+    def __add__(self, others: list[int]) -> Indices:  # type: ignore[override]
+        return Indices([*self, *others], self.seed)
+
+    def __radd__(self, others: list[int]) -> Indices:
+        return Indices([*others, *self], self.seed)
+
+
+class Whole:
+    """A batch that is collated: what a Loader's data return for a Loader's `Indices`."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+    def __getitem__(self, _: Any) -> Any:
+        raise TypeError(
+            "Loader: another collate_fn was given to a DataLoader of a Loader's dataset and "
+            "batch_sampler, expected the Loader's; give collate_fn=loader.collate_fn too"
+        )
+
+
+class Collate:
+    """Collates samples, and hands out what is collated already."""
+
+    def __init__(self, collate: Callable[[Any], Any], rows: bool) -> None:
+        self.collate, self.rows = collate, rows
+
+    def __call__(self, samples: Any) -> Any:
+        if type(samples) is Whole:
+            return samples.batch
+        if self.rows:  # which take columns
+            samples = tuple(map(torch.stack, zip(*samples, strict=True)))
+        return self.collate(samples)
 
 
 class Seeded(Dataset[Any]):
     """A dataset whose batches are loaded and collated under the seed of their indices.
 
-    So they are the same in every process and after a resume. Its other attributes are those of
-    `data`.
+    So they are the same in every process and after a resume. To all others it is `data`: they read
+    and set its attributes, and get its samples.
     """
 
     def __init__(self, data: Any, collate: Callable[[Any], Any]) -> None:
-        self.data, self.collate = data, collate
+        self.__dict__.update(data=data, collate=collate)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Seeded, (self.data, self.collate)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("data", "collate"):  # not there yet, while it is unpickled
-            raise AttributeError(name)
-        return getattr(self.data, name)
+        return getattr(self.__dict__["data"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.data, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self.data, name)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -76,21 +136,28 @@ class Seeded(Dataset[Any]):
         return self.data[index]
 
     def __getitems__(self, indices: list[int]) -> Any:
-        seed = getattr(indices, "seed", None)  # another's batch sampler may have cut the list
+        many = getattr(self.data, "__getitems__", None)
+        load = many or (lambda indices: [self.data[k] for k in indices])
+        if type(indices) is not Indices:
+            return load(indices)
+        load = self.data.columns if type(self.data) is Rows else load
         worker = get_worker_info() is not None  # nobody else draws there
-        if worker and seed is not None:
-            _seed(seed)
-        with nullcontext() if worker or seed is None else _seeded(seed):
-            many = getattr(self.data, "__getitems__", None)
-            samples = many([*indices]) if many else [self.data[k] for k in indices]
-            return self.collate(samples)
+        if worker:
+            _seed(indices.seed)
+        with nullcontext() if worker else _seeded(indices.seed):
+            return Whole(self.collate(load([*indices])))
+
+
+def _state(order: Any) -> dict[str, Any] | None:
+    """What an order keeps, if anything."""
+    return order.state_dict() if hasattr(order, "load_state_dict") else None
 
 
 def still(data: Any) -> bool:
     """Whether nothing can be random in the data: they are tensors, or a list and its like."""
     while type(data) is Subset:
         data = data.dataset
-    return type(data) in (TensorDataset, Tensor, np.ndarray, list, tuple, range)
+    return type(data) in (Rows, TensorDataset, Tensor, np.ndarray, list, tuple, range)
 
 
 @contextmanager
@@ -112,24 +179,43 @@ def _seed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
 
 
+class Ours(int):
+    """An epoch that a sampler was told by us, as against one that it was told by the user."""
+
+
 class Batches(Sampler[list[int]]):
     """Lists of indices, each as long as `batch_size` says at the moment that it is drawn.
 
     `epoch` and `position` are those of the next batch that is to be handed out. An iteration begins
-    there if a state was loaded or the last epoch has ended, else with the epoch behind.
+    there if a state was loaded or the last epoch has ended, else with the epoch behind. To go
+    through it draws batches, as any loader does: it begins an epoch, and ends a running iteration.
+
+    Raises TypeError where Lightning makes another one around another order.
     """
 
-    def __init__(self, order: Any, drop_last: bool, seed: int) -> None:
+    def __init__(
+        self, order: Any, drop_last: bool, seed: int | None = None, batch_size: Any = None
+    ) -> None:
+        if seed is None:
+            raise TypeError(
+                f"Loader: the order {type(order).__name__} was to take the place of its own, which "
+                "only its constructor may set; in Lightning predict with a DataLoader, overfit "
+                "with shuffle=False, and on several devices give "
+                "Loader(..., sampler=DistributedSampler(...)) or use_distributed_sampler=False"
+            )
         self.order, self.drop_last, self.seed = order, drop_last, seed
         self.batch_size, self.epoch, self.position = 1, 0, 0
-        self.ready, self.loaded = True, False
-        self.told = 0
-        self.heard: int | None = None
-        self.turn: object = None
+        self.ready = True  # whether the next iteration begins at this place, not an epoch later
+        self.loaded = False  # whether this place is from a state, and no epoch that is told counts
+        self.told = 0  # the next iteration is of this epoch or a later one
+        self.heard: int | None = None  # what set_epoch was called with last
+        epoch = getattr(order, "epoch", 0)
+        self.mark: Any = epoch if type(epoch) is Ours else 0  # what it says if nobody told it
+        self.turn: object = None  # the iteration that may go on
         self.ours = False  # whether it is the Loader that makes an iterator now
         self.ahead = 0  # batches that workers have drawn before they are needed
         self.sent: deque[int] = deque()  # sizes of batches that are drawn, and not handed out yet
-        self.drawn: tuple[int, int] | None = None
+        self.drawn: tuple[int, int] | None = None  # the place behind what another loader drew
 
     @property
     def sampler(self) -> Batches:
@@ -137,10 +223,11 @@ class Batches(Sampler[list[int]]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with that epoch, from 0, if it is not behind already: no order comes twice.
+        """Let the next iteration be of that epoch, from 0, or of a later one: no order comes twice.
 
-        For loops that count epochs themselves. Whoever counts on says nothing with it, and a state
-        that was loaded says more.
+        Trainers call it before each epoch with a count of their own, which may differ from ours
+        after a state was loaded. So the same number again and the next one change nothing, and
+        neither does a call between load_state_dict and the iteration behind it.
         """
         epoch = whole("Loader", "epoch", epoch, 0)
         usual = () if self.heard is None else (self.heard, self.heard + 1)
@@ -165,25 +252,42 @@ class Batches(Sampler[list[int]]):
 
     def place(self) -> Callable[[], None]:
         """What goes back to where this was called."""
-        epoch, position, ready = self.epoch, self.position, self.ready
+        names = ("epoch", "position", "ready", "loaded", "told", "heard", "batch_size")
+        kept = {name: getattr(self, name) for name in names}
+        state, epoch = _state(self.order), getattr(self.order, "epoch", None)
 
         def back() -> None:
-            self.go(epoch, position)
-            self.ready = ready
+            self.__dict__.update(kept, turn=None, drawn=None)
+            if state is not None:
+                self.order.load_state_dict(state)
+            if epoch is not None:
+                self.order.set_epoch(epoch)
+            self.mark = mark
 
+        mark = self.mark
         return back
 
     def begin(self) -> object:
         """An iteration; returns what `turn` is while there is no other one."""
         if not self.ready or (self.position and self._over()):
             self.epoch, self.position = self.epoch + 1, 0
-        if self.told > self.epoch:
+        epoch = getattr(self.order, "epoch", None)
+        if self.loaded:
+            pass
+        elif isinstance(epoch, int) and epoch >= 0 and self._told(epoch):
+            self.epoch, self.position = int(epoch), 0
+        elif self.told > self.epoch:
             self.epoch, self.position = self.told, 0
         self.ready, self.loaded, self.told = False, False, 0
         self.turn, self.drawn = object(), None
         if hasattr(self.order, "set_epoch"):
-            self.order.set_epoch(self.epoch)
+            self.order.set_epoch(Ours(self.epoch))
+            self.mark = getattr(self.order, "epoch", None)
         return self.turn
+
+    def _told(self, epoch: int) -> bool:
+        """Whether the order has its epoch from the user; for one that keeps no `Ours`, another."""
+        return epoch is not self.mark if type(self.mark) is Ours else epoch != self.mark
 
     def hand(self, size: int) -> bool:
         """Count a batch that is handed out; whether the epoch ends with it."""
@@ -208,10 +312,10 @@ class Batches(Sampler[list[int]]):
         self.sent.clear()
         epoch, position = self.epoch, self.position
         indices = islice(self.order, position, None)
-        while batch := Indices(islice(indices, self.batch_size)):
+        while batch := [*islice(indices, self.batch_size)]:
             if self.drop_last and len(batch) < self.batch_size:
                 return
-            batch.seed = mixed(self.seed, epoch, position)
+            batch = Indices(batch, mixed(self.seed, epoch, position))
             position += len(batch)
             self.sent.append(len(batch))
             yield batch

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from ..checks import mixed, saved, whole
-from .drawing import ANOTHER, Batches, Rows, Seeded, as_it_is, still
+from .drawing import ANOTHER, Batches, Collate, Ours, Rows, Seeded, as_it_is, still
 from .orders import Shuffled
 
 
@@ -27,7 +27,9 @@ class Loader(DataLoader[Any]):
     descent) or a whole number (mini-batches); more than there are samples means all of them.
     shuffle: a new order in each epoch, from (seed, epoch) alone. sampler: an order of its own, with
     `set_epoch(epoch)` (`Curriculum`, `Levels`, torch's DistributedSampler), for resuming asks for
-    the same order again; it takes the place of shuffle. drop_last, and all other options: those of
+    the same order again; it takes the place of shuffle. An epoch that it was told since the last
+    iteration, by `loader.sampler.set_epoch(epoch)`, is the next one; otherwise the loader counts.
+    drop_last, and all other options: those of
     DataLoader; workers persist unless `persistent_workers=False`.
 
     `for batch in loader` is a new epoch, as with any DataLoader: also after a `break` or an error,
@@ -39,13 +41,16 @@ class Loader(DataLoader[Any]):
 
     What is random in the data or in `collate_fn` follows from (seed, epoch, position), as far as it
     is drawn from the global generators of Python, numpy and torch (on the CPU): so it is the same
-    for every number of workers, and after a resume. These generators are left alone. A generator
-    that the data keep for themselves is theirs to save. Where anything can be random, `dataset` is
-    a wrapper with the attributes of your data, which are `dataset.data`.
+    for every number of workers, and after a resume. These generators are left alone, which takes
+    three copies of their states for each batch without workers. A generator that the data keep for
+    themselves is theirs to save. Where anything can be random, `dataset` is a wrapper: it gives the
+    samples of your data, and reads and sets their attributes; `dataset.data` is the data.
 
     `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
     order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
-    one goes on. In several processes `position` may be up to a batch per process ahead.
+    one goes on. In several processes `position` may be up to a batch per process ahead, and a
+    batch that is made up of repeated samples, to make the processes even, is drawn anew each time.
+    To go through `loader.batch_sampler` begins an epoch, as to go through the loader does.
 
     Raises ValueError for no data, unequal lengths, a size below 1, a sampler without set_epoch;
     RuntimeError when an iteration goes on after another one began or a state was loaded.
@@ -62,9 +67,9 @@ class Loader(DataLoader[Any]):
         drop_last: bool = False,
         **options: Any,
     ) -> None:
-        if isinstance(data, tuple) and data and all(isinstance(t, Tensor) for t in data):
+        rows = isinstance(data, tuple) and data and all(isinstance(t, Tensor) for t in data)
+        if rows:
             data = Rows(tuple(data))
-            options.setdefault("collate_fn", as_it_is)
         if isinstance(data, IterableDataset) or not isinstance(data, Sized):
             raise ValueError(
                 f"Loader: a {type(data).__name__} was given, expected a map-style dataset with a "
@@ -86,23 +91,26 @@ class Loader(DataLoader[Any]):
         self._batches = Batches(sampler, drop_last, whole("Loader", "seed", seed, 0))
         self._batches.resize(batch_size)
         self._handed = 0
-        collate = options.pop("collate_fn", None) or default_collate
-        known = collate is as_it_is or (collate is default_collate and still(data))
+        collate = options.pop("collate_fn", None)
+        known = collate is None and still(data)
+        collate = collate or (as_it_is if rows else default_collate)
         if not known:  # something may be random in it
-            data, collate = Seeded(data, collate), as_it_is
+            data = Seeded(data, collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
         # a generator of its own: torch draws from it for each iterator, and a resumed run has more
         self._random = torch.Generator()
         super().__init__(
             data,  # type: ignore[arg-type]
             batch_sampler=self._batches,
-            collate_fn=collate,
+            collate_fn=Collate(collate, bool(rows)),
             generator=self._random,
             **options,
         )
         self._batches.ahead = self.num_workers * (self.prefetch_factor or 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "sampler":  # torch's own, which nobody asks: there is a batch sampler
+            value = self._batches.order
         if name != "batch_size":
             super().__setattr__(name, value)
         elif value is not None:  # torch sets None, for there is a batch sampler
@@ -163,7 +171,8 @@ class Loader(DataLoader[Any]):
         order = getattr(self._batches.order, "state_dict", dict)
         return {
             "epoch": self.epoch, "position": self.position, "batch_size": self.batch_size,
-            "seed": self._batches.seed, "samples": len(self._batches.order), "order": order(),
+            "seed": self._batches.seed, "samples": len(self._batches.order),
+            "order": {k: int(v) if type(v) is Ours else v for k, v in order().items()},
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.data import Sampler
 
-from ..checks import choice, number, quietly, saved, whole
+from ..checks import choice, number, quietly, saved, slowly, unmoved, whole
 
 
 class Order(Sampler[int]):
@@ -26,14 +26,15 @@ class Order(Sampler[int]):
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch the next iteration is, from 0."""
-        self.epoch = whole(type(self).__name__, "epoch", epoch, 0)
+        whole(type(self).__name__, "epoch", epoch, 0)
+        self.epoch = epoch  # the very object: a Loader knows its own
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Seed and epoch; the data are not saved."""
-        return {"seed": self.seed, "epoch": self.epoch}
+        return {"seed": self.seed, "epoch": int(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a saved state; ValueError for one of something else."""
@@ -245,7 +246,8 @@ def difficulty(
     loss(model, batch): a number, the mean over a batch; here of batches of one, by torch.func.vmap,
     or one after the other where vmap does not take the model, the loss or the data. data: as for
     `Loader`. The model is in evaluation mode meanwhile, and as before afterwards. Raises ValueError
-    for a loss that is no number.
+    for a loss that is no number and for a model that changes a buffer of its own even so; torch's
+    error where the memory does not suffice.
     """
     from .loading import Loader
 
@@ -253,17 +255,18 @@ def difficulty(
     model.eval()
     alone = torch.func.vmap(lambda sample: loss(model, tree_map(lambda t: t.unsqueeze(0), sample)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), unmoved("difficulty", model):
             try:
                 with quietly():
                     found = [alone(b) for b in Loader(data, batch_size, shuffle=False)]
-            except Exception:  # of many kinds; the loop raises what is not vmap's own
+            except Exception as error:  # of many kinds; the loop raises what is not vmap's own
+                slowly("difficulty", error)
                 found = [loss(model, b) for b in Loader(data, 1, shuffle=False)]
     finally:
         for module, mode in modes:
             module.training = mode
     scores = torch.cat([torch.as_tensor(losses).reshape(-1) for losses in found])
-    samples = len(data[0]) if isinstance(data, tuple) else len(data)
+    samples = len(Loader(data, 1).dataset)  # type: ignore[arg-type]
     if len(scores) != samples:
         raise ValueError(
             f"difficulty: the loss returned {len(scores)} numbers for {samples} samples, expected "
