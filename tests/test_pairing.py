@@ -222,9 +222,9 @@ def test_draws_of_a_class_shift_no_data(elsewhere):
 
 def test_who_has_batches_of_their_own_is_not_compared(elsewhere):
     source = LOADED.replace("MADE", "BATCHES = DataLoader(DATA, 8, shuffle=True)")
-    names = "momentum+full-batch,momentum+curriculum,newton-cg,adam+noise+clip"
+    names = "adamw,momentum+full-batch,momentum+curriculum,newton-cg,adam+noise+clip"
     summary = raced(elsewhere, source, optimizers=names)
-    assert summary["batches_checked"] == ["adam+noise+clip", "adamw", "eadam", "momentum"]
+    assert summary["batches_checked"] == ["adam+noise+clip", "adamw"]
     assert all(
         entries.same_batches(name) == (name in summary["batches_checked"])
         for name in summary["entries"]

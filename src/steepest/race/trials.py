@@ -55,7 +55,7 @@ def run(
         tasks.get(trial.task, trial.data)
         if imported:
             entries.defaults(trial.entry)  # imports its class
-            beside.agree(trial.task, imported)
+            beside.agree(imported)
         return _run(trial)
 
 
@@ -180,14 +180,18 @@ class _Run:
         return optimizer
 
     def _watch(self, optimizer: Any) -> None:
-        """Note whether the weights have been at the point of use since the last step."""
-        inner, which = optimizer.eval, len(self._training) - 1
+        """Note whether the weights have been at the point of use since the last step.
 
-        def switch(_: Any) -> None:
-            inner()
-            self._training[which] = False
+        In a class of its own: Lightning's wrapper calls the methods of the class.
+        """
+        kind, training, which = type(optimizer), self._training, len(self._training) - 1
 
-        optimizer.eval = MethodType(switch, optimizer)
+        def switch(self: Any) -> None:
+            kind.eval(self)
+            training[which] = False
+
+        own = {"eval": switch, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        optimizer.__class__ = type(kind)(kind.__name__, (kind,), own)
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
         inner, times = optimizer.step, []
@@ -261,13 +265,15 @@ class _Run:
         if any(self._training):
             self._refuse(
                 f"report({step}): {trial.entry} is at the point of its gradients, not at the "
-                f"average that it is used at: call optimizer.eval() before the evaluation and "
+                f"average that it is used at: call optimizer.eval() before evaluating and "
                 f"optimizer.train() behind it, if hasattr(optimizer, 'eval')"
             )
         for name in ("validation", "test"):
             value = values.get(name, 0.0)
             if not math.isfinite(value):
                 data = "" if name == "validation" else " on test data"
+                if value == self.task.lost:
+                    self._diverge(f"{name} is not finite ({value}) at step {step}")
                 if not self.task.train or not self._finite(HUGE):
                     self._diverge(f"model output is not finite{data} at step {step}")
                 if trial.phase == PILOT:
