@@ -38,11 +38,12 @@ def declared(
     make_optimizer: Make,
     report: Reporter,
     saw: Callable[[Any], None] = lambda batch: None,
+    evaluates: Callable[[], None] = lambda: None,
 ) -> None:
     """Train what the task declares, with the entry's optimizer and parts.
 
     `gradients` of a report is the cost so far: gradients of the task's usual batch. saw: is shown
-    each batch of an entry that trains on the task's own.
+    each batch of an entry that trains on the task's own. evaluates: is called before an evaluation.
     """
     setup = entries.built(task, trial)
     model = setup.model
@@ -75,6 +76,7 @@ def declared(
             spent = advance(step)
         if step % every and step != trial.steps:
             continue
+        evaluates()
         turn(optimizer, "eval")
         metric = evaluate("validation")
         if stopping and not over and (over := stopping(metric, step == trial.steps)):

@@ -20,7 +20,7 @@ from torch import nn
 
 from steepest.race import BadCall, entries, tasks
 from steepest.race.course import Diverged, declared
-from steepest.race.pairing import Apart, Seen, put_back
+from steepest.race.pairing import Apart, Seen, put_back, states
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.race.tasks import beside
 from steepest.race.tasks.shape import Samples, Setup, Task, TaskError, two_points
@@ -30,6 +30,7 @@ ROUNDING = 1e-6
 """So far beyond 0 or 1 a share may lie."""
 HUGE = 1e8
 """A weight beyond this is lost as surely as inf: what a task then raises is divergence."""
+OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 _warm: set[str] = set()
 
@@ -108,7 +109,7 @@ class _Run:
         self._stepping: list[list[float]] = []
         self._whole: list[float] = []
         self._spent, self._mark = 0.0, perf_counter()
-        self._seen, self._new = Seen(), False
+        self._seen, self._new, self._drawn = Seen(), False, ""
         self._training: list[bool] = []
         self._odd = ""
         self._wrong: Exception | None = None
@@ -124,7 +125,7 @@ class _Run:
             if task.train:
                 task.train(self.make_optimizer, self.report, trial.seed, trial.steps)
             else:
-                declared(task, trial, self.make_optimizer, self.report, self._saw)
+                declared(task, trial, self.make_optimizer, self.report, self._saw, self._evaluates)
         except Ended:
             pass
         except ArithmeticError as error:  # FloatingPointError, OverflowError, ZeroDivisionError
@@ -236,6 +237,11 @@ class _Run:
         self._new = True
         self._mark += perf_counter() - start  # no training
 
+    def _evaluates(self) -> None:
+        """What has been drawn in training: an evaluation may draw, too."""
+        if self._new:
+            self._drawn = states(tasks.generators(self.task))
+
     def report(self, step: int, **metrics: Any) -> None:
         """`report(step, validation=..., test=..., anything=...)`: feeds the race, may end the run.
 
@@ -314,6 +320,7 @@ class _Run:
         result.seconds.append(self._spent)
         if self._new:  # a run that has stopped early sees no more
             result.batches.append(self._seen.so_far())
+            result.draws.append(self._drawn)
             self._new = False
         result.tested = "test" in values
         test = values.pop("test", None)
@@ -357,6 +364,9 @@ class _Run:
         )
         result.parameters = sum(p.numel() for p in _parameters(found))
         result.initial = self._initial.hexdigest()
+        result.first, result.unread = self._seen.first, self._seen.unread
+        if self.task.train:
+            result.unread = OWN_LOOP
         result.backends = sorted({name for o in found for name in entries.backends(o)})
 
 
