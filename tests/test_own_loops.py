@@ -97,6 +97,18 @@ def test_a_loop_that_undoes_a_schedule_is_refused(how, word, own):
         assert f"expected a loop that leaves lr alone, or entries without {word}" in said
 
 
+def test_a_group_that_a_schedule_does_not_know_is_named(own):
+    late = "optimizer.add_param_group({'params': [torch.nn.Parameter(torch.ones(1))]})"
+    behind = f"if step == 3: {late}"
+    with pytest.raises(BadCall, match=r"has added a group of parameters, which \+cosine does not"):
+        own("momentum+cosine", BEHIND=behind)
+    assert own("momentum+clip", BEHIND=behind).diverged is None
+    # what the cure says: without a gradient a parameter is left alone
+    frozen = "model.bias.requires_grad_(False)"
+    thaw = "if step == 3: model.bias.requires_grad_(True)"
+    assert own("momentum+cosine", BEFORE=frozen, BEHIND=thaw).diverged is None
+
+
 @pytest.mark.parametrize("how", UNDO)
 def test_a_loops_own_schedule_is_for_entries_without_one(how, own):
     before, behind = UNDO[how]
