@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import MethodType
+from types import MethodType, new_class
 from typing import Any, NoReturn
 
 import torch
@@ -192,7 +192,7 @@ class _Run:
             training[which] = False
 
         own = {"eval": switch, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        optimizer.__class__ = type(kind)(kind.__name__, (kind,), own)
+        optimizer.__class__ = new_class(kind.__name__, (kind,), {}, lambda space: space.update(own))
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
         inner, times = optimizer.step, []
