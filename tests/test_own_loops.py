@@ -360,7 +360,7 @@ def test_a_metric_that_overflows_to_the_bad_side_has_diverged(direction, elsewhe
 
 def test_a_loops_metric_that_overflows_has_diverged(own):
     some = "float('inf') if step == 4 else loss.item()"
-    assert own("momentum", METRIC=some).diverged == "validation is not finite (inf) at step 4"
+    assert own("momentum", METRIC=some).diverged == "validation is not finite at step 4 (inf)"
 
 
 @pytest.mark.parametrize("metric", ["error(model, DATA).item()", "float('nan')"])

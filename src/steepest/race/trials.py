@@ -279,7 +279,7 @@ class _Run:
             if not math.isfinite(value):
                 data = "" if name == "validation" else " on test data"
                 if value == self.task.lost:
-                    self._diverge(f"{name} is not finite ({value}) at step {step}")
+                    self._diverge(f"{name} is not finite at step {step} ({value})")
                 if not self.task.train or not self._finite(HUGE):
                     self._diverge(f"model output is not finite{data} at step {step}")
                 if trial.phase == PILOT:
