@@ -50,6 +50,9 @@ def test_nobody_is_added_to_the_entries_that_are_named():
         ("torch.optim:", "cannot be imported"),
         ("torch.optim.AdamW", "'torch.optim.AdamW': .*did you mean 'torch.optim:AdamW'"),
         ("my.own.Class+cosine", "did you mean 'my.own:Class'"),
+        ("adamw.cosine", "did you mean 'adamw[+]cosine'"),
+        ("newton.early-stopping", "did you mean 'newton[+]early-stopping'"),
+        ("numpy.random", "unknown optimizer 'numpy.random'.*; known: "),
         ("AdamWScheduleFree", "did you mean 'schedule_free_adamw'"),
         ("sam", "steepest.SAM wraps an optimizer and is no entry: in a loop of your own"),
         ("Lookahead", "steepest.Lookahead wraps an optimizer and is no entry"),
@@ -267,3 +270,41 @@ def test_what_stepped_an_entry_is_named():
 def test_a_class_that_cannot_be_made_is_named():
     with pytest.raises(BadCall, match=r"'torch.optim:Adam' cannot be made with lr=-1 \(ValueError"):
         entries.make("torch.optim:Adam", [nn.Parameter(torch.ones(1))], {"lr": -1.0})
+
+
+OPEN = """
+import torch
+class SGD(torch.optim.SGD):
+    def __init__(self, params, **options):
+        super().__init__(params, **{"lr": 0.1, **options})
+class Child(torch.optim.Adam):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+class Grandchild(Child):
+    def __init__(self, params, *, lr=1e-3, **options):
+        super().__init__(params, lr=lr, **options)
+class Fixed(torch.optim.SGD):
+    def __init__(self, params, **options):
+        super().__init__(params, lr=0.1, **options)
+class Adam(torch.optim.Optimizer):
+    def __init__(self, params):
+        super().__init__(params, {"lr": 1.0})
+"""
+
+
+def test_options_that_a_class_hands_on_are_its_parents(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "handed_on.py").write_text(OPEN)
+    weight = [torch.nn.Parameter(torch.ones(1))]
+    for name, rule in (("SGD", "sgd"), ("Child", "adam"), ("Grandchild", "adam")):
+        entry = f"handed_on:{name}"
+        assert entries.space(entry) == dict(steepest.rules[rule].search)
+        assert entries.defaults(entry)["lr"] == steepest.rules[rule].defaults["lr"]
+        made = entries.make(entry, weight, {"lr": 0.25})
+        assert made.param_groups[0]["lr"] == 0.25
+    for name, lr in (("Fixed", 0.1), ("Adam", 1.0)):
+        entry = f"handed_on:{name}"
+        assert entries.space(entry) == entries.defaults(entry) == {}
+        assert entries.make(entry, weight, {}).param_groups[0]["lr"] == lr
+    del sys.modules["handed_on"]

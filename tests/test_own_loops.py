@@ -97,6 +97,18 @@ def test_a_loop_that_undoes_a_schedule_is_refused(how, word, own):
         assert f"expected a loop that leaves lr alone, or entries without {word}" in said
 
 
+def test_a_group_that_a_schedule_does_not_know_is_named(own):
+    late = "optimizer.add_param_group({'params': [torch.nn.Parameter(torch.ones(1))]})"
+    behind = f"if step == 3: {late}"
+    with pytest.raises(BadCall, match=r"has added a group of parameters, which \+cosine does not"):
+        own("momentum+cosine", BEHIND=behind)
+    assert own("momentum+clip", BEHIND=behind).diverged is None
+    # what the cure says: without a gradient a parameter is left alone
+    frozen = "model.bias.requires_grad_(False)"
+    thaw = "if step == 3: model.bias.requires_grad_(True)"
+    assert own("momentum+cosine", BEFORE=frozen, BEHIND=thaw).diverged is None
+
+
 @pytest.mark.parametrize("how", UNDO)
 def test_a_loops_own_schedule_is_for_entries_without_one(how, own):
     before, behind = UNDO[how]
@@ -131,7 +143,7 @@ FOREIGN = ("schedulefree:AdamWScheduleFree", "schedulefree:SGDScheduleFree")
 def test_an_average_has_to_be_evaluated(entry, own):
     if ":" in entry:
         pytest.importorskip("schedulefree")
-    with pytest.raises(BadCall, match=r"report\(2\): .* call optimizer\.eval\(\) before the eval"):
+    with pytest.raises(BadCall, match=r"report\(2\): .* call optimizer\.eval\(\) before eval"):
         own(entry)
     once = "if step == 2 and hasattr(optimizer, 'eval'): optimizer.eval(); optimizer.train()"
     with pytest.raises(BadCall, match=r"report\(4\)"):  # at every evaluation
@@ -139,6 +151,53 @@ def test_an_average_has_to_be_evaluated(entry, own):
     found = own(entry, **AVERAGED)
     assert own("adam", **AVERAGED).diverged is None
     assert (len(found.validation), found.diverged) == (4, None)
+
+
+LIGHTNING = """
+import pytorch_lightning as lightning
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+MINIMIZE, STEPS = "loss", 8
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+def train(make_optimizer, report, seed):
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 1)
+        def training_step(self, batch, index):
+            return (self.inner(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
+        def on_validation_start(self):
+            EVAL
+        def validation_step(self, batch, index):
+            self.found = self.training_step(batch, index)
+        def on_validation_end(self):
+            if self.global_step:
+                report(self.global_step, validation=self.found)
+            self.optimizers().train()
+        def configure_optimizers(self):
+            return make_optimizer(self.parameters())
+    loader = DataLoader(TensorDataset(X), 16)
+    lightning.Trainer(
+        max_steps=STEPS, val_check_interval=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+    ).fit(Module(), loader, loader)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("entry", [SCHEDULE_FREE[1], FOREIGN[1]])
+def test_an_average_may_be_evaluated_through_lightnings_wrapper(entry, elsewhere):
+    pytest.importorskip("pytorch_lightning")
+    if ":" in entry:
+        pytest.importorskip("schedulefree")
+    run = Trial("mine.py", FRESH, entry, 0, 7, 8, {"lr": 0.1})
+    (elsewhere / "mine.py").write_text(LIGHTNING.replace("EVAL", "self.optimizers().eval()"))
+    found = trials.run(run)
+    assert (len(found.validation), found.diverged) == (4, None)
+    assert found.backends == trials.run(replace(run, task="diabetes", steps=2)).backends
+    (elsewhere / "mine.py").write_text(LIGHTNING.replace("EVAL", "pass"))
+    with pytest.raises(BadCall, match=r"call optimizer\.eval\(\) before evaluating"):
+        trials.run(run)
 
 
 def oracle(kind, lr, batches, loss, model, evaluate, every):
@@ -259,14 +318,49 @@ def declared(elsewhere, metric, lr=0.05, phase=FRESH, entry="momentum"):
     "metric",
     [
         "float('nan') if CALLS[0] == 2 else 1.0",
-        "float('inf') if CALLS[0] > 2 else 1.0",
+        "-float('inf') if CALLS[0] > 2 else 1.0",
         "float('nan') if split == 'test' else 1.0",
         "float('nan')",
     ],
 )
 def test_an_evaluation_without_a_number_is_no_divergence(metric, elsewhere):
-    with pytest.raises(BadCall, match=r"evaluate\(\) gave (nan|inf) on \w+ data while"):
+    with pytest.raises(BadCall, match=r"evaluate\(\) returned (nan|-inf) on \w+ data alth"):
         declared(elsewhere, metric)
+
+
+def test_a_loss_that_needs_gradients_is_asked_as_in_training(elsewhere):
+    loss = (
+        "def error(model, x):\n    x = x.clone().requires_grad_()\n"
+        "    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)\n"
+        "    return (slope - 1).square().mean()\ndef evaluate"
+    )
+    source = DECLARED.replace("def evaluate", loss, 1).replace("METRIC", "float('nan')")
+    (elsewhere / "mine.py").write_text(source)
+    with pytest.raises(BadCall, match="although training is fine"):
+        trials.run(Trial("mine.py", FRESH, "momentum", 0, 7, 8, {"lr": 0.05}))
+
+
+@pytest.mark.parametrize("direction", ["MINIMIZE", "MAXIMIZE"])
+def test_a_metric_that_overflows_to_the_bad_side_has_diverged(direction, elsewhere, own):
+    """As exp of a loss does, while the loss is still a number."""
+    bad, good = ("inf", "-inf") if direction == "MINIMIZE" else ("-inf", "inf")
+    for metric, ends in ((bad, True), (good, False)):
+        source = DECLARED.replace("MINIMIZE", direction)
+        source = source.replace("METRIC", f"float('{metric}') if CALLS[0] > 2 else 1.0")
+        (elsewhere / "mine.py").write_text(source)
+        run = Trial("mine.py", FRESH, "momentum", 0, 7, 8, {"lr": 0.05})
+        if ends:
+            found = trials.run(run)
+            assert found.diverged
+            assert found.steps == [2, 4]
+        else:
+            with pytest.raises(BadCall, match="although training is fine"):
+                trials.run(run)
+
+
+def test_a_loops_metric_that_overflows_has_diverged(own):
+    some = "float('inf') if step == 4 else loss.item()"
+    assert own("momentum", METRIC=some).diverged == "validation is not finite at step 4 (inf)"
 
 
 @pytest.mark.parametrize("metric", ["error(model, DATA).item()", "float('nan')"])

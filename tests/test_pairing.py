@@ -3,11 +3,16 @@ from run to run, workers of a DataLoader, and a file that is edited while it is 
 """
 
 import random
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections import UserDict
+from array import array
+from collections import UserDict, deque
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +26,7 @@ from steepest.race.pairing import Apart, Seen
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
 from steepest.race.tasks import written
+from steepest.race.wording import caveats
 from steepest.race.workers import Pool
 
 
@@ -49,14 +55,14 @@ DIFFERENT = [
     SimpleNamespace(z=X), SimpleNamespace(z=X + 1), torch.complex(X, X),
     torch.complex(X, -X).conj(),
 ]  # fmt: skip
-"""All but the second, the eighth and the last, which have the values of one before."""
+"""All but the second and the last, which have the values of one before."""
 
 
 def test_a_hash_knows_values_types_and_shapes():
     found = [seen(batch) for batch in DIFFERENT]
-    assert found[1] == found[7] == found[0]
+    assert found[1] == found[0]
     assert found[-1] == found[-2]
-    others = [h for i, h in enumerate(found) if i not in (1, 7, len(found) - 1)]
+    others = [h for i, h in enumerate(found) if i not in (1, len(found) - 1)]
     assert len({*others}) == len(others)
 
 
@@ -67,6 +73,112 @@ def test_a_hash_runs_on_and_knows_the_order():
     changed = X.clone()
     changed[2, 3] = 11.000001
     assert seen(changed) != seen(X)
+
+
+@dataclass(slots=True)
+class Slots:
+    x: object
+
+
+class Plain:
+    def __init__(self, x):
+        self.x = x
+
+
+class Knows:
+    """As a batch of torchtext does."""
+
+    def __init__(self, x, dataset):
+        self.x, self.dataset = x, dataset
+
+
+SPARSE = torch.tensor([[0, 3.0], [4, 0]])
+INSIDE = {
+    "slots": Slots,
+    "an object": Plain,
+    "objects in objects": lambda x: Plain(Plain(Plain(Plain(Plain(Plain(Plain(Plain(x)))))))),
+    "lists in lists": lambda x: [[[[[[[[x]]]]]]]],
+    "a deque": lambda x: deque([x]),
+    "a set": lambda x: {1, int(x.sum())},
+    "bytes": lambda x: bytes(x.int().tolist()[0]),
+    "bytearray": lambda x: bytearray(x.int().tolist()[0]),
+    "memoryview": lambda x: memoryview(bytes(x.int().tolist()[0]))[::2],
+    "array": lambda x: array("f", x[0].tolist()),
+    "range": lambda x: range(int(x.sum())),
+    "a date": lambda x: date(2000 + int(x.sum()), 1, 1),
+    "Decimal": lambda x: Decimal(int(x.sum())),
+    "a masked array": lambda x: np.ma.masked_array([1, 2], [0, int(x[0, 0])]),
+    "an array of objects": lambda x: np.array([x, None], dtype=object),
+    "one object in an array": lambda x: np.array(str(x), dtype=object),
+    "a structure with an object": lambda x: np.array([(1, str(x))], [("a", int), ("b", object)]),
+    "a nested tensor": lambda x: torch.nested.nested_tensor([x, x[:1]]),
+    "a jagged tensor": lambda x: torch.nested.nested_tensor([x, x[:1]], layout=torch.jagged),
+    "coo": lambda x: (x[:2, :2] * SPARSE).to_sparse(),
+    "coo, not coalesced": lambda x: torch.sparse_coo_tensor([[0, 0]], x[0, :2], (3,)),
+    "csr": lambda x: (x[:2, :2] * SPARSE).to_sparse_csr(),
+    "csc": lambda x: (x[:2, :2] * SPARSE).to_sparse_csc(),
+    "dates in an array": lambda x: x[0].long().numpy().astype("M8[D]"),
+    "a data class in a dict in a list": lambda x: [{"x": Slots(x)}],
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", INSIDE)
+def test_a_batch_is_looked_into(how):
+    a, again, b = (Seen() for _ in range(3))
+    with torch.no_grad():
+        for found, x in ((a, X), (again, X.clone()), (b, X + 1)):
+            found.add(INSIDE[how](x))
+            assert found.unread == ""
+    assert a.so_far() == again.so_far() != b.so_far()
+
+
+class Broken:
+    def __reduce_ex__(self, protocol):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (i for i in range(3)), Broken(), {Broken(): 1}, threading.Lock(), nn.Linear(1, 1),
+        torch.zeros(3, device="meta"), [[Plain(Broken())]],
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_told_and_ends_nothing(batch):
+    found = Seen()
+    found.add((X, batch))
+    assert found.unread.endswith("in a batch cannot be read")
+
+
+def test_a_batch_that_knows_its_dataset_is_looked_at_so_far_and_no_further():
+    class Counted(list):
+        given = 0
+
+        def __iter__(self):
+            for each in super().__iter__():
+                Counted.given += 1
+                yield each
+
+    dataset = Plain(Counted((X, i) for i in range(30_000)))
+    a, b = Seen(), Seen()
+    a.add(Knows(X, dataset))
+    assert a.unread == "more than 2,000 things in a batch"
+    assert Counted.given < 5000
+    b.add(Knows(X + 1, dataset))  # what is near is known all the same
+    assert a.so_far() != b.so_far()
+    round_about = []
+    round_about.append(round_about)
+    a.add(round_about)
+
+
+def test_the_order_of_keys_is_not_of_the_batch():
+    assert seen({"x": X, "y": 1}) == seen({"y": 1, "x": X}) != seen({"x": 1, "y": X})
+
+
+def test_a_sparse_batch_is_never_made_dense():
+    wide = torch.sparse_coo_tensor([[0], [5]], [1.0], (2**31, 2**31))
+    assert seen(wide) == seen(wide.clone()) != seen(wide * 2)
 
 
 class Drawing(torch.optim.SGD):
@@ -222,9 +334,9 @@ def test_draws_of_a_class_shift_no_data(elsewhere):
 
 def test_who_has_batches_of_their_own_is_not_compared(elsewhere):
     source = LOADED.replace("MADE", "BATCHES = DataLoader(DATA, 8, shuffle=True)")
-    names = "momentum+full-batch,momentum+curriculum,newton-cg,adam+noise+clip"
+    names = "adamw,momentum+full-batch,momentum+curriculum,newton-cg,adam+noise+clip"
     summary = raced(elsewhere, source, optimizers=names)
-    assert summary["batches_checked"] == ["adam+noise+clip", "adamw", "eadam", "momentum"]
+    assert summary["batches_checked"] == ["adam+noise+clip", "adamw"]
     assert all(
         entries.same_batches(name) == (name in summary["batches_checked"])
         for name in summary["entries"]
@@ -236,6 +348,64 @@ def test_a_run_that_ends_early_is_compared_as_far_as_it_goes(elsewhere):
     wild = "\nimport steepest\n@steepest.rule\ndef wild(p, g, *, lr=1e20): return p - lr * g,\n"
     summary = raced(elsewhere, source + wild, optimizers="wild,momentum+early-stopping", steps=30)
     assert summary["entries"]["wild"]["diverged"]["fresh"] == 2
+
+
+# --- batches that are not the same, though nothing goes on from run to run
+
+MINED = (
+    "MODELS = []\nclass Batches:\n    def __iter__(self):\n"
+    "        g = torch.Generator().manual_seed(0)\n        while True:\n"
+    "            i = torch.randint(40, (16,), generator=g)\n"
+    "            with torch.no_grad(): error = (MODELS[-1](X[i]) - Y[i]).abs().squeeze()\n"
+    "            hard = error.topk(4).indices\n            yield X[i][hard], Y[i][hard]\n"
+    "BATCHES = Batches()"
+)
+TIMED = (
+    "import time\ndef collate(rows):\n    x, y = zip(*rows)\n"
+    "    return Batch(torch.stack(x), torch.stack(y), time.perf_counter())\n"
+    "from collections import namedtuple\nBatch = namedtuple('Batch', 'x y at')\n"
+    "BATCHES = DataLoader(DATA, 8, shuffle=True, collate_fn=collate)"
+)
+
+
+@pytest.mark.parametrize(("made", "said"), [(MINED, r"step \d"), (TIMED, r"batch\[2\] from")])
+def test_a_race_is_not_lost_by_batches_that_differ(made, said, elsewhere):
+    source = LOADED.replace("MADE", made).replace(
+        "return nn.Linear(3, 1),", "MODELS.append(nn.Linear(3, 1)); return MODELS[-1],"
+    )
+    source = source.replace("MADE", made) if "MODELS" in made else LOADED.replace("MADE", made)
+    summary = raced(elsewhere, source, optimizers="adamw,momentum", trials=5, seeds=5)
+    assert summary["complete"]
+    assert summary["batches_checked"] == ["adamw"]
+    line = next(line for line in caveats(summary) if line.startswith("Differences"))
+    assert re.search(f"momentum is not paired: its batches are not those of adamw.*{said}", line)
+
+
+def test_draws_that_differ_are_told(elsewhere):
+    """How much the loss draws hangs on the model: dropout by its own rate, rejection, a policy."""
+    source = LOADED.replace("MADE", "BATCHES = [(X, Y)]").replace(
+        "    return (model(batch[0])", "    torch.rand(int(1e6 * model.bias.item()) % 97)\n"
+        "    return (model(batch[0])", 1,
+    )  # fmt: skip
+    summary = raced(elsewhere, source, optimizers="adamw,momentum")
+    assert summary["batches_checked"] == ["adamw"]
+    assert summary["batches_unpaired"] == {
+        "momentum": "random draws are not those of adamw up to step 3"
+    }
+
+
+def test_a_batch_that_cannot_be_read_is_unchecked(elsewhere):
+    made = "BATCHES = [(X, Y, (i for i in range(3)))]"
+    summary = raced(elsewhere, LOADED.replace("MADE", made))
+    assert {*summary["batches_unchecked"].values()} == {"a generator in a batch cannot be read"}
+    assert summary["batches_checked"] == []
+
+
+def test_who_ends_at_once_is_not_said_to_choose_batches(elsewhere):
+    wild = "\nimport steepest\n@steepest.rule\ndef wild(p, g, *, lr=1e38): return p - lr * g,\n"
+    source = LOADED.replace("MADE", "BATCHES = [(X, Y)]") + wild
+    summary = raced(elsewhere, source, optimizers="adamw,wild")
+    assert summary["batches_unchecked"] == {"wild": "ended before it could be checked"}
 
 
 # --- a DataLoader's workers

@@ -15,11 +15,11 @@ from scipy.stats import binom
 
 from invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from page import Page
-from steepest.race import figures, planning, report, tables, terminal
+from steepest.race import figures, planning, report, tables, terminal, trials
 from steepest.race.conduct import _seen
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.summary import _curve, summarise
-from steepest.race.wording import UNKNOWN, caveats, columns, number, rows, verdict
+from steepest.race.wording import OWN, UNKNOWN, caveats, columns, number, rows, verdict
 
 PLAN = Plan("digits", ("adamw", "adam", "momentum"), trials=1, seeds=6, steps=2, seed=0)
 
@@ -429,11 +429,29 @@ def test_gradients_are_the_median_of_the_runs_that_ended():
 @pytest.mark.parametrize("entry", ["adam", "adam+curriculum"])
 def test_what_is_paired_is_said(entry):
     found = race(dict.fromkeys(["adamw", entry, "momentum"]))
-    for checked, said in (
-        ([], "the order of data is that of a loop of the task's own, unchecked"),
-        (["adamw", "momentum"], f"batches, checked (unchecked for {entry}, which choose"),
-        (["adamw", entry, "momentum"], "same initial weights and batches, checked. "),
+    loop = dict.fromkeys(["adamw", entry, "momentum"], trials.OWN_LOOP)
+    away = "batches are not those of adamw up to step 50"
+    for checked, unchecked, unpaired, said in (
+        ([], loop, {}, "checked; batches unchecked (the order of data is that of a loop of the ta"),
+        (["adamw", "momentum"], {entry: OWN}, {}, f"(unchecked for {entry}, which choose"),
+        (
+            ["adamw", "momentum"],
+            {entry: "ended early"},
+            {},
+            f"batches, checked (unchecked for {entry}: ended",
+        ),
+        (["adamw", entry, "momentum"], {}, {}, "same initial weights and batches, checked. "),
+        (["adamw"], {entry: OWN}, {}, f"weights, checked; batches unchecked for {entry}, which"),
+        ([], {}, {}, "same initial weights, checked. "),  # stored before more was kept
+        (
+            ["adamw", "momentum"],
+            {},
+            {entry: away},
+            f"batches, checked; {entry} is not paired: its {away}. ",
+        ),
     ):
-        found["batches_checked"] = checked
+        found |= {
+            "batches_checked": checked, "batches_unchecked": unchecked, "batches_unpaired": unpaired
+        }  # fmt: skip
         line = next(line for line in caveats(found) if line.startswith("Differences are paired"))
         assert said in line

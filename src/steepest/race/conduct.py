@@ -19,6 +19,7 @@ import numpy as np
 from steepest.race import (
     BadCall,
     entries,
+    pairing,
     place,
     planning,
     protocol,
@@ -331,7 +332,7 @@ class _Agreement:
 
     def __init__(self) -> None:
         self._first: dict[object, tuple[Trial, object]] = {}
-        self._seen: dict[int, tuple[Trial, list[str]]] = {}
+        self._began: dict[int, tuple[Trial, Result]] = {}
 
     def check(self, trial: Trial, result: Result) -> None:
         """BadCall for the first run that differs from an earlier one."""
@@ -344,19 +345,24 @@ class _Agreement:
                 self._same("presence of test=...", "tested", trial, result.tested)
 
     def _batches(self, trial: Trial, result: Result) -> None:
-        """As far as both go: a run may have diverged, or stopped early."""
-        known = self._seen.setdefault(trial.seed, (trial, result.batches))
-        both = zip(known[1], result.batches, strict=False)
-        at = next((i for i, (ours, theirs) in enumerate(both) if ours != theirs), None)
-        if at is not None:
-            raise BadCall(
-                f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) are not those of "
-                f"{known[0].entry} up to step {result.steps[at]}: expected the same for every "
-                f"entry; make what gives the batches inside of task(seed), so that nothing of it "
-                f"goes on from run to run, and draw all that is random from the seed"
-            )
-        if len(result.batches) > len(known[1]):
-            self._seen[trial.seed] = trial, result.batches
+        """A state that goes on from run to run shows in the first batch. What parts two runs later,
+        or is no array, ends no race: the verdict says that they are not paired.
+        """
+        if not result.first:
+            return
+        other, before = self._began.setdefault(trial.seed, (trial, result))
+        name = pairing.field(result.first, before.first)
+        if name is None or not any(pairing.is_array(r.first, name) for r in (result, before)):
+            return
+        at = pairing.parted(result.batches, before.batches)
+        since = "from the first on" if at is None else f"up to step {result.steps[at]}"
+        raise BadCall(
+            f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) are not those of "
+            f"{other.entry} {since}: batch{name} is another one already in the first; expected "
+            f"the same for every entry: make what gives the batches inside of task(seed), so that "
+            f"nothing of it goes on from run to run, draw all that is random from the seed, and "
+            f"leave out what takes no part in training, such as times"
+        )
 
     def _same(self, what: str, key: object, trial: Trial, value: object) -> None:
         other, before = self._first.setdefault(key, (trial, value))

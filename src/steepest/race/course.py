@@ -38,11 +38,12 @@ def declared(
     make_optimizer: Make,
     report: Reporter,
     saw: Callable[[Any], None] = lambda batch: None,
+    evaluates: Callable[[], None] = lambda: None,
 ) -> None:
     """Train what the task declares, with the entry's optimizer and parts.
 
     `gradients` of a report is the cost so far: gradients of the task's usual batch. saw: is shown
-    each batch of an entry that trains on the task's own.
+    each batch of an entry that trains on the task's own. evaluates: is called before an evaluation.
     """
     setup = entries.built(task, trial)
     model = setup.model
@@ -56,7 +57,8 @@ def declared(
 
     def evaluate(split: str) -> float:
         metric = _evaluate(setup, split)
-        if task.file and newest and not math.isfinite(metric):
+        # as large as can be to the bad side, such as exp of a loss, is what divergence looks like
+        if task.file and newest and not math.isfinite(metric) and metric != task.lost:
             _blame(setup, newest[0], split, metric)
         return metric
 
@@ -74,6 +76,7 @@ def declared(
             spent = advance(step)
         if step % every and step != trial.steps:
             continue
+        evaluates()
         turn(optimizer, "eval")
         metric = evaluate("validation")
         if stopping and not over and (over := stopping(metric, step == trial.steps)):
@@ -89,13 +92,13 @@ def declared(
 
 def _blame(setup: Setup, batch: Any, split: str, metric: float) -> None:
     """BadCall for a metric that is no number where the training loss is one."""
-    with torch.no_grad():
-        loss = setup.loss(setup.model, batch).item()
+    # as in training, with gradients: a loss may need them. The run ends here, whatever it draws
+    loss = setup.loss(setup.model, batch).item()
     if math.isfinite(loss):
         raise BadCall(
-            f"evaluate() gave {metric} on {split} data while the training loss was {loss:.4g}: "
-            f"that is the evaluation's, and no optimizer that diverged; return a number also where "
-            f"the metric is not defined, such as the worst that it can be"
+            f"evaluate() returned {metric} on {split} data although training is fine (its loss is "
+            f"{loss:.4g}); return a number, also where the metric is not defined: the worst that "
+            f"it can be"
         )
 
 

@@ -163,7 +163,10 @@ def _check(name: str) -> None:
 def _hint(optimizer: str) -> str:
     """What somebody may have meant who wrote an optimizer that is unknown."""
     module, _, name = optimizer.rpartition(".")
-    if module and all(word.isidentifier() for word in (*module.split("."), name)):
+    if module in steepest.rules or module in WHOLE:
+        return f"did you mean '{module}+{name}'?"
+    words = (*module.split("."), name)
+    if module and all(w.isidentifier() for w in words) and _may_be_a_class(module, name):
         return f"did you mean '{module}:{name}'?"
     for wrapper in (steepest.SAM, steepest.Lookahead):
         if optimizer.lower() == wrapper.__name__.lower():
@@ -177,6 +180,15 @@ def _hint(optimizer: str) -> str:
     known = [*steepest.rules, *WHOLE]
     near = get_close_matches(optimizer.lower(), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _may_be_a_class(module: str, name: str) -> bool:
+    """Whether it is an optimizer's, or of a module that is not found here."""
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception:
+        return True
+    return isinstance(found, type) and issubclass(found, torch.optim.Optimizer)
 
 
 def _module(name: str) -> ModuleType:
@@ -213,14 +225,15 @@ def _known(kind: type[torch.optim.Optimizer]) -> Rule | None:
 
     Which of a class's rules it is, the defaults say: SGD without momentum is `sgd`.
     """
-    given = signature(kind).parameters
+    given = _options(kind)
     for base in kind.__mro__:
         for family in families.values() if issubclass(base, torch.optim.Optimizer) else ():
             named = {_plain(rule.name): rule for rule in family.members}
             if _plain(base.__name__) not in (*named, _plain(family.name)):
                 continue
-            theirs = signature(base).parameters["lr"].default
-            if base is not kind and ("lr" not in given or given["lr"].default != theirs):
+            theirs = _options(base).get("lr")
+            mine = given.get("lr")
+            if mine is None or theirs is None or mine.default != theirs.default:
                 return None
             usual = {n: p.default for n, p in given.items() if p.default is not Parameter.empty}
             picked = family.rule({**family.arguments, **usual})
@@ -228,6 +241,16 @@ def _known(kind: type[torch.optim.Optimizer]) -> Rule | None:
                 picked if base.__name__ == family.name else named.get(_plain(base.__name__), picked)
             )
     return None
+
+
+def _options(kind: type) -> dict[str, Parameter]:
+    """What the class takes, and where that is any **options what its parent does."""
+    given = dict(signature(kind).parameters)
+    if any(p.kind is Parameter.VAR_KEYWORD for p in given.values()):
+        above = next((k for k in kind.__mro__[1:] if "__init__" in vars(k)), object)
+        if issubclass(above, torch.optim.Optimizer) and above is not torch.optim.Optimizer:
+            given = {**_options(above), **given}
+    return given
 
 
 def _plain(name: str) -> str:
@@ -238,10 +261,15 @@ def _plain(name: str) -> str:
 @cache
 def _tuned(name: str, found: type[torch.optim.Optimizer]) -> dict[str, float]:
     """Default of each knob of a class that is tuned; BadCall for an lr that has none."""
-    given = signature(found).parameters
+    given = _options(found)
     lr = given.get("lr")
     if lr is None:
         return {}
+    if "lr" not in signature(found).parameters:  # it may set lr itself
+        try:
+            found([torch.nn.Parameter(torch.zeros(1))], lr=lr.default)  # type: ignore[call-arg]
+        except TypeError:
+            return {}
     if rule := _known(found):
         return {knob: float(rule.defaults[knob]) for knob in rule.search if knob in given}
     if lr.default is Parameter.empty or not isinstance(lr.default, (int, float)) or lr.default <= 0:

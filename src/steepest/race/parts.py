@@ -176,6 +176,12 @@ def guard(name: str, optimizer: torch.optim.Optimizer) -> None:
         found = _rates(optimizer)
         if found == now:
             return
+        if len(found) > len(now) and found[: len(now)] == now:
+            raise Undone(
+                f"entry {name!r}: the loop has added a group of parameters, which +{words} does "
+                f"not know: expected all parameters in make_optimizer(...) (those to train later "
+                f"with requires_grad False until then), or entries without +{words}"
+            )
         was, became = next((a, b) for a, b in zip_longest(now, found) if a != b)
         raise Undone(
             f"entry {name!r}: +{words} set lr to {was}, and at the step it is {became}: the loop "

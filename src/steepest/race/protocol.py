@@ -131,6 +131,12 @@ class Result:
     """Hash of the parameters before the first step."""
     batches: list[str] = field(default_factory=list)
     """Hash of all batches so far at each evaluation; none of an entry or loop with its own."""
+    draws: list[str] = field(default_factory=list)
+    """Hash of the random states at each evaluation."""
+    first: dict[str, str] = field(default_factory=dict)
+    """What the first batch had where."""
+    unread: str = ""
+    """Why batches are unchecked though the entry trains on the task's own."""
     backends: list[str] = field(default_factory=list)
     """What made the steps."""
     wall_seconds: float = 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.race import BadCall, searching
+from steepest.race import BadCall, entries, pairing, searching
 from steepest.race.lint import lint, untuned_because
 from steepest.race.protocol import (
     FRESH,
@@ -35,7 +35,7 @@ from steepest.race.statistics import (
     proportion_error,
 )
 from steepest.race.tasks import Task
-from steepest.race.wording import verdict
+from steepest.race.wording import OWN, verdict
 
 Pairs = Sequence[tuple[Trial, Result]]
 
@@ -86,8 +86,52 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
         share = st.fmean(found[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
-    summary["batches_checked"] = sorted({t.entry for t, result in pairs if result.batches})
+    summary |= _batches(plan, pairs)
     return {"verdict": verdict(summary), **summary}
+
+
+def _batches(plan: Plan, pairs: Pairs) -> dict[str, Any]:
+    """Which entries had the batches of the baseline, or of the first that has the task's own: those
+    that had ("batches_checked"); why it is not known of others, or what differs.
+
+    Of a race that was stored before that was kept, an entry may be in none of them.
+    """
+    unchecked, unpaired, first = {}, {}, {}
+    for entry in sorted(plan.entries, key=lambda e: e != plan.baseline):
+        mine = [(t, r) for t, r in pairs if t.entry == entry]
+        if not entries.same_batches(entry):
+            unchecked[entry] = OWN
+        elif why := next((r.unread for _, r in mine if r.unread), None):
+            unchecked[entry] = why
+        elif not any(r.batches for _, r in mine):
+            if any(r.first for _, r in mine):
+                unchecked[entry] = "ended before it could be checked"
+        else:
+            for trial, result in mine:
+                other, before = first.setdefault(trial.seed, (trial, result))
+                said = _parted(trial, result, other, before)
+                if said:
+                    unpaired.setdefault(entry, said)
+    checked = {t.entry for t, r in pairs if r.batches} - {*unchecked, *unpaired}
+    return {
+        "batches_checked": sorted(checked),
+        "batches_unchecked": unchecked,
+        "batches_unpaired": unpaired,
+    }
+
+
+def _parted(trial: Trial, result: Result, other: Trial, before: Result) -> str | None:
+    """What two runs of a seed have not in common; None where all is the same as far as both go."""
+    at = pairing.parted(result.batches, before.batches)
+    if at is not None:
+        name = pairing.field(result.first, before.first)
+        where = "" if name is None else f", batch{name} from the first on"
+        return f"batches are not those of {other.entry} up to step {result.steps[at]}{where}"
+    alike = entries.model_of(trial.entry) == entries.model_of(other.entry)
+    at = pairing.parted(result.draws, before.draws) if alike else None
+    if at is None:
+        return None
+    return f"random draws are not those of {other.entry} up to step {result.steps[at]}"
 
 
 def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import MethodType
+from types import MethodType, new_class
 from typing import Any, NoReturn
 
 import torch
@@ -20,7 +20,7 @@ from torch import nn
 
 from steepest.race import BadCall, entries, tasks
 from steepest.race.course import Diverged, declared
-from steepest.race.pairing import Apart, Seen, put_back
+from steepest.race.pairing import Apart, Seen, put_back, states
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.race.tasks import beside
 from steepest.race.tasks.shape import Samples, Setup, Task, TaskError, two_points
@@ -30,6 +30,7 @@ ROUNDING = 1e-6
 """So far beyond 0 or 1 a share may lie."""
 HUGE = 1e8
 """A weight beyond this is lost as surely as inf: what a task then raises is divergence."""
+OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 _warm: set[str] = set()
 
@@ -55,7 +56,7 @@ def run(
         tasks.get(trial.task, trial.data)
         if imported:
             entries.defaults(trial.entry)  # imports its class
-            beside.agree(trial.task, imported)
+            beside.agree(imported)
         return _run(trial)
 
 
@@ -108,7 +109,7 @@ class _Run:
         self._stepping: list[list[float]] = []
         self._whole: list[float] = []
         self._spent, self._mark = 0.0, perf_counter()
-        self._seen, self._new = Seen(), False
+        self._seen, self._new, self._drawn = Seen(), False, ""
         self._training: list[bool] = []
         self._odd = ""
         self._wrong: Exception | None = None
@@ -124,7 +125,7 @@ class _Run:
             if task.train:
                 task.train(self.make_optimizer, self.report, trial.seed, trial.steps)
             else:
-                declared(task, trial, self.make_optimizer, self.report, self._saw)
+                declared(task, trial, self.make_optimizer, self.report, self._saw, self._evaluates)
         except Ended:
             pass
         except ArithmeticError as error:  # FloatingPointError, OverflowError, ZeroDivisionError
@@ -180,14 +181,18 @@ class _Run:
         return optimizer
 
     def _watch(self, optimizer: Any) -> None:
-        """Note whether the weights have been at the point of use since the last step."""
-        inner, which = optimizer.eval, len(self._training) - 1
+        """Note whether the weights have been at the point of use since the last step.
 
-        def switch(_: Any) -> None:
-            inner()
-            self._training[which] = False
+        In a class of its own: Lightning's wrapper calls the methods of the class.
+        """
+        kind, training, which = type(optimizer), self._training, len(self._training) - 1
 
-        optimizer.eval = MethodType(switch, optimizer)
+        def switch(self: Any) -> None:
+            kind.eval(self)
+            training[which] = False
+
+        own = {"eval": switch, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        optimizer.__class__ = new_class(kind.__name__, (kind,), {}, lambda space: space.update(own))
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
         inner, times = optimizer.step, []
@@ -232,6 +237,11 @@ class _Run:
         self._new = True
         self._mark += perf_counter() - start  # no training
 
+    def _evaluates(self) -> None:
+        """What has been drawn in training: an evaluation may draw, too."""
+        if self._new:
+            self._drawn = states(tasks.generators(self.task))
+
     def report(self, step: int, **metrics: Any) -> None:
         """`report(step, validation=..., test=..., anything=...)`: feeds the race, may end the run.
 
@@ -261,13 +271,15 @@ class _Run:
         if any(self._training):
             self._refuse(
                 f"report({step}): {trial.entry} is at the point of its gradients, not at the "
-                f"average that it is used at: call optimizer.eval() before the evaluation and "
+                f"average that it is used at: call optimizer.eval() before evaluating and "
                 f"optimizer.train() behind it, if hasattr(optimizer, 'eval')"
             )
         for name in ("validation", "test"):
             value = values.get(name, 0.0)
             if not math.isfinite(value):
                 data = "" if name == "validation" else " on test data"
+                if value == self.task.lost:
+                    self._diverge(f"{name} is not finite at step {step} ({value})")
                 if not self.task.train or not self._finite(HUGE):
                     self._diverge(f"model output is not finite{data} at step {step}")
                 if trial.phase == PILOT:
@@ -308,6 +320,7 @@ class _Run:
         result.seconds.append(self._spent)
         if self._new:  # a run that has stopped early sees no more
             result.batches.append(self._seen.so_far())
+            result.draws.append(self._drawn)
             self._new = False
         result.tested = "test" in values
         test = values.pop("test", None)
@@ -351,6 +364,9 @@ class _Run:
         )
         result.parameters = sum(p.numel() for p in _parameters(found))
         result.initial = self._initial.hexdigest()
+        result.first, result.unread = self._seen.first, self._seen.unread
+        if self.task.train:
+            result.unread = OWN_LOOP
         result.backends = sorted({name for o in found for name in entries.backends(o)})
 
 

@@ -279,17 +279,31 @@ def _tuned(summary: dict[str, Any]) -> str:
     return f"Tuned: {'; '.join(said)}. All else stayed at its defaults."
 
 
+OWN = "choose their own"
+
+
 def _same(summary: dict[str, Any]) -> str:
     """What the runs of a seed have in common, and which of it was checked."""
+    whys: dict[str, list[str]] = {}
+    for name, why in summary.get("batches_unchecked", {}).items():
+        whys.setdefault(why, []).append(name)
+    said = [
+        f"{', '.join(names)}, which {why}" if why == OWN else f"{', '.join(names)}: {why}"
+        for why, names in whys.items()
+    ]
     checked = summary.get("batches_checked", [])
-    if not checked:
-        return (
-            "same initial weights, checked; the order of data is that of a loop of the task's own, "
-            "unchecked"
-        )
-    others = [name for name in summary["entries"] if name not in checked]
-    own = f" (unchecked for {', '.join(others)}, which choose their own)" if others else ""
-    return f"same initial weights and batches, checked{own}"
+    text = "same initial weights"
+    if len(checked) > 1:
+        text += " and batches, checked"
+        text += f" (unchecked for {'; '.join(said)})" if said else ""
+    elif len(whys) == 1 and not checked and OWN not in whys:
+        text += f", checked; batches unchecked ({next(iter(whys))})"
+    else:
+        text += ", checked"
+        text += f"; batches unchecked for {'; '.join(said)}" if said else ""
+    for name, what in summary.get("batches_unpaired", {}).items():
+        text += f"; {name} is not paired: its {what}"
+    return text
 
 
 def beside(summary: dict[str, Any], name: str) -> str | None:

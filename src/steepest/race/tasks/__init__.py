@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from steepest.race import BadCall
 from steepest.race.tasks import gan, images, sparse, tables, text, written
@@ -37,6 +38,12 @@ def is_file(name: str) -> bool:
 def held(name: str) -> AbstractContextManager[bytes | None]:
     """Meanwhile a task in a file is what the file says now; its source."""
     return written.held(Path(name)) if is_file(name) else nullcontext()
+
+
+def generators(task: Task) -> list[Any]:
+    """The random generators that the task's file has made at its top; none of a bundled task."""
+    module = written.module_of(Path(task.file)) if task.file else None
+    return [generator for _, generator in written.generators(module)] if module else []
 
 
 def edited(name: str) -> str | None:

@@ -6,11 +6,19 @@ A worker that starts later imports them anew, and would run another program wher
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from steepest.race.tasks.shape import TaskError
+
+PYTHONS = os.path.join(os.path.realpath(os.path.dirname(os.__file__)), "")
+"""Where the standard library lies."""
+INSTALLED = f"-packages{os.sep}"
+OURS = ("steepest", "steepest_task", "__main__")
+"""No module of the user's own, or the task's file itself."""
 
 _hashes: dict[tuple[str, str], str] = {}
 
@@ -23,20 +31,32 @@ def modules(task: str, optimizers: str | None = None, *, anew: bool = False) -> 
     """
     if anew:
         _hashes.clear()
-    roots = {Path(task).resolve().parent} if task.endswith(".py") else set()
-    roots |= {Path.cwd()} if ":" in (optimizers or "") else set()
-    found = {}
-    for name, module in [*sys.modules.items()]:
+    roots = [Path(task).resolve().parent] if task.endswith(".py") else []
+    roots += [Path.cwd()] if ":" in (optimizers or "") else []
+    return {name: known for name, file in under(roots, task) if (known := _hash(name, Path(file)))}
+
+
+def under(roots: Iterable[Path], task: str) -> Iterator[tuple[str, str]]:
+    """Name and file of the modules below one of `roots`, by name: none that is installed, and not
+    the task's own file.
+    """
+    starts = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
+    mine = os.path.realpath(task)
+    for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or name.partition(".")[0] in ("steepest", "__main__"):
+        if not isinstance(file, str) or not file.endswith(".py"):
             continue
-        path = Path(file)
-        installed = any(part.endswith("-packages") for part in path.parts)
-        if path.suffix != ".py" or installed or not roots & {*path.resolve().parents}:
+        whole = _whole(file)
+        if not whole.startswith(starts) or whole.startswith(PYTHONS) or INSTALLED in whole:
             continue
-        if path.resolve() != Path(task).resolve() and (known := _hash(name, path)):
-            found[name] = known
-    return dict(sorted(found.items()))
+        if whole != mine and name.partition(".")[0] not in OURS:
+            yield name, file
+
+
+@cache
+def _whole(file: str) -> str:
+    """A module's file without links in its path: to ask the disk at every run takes long."""
+    return os.path.realpath(file)
 
 
 def _hash(name: str, path: Path) -> str | None:
@@ -50,11 +70,11 @@ def _hash(name: str, path: Path) -> str | None:
     return _hashes[key]
 
 
-def agree(task: str, began: Mapping[str, str]) -> None:
+def agree(began: Mapping[str, str]) -> None:
     """BadCall for a module that is another one here than where the race began."""
-    now = modules(task, ":")
     for name, known in began.items():
-        if now.get(name, known) != known:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if isinstance(file, str) and _hash(name, Path(file)) not in (known, None):
             raise TaskError(
                 f"the module {name!r}, which the task or an entry imports, was changed during the "
                 f"race: restore it and go on with --resume, or start a new race"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -152,6 +153,11 @@ class Task:
     """`worst` as a pilot run has measured it where nobody says it: a fresh run may be worse."""
     switches: tuple[str, ...] = ()
     """What the model can be built with: "batchnorm" (True), "dropout" (its probability)."""
+
+    @property
+    def lost(self) -> float:
+        """Infinity to the bad side."""
+        return -math.inf if self.maximize else math.inf
 
     def better(self, a: float, b: float) -> bool:
         """Whether metric `a` is strictly better than `b`."""

@@ -20,8 +20,9 @@ A race knows the file by its sha256, and goes on only with the same one. It read
 what runs is that source, also where the file is edited meanwhile. Modules that it imports, from
 beside it or from where you are, must stay as they are: a race ends where one was changed.
 
-Each run begins with torch, numpy, random and every generator that the file made at its top seeded
-anew from the run's seed, so that no run depends on which ones came before it.
+Each run begins with torch, numpy and random seeded anew from the run's seed, and so are the
+generators that the file, and the modules that it imports from beside it, have made at the top: each
+has a stream of its own, and no run depends on which ones came before it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ import os
 import random
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -47,6 +50,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from steepest.race import BadCall
+from steepest.race.tasks import beside
 from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, TaskError
 
 MODULE = "steepest_task"
@@ -55,7 +59,11 @@ EVALUATIONS = 12
 
 SEARCHED = 1000
 """Things in a list of the file's, up to which generators are looked for in it."""
+LOOKED_AT = 100_000
+"""Things in all."""
 
+_generators: dict[int, list[tuple[str, Any]]] = {}
+"""id of a file's module, which is kept for ever -> path and generator."""
 _loaded: dict[tuple[Path, str], tuple[ModuleType, Task]] = {}
 _held: dict[Path, bytes] = {}
 
@@ -92,6 +100,7 @@ def load(path: Path) -> Task:
     key = path.resolve(), digest
     if key not in _loaded:
         module = _imported(path.resolve(), source)
+        _generators[id(module)] = _found(module)
         _loaded[key] = module, _read(module, path, digest)
     return _loaded[key][1]
 
@@ -206,12 +215,16 @@ def _read(module: ModuleType, path: Path, digest: str) -> Task:
 
 
 def seed_everything(seed: int, module: ModuleType) -> None:
-    """torch, numpy, random and the generators of the file: a run depends on its seed alone."""
+    """torch, numpy, random and the generators of the file: a run depends on its seed alone.
+
+    Each of the file's has a stream of its own, by the path that it was found at, none of which is
+    torch's: what is drawn from two of them is not the same.
+    """
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
-    for k, generator in enumerate(_generators(vars(module), set())):
-        own = (seed + k * 2654435761) % 2**32  # a stream for each
+    for path, generator in generators(module):
+        own = int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:4], "big")
         if isinstance(generator, torch.Generator):
             generator.manual_seed(own)
         elif isinstance(generator, np.random.Generator):
@@ -221,30 +234,76 @@ def seed_everything(seed: int, module: ModuleType) -> None:
             generator.seed(own)
 
 
-def _generators(value: Any, seen: set[int]) -> Iterator[Any]:
-    """The random generators in what a file made at its top: in its lists, loaders and objects."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    inside: Iterable[Any] = ()
-    if isinstance(
-        value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-    ):
-        yield value
-    elif isinstance(value, dict):
-        inside = value.values() if len(value) <= SEARCHED else ()
-    elif isinstance(value, (list, tuple)):
-        inside = value if len(value) <= SEARCHED else ()
-    elif isinstance(value, FunctionType):
-        inside = *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()
-        with contextlib.suppress(ValueError):  # a cell that is empty yet
-            inside = *inside, *(cell.cell_contents for cell in value.__closure__ or ())
-    elif isinstance(value, (DataLoader, Dataset, Sampler)) or MODULE in (
-        type(value).__module__, getattr(value, "__module__", "")
-    ):  # fmt: skip
-        inside = list(getattr(value, "__dict__", {}).values())
-    for each in list(inside):
-        yield from _generators(each, seen)
+def generators(module: ModuleType) -> list[tuple[str, Any]]:
+    """The file's random generators with their paths, as there were when it had been imported.
+
+    What it makes later, such as in a cache that is filled by the first run, is not among them.
+    """
+    return _generators.get(id(module), [])
+
+
+def _found(module: ModuleType) -> list[tuple[str, Any]]:
+    """The random generators in what a file made at its top, and in its modules from beside it: in
+    lists, loaders and objects, the nearest first.
+    """
+    file = Path(str(module.__file__))
+    own = {
+        name: sys.modules[name] for name, _ in beside.under((file.parent, Path.cwd()), str(file))
+    }
+    known, kinds = {id(g) for g in _everybodys()}, {MODULE, *own}
+    left = deque([("", vars(module)), *((f"{name}:", vars(m)) for name, m in own.items())])
+    found: list[tuple[str, Any]] = []
+    while left and len(known) < LOOKED_AT:
+        path, value = left.popleft()
+        if id(value) in known:
+            continue
+        known.add(id(value))
+        if isinstance(
+            value, (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+        ):
+            found.append((path, value))
+        else:
+            left += [(f"{path}.{name}", each) for name, each in _inside(value, kinds)]
+    return found
+
+
+def _everybodys() -> Iterable[Any]:
+    """The generators that are torch's, numpy's and Python's own: they have the run's seed."""
+    mine: list[Any] = [np.random.mtrand._rand, random._inst]  # type: ignore[attr-defined]
+    return [torch.default_generator, *torch.cuda.default_generators, *mine]
+
+
+def _inside(value: Any, kinds: Container[str]) -> list[tuple[object, Any]]:
+    """Name and value of what may hold a generator in turn. kinds: modules whose objects may."""
+    if isinstance(value, dict):
+        return list(value.items()) if len(value) <= SEARCHED else []
+    if isinstance(value, (list, tuple, deque)):
+        return list(enumerate(value)) if len(value) <= SEARCHED else []
+    if isinstance(value, partial):
+        return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+    if isinstance(value, FunctionType):
+        cells = []
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # a cell that is empty yet
+                cells.append((name, cell.cell_contents))
+        wraps = vars(value).items()
+        return [
+            *enumerate(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items(), *cells,
+            *wraps,
+        ]  # fmt: skip
+    if isinstance(value, (MethodType, BuiltinMethodType)):
+        return [("self", value.__self__)] if not isinstance(value.__self__, ModuleType) else []
+    theirs = type(value).__module__, getattr(value, "__module__", "")
+    if isinstance(value, (DataLoader, Dataset, Sampler)) or any(m in kinds for m in theirs):
+        slots = [n for k in type(value).__mro__ for n in _slots(k)]
+        inside = [(n, getattr(value, n)) for n in slots if hasattr(value, n)]
+        return [*getattr(value, "__dict__", {}).items(), *inside]
+    return []
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    named = vars(kind).get("__slots__", ())
+    return (named,) if isinstance(named, str) else tuple(n for n in named if n[:2] != "__")
 
 
 def _train(
