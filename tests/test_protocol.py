@@ -319,3 +319,22 @@ def test_a_bundled_run_that_names_one_class_has_failed(name):
     for share in shares:
         assert protocol.failed(task, trial, Result([2], [share], [0.1], share))
     assert not protocol.failed(task, trial, Result([2], [0.5], [0.1], 0.5))
+
+
+def test_a_baseline_is_named_as_entries_are():
+    from steepest.race.request import Request
+
+    assert Request("digits", "adamw,sgd", baseline="sgd ").against() == "sgd"
+    assert Request("digits", "adamw,sgd", baseline="sgd ").field() == ("adamw", "sgd")
+    for bad in ("", " ", "nonsense", "adamw,sgd"):
+        with pytest.raises(BadCall):
+            Request("digits", "adamw,sgd", baseline=bad).check()
+
+
+def test_a_worst_whose_square_is_infinite_is_refused(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        'MINIMIZE = "loss"\nWORST = 1e308\n\n\ndef train(make_optimizer, report, seed):\n    pass\n'
+    )
+    with pytest.raises(BadCall, match="WORST = 1e\\+308: expected a number of 1e100 at most"):
+        tasks.get(str(file))

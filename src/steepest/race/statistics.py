@@ -53,7 +53,7 @@ class Difference:
     claim: bool
     """Told apart from the baseline at 5 % over all entries."""
     exact: bool = False
-    """By the sign-flip test, as a run of the pair failed or one stands apart; else by the t test."""
+    """By the sign-flip test, as a run failed or one stands apart; else by the t test."""
     effect: float | None = None
     """`hedges`, in standard deviations of the differences."""
     improved: float | None = None
@@ -68,7 +68,7 @@ class Difference:
 
 def spread_of(values: Sequence[float]) -> float:
     """Standard deviation by the median absolute deviation: one run does not decide it."""
-    return float(stats.median_abs_deviation(values, scale="normal"))
+    return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
 
 
 def holm(p: Sequence[float]) -> list[float]:

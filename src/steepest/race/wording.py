@@ -267,9 +267,9 @@ def caveats(summary: dict[str, Any]) -> list[str]:
             why += [f"one seed stands far from the others ({', '.join(apart)})"] * bool(apart)
             because = " and ".join(why)
             lines.append(
-                f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean counts "
-                f"one such seed as one seed, however bad it was; with n={n} its smallest p is "
-                f"{2.0 ** (1 - n):.2g}."
+                f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean "
+                f"counts one such seed as one seed, however bad it was; with n={n} its smallest p "
+                f"is {2.0 ** (1 - n):.2g}."
             )
         if any(d.low is None and not d.exact for d in judged.values()) and n > 1:
             lines.append(
