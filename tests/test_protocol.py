@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steepest.race import BadCall, conduct, entries, protocol, tasks
 from steepest.race.claims import Alone
-from steepest.race.protocol import TUNING, Plan, Result, Trial
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 
 DIGITS = tasks.get("digits")
 SPACE = {"lr": (1e-5, 1e-1), "eps": (1e-9, 1e-3)}
@@ -302,3 +302,39 @@ def test_a_budget_that_buys_no_verdict_says_so_before_the_race(capsys):
 def test_bad_budgets(text):
     with pytest.raises(BadCall, match="expected a wall time"):
         protocol.parse_budget(text)
+
+
+@pytest.mark.parametrize("name", ["digits", "bag-of-words"])
+def test_a_bundled_run_that_names_one_class_has_failed(name):
+    from steepest.race.tasks import images, sparse
+
+    task = tasks.get(name)
+    splits = images.digits() if name == "digits" else sparse.documentation().splits
+    shares = [
+        max((splits[s][1] == k).double().mean().item() for k in splits[s][1].unique())
+        for s in ("validation", "test")
+    ]
+    assert task.worst == pytest.approx(max(shares))
+    trial = Trial(name, FRESH, "adamw", 0, 0, 2, {"lr": 0.1})
+    for share in shares:
+        assert protocol.failed(task, trial, Result([2], [share], [0.1], share))
+    assert not protocol.failed(task, trial, Result([2], [0.5], [0.1], 0.5))
+
+
+def test_a_baseline_is_named_as_entries_are():
+    from steepest.race.request import Request
+
+    assert Request("digits", "adamw,sgd", baseline="sgd ").against() == "sgd"
+    assert Request("digits", "adamw,sgd", baseline="sgd ").field() == ("adamw", "sgd")
+    for bad in ("", " ", "nonsense", "adamw,sgd"):
+        with pytest.raises(BadCall):
+            Request("digits", "adamw,sgd", baseline=bad).check()
+
+
+def test_a_worst_whose_square_is_infinite_is_refused(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        'MINIMIZE = "loss"\nWORST = 1e308\n\n\ndef train(make_optimizer, report, seed):\n    pass\n'
+    )
+    with pytest.raises(BadCall, match="WORST = 1e\\+308: expected a number of 1e100 at most"):
+        tasks.get(str(file))

@@ -247,6 +247,76 @@ def test_a_verdict_does_not_depend_on_the_unit_of_the_metric(size):
     assert found["adam"]["difference"]["low"] is not None
 
 
+BASE = [0.951, 0.949, 0.9505, 0.9495, 0.952, 0.948, 0.9503, 0.9497, 0.9511, 0.9489]
+BETTER = [v + 0.01 + 1e-4 * i for i, v in enumerate(BASE)]
+TEN = replace(PLAN, entries=("adamw", "adam"), seeds=10, trials=5)
+
+
+def test_one_collapse_that_is_no_failure_does_not_turn_the_verdict():
+    for end in (0.0888, 0.3):
+        summary = made_up({"adamw": [*BASE[:3], end, *BASE[4:]], "adam": BETTER}, TEN)
+        assert summary["entries"]["adamw"]["failed"] == 0
+        assert "better than adamw in test accuracy: adam" in summary["verdict"]
+        said = " ".join(caveats(summary))
+        assert "One seed stands far from the others (adam), so the exact sign-flip test" in said
+        assert "Two-sided exact intervals" in said
+    # and a rival that nobody can tell apart is not kept out by a spread that one run decides
+    noise = [v + 0.004 * (-1) ** i + 0.0005 for i, v in enumerate(BASE)]
+    undecided = made_up({"adamw": [*BASE[:3], 0.0888, *BASE[4:]], "adam": noise}, TEN)
+    assert "keep" not in undecided["verdict"]
+
+
+def test_where_every_run_failed_nothing_is_compared():
+    for ends in ({"diverged": "nan"}, {}):
+        summary = made_up({"adamw": [0.0] * 10, "adam": [0.0] * 10}, TEN, **ends)
+        assert summary["verdict"].startswith("Nothing was compared: every fresh run (n=10 per")
+        assert "keep" not in summary["verdict"]
+    assert any("20 of 20 fresh runs ended no better than a run" in x for x in caveats(summary))
+
+
+def test_a_baseline_that_ended_at_the_worst_is_not_kept():
+    worse = [v - 0.2 for v in BASE]
+    summary = made_up({"adamw": [0.0, *BASE[1:]], "adam": [0.0, *worse[1:]]}, TEN)
+    assert "worse than adamw" in summary["verdict"]
+    assert "keep" not in summary["verdict"]
+
+
+def test_failure_is_counted_as_it_is_tested():
+    summary = made_up({"adamw": BASE, "adam": [0.0, *BETTER[1:]]}, TEN)
+    found = summary["entries"]["adam"]
+    assert (found["failed"], found["diverged"]["fresh"]) == (1, 0)
+    assert found["diverged"]["fresh_rate_up_to"] == pytest.approx(0.394, abs=1e-3)
+    said = " ".join(caveats(summary))
+    assert "A run failed (adam failed on 1 of 10), so the exact" in said
+    assert "1 of n=10 fresh runs of adam failed" in said
+    both = " ".join(caveats(made_up({"adamw": [0.0, *BASE[1:]], "adam": [0.0, *BETTER[1:]]}, TEN)))
+    assert "1 of n=10 fresh runs of each of adamw, adam failed" in both
+
+
+def test_too_few_pairs_have_no_interval_and_are_not_the_same_on_every_seed():
+    five = replace(TEN, seeds=5)
+    summary = made_up({"adamw": [0.0, *BASE[1:5]], "adam": BETTER[:5]}, five)
+    cell = {row[0]: row[3] for row in rows(summary)}["adam"]
+    assert "(no interval: n too small)" in cell
+    assert "every seed" not in cell + summary["verdict"]
+
+
+def test_an_improvement_within_the_spread_of_seeds_is_undecided():
+    rng = np.random.default_rng(1)
+    base = rng.normal(0.9, 0.02, 10)
+    rival = base + 0.002 + rng.normal(0, 0.006, 10)
+    summary = made_up({"adamw": base.tolist(), "adam": rival.tolist()}, TEN)
+    d = summary["entries"]["adam"]["difference"]
+    assert d["low"] < 0 < d["mean"] < d["high"] < 0.02
+    assert summary["verdict"].startswith("Undecided")
+
+
+def test_with_a_measured_worst_only_what_diverged_has_failed():
+    pretrained = replace(DIGITS, worst=0.97, measured=0.97)
+    summary = made_up({"adamw": BASE, "adam": BETTER}, TEN, task=pretrained)
+    assert [e["failed"] for e in summary["entries"].values()] == [0, 0]
+
+
 # --- numbers
 
 

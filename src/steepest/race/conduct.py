@@ -71,7 +71,7 @@ def _race(
     study: str | None,
 ) -> tuple[dict[str, Any], bool]:
     started = perf_counter()
-    request.check()
+    request.check(resume=resume)
     if resume and not folder.exists():
         raise BadCall(NOTHING.format(folder))
     work = trials.runner(request.task, request.optimizers)
@@ -189,7 +189,7 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         seed=request.seed or 0,
         request={key: value for key, value in asdict(request).items() if value is not None},
         data=request.data,
-        baseline=request.baseline or "",
+        baseline=request.against() or "",
         search=searching.parse(request.search, field),
     )
     if request.budget is None:

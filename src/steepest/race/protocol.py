@@ -233,12 +233,14 @@ def clamped(task: Task, metric: float) -> float:
 
 
 def failed(task: Task, trial: Trial, result: Result) -> bool:
-    """Whether a fresh run diverged, or ended no better than a run that did."""
-    if result.diverged:
-        return True
+    """Whether a fresh run diverged, or ended no better than WORST.
+
+    A worst that was measured is that of an untrained model, which may be a good one: who ends no
+    better than it has not failed.
+    """
+    if result.diverged or task.measured is not None:
+        return result.diverged is not None
     metric, bad = tested(task, trial, result), task.worst
-    if task.measured is not None:
-        bad = task.measured
     return metric is not None and bad is not None and not task.better(metric, bad)
 
 

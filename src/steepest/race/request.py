@@ -43,12 +43,16 @@ class Request:
     def field(self) -> tuple[str, ...]:
         """The entries: those of --optimizers, and the baseline where it is not among them."""
         names = entries.parse(self.optimizers)
-        if self.baseline is None or self.baseline in names:
-            return names
-        (alone,) = entries.parse(self.baseline) if "," not in self.baseline else (None,)
-        if alone is None:
+        alone = self.against()
+        return names if alone is None or alone in names else (*names, alone)
+
+    def against(self) -> str | None:
+        """The baseline's name as entries have it; None where the protocol chooses."""
+        if self.baseline is None:
+            return None
+        if "," in self.baseline or not self.baseline.strip():
             raise BadCall(f"--baseline {self.baseline!r}: expected the name of one entry")
-        return names if alone in names else (*names, alone)
+        return entries.parse(self.baseline)[0]
 
     def command(self) -> str:
         """The command line that asks for this."""
@@ -56,13 +60,14 @@ class Request:
         words = ["steepest", "race", str(options.pop("task"))]
         return shlex.join(words + [w for k, v in options.items() for w in (f"--{k}", str(v))])
 
-    def check(self) -> None:
-        """BadCall at the first option that cannot be meant."""
+    def check(self, *, resume: bool = False) -> None:
+        """BadCall at the first option that cannot be meant; of a stored race `agree` has ranges."""
         task = tasks.get(self.task, self.data)  # first: its file may define rules
         field = self.field()
         for entry in field:
             entries.fits(entry, task)
-        searching.parse(self.search, field)
+        if not resume:
+            searching.parse(self.search, field)
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -85,14 +90,21 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
     """
     plan = store.plan
     field = request.optimizers and ",".join(request.field())
-    ranges = request.search and searching.written(searching.parse(request.search, plan.entries))
+    ranges = request.search and searching.parse(request.search, plan.entries)
+    ranges = searching.written(plan.search if ranges == plan.search else ranges or {})
     kept = {
         **asdict(plan),
         "optimizers": ",".join(plan.entries),
         "budget": plan.request.get("budget"),
         "search": searching.written(plan.search),
     }
-    for name, value in asdict(replace(request, optimizers=field, search=ranges)).items():
+    asked = asdict(
+        replace(
+            request, optimizers=field, baseline=request.against(),
+            search=ranges if request.search else None,
+        )
+    )  # fmt: skip
+    for name, value in asked.items():
         # a file and its data are known by what is in them, below
         moved = name == "data" or (name == "task" and store.task.file and tasks.is_file(value))
         if value is not None and value != kept[name] and not moved:

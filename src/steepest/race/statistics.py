@@ -17,6 +17,10 @@ LEAST = 5
 """Fewer pairs than this allow no claim, more are needed where a run failed: `least_pairs`."""
 EVERY = 20
 """Pairs up to which the sign-flip test takes every subset of them."""
+CHUNK = 2**15
+"""Subsets drawn at once."""
+APART = 10.0
+"""Median distances that a difference may lie from the others' middle: see `stands_apart`."""
 BOOTSTRAP_LEAST = 20
 """Pairs from which a bootstrap interval is shown; below, it is too narrow."""
 NEAR = 0.01
@@ -49,7 +53,7 @@ class Difference:
     claim: bool
     """Told apart from the baseline at 5 % over all entries."""
     exact: bool = False
-    """By the sign-flip test, as a run of the pair failed; else by the t test."""
+    """By the sign-flip test, as a run failed or one stands apart; else by the t test."""
     effect: float | None = None
     """`hedges`, in standard deviations of the differences."""
     improved: float | None = None
@@ -62,6 +66,11 @@ class Difference:
     """BCa 95 % interval of the mean, from 20 pairs on."""
 
 
+def spread_of(values: Sequence[float]) -> float:
+    """Standard deviation by the median absolute deviation: one run does not decide it."""
+    return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p values of Holm (1979), Scandinavian Journal of Statistics 6, 65-70."""
     adjusted = [0.0] * len(p)
@@ -72,13 +81,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _p(d: np.ndarray, exact: bool) -> float | None:
-    if len(d) < 2:
-        return None
-    if exact or _constant(d):  # there is no t test without spread
-        return sign_flip(d)
-    test: Any = stats.ttest_1samp(d, 0.0)
-    return float(test.pvalue)
+def stands_apart(d: Sequence[float] | np.ndarray) -> bool:
+    """Whether one of the differences is so far from the others that a t test sees only it.
+
+    Its size |d| lies further from the median size than 10 times the median of all such distances
+    (MAD; Hampel 1974, Journal of the American Statistical Association 69, 383-393). It asks for
+    sizes alone: where it sends a race does not depend on signs, which are what the exact test
+    counts. Of normal differences without a mean it holds for 3 % at n=10.
+    """
+    size = abs(np.asarray(d, dtype=float))
+    away = abs(size - np.median(size))
+    return bool(away.max(initial=0.0) > APART * max(float(np.median(away)), NO_SPREAD * size.max()))
 
 
 def sign_flip(d: Sequence[float] | np.ndarray) -> float:
@@ -93,8 +106,8 @@ def sign_flip(d: Sequence[float] | np.ndarray) -> float:
     that signs of sums of subsets are all that is needed. Beyond 20 pairs 2^20 subsets drawn from a
     fixed seed stand for all, and the one of none counts, which keeps p valid.
     """
-    sums, sizes = _subsets(np.asarray(d, dtype=float))
-    return min(1.0, 2 * float(min((sums <= 0).sum(), (sums >= 0).sum())) / len(sizes))
+    (subsets,) = _subsets([np.asarray(d, dtype=float)])
+    return subsets.p()
 
 
 def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float, float] | None:
@@ -103,29 +116,54 @@ def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float,
     Its ends are means of subsets of the differences: Hartigan (1969), Journal of the American
     Statistical Association 64, 1303-1317.
     """
-    sums, sizes = _subsets(np.asarray(d, dtype=float))
-    # p of a shift is twice the share of subsets with a mean beyond it, the empty ones among them
-    few = math.floor((1 - level) / 2 * len(sizes) * (1 + NO_SPREAD)) - int((sizes == 0).sum())
-    if few < 0:
-        return None
-    means = np.sort(sums[sizes > 0] / sizes[sizes > 0])
-    return float(means[few]), float(means[-1 - few])
+    (subsets,) = _subsets([np.asarray(d, dtype=float)])
+    return subsets.interval(level)
 
 
-def _subsets(d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Subsets:
     """Sum, exactly 0 where it is but rounding, and size of every subset, or of those drawn."""
-    each = np.stack((d, abs(d), np.ones_like(d)), axis=1)
-    found = np.zeros((1, 3))
-    if len(d) <= EVERY:
-        for row in each:
-            found = np.concatenate((found, found + row))
+
+    sums: np.ndarray
+    sizes: np.ndarray
+
+    def p(self) -> float:
+        few = min((self.sums <= 0).sum(), (self.sums >= 0).sum())
+        return min(1.0, 2 * float(few) / len(self.sizes))
+
+    def interval(self, level: float) -> tuple[float, float] | None:
+        some = self.sizes > 0
+        # p of a shift is twice the share of subsets with a mean beyond it, empty ones among them
+        few = math.floor((1 - level) / 2 * len(some) * (1 + NO_SPREAD)) - int((~some).sum())
+        if few < 0:
+            return None
+        means = self.sums[some] / self.sizes[some]
+        means.partition([few, len(means) - 1 - few])
+        return float(means[few]), float(means[-1 - few])
+
+
+def _subsets(found: Sequence[np.ndarray]) -> list[_Subsets]:
+    """Those of each of `found`, all of as many pairs: the same subsets for all."""
+    if not found:
+        return []
+    n, every = len(found[0]), np.array([row for d in found for row in (d, abs(d))])
+    if n <= EVERY:
+        sums = np.zeros((len(every), 1))
+        sizes = np.zeros(1)
+        for i in range(n):
+            sums = np.concatenate((sums, sums + every[:, i : i + 1]), axis=1)
+            sizes = np.concatenate((sizes, sizes + 1))
     else:
-        rng = np.random.default_rng(0)
-        found = np.zeros((2**EVERY, 3))
-        for row in each:
-            found[1:] += row * rng.integers(2, size=(2**EVERY - 1, 1))
-    sums, sizes = found[:, 0], found[:, 2]
-    return np.where(abs(sums) <= NO_SPREAD * found[:, 1], 0.0, sums), sizes
+        rng, parts = np.random.default_rng(0), []
+        for k in range(2**EVERY // CHUNK):
+            drawn = rng.integers(2, size=(CHUNK, n), dtype=np.int8).astype(float)
+            drawn[0] *= k > 0  # the first of all is that of none
+            parts.append((every @ drawn.T, drawn.sum(axis=1)))
+        sums, sizes = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+    return [
+        _Subsets(np.where(abs(own) <= NO_SPREAD * size, 0.0, own), sizes)
+        for own, size in zip(sums[::2], sums[1::2], strict=True)
+    ]
 
 
 def least_pairs(comparisons: int) -> int:
@@ -155,15 +193,50 @@ def paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     return np.full_like(d, d.mean()) if same.all() else d
 
 
+@dataclass(frozen=True)
+class _Tests:
+    """Of every entry that has two pairs: its p, and what an exact one is made of."""
+
+    p: dict[str, float]
+    subsets: dict[str, _Subsets]
+    exact: set[str]
+
+
+def _tests(differences: Mapping[str, np.ndarray], failed: Collection[str]) -> _Tests:
+    exact = {name for name, d in differences.items() if name in failed or stands_apart(d)}
+    flipped: dict[int, list[str]] = {}
+    for name, d in differences.items():
+        if len(d) >= 2 and (name in exact or _constant(d)):  # there is no t test without spread
+            flipped.setdefault(len(d), []).append(name)
+    subsets = {
+        name: one
+        for names in flipped.values()
+        for name, one in zip(names, _subsets([differences[name] for name in names]), strict=True)
+    }
+    p = {}
+    for name, d in differences.items():
+        if name in subsets:
+            p[name] = subsets[name].p()
+        elif len(d) >= 2:
+            test: Any = stats.ttest_1samp(d, 0.0)
+            p[name] = float(test.pvalue)
+    return _Tests(p, subsets, exact)
+
+
 def decide(
     differences: Mapping[str, np.ndarray], failed: Collection[str] = ()
 ) -> tuple[dict[str, float], dict[str, float], set[str]]:
     """p of every entry that has two pairs, the same after Holm, and the entries told apart."""
-    found = {name: _p(d, name in failed) for name, d in differences.items()}
-    p = {name: value for name, value in found.items() if value is not None}
+    p = _tests(differences, failed).p
+    return p, *_told_apart(differences, p)
+
+
+def _told_apart(
+    differences: Mapping[str, np.ndarray], p: dict[str, float]
+) -> tuple[dict[str, float], set[str]]:
     adjusted = dict(zip(p, holm(list(p.values())), strict=True))
     enough = {name for name, d in differences.items() if len(d) >= LEAST}
-    return p, adjusted, {name for name in enough if adjusted[name] <= ALPHA}
+    return adjusted, {name for name in enough if adjusted[name] <= ALPHA}
 
 
 def compare(
@@ -175,13 +248,16 @@ def compare(
     """Judge every entry's `paired` differences to the baseline; `maximize`: more is better.
 
     Two-sided paired t tests; the exact `sign_flip` for the entries `failed`, of which, or of whose
-    baseline, a run has failed, and where all differences are the same number. Holm-corrected over
-    the entries. The interval of an entry is of the same test, at the level at which Holm's
-    procedure tested it, between 95 % and (1 - 0.05 / entries), so that it leaves out zero exactly
-    where a difference may be claimed. Where all differences are the same there is none.
+    baseline, a run has failed, where one difference `stands_apart`, and where all differences are
+    the same number. Holm-corrected over the entries. The interval of an entry is of the same test,
+    at the level at which Holm's procedure tested it, between 95 % and (1 - 0.05 / entries), so
+    that it leaves out zero exactly where a difference may be claimed. Where all differences are the
+    same there is none.
     """
     arrays = {name: np.asarray(d, dtype=float) for name, d in differences.items()}
-    p, adjusted, claims = decide(arrays, failed)
+    tests = _tests(arrays, failed)
+    p = tests.p
+    adjusted, claims = _told_apart(arrays, p)
     levels = {}
     shares = len(adjusted)
     for name in sorted(adjusted, key=lambda name: (p[name], name)):
@@ -190,11 +266,11 @@ def compare(
             shares = max(1, shares - 1)
     judged = {}
     for name, d in arrays.items():
-        level, exact = levels.get(name, 1 - ALPHA), name in failed
+        level, exact = levels.get(name, 1 - ALPHA), name in tests.exact
         low = high = effect = between = None
         if len(d) >= 2 and not _constant(d):
-            if exact:  # an effect size and a bootstrap would be of the failures alone
-                low, high = flip_interval(d, level) or (None, None)
+            if exact:  # an effect size and a bootstrap would be of the one difference alone
+                low, high = tests.subsets[name].interval(level) or (None, None)
             else:
                 interval = stats.ttest_1samp(d, 0.0).confidence_interval(level)
                 low, high = float(interval.low), float(interval.high)

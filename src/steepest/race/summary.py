@@ -144,6 +144,7 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
     one = next((result for _, result in (*fresh, *tuned)), None)
     tests = [value for pair in fresh if (value := tested(task, *pair)) is not None]
     space, lost = _space(plan, name), sum(r.diverged is not None for r in results)
+    bad = sum(failed(task, *pair) for pair in fresh)
     tuning = [
         {
             "hyperparameters": trial.hyper,
@@ -179,9 +180,9 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
         "diverged": {
             "tuning": sum(result.diverged is not None for _, result in tuned),
             "fresh": lost,
-            "fresh_rate_up_to": failure_bound(lost, len(results)) if results else None,
+            "fresh_rate_up_to": failure_bound(bad, len(results)) if results else None,
         },
-        "failed": sum(failed(task, *pair) for pair in fresh),
+        "failed": bad,
         "state_bytes": one.state_bytes if one else None,
         "parameters": one.parameters if one else None,
         "gradients": _median(

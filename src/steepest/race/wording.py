@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from steepest.race.protocol import LEAST_TRIALS
-from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs
+from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs, spread_of
 
 UNKNOWN = "\u2013"
 """In the table: not measured (yet)."""
+NEGLIGIBLE = 0.25
+"""Standard deviations of the baseline's runs that an entry may be better by and not be missed."""
+NO_INTERVAL = "(no interval: n too small)"
 HALF = 4
 """Times the seeds that make an interval about half as wide."""
 
@@ -47,6 +50,11 @@ def verdict(summary: dict[str, Any]) -> str:
         return (
             f"{base} ran alone (n={n} fresh {_plural('seed', n)}): there is nothing to compare it "
             f"to; name more in --optimizers, or another as --baseline."
+        )
+    if all(e["failed"] == len(e["test"]) for e in summary["entries"].values()):
+        return (
+            f"Nothing was compared: every fresh run (n={n} per entry) diverged or ended no better "
+            f"than a run that did; give lower ranges with --search, or more --steps."
         )
     few = too_little(plan)
     if n < LEAST:
@@ -102,23 +110,23 @@ def verdict(summary: dict[str, Any]) -> str:
 def _small(summary: dict[str, Any], rest: dict[str, Difference]) -> str | None:
     """Why nobody of `rest` can be better than the baseline by more than luck; None if one can."""
     base = summary["entries"][summary["baseline"]]
+    if base["failed"] or len(base["test"]) < 2:
+        return None
     open_ = [d for d in rest.values() if d.low is not None or d.mean]
     if not open_:
         return ""
-    if base["diverged"]["fresh"] or len(base["test"]) < 2:
-        return None
-    spread, sign = st.stdev(base["test"]), 1 if summary["maximize"] else -1
+    own, sign = spread_of(base["test"]), 1 if summary["maximize"] else -1
     ends = [None if d.high is None or d.low is None else max(sign * d.low, sign * d.high)
             for d in open_]  # fmt: skip
     known = [end for end in ends if end is not None]
-    if len(known) < len(ends) or max(known) > spread:
+    if len(known) < len(ends) or max(known) > max(0.0, NEGLIGIBLE * own):
         return None
     levels = {level(d) for d in open_}
-    most, own = (number(summary, x) for x in (max(0.0, *known), spread))
+    most, own = (number(summary, x) for x in (max(0.0, *known), own))
     return (
         f", and better by {most}{units(summary)[1]} at most ({' and '.join(sorted(levels))} "
-        f"{_plural('interval', len(open_))}), less than {summary['baseline']} varies from seed to "
-        f"seed (sd {own})"
+        f"{_plural('interval', len(open_))}), less than a quarter of what {summary['baseline']} "
+        f"varies by from seed to seed (sd {own}, from the median absolute deviation)"
     )
 
 
@@ -145,12 +153,12 @@ def _more(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
     exact = [e for e, d in rest.items() if d.exact]
     if exact and n < needed:
         return (
-            f"; where a fresh run of an entry or of {summary['baseline']} fails ({', '.join(exact)}"
-            f"), a claim over {comparisons} {_plural('comparison', comparisons)} needs "
-            f"n={needed} or more: give --seeds {needed} --seed {plan['seed'] + 1}"
+            f"; the exact test ({', '.join(exact)}) needs n={needed} or more for a claim over "
+            f"{comparisons} {_plural('comparison', comparisons)}: give --seeds {needed} "
+            f"--seed {plan['seed'] + 1}"
         )
-    if all(d.low is None or d.exact for d in rest.values()):
-        return ""
+    if all(d.low is None for d in rest.values()) or plan["trials"] < LEAST_TRIALS:
+        return ""  # more seeds would not narrow what little tuning leaves open
     return (
         f"; a new race with --seeds {HALF * n} --seed {plan['seed'] + 1} would have intervals "
         f"about half as wide"
@@ -164,7 +172,8 @@ def too_little(plan: dict[str, Any]) -> str:
         return ""
     cure = f"--trials {LEAST_TRIALS} or more"
     if plan.get("enough"):
-        cure = f"--budget {_budget(plan['enough'])} or more, or fewer --optimizers"
+        fewer = ", or fewer --optimizers" if len(plan["entries"]) > 2 else ""
+        cure = f"--budget {_budget(plan['enough'])} or more{fewer}"
     return (
         f"Not enough tuning: {trials} {_plural('trial', trials)} of an entry for each fresh seed, "
         f"a verdict needs at least {LEAST_TRIALS}; give {cure}"
@@ -183,19 +192,31 @@ def level(d: Difference) -> str:
 
 
 def _failures(summary: dict[str, Any], names: Sequence[str]) -> str:
-    """How many fresh runs of the entries diverged, and what share of them is not excluded."""
+    """How many fresh runs of the entries failed, and what share of them is not excluded."""
     found: dict[int, list[str]] = {}
     for name in names:
-        found.setdefault(summary["entries"][name]["diverged"]["fresh"], []).append(name)
+        found.setdefault(summary["entries"][name]["failed"], []).append(name)
     n, said = summary["plan"]["seeds"], []
     for lost, mine in sorted(found.items()):
         bound = failure_bound(lost, n)
-        who = ", ".join(mine) if len(mine) < len(summary["entries"]) else "any entry"
+        who = ", ".join(mine)
+        if len(mine) > 1:
+            every = len(mine) == len(summary["entries"]) and not lost
+            who = "any entry" if every else f"each of {who}"
         said.append(
-            f"{lost or 'none'} of n={n} fresh {_plural('run', n)} of {who} diverged "
+            f"{lost or 'none'} of n={n} fresh {_plural('run', n)} of {who} failed "
             f"(up to {100 * bound:.0f} % is not excluded)"
         )
     return ", ".join(said)
+
+
+def _who_failed(summary: dict[str, Any]) -> str:
+    """The entries of which fresh runs failed, with how many of how many."""
+    return ", ".join(
+        f"{name} failed on {entry['failed']} of {len(entry['test'])}"
+        for name, entry in summary["entries"].items()
+        if entry["failed"]
+    )
 
 
 def caveats(summary: dict[str, Any]) -> list[str]:
@@ -224,21 +245,31 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     if plan["over_budget"]:
         lines.append(over_budget(plan) + ".")
     compared = _compared(summary)
+    entries = summary["entries"]
     if compared:
+        judged = {e: Difference(**d["difference"]) for e, d in compared.items()}
+        exact = [e for e, d in judged.items() if d.exact]
+        kinds = "Two-sided t intervals"
+        if exact:
+            kinds = "Two-sided exact intervals"
+            if len(exact) < len(judged):
+                kinds = f"Two-sided intervals, exact for {', '.join(exact)}, else of the t test"
         lines.append(
             f"Differences are paired by seed (n={n}): {_same(summary)}. "
-            f"Two-sided t intervals, Holm-corrected over {len(compared)} "
+            f"{kinds}, Holm-corrected over {len(compared)} "
             f"{_plural('comparison', len(compared))}: the claims hold at 5 % together; "
             f"each interval stands alone, at the level at which it was tested."
         )
-        judged = {e: Difference(**d["difference"]) for e, d in compared.items()}
-        exact = [e for e, d in judged.items() if d.exact]
         if exact:
+            lost = [e for e in exact if entries[e]["failed"] or entries[base]["failed"]]
+            apart = [e for e in exact if e not in lost]
+            why = [f"a run failed ({_who_failed(summary)})"] * bool(lost)
+            why += [f"one seed stands far from the others ({', '.join(apart)})"] * bool(apart)
+            because = " and ".join(why)
             lines.append(
-                f"Where a fresh run of an entry or of {base} diverged, or ended no better than "
-                f"such a run ({', '.join(exact)}), the exact sign-flip test of the mean stands in "
-                f"for the t test, and the interval has the shifts that it does not reject; with "
-                f"n={n} its least p is {2.0 ** (1 - n):.2g}."
+                f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean "
+                f"counts one such seed as one seed, however bad it was; with n={n} its smallest p "
+                f"is {2.0 ** (1 - n):.2g}."
             )
         if any(d.low is None and not d.exact for d in judged.values()) and n > 1:
             lines.append(
@@ -251,10 +282,16 @@ def caveats(summary: dict[str, Any]) -> list[str]:
             f"{summary['metric']} is {number(summary, summary['test_standard_error'])} points. "
             f"The intervals speak of other seeds and other tunings, not of other cases."
         )
-    entries = summary["entries"]
     lost = sum(entry["diverged"]["fresh"] for entry in entries.values())
+    no_better = sum(entry["failed"] for entry in entries.values()) - lost
+    worst = number(summary, summary["worst"]) + units(summary)[0] if lost or no_better else ""
+    if no_better:
+        lines.append(
+            f"{no_better} of {sum(len(e['test']) for e in entries.values())} fresh runs ended no "
+            f"better than a run that diverges, and counts as failed, with {summary['metric']} "
+            f"{worst}."
+        )
     if lost:
-        worst = number(summary, summary["worst"]) + units(summary)[0]
         lines.append(
             f"{lost} of {sum(len(e['test']) for e in entries.values())} fresh runs diverged; each "
             f"counts as {summary['metric']} {worst}, not as missing."
@@ -393,7 +430,7 @@ def _compared(summary: dict[str, Any]) -> dict[str, Any]:
 def _size(summary: dict[str, Any], d: Difference) -> str:
     text = number(summary, abs(d.mean)) + units(summary)[1]
     if d.low is None or d.high is None:
-        return f"{text} on every seed"
+        return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
     near, far = sorted((abs(d.low), abs(d.high)))
     return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
 
@@ -456,7 +493,7 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
             if len(_levels(summary)) > 1:
                 difference += f" {level(d)}"
         elif n > 1:
-            difference += " on every seed"
+            difference += f" {NO_INTERVAL if d.exact else 'on every seed'}"
     elif name == summary["baseline"]:
         difference = "baseline"
     bytes_each = UNKNOWN

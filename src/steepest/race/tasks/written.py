@@ -57,6 +57,7 @@ MODULE = "steepest_task"
 STEPS = 300
 EVALUATIONS = 12
 
+MOST_WORST = 1e100
 SEARCHED = 1000
 """Things in a list of the file's, up to which generators are looked for in it."""
 LOOKED_AT = 100_000
@@ -197,11 +198,14 @@ def _read(module: ModuleType, path: Path, digest: str) -> Task:
             f"of the verdict and its direction; {given}"
         )
     steps, cases = constant("STEPS", int, 1) or STEPS, constant("TEST_CASES", int, 1) or 0
+    worst = constant("WORST", float)
+    if worst is not None and abs(worst) > MOST_WORST:
+        raise bad(f"WORST = {worst!r}: expected a number of 1e100 at most, whose square is finite")
     return Task(
         name=path.stem,
         metric=getattr(module, named[0]),
         maximize=named[0] == "MAXIMIZE",
-        worst=constant("WORST", float),
+        worst=worst,
         target=constant("TARGET", float),
         steps=steps,
         every=constant("EVERY", int, 1) or max(1, steps // EVALUATIONS),
