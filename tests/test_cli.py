@@ -207,7 +207,7 @@ def test_every_help_has_an_example(verb, capsys):
 
 
 def test_a_race_prints_table_verdict_and_paths(capsys, elsewhere):
-    call = "race digits --optimizers adam,momentum --trials 1 --seeds 2 --steps 3 --jobs 1"
+    call = "race digits --optimizers adam,adamw --trials 1 --seeds 2 --steps 40 --jobs 1"
     assert cli.main(call.split()) == 0
     out, err = capsys.readouterr()
     assert "difference to" in out

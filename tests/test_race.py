@@ -119,8 +119,13 @@ def test_a_race_leaves_what_was_promised(raced):
         assert all(0 <= value <= 1 for value in entry["test"])
         assert entry["parameters"] == 16 * 10 + 32 * 145 + 1290
         assert entry["state_bytes"] >= 4 * entry["parameters"]
-    oracle = stats.ttest_rel(*(summary["entries"][e]["test"] for e in ("momentum", "adamw")))
-    assert summary["entries"]["momentum"]["difference"]["p"] == pytest.approx(oracle.pvalue)
+    a, b = (np.array(summary["entries"][e]["test"]) for e in ("momentum", "adamw"))
+    oracle = stats.ttest_rel(a, b)
+    difference = summary["entries"]["momentum"]["difference"]
+    if difference["exact"]:  # a run failed, or one seed stands apart
+        mean = lambda x, y, axis: (x - y).mean(axis)  # noqa: E731
+        oracle = stats.permutation_test((a, b), mean, permutation_type="samples")
+    assert difference["p"] == pytest.approx(oracle.pvalue)
     share = np.mean(summary["entries"]["adamw"]["test"])
     assert summary["test_standard_error"] == pytest.approx(math.sqrt(share * (1 - share) / 597))
 

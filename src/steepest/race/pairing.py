@@ -162,9 +162,12 @@ _SPARSE = {
 
 
 def states(generators: Iterable[Any] = ()) -> str:
-    """A hash of the random states of torch, numpy and `random`, and of these generators."""
+    """A hash of the random states of torch and numpy, and of these generators.
+
+    Not of `random`: modules draw from it as they are imported, in whichever run comes first.
+    """
     seen = Seen()
-    seen.add([get() for get, _ in _KINDS])
+    seen.add([get() for get, _ in _KINDS[:2]])
     for each in generators:
         if isinstance(each, torch.Generator):
             seen.add(each.get_state())
@@ -190,6 +193,13 @@ def field(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
 
 def is_array(batch: Mapping[str, str], name: str) -> bool:
     return batch.get(name, "").startswith(ARRAY)
+
+
+def begin(seed: int) -> None:
+    """torch, numpy and `random` from the seed: a run depends on it alone, not on those before."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 class Apart:

@@ -20,7 +20,7 @@ from torch import nn
 
 from steepest.race import BadCall, entries, tasks
 from steepest.race.course import Diverged, declared
-from steepest.race.pairing import Apart, Seen, put_back, states
+from steepest.race.pairing import Apart, Seen, begin, put_back, states
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.race.tasks import beside
 from steepest.race.tasks.shape import Samples, Setup, Task, TaskError, two_points
@@ -121,6 +121,7 @@ class _Run:
 
     def _train(self) -> None:
         trial, result, task = self.trial, self.result, self.task
+        begin(trial.seed)
         try:
             if task.train:
                 task.train(self.make_optimizer, self.report, trial.seed, trial.steps)

@@ -50,6 +50,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
 from steepest.race import BadCall
+from steepest.race.pairing import begin
 from steepest.race.tasks import beside
 from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, TaskError
 
@@ -224,9 +225,7 @@ def seed_everything(seed: int, module: ModuleType) -> None:
     Each of the file's has a stream of its own, by the path that it was found at, none of which is
     torch's: what is drawn from two of them is not the same.
     """
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    begin(seed)
     for path, generator in generators(module):
         own = int.from_bytes(hashlib.sha256(f"{seed} {path}".encode()).digest()[:4], "big")
         if isinstance(generator, torch.Generator):
