@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from scipy import integrate
 
 import invented
 from steepest.cli import main
@@ -76,7 +75,8 @@ def test_a_profile_rises_and_the_score_is_its_area(ratios):
     assert all(a <= b for a, b in pairwise(heights))
     jumps = sorted({r for r in ratios if 1 < r < 4})
     edges = [1.0, *jumps, 4.0]
-    area = sum(integrate.quad(lambda tau: share(ratios, tau), a, b)[0] for a, b in pairwise(edges))
+    # between two jumps a profile is flat; edges may be a last bit apart
+    area = sum((b - a) * share(ratios, (a + b) / 2) for a, b in pairwise(edges))
     assert score(ratios) == pytest.approx(area / 3, abs=1e-6)
 
 
