@@ -7,6 +7,8 @@ Without --write it says whether the file is out of date, and leaves with 1 if it
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,21 +39,7 @@ def rule(function: Callable[..., Any]) -> Rule: ...
 @overload
 def rule(
     *,
-    keys: Mapping[str, str] | None = None,
-    limits: Mapping[str, str | tuple[str, str]] | None = None,
-    search: Mapping[str, tuple[float, float]] | None = None,
-    decay: Literal["coupled", "decoupled"] = "decoupled",
-    counts: bool = True,
-    forgets: Iterable[str] = (),
-    sparse: Literal["", "rows", "dense"] = "",
-    shapes: Mapping[str, str] | None = None,
-    called: str = "",
-    switches: Mapping[str, str] | None = None,
-    means: Mapping[str, tuple[Any, ...]] | None = None,
-    units: Mapping[str, str] | None = None,
-    excused: Mapping[str, str] | None = None,
-    includes: Mapping[str, tuple[str, str]] | None = None,
-    clocks: Mapping[str, Any] | None = None,
+{about}
 ) -> Callable[[Callable[..., Any]], Rule]: ...
 @overload
 def optimizer(  # pyright: ignore[reportOverlappingOverload]
@@ -61,6 +49,11 @@ def optimizer(  # pyright: ignore[reportOverlappingOverload]
 def optimizer(rule: str | Rule, params: ParamsT | nn.Module, **hyper: Any) -> RuleOptimizer: ...
 """
 ROOMS = sorted(steepest._ROOMS)
+# of what the decorator takes, where a type checker can be told more
+NARROWER = {
+    "decay": 'Literal["coupled", "decoupled"]', "sparse": 'Literal["", "rows", "dense"]',
+    "clocks": "Mapping[str, Any] | None",
+}  # fmt: skip
 KNOWN = {
     "rounding": 'Literal["stochastic", "kahan"] | None', "seed": "int", "cautious": "bool",
     "clip_norm": "float | Tensor | None", "backend": 'Literal["cpu", "foreach", "eager"] | None',
@@ -97,6 +90,18 @@ def shown(family: Family, base: str) -> str:
     return "\n".join([*lines, "    ) -> None: ..."])
 
 
+def decorator() -> str:
+    """What @rule takes, as `Rule` itself does."""
+    lines = []
+    for name, one in inspect.signature(steepest.Rule.__init__).parameters.items():
+        if one.kind is one.KEYWORD_ONLY:
+            plain = inspect.formatannotation(one.annotation).replace("collections.abc.", "")
+            shown = NARROWER.get(name, plain.replace("typing.", ""))
+            usual = json.dumps(one.default) if isinstance(one.default, str) else one.default
+            lines.append(f"    {name}: {shown} = {usual},")
+    return "\n".join(lines)
+
+
 def stub() -> str:
     """The whole file."""
     imports = [f"from . import {room} as {room}" for room in ROOMS]
@@ -107,7 +112,7 @@ def stub() -> str:
         name, module = made.__name__, made.__module__.removeprefix("steepest")
         imports += [f"from {module} import {name} as {name}"]
     body = [shown(c.family, c.__mro__[1].__name__) for c in classes.classes.values()]
-    head = HEAD.replace("{imports}", "\n".join(sorted(imports)))
+    head = HEAD.replace("{imports}", "\n".join(sorted(imports))).replace("{about}", decorator())
     return head + "\n" + "\n\n".join(body) + "\n"
 
 

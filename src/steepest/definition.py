@@ -75,7 +75,7 @@ class Rule:
         shapes: Mapping[str, str] | None = None,
         called: str = "",
         switches: Mapping[str, str] | None = None,
-        means: Mapping[str, tuple[str, str]] | None = None,
+        means: Mapping[str, tuple[Any, ...]] | None = None,
         units: Mapping[str, str] | None = None,
         excused: Mapping[str, str] | None = None,
         includes: Mapping[str, tuple[str, str]] | None = None,

@@ -3,7 +3,7 @@
 A file for each file of formulas. To add a rule, write one `compare(...)` here.
 """
 
-from . import adam, belief, bound, free, gradient, matrices, momenta, norms, signs
+from . import adam, belief, bound, free, gradient, matrices, momenta, norms, signs  # noqa: F401
 from .scaled import CANCELLING
 from .table import LIMIT, ORACLES, PACKAGES, SECOND, SETTINGS, Maker, Row, Setting, fixing
 
@@ -11,7 +11,6 @@ __all__ = [
     "CANCELLING", "LIMIT", "ORACLES", "PACKAGES", "PRECISE", "SECOND", "SETTINGS", "Maker", "Row",
     "Setting", "fixing",
 ]  # fmt: skip
-ROOMS = (gradient, adam, signs, bound, belief, momenta, free, norms, matrices)
 
 
 def _ends(rule: str) -> tuple[Setting, Setting]:
