@@ -31,8 +31,9 @@ import numpy as np
 from scipy import stats
 
 import steepest
-from steepest.race import conduct, entries, planning, protocol, statistics
+from steepest.race import conduct, planning, protocol, statistics
 from steepest.race.protocol import Plan, Result, Trial
+from steepest.training import entries
 
 ENTRY = "adam"
 TASK: Any = SimpleNamespace(maximize=True, worst=0.0, measured=None, better=float.__gt__)

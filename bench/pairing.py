@@ -14,9 +14,12 @@ from typing import Any
 
 import torch
 
-from steepest.race import entries, tasks, trials
-from steepest.race.pairing import Apart, Seen
+from steepest import tasks
+from steepest.race import trials
+from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
+from steepest.training import entries
+from steepest.training.randomness import Apart
 
 TASKS, COUNT = ("diabetes", "digits", "text"), 300
 IMAGES = (64, 3, 224, 224)

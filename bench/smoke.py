@@ -17,7 +17,7 @@ from statistics import fmean
 
 import steepest
 from steepest.catalogue import said
-from steepest.race.tasks.images import BATCH, TRAIN
+from steepest.tasks.images import BATCH, TRAIN
 
 EPOCHS, TRIALS, SEEDS, ENOUGH = 20, 8, 3, 0.95
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from steepest.race import protocol, tasks
+from steepest import tasks
+from steepest.race import protocol
 from steepest.race.protocol import TUNING, Plan, Result
 from steepest.race.summary import summarise
 

@@ -12,10 +12,11 @@ from scipy import linalg
 from torch import nn
 
 from invented import InProcess
-from steepest import cli
-from steepest.race import BadCall, conduct, tasks, trials
+from steepest import cli, tasks
+from steepest.errors import BadCall
+from steepest.race import conduct, trials
 from steepest.race.protocol import FRESH, Trial
-from steepest.race.tasks import gan, images, tables, text
+from steepest.tasks import gan, images, tables, text
 
 
 def trial(name, entry="momentum", steps=8, lr=0.05, data=None):

@@ -14,11 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.race import BadCall, conduct, entries, methods, parts, tasks, trials
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.race import conduct, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.race.request import Request
-from steepest.race.tasks.tables import DIABETES, diabetes
 from steepest.strategies import adaptive
+from steepest.tasks.tables import DIABETES, diabetes
+from steepest.training import entries, methods, parts
 
 SAMPLES, BATCH = 222, 32
 PARTS = [f"momentum+{word}" for word in parts.PARTS]

@@ -9,8 +9,10 @@ import pytest
 
 import steepest
 from steepest import cli
-from steepest.race import BadCall, conduct, entries, trials
+from steepest.errors import BadCall
+from steepest.race import conduct, trials
 from steepest.race.protocol import FRESH, Trial
+from steepest.training import entries
 
 DOCS = Path(__file__).parents[1] / "docs"
 CHOOSE = (DOCS / "how-to-choose.md").read_text(encoding="utf-8")

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.race import BadCall, entries, methods, parts, trials
+from steepest.errors import BadCall
+from steepest.race import trials
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.request import Request
+from steepest.training import entries, methods, parts
 
 
 def test_nobody_is_added_to_the_entries_that_are_named():

@@ -12,11 +12,14 @@ from torch import nn
 
 import steepest
 from invented import InProcess
-from steepest.race import BadCall, conduct, entries, tasks, trials
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.race import conduct, trials
 from steepest.race.protocol import FRESH, PILOT, Trial
 from steepest.race.request import Request
-from steepest.race.tasks import gan, sparse, written
-from steepest.race.tasks.shape import evaluating, two_points
+from steepest.tasks import gan, sparse, user_file
+from steepest.tasks.task import evaluating, two_points
+from steepest.training import entries
 
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
 
@@ -28,7 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(trials, "_warm_up", lambda _: None)
     yield tmp_path
-    sys.modules.pop(written.MODULE, None)
+    sys.modules.pop(user_file.MODULE, None)
 
 
 OWN = """
@@ -226,7 +229,7 @@ def oracle(kind, lr, batches, loss, model, evaluate, every):
     ],
 )
 def test_the_race_evaluates_the_average(entry, name):
-    from steepest.race.tasks.tables import DIABETES
+    from steepest.tasks.tables import DIABETES
 
     kind = getattr(pytest.importorskip("schedulefree"), name)
     setup = DIABETES.build(7)

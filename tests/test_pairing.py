@@ -21,13 +21,17 @@ import torch
 from torch import nn
 
 from invented import InProcess
-from steepest.race import BadCall, conduct, entries, tasks, trials
-from steepest.race.pairing import Apart, Seen
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.processes import Pool
+from steepest.race import conduct, trials
+from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
-from steepest.race.tasks import written
 from steepest.race.wording import caveats
-from steepest.race.workers import Pool
+from steepest.tasks import user_file
+from steepest.training import entries
+from steepest.training.randomness import Apart
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +41,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(trials, "_warm_up", lambda _: None)
     yield tmp_path
-    sys.modules.pop(written.MODULE, None)
+    sys.modules.pop(user_file.MODULE, None)
 
 
 def seen(*batches):
@@ -195,9 +199,9 @@ def test_an_optimizer_draws_from_states_of_its_own():
     made = Drawing([nn.Parameter(torch.ones(2))], lr=0.1)
     apart, all_drawn = Apart(made, 5), []
     draw = lambda: [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: E731
-    written.seed_everything(3, sys)
+    user_file.seed_everything(3, sys)
     expected = [draw() for _ in range(6)]
-    written.seed_everything(3, sys)
+    user_file.seed_everything(3, sys)
     found = [draw()]
     for _ in range(2):
         with apart.turned():

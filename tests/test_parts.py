@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from steepest.cli import main
-from steepest.race import entries, methods
-from steepest.race.parts import PARTS
+from steepest.training import entries, methods
+from steepest.training.parts import PARTS
 
 PAGE = (Path(__file__).parents[1] / "docs" / "entries.md").read_text(encoding="utf-8")
 LENGTHS = [1, 2, 3, 4, 5, 20, 97]

@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 import invented
 from steepest.cli import main
-from steepest.race import BadCall
+from steepest.errors import BadCall
 from steepest.race.profile import _stairs, notes, profile, rows, score, share
 
 

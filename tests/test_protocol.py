@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steepest.race import BadCall, conduct, entries, protocol, tasks
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.race import conduct, protocol
 from steepest.race.claims import Alone
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
+from steepest.training import entries
 
 DIGITS = tasks.get("digits")
 SPACE = {"lr": (1e-5, 1e-1), "eps": (1e-9, 1e-3)}
@@ -306,7 +309,7 @@ def test_bad_budgets(text):
 
 @pytest.mark.parametrize("name", ["digits", "bag-of-words"])
 def test_a_bundled_run_that_names_one_class_has_failed(name):
-    from steepest.race.tasks import images, sparse
+    from steepest.tasks import images, sparse
 
     task = tasks.get(name)
     splits = images.digits() if name == "digits" else sparse.documentation().splits

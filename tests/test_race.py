@@ -19,11 +19,13 @@ import torch
 from scipy import stats
 
 from page import Page
-from steepest.race import BadCall, conduct, protocol, tasks
+from steepest import tasks
+from steepest.errors import BadCall, WorkerError
+from steepest.processes import Pool
+from steepest.race import conduct, protocol
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
 from steepest.race.wording import caveats
-from steepest.race.workers import Pool, WorkerError
 
 REQUEST = conduct.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=20)
 DIGITS = tasks.get("digits")

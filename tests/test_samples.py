@@ -5,9 +5,12 @@ import sys
 import pytest
 import torch
 
-from steepest.race import BadCall, entries, tasks, trials
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.race import trials
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.request import Request
+from steepest.training import entries
 
 HEAD = """
 import torch

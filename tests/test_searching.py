@@ -8,12 +8,14 @@ import pytest
 
 from invented import DIGITS, PROVENANCE, pairs
 from page import Page
-from steepest.race import BadCall, conduct, entries, protocol, report, searching
+from steepest.errors import BadCall
+from steepest.race import conduct, protocol, report, searching
 from steepest.race.protocol import Plan
 from steepest.race.request import Request
 from steepest.race.store import Store
 from steepest.race.summary import reproduce, summarise
 from steepest.race.wording import caveats
+from steepest.training import entries
 
 FIELD = ("adamw", "adam+noise", "torch.optim:AdamW", "newton", "adamw+cosine")
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from steepest.race import tasks, trials
+from steepest import tasks
+from steepest.race import trials
 from steepest.race.protocol import FRESH, Trial
-from steepest.race.tasks import beside, written
+from steepest.tasks import user_file, user_modules
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def elsewhere(tmp_path, monkeypatch):
     known = {*sys.modules}
     yield tmp_path
     for name in {*sys.modules} - known:
-        if name.startswith(("seeded_", written.MODULE)):
+        if name.startswith(("seeded_", user_file.MODULE)):
             sys.modules.pop(name)
 
 
@@ -47,7 +48,7 @@ def task(seed):
 def loaded(folder, made, built="pass"):
     (folder / "mine.py").write_text(FILE.replace("MADE", made).replace("BUILT", built))
     tasks.get("mine.py")
-    return sys.modules[written.MODULE]
+    return sys.modules[user_file.MODULE]
 
 
 def test_no_generator_has_the_stream_of_torch_or_of_another(elsewhere):
@@ -58,7 +59,7 @@ def test_no_generator_has_the_stream_of_torch_or_of_another(elsewhere):
     )
     module = loaded(elsewhere, made)
     for seed in (0, 3, 2**32 + 3):
-        written.seed_everything(seed, module)
+        user_file.seed_everything(seed, module)
         torchs = [torch.rand(9, generator=g).tolist() for g in (None, module.A, module.B)]
         numpys = [g.random_sample(9).tolist() for g in (np.random, module.C, module.D)]
         pythons = [[g.random() for _ in range(9)] for g in (random, module.E, module.F)]
@@ -70,7 +71,7 @@ def test_no_generator_has_the_stream_of_torch_or_of_another(elsewhere):
 def test_what_is_everybodys_has_the_seed_of_the_run(elsewhere):
     """`random_split` has torch's generator as a default; the methods of `random` have Python's."""
     module = loaded(elsewhere, "from random import shuffle\nfrom numpy.random import rand")
-    assert written.generators(module) == []
+    assert user_file.generators(module) == []
 
 
 HOLDS = {
@@ -98,7 +99,7 @@ def test_where_generators_are_found(how, elsewhere):
     (elsewhere / "seeded_helper.py").write_text(
         "import numpy as np\nrng = np.random.default_rng(0)\ndef mix(): return rng.random()\n"
     )
-    ((path, _),) = written.generators(loaded(elsewhere, HOLDS[how]))
+    ((path, _),) = user_file.generators(loaded(elsewhere, HOLDS[how]))
     assert path
 
 
@@ -127,6 +128,6 @@ def test_modules_of_the_users_own_and_no_others(elsewhere):
     (inner / "__init__.py").write_text("")
     sys.path.insert(0, str(inner.parent))
     loaded(elsewhere, "import seeded_one, seeded_two")
-    assert {*beside.modules("mine.py")} == {"seeded_one"}
-    assert {*beside.modules("digits", "seeded_one:Mine")} == {"seeded_one"}
-    assert beside.modules("digits", "adam") == {}
+    assert {*user_modules.modules("mine.py")} == {"seeded_one"}
+    assert {*user_modules.modules("digits", "seeded_one:Mine")} == {"seeded_one"}
+    assert user_modules.modules("digits", "adam") == {}

@@ -7,7 +7,7 @@ from torch import nn
 import steepest
 from steepest.race import trials
 from steepest.race.protocol import FRESH, TUNING, Trial
-from steepest.race.tasks import sparse
+from steepest.tasks import sparse
 
 # of torch's own Adagrad
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")

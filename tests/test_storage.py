@@ -20,8 +20,9 @@ import pytest
 
 import postgres
 import steepest
-from steepest import cli
-from steepest.race import BadCall, claims, conduct, place, workers
+from steepest import cli, processes
+from steepest.errors import BadCall
+from steepest.race import claims, conduct, place
 from steepest.race.protocol import TUNING, Plan, Result, Trial
 from steepest.race.store import Store
 
@@ -116,7 +117,7 @@ def kills(root, count, storage):
 def together(root, storage, dies):
     """Two races of one study at the same time; one may die in the middle of a write."""
     claims.GRACE = 5.0 if dies else claims.GRACE
-    claims.BEAT = workers.PAUSE = 0.1
+    claims.BEAT = processes.PAUSE = 0.1
     written = 0
 
     def killed(statement):
@@ -138,12 +139,13 @@ def script():
 
     # a worker that is spawned imports torch for 3 s; forked ones die with their group
     context = multiprocessing.get_context("fork")
-    workers.multiprocessing.get_context = lambda _: context
+    processes.multiprocessing.get_context = lambda _: context
     import alembic.migration  # noqa: F401
     import pg8000  # noqa: F401
     from scipy.stats import qmc  # noqa: F401
 
-    from steepest.race import report, tasks
+    from steepest import tasks
+    from steepest.race import report
 
     tasks.get("digits").data_hash()
     report.page = lambda summary: ""  # a second for each race that ends
@@ -325,7 +327,7 @@ def test_races_in_one_database_do_not_meet(storage, tmp_path):
 
 
 def test_an_item_that_is_not_there_yet_is_asked_for_again(monkeypatch):
-    monkeypatch.setattr(workers, "PAUSE", 0.01)
+    monkeypatch.setattr(processes, "PAUSE", 0.01)
     answers = []
 
     def items():
@@ -334,7 +336,7 @@ def test_an_item_that_is_not_there_yet_is_asked_for_again(monkeypatch):
             yield None
         yield "3"
 
-    with workers.Pool(2, eval) as pool:
+    with processes.Pool(2, eval) as pool:
         for pair in pool.map(items()):
             answers.append(pair)  # noqa: PERF402 - the items look at it
     assert sorted(answers) == [("1", 1), ("2", 2), ("3", 3)]

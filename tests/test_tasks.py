@@ -14,12 +14,13 @@ from torch import nn
 
 import steepest
 from invented import InProcess
-from steepest import cli
-from steepest.race import BadCall, conduct, tasks, trials
+from steepest import cli, tasks
+from steepest.errors import BadCall, WorkerError
+from steepest.processes import Pool
+from steepest.race import conduct, trials
 from steepest.race.protocol import FRESH, PILOT, TUNING, Trial
 from steepest.race.store import Store
-from steepest.race.tasks import written
-from steepest.race.workers import Pool, WorkerError
+from steepest.tasks import user_file
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -30,7 +31,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(conduct, "Pool", InProcess)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    sys.modules.pop(written.MODULE, None)
+    sys.modules.pop(user_file.MODULE, None)
 
 
 DECLARED = """
@@ -261,7 +262,7 @@ def test_the_seed_decides_everything_that_a_naive_file_draws(mine):
     one, other = mine(naive), mine(naive)
     assert one.validation == other.validation
     assert one.initial == other.initial
-    module = written._loaded[next(reversed(written._loaded))][1]
+    module = user_file._loaded[next(reversed(user_file._loaded))][1]
     assert module.train
 
 

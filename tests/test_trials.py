@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from steepest.race import entries, protocol, tasks, trials
+from steepest import tasks
+from steepest.race import protocol, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
-from steepest.race.tasks import images
+from steepest.tasks import images
+from steepest.training import entries
 
 DIGITS = tasks.get("digits")
 

@@ -117,10 +117,11 @@ def race(
     need_race()
     import os
 
-    from steepest.race import BadCall, tasks
+    from steepest import tasks
+    from steepest.errors import BadCall
+    from steepest.processes import Pool
     from steepest.race.request import Request
     from steepest.race.trials import runner
-    from steepest.race.workers import Pool
 
     ranges = ",".join(search) if search else None
     request = Request(task, optimizers, trials, seeds, steps, budget, seed, data, baseline, ranges)
@@ -182,7 +183,8 @@ def profile(
     need_race()
     from rich.console import Console
 
-    from steepest.race import BadCall, profile
+    from steepest.errors import BadCall
+    from steepest.race import profile
 
     found = profile.profile([profile.read(folder) for folder in folders])
     found["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
@@ -212,7 +214,7 @@ def list_(
 ) -> int:
     """List the optimizers: name, class, year, states and their bytes, kind, oracle, paper."""
     if parts:
-        from steepest.race.methods import listing, table
+        from steepest.training.methods import listing, table
     else:
         from steepest.catalogue import listing, table
 
@@ -234,7 +236,7 @@ def show(
     """Print the source of an optimizer, or the loop that is generated from it."""
     from steepest.catalogue import shown
     from steepest.definition import find
-    from steepest.race import BadCall
+    from steepest.errors import BadCall
 
     try:
         print(shown(find(name), backend), end="")
@@ -256,7 +258,7 @@ def bench(
 ) -> int:
     """Time one step of each backend against torch's AdamW and other packages, in one process."""
     from steepest import bench
-    from steepest.race import BadCall
+    from steepest.errors import BadCall
 
     if only is not None and only not in bench.SETS:
         raise BadCall(f"--set {only}: expected one of {', '.join(bench.SETS)}")
@@ -293,7 +295,7 @@ def check(
 
     from steepest.check import TargetError, report
     from steepest.check.subject import read_option
-    from steepest.race import BadCall
+    from steepest.errors import BadCall
 
     if (name is None) != every:
         given = "NAME and --all were both" if every else "no NAME was"
@@ -316,7 +318,7 @@ def check(
 
 def need_race() -> None:
     """BadCall with the pip command if a module of the extra `race` is missing."""
-    from steepest.race import BadCall
+    from steepest.errors import BadCall
 
     missing = [name for name in RACE_MODULES if find_spec(name) is None]
     if missing:
@@ -339,8 +341,7 @@ def _say_where(folder: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; its exit code: 0 done, 1 the thing checked failed, 2 the call was wrong."""
-    from steepest.race import BadCall
-    from steepest.race.workers import WorkerError
+    from steepest.errors import BadCall, WorkerError
 
     for stream in (sys.stdout, sys.stderr):  # not every terminal can show every sign
         if isinstance(stream, TextIOWrapper):

@@ -1,11 +1,38 @@
 """A fair comparison of optimizers on one task: equal tuning, paired seeds, an honest verdict.
 
-`tasks` says what is trained, `entries` who takes part, `protocol` what is run (pure functions),
-`trials` runs one training, `workers` runs many, `store` keeps them at a `place`, `claims` shares
-them out among processes, `statistics` and `summary` judge them, `terminal` and `report` show them;
-`conduct` ties the knot.
+`protocol` says what is run (pure functions), `trials` runs one training, `store` keeps them at a
+`place`, `claims` shares them out among processes, `statistics` and `summary` judge them, `terminal`
+and `report` show them; `conduct` ties the knot. What is trained is in `steepest.tasks`, and how in
+`steepest.training`.
 """
 
+from __future__ import annotations
 
-class BadCall(ValueError):  # noqa: N818 - the call is wrong, nothing failed
-    """The call was wrong: one line that says what was given, what was expected and what to do."""
+import importlib
+import warnings
+from typing import Any
+
+_MOVED = {
+    "BadCall": ("steepest.errors", "BadCall"),
+    "tasks": ("steepest.tasks", None),
+    "workers": ("steepest.processes", None),
+    "course": ("steepest.training.loop", None),
+    "entries": ("steepest.training.entries", None),
+    "parts": ("steepest.training.parts", None),
+    "methods": ("steepest.training.methods", None),
+}
+"""Old name -> the module where it is now, and its name there; goes with the next release."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        raise AttributeError(f"module 'steepest.race' has no attribute {name!r}")
+    module, attribute = _MOVED[name]
+    new = f"{module}.{attribute}" if attribute else module
+    warnings.warn(
+        f"steepest.race.{name} is now {new}; the old name goes with the next release",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    value = importlib.import_module(module)
+    return getattr(value, attribute) if attribute else value

@@ -16,29 +16,20 @@ from typing import Any
 
 import numpy as np
 
-from steepest.race import (
-    BadCall,
-    entries,
-    pairing,
-    place,
-    planning,
-    protocol,
-    report,
-    searching,
-    tables,
-    tasks,
-    trials,
-)  # fmt: skip
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.processes import Pool
+from steepest.race import pairing, place, planning, protocol, report, searching, tables, trials
 from steepest.race.folder import NOTHING, begun, locked, write
 from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
 from steepest.race.request import MOST, Request, agree, provenance
 from steepest.race.store import Store
 from steepest.race.summary import summarise
-from steepest.race.tasks import Task
 from steepest.race.terminal import Progress
 from steepest.race.wording import over_budget, too_little
-from steepest.race.workers import Pool
+from steepest.tasks import Task
+from steepest.training import entries
 
 
 def race(

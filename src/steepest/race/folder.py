@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from steepest.race import BadCall
+from steepest.errors import BadCall
 
 try:
     import fcntl

@@ -7,11 +7,9 @@ promised by the task and checked here: a hash that runs on over every batch is c
 from __future__ import annotations
 
 import hashlib
-import random
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from steepest.shell import RuleOptimizer
+from steepest.tasks.randomness import STATES
 
 MOST = 2000
 """Things in a batch that are looked at, the nearest first: one may know its whole dataset."""
@@ -167,7 +165,7 @@ def states(generators: Iterable[Any] = ()) -> str:
     Not of `random`: modules draw from it as they are imported, in whichever run comes first.
     """
     seen = Seen()
-    seen.add([get() for get, _ in _KINDS[:2]])
+    seen.add([get() for get, _ in STATES[:2]])
     for each in generators:
         if isinstance(each, torch.Generator):
             seen.add(each.get_state())
@@ -193,62 +191,3 @@ def field(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
 
 def is_array(batch: Mapping[str, str], name: str) -> bool:
     return batch.get(name, "").startswith(ARRAY)
-
-
-def begin(seed: int) -> None:
-    """torch, numpy and `random` from the seed: a run depends on it alone, not on those before."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-class Apart:
-    """Random states of an optimizer's own, in place of the process's while it steps.
-
-    What it draws would otherwise shift what the data and the model draw afterwards. States of
-    numpy and of `random` cost 0.2 ms a step to change: they are, for classes that are neither
-    ours nor torch's, which draw from torch alone.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        simple = isinstance(optimizer, RuleOptimizer) or type(optimizer).__module__.startswith(
-            "torch."
-        )
-        self._kinds = _KINDS[:1] if simple else _KINDS
-        self._mine: list[Any] = [
-            torch.Generator().manual_seed(seed).get_state(),
-            np.random.RandomState(seed % 2**32).get_state(),
-            random.Random(seed).getstate(),
-        ]
-
-    @contextmanager
-    def turned(self) -> Iterator[None]:
-        """In the optimizer's states; inside of that, for a closure, in those of all others."""
-        self._turn()
-        try:
-            yield
-        finally:
-            self._turn()
-
-    def _turn(self) -> None:
-        for i, (get, put) in enumerate(self._kinds):
-            self._mine[i], theirs = get(), self._mine[i]
-            put(theirs)
-
-
-@contextmanager
-def put_back() -> Iterator[None]:
-    """What is drawn inside shifts nothing behind."""
-    before = [get() for get, _ in _KINDS]
-    try:
-        yield
-    finally:
-        for (_, put), state in zip(_KINDS, before, strict=True):
-            put(state)
-
-
-_KINDS: tuple[tuple[Any, Any], ...] = (
-    (torch.get_rng_state, torch.set_rng_state),
-    (np.random.get_state, np.random.set_state),
-    (random.getstate, random.setstate),
-)

@@ -23,7 +23,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from steepest.race import BadCall
+from steepest.errors import BadCall
 from steepest.race.folder import write
 
 STUDY, FILE = "race", "study.db"

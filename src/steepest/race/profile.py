@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from steepest.race import BadCall
+from steepest.errors import BadCall
 from steepest.race.drawing import lines
 from steepest.race.report import keys, rendered
 from steepest.race.wording import UNKNOWN

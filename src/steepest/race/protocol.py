@@ -12,8 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from steepest.race import BadCall, entries, searching
-from steepest.race.tasks import Task
+from steepest.errors import BadCall
+from steepest.race import searching
+from steepest.tasks import Task
+from steepest.training import entries
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import steepest
-from steepest.race import BadCall, entries, protocol, searching, tasks
-from steepest.race.tasks import beside
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.race import protocol, searching
+from steepest.tasks import user_modules
+from steepest.training import entries
 
 if TYPE_CHECKING:
     from steepest.race.store import Store
@@ -151,7 +154,7 @@ def provenance(request: Request) -> dict[str, Any]:
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
         },
         "task_sha256": task.source_hash,
-        "modules_sha256": beside.modules(request.task, request.optimizers),
+        "modules_sha256": user_modules.modules(request.task, request.optimizers),
         "data_sha256": task.data_hash(),
     }
 

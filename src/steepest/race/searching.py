@@ -10,7 +10,8 @@ from inspect import signature
 import torch
 
 import steepest
-from steepest.race import BadCall, entries
+from steepest.errors import BadCall
+from steepest.training import entries
 
 Ranges = dict[str, dict[str, list[float]]]
 """entry -> knob -> [low, high]"""

@@ -20,11 +20,12 @@ from optuna.trial import create_trial
 from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
-from steepest.race import BadCall, place
+from steepest.errors import BadCall
+from steepest.race import place
 from steepest.race.claims import AGAIN, Alone, Claims
 from steepest.race.place import ATTRIBUTES, NO_STORE, Place
 from steepest.race.protocol import Plan, Result, Trial, final
-from steepest.race.tasks import Task, facts, get
+from steepest.tasks import Task, facts, get
 
 FORMAT = 3
 """Of what is stored; one higher whenever an older store can no longer be read."""

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from steepest.race import BadCall, entries, pairing, searching
+from steepest.errors import BadCall
+from steepest.race import pairing, searching
 from steepest.race.lint import lint, untuned_because
 from steepest.race.protocol import (
     FRESH,
@@ -34,8 +35,9 @@ from steepest.race.statistics import (
     paired,
     proportion_error,
 )
-from steepest.race.tasks import Task
 from steepest.race.wording import OWN, verdict
+from steepest.tasks import Task
+from steepest.training import entries
 
 Pairs = Sequence[tuple[Trial, Result]]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from steepest.race.protocol import Result, Trial, final, tested
 from steepest.race.summary import _target_index
-from steepest.race.tasks import Task
+from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

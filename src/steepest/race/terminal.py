@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from steepest.race.protocol import TUNING, Plan, Result, Trial
-from steepest.race.tasks import Task
 from steepest.race.wording import UNKNOWN, caveats, columns, counted, number, rows, units
+from steepest.tasks import Task
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")
 """Columns that report.html has and a terminal has no room for."""

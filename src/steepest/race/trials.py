@@ -18,13 +18,18 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from steepest.race import BadCall, entries, tasks
-from steepest.race.course import Diverged, declared
-from steepest.race.pairing import Apart, Seen, begin, put_back, states
+from steepest import tasks
+from steepest.errors import BadCall, Diverged, TaskError
+from steepest.race.pairing import Seen, states
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
-from steepest.race.tasks import beside
-from steepest.race.tasks.shape import Samples, Setup, Task, TaskError, two_points
-from steepest.race.tasks.written import described, held, number, silenced, told
+from steepest.tasks import user_modules
+from steepest.tasks.randomness import begin, put_back
+from steepest.tasks.task import Samples, Setup, Task, two_points
+from steepest.tasks.user_file import described, held, number, silenced, told
+from steepest.training import entries
+from steepest.training.loop import declared
+from steepest.training.parts import Undone
+from steepest.training.randomness import Apart
 
 ROUNDING = 1e-6
 """So far beyond 0 or 1 a share may lie."""
@@ -42,7 +47,9 @@ class Ended(BaseException):
 def runner(task: str, optimizers: str | None = None) -> Callable[[Trial], Result]:
     """`run` for the workers of a race: of a task in a file, by its source as it is now."""
     with tasks.held(task) as source:
-        return partial(run, source=source, imported=beside.modules(task, optimizers, anew=True))
+        return partial(
+            run, source=source, imported=user_modules.modules(task, optimizers, anew=True)
+        )
 
 
 def run(
@@ -56,7 +63,7 @@ def run(
         tasks.get(trial.task, trial.data)
         if imported:
             entries.defaults(trial.entry)  # imports its class
-            beside.agree(imported)
+            user_modules.agree(imported)
         return _run(trial)
 
 
@@ -219,7 +226,7 @@ class _Run:
                 start = perf_counter()
                 try:
                     value = inner() if closure is None else inner(timed_closure)
-                except entries.parts.Undone as error:
+                except Undone as error:
                     self._wrong = error
                     raise
                 end = perf_counter()

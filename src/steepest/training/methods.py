@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from steepest.race.parts import PARTS, Knobs
+from steepest.training.parts import PARTS, Knobs
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from steepest.race import BadCall
-
-
-class TaskError(BadCall):
-    """The user's task cannot be run; `trace` is the traceback in the user's own lines, or empty."""
-
-    def __init__(self, line: str, trace: str = "") -> None:
-        super().__init__(line)
-        self.trace = trace
-
 
 class Reporter(Protocol):
     """`report(step, validation=..., test=..., anything=...)`."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
-from steepest.race.tasks.shape import TaskError
+from steepest.errors import TaskError
 
 PYTHONS = os.path.join(os.path.realpath(os.path.dirname(os.__file__)), "")
 """Where the standard library lies."""

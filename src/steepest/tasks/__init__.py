@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from steepest.race import BadCall
-from steepest.race.tasks import gan, images, sparse, tables, text, written
-from steepest.race.tasks.shape import Setup, Task
-from steepest.race.tasks.shape import facts as facts
+from steepest.errors import BadCall
+from steepest.tasks import gan, images, sparse, tables, text, user_file
+from steepest.tasks.task import Setup, Task
+from steepest.tasks.task import facts as facts
 
 __all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "get", "held", "is_file", "words"]
 
@@ -37,20 +37,20 @@ def is_file(name: str) -> bool:
 
 def held(name: str) -> AbstractContextManager[bytes | None]:
     """Meanwhile a task in a file is what the file says now; its source."""
-    return written.held(Path(name)) if is_file(name) else nullcontext()
+    return user_file.held(Path(name)) if is_file(name) else nullcontext()
 
 
 def generators(task: Task) -> list[Any]:
     """The random generators that the task's file has made at its top; none of a bundled task."""
-    module = written.module_of(Path(task.file)) if task.file else None
-    return [generator for _, generator in written.generators(module)] if module else []
+    module = user_file.module_of(Path(task.file)) if task.file else None
+    return [generator for _, generator in user_file.generators(module)] if module else []
 
 
 def edited(name: str) -> str | None:
     """What to say where the file of a task is no longer what is held of it."""
     if not is_file(name):
         return None
-    with written.held(Path(name)) as source:
+    with user_file.held(Path(name)) as source:
         try:
             same = Path(name).read_bytes() == source
         except OSError:
@@ -80,7 +80,7 @@ def get(name: str, data: str | None = None) -> Task:
     if name in TASKS:
         return TASKS[name]
     if is_file(name):
-        return written.load(Path(name))
+        return user_file.load(Path(name))
     known = [*TASKS, *DATA_TASKS]
     mine = [f"{name}.py"] if Path(f"{name}.py").is_file() else []
     near = mine or get_close_matches(name, known, n=1)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race.tasks.shape import Make, Reporter, Task, evaluating
+from steepest.tasks.task import Make, Reporter, Task, evaluating
 
 LENGTH, BATCH = 12, 32
 """Words of a passage, passages of a batch."""

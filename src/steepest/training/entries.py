@@ -26,17 +26,18 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import steepest
 from steepest.classes import class_of
+from steepest.errors import BadCall
 from steepest.families import families
-from steepest.race import BadCall, parts
-from steepest.race.methods import SQUARES, WHOLE
-from steepest.race.tasks.shape import turn
-from steepest.race.tasks.written import module_of, silenced
 from steepest.shell import RuleOptimizer
+from steepest.tasks.task import turn
+from steepest.tasks.user_file import module_of, silenced
+from steepest.training import parts
+from steepest.training.methods import SQUARES, WHOLE
 
 if TYPE_CHECKING:
     from steepest.definition import Rule
     from steepest.race.protocol import Trial
-    from steepest.race.tasks.shape import Setup, Task
+    from steepest.tasks.task import Setup, Task
 
 DEFAULT = (
     "adamw", "momentum", "eadam", "adam", "adabelief", "adabound", "rmsprop", "nadam", "radam",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race.tasks.shape import Samples, Setup, Task
+from steepest.tasks.task import Samples, Setup, Task
 
 TRAIN, VALIDATION, TEST = 222, 110, 110
 """Patients of 442."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from steepest.race import BadCall, entries, parts
-from steepest.race.methods import SQUARES
+from steepest.errors import BadCall, Diverged
 from steepest.race.protocol import FRESH, PILOT, Trial
-from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, evaluating, turn
+from steepest.tasks.task import Make, Reporter, Samples, Setup, Task, evaluating, turn
+from steepest.training import entries, parts
+from steepest.training.methods import SQUARES
 
 EVALUATIONS = 10
 """Of a run that `--steps` has made shorter than its file says."""
@@ -26,10 +27,6 @@ OPENED = 2
 """All data are open to a curriculum after half of the steps."""
 FIRST = 30
 """Samples that `+adaptive-batch` draws at a time, as its authors' code does."""
-
-
-class Diverged(FloatingPointError):  # noqa: N818 - a result, no mistake
-    """The run cannot go on: something that was asked to be finite is not."""
 
 
 def declared(

@@ -17,7 +17,7 @@ import torch
 from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
-from steepest.race import BadCall
+from steepest.errors import BadCall
 
 Knobs = Mapping[str, tuple[float, float, float]]
 """name -> (low, default, high)"""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race.tasks.images import BATCH, digits, hash_of
-from steepest.race.tasks.shape import Make, Reporter, Samples, Task, evaluating
+from steepest.tasks.images import BATCH, digits, hash_of
+from steepest.tasks.task import Make, Reporter, Samples, Task, evaluating
 
 NOISE, SAMPLES, STEPS, EVERY = 16, 1000, 1000, 100
 PRESENT = 0.02

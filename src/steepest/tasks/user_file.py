@@ -49,10 +49,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler, Subset
 
-from steepest.race import BadCall
-from steepest.race.pairing import begin
-from steepest.race.tasks import beside
-from steepest.race.tasks.shape import Make, Reporter, Samples, Setup, Task, TaskError
+from steepest.errors import BadCall, TaskError
+from steepest.tasks import user_modules
+from steepest.tasks.randomness import begin
+from steepest.tasks.task import Make, Reporter, Samples, Setup, Task
 
 MODULE = "steepest_task"
 STEPS = 300
@@ -251,7 +251,8 @@ def _found(module: ModuleType) -> list[tuple[str, Any]]:
     """
     file = Path(str(module.__file__))
     own = {
-        name: sys.modules[name] for name, _ in beside.under((file.parent, Path.cwd()), str(file))
+        name: sys.modules[name]
+        for name, _ in user_modules.under((file.parent, Path.cwd()), str(file))
     }
     known, kinds = {id(g) for g in _everybodys()}, {MODULE, *own}
     left = deque([("", vars(module)), *((f"{name}:", vars(m)) for name, m in own.items())])

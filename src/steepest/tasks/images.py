@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.race import BadCall
-from steepest.race.tasks.shape import Samples, Setup, Task
+from steepest.errors import BadCall
+from steepest.tasks.task import Samples, Setup, Task
 
 Split = dict[str, tuple[Tensor, Tensor]]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from steepest.race import BadCall
-from steepest.race.tasks.shape import Setup, Task
+from steepest.errors import BadCall
+from steepest.tasks.task import Setup, Task
 
 EVALUATED = 16_384
 """Characters of validation and of test data that one evaluation reads, from their beginning."""

@@ -19,17 +19,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from steepest.race import BadCall
+from steepest.errors import BadCall, WorkerError
 
 DEATHS = 3
 """Workers that one item may cost before the pool gives up on it."""
 PAUSE = 0.5
 """Seconds until the pool asks again for an item where there was none."""
 _END = object()
-
-
-class WorkerError(RuntimeError):
-    """An item raised in its worker, or killed it again and again."""
 
 
 @dataclass
