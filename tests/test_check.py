@@ -712,8 +712,8 @@ def test_a_passport_says_what_was_compared():
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[1] / "docs" / "doctor.py"
-    spec = importlib.util.spec_from_file_location("docs_doctor", path)
+    path = Path(__file__).parents[1] / "scripts" / "doctor.py"
+    spec = importlib.util.spec_from_file_location("doctor_pages", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -730,14 +730,14 @@ def test_the_pages_are_what_the_script_writes(page, script):
         return list(found(target.removeprefix("steepest:")).values())
 
     made = script.page(again) if page == "doctor.md" else script.passports(again)
-    written = (Path(script.__file__).parent / page).read_text(encoding="utf-8")
-    assert masked(written) == masked(made), "run: python docs/doctor.py"
+    written = (script.DOCS / page).read_text(encoding="utf-8")
+    assert masked(written) == masked(made), "run: python scripts/doctor.py"
     own = [row for row in made.splitlines() if row.startswith(("| **", "- Examinations"))]
-    assert all(row in written for row in own), "run: python docs/doctor.py"
+    assert all(row in written for row in own), "run: python scripts/doctor.py"
 
 
 def test_the_snippets_of_the_page_run(script, tmp_path, capsys):
-    text = (Path(script.__file__).parent / "doctor.md").read_text(encoding="utf-8")
+    text = (script.DOCS / "doctor.md").read_text(encoding="utf-8")
     first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(first, {})
     assert len(capsys.readouterr().out.splitlines()) == 4

@@ -12,7 +12,8 @@ from steepest import cli
 from steepest.race import BadCall, conduct, entries, trials
 from steepest.race.protocol import FRESH, Trial
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 CHOOSE = (DOCS / "how-to-choose.md").read_text(encoding="utf-8")
 ERRATA = (DOCS / "errata.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\$ (steepest race .*)$", CHOOSE, re.MULTILINE)
@@ -20,7 +21,7 @@ FILES = dict(re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", CHOOSE, re.DOTAL
 
 
 def generator():
-    spec = importlib.util.spec_from_file_location("pages", DOCS / "pages.py")
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "scripts" / "pages.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -30,7 +31,7 @@ pages = generator()
 
 
 def test_the_generated_pages_are_up_to_date():
-    assert [file.name for file in pages.stale()] == [], "run python docs/pages.py --write"
+    assert [file.name for file in pages.stale()] == [], "run python scripts/pages.py --write"
 
 
 def test_every_rule_has_its_page_and_its_row():

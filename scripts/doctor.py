@@ -1,4 +1,4 @@
-"""Writes docs/doctor.md and docs/passports.md: python docs/doctor.py"""
+"""Writes docs/doctor.md and docs/passports.md: python scripts/doctor.py"""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from steepest.check import Finding, examinations, examine, passport
 from steepest.check.report import count, package
 from steepest.classes import classes
 
+DOCS = Path(__file__).parents[1] / "docs"
 TARGETS = (
     "adabelief_pytorch:AdaBelief",
     "adabound:AdaBound",
@@ -72,7 +73,7 @@ classes.
 def page(found: Findings) -> str:
     """The page on the doctor."""
     lines = [INTRODUCTION.format(count=len(examinations()))]
-    lines += ["## As found", "", f"`python docs/doctor.py`, torch {torch.__version__}:", ""]
+    lines += ["## As found", "", f"`python scripts/doctor.py`, torch {torch.__version__}:", ""]
     lines += table([("", *(f"`{t}`" for t in TARGETS)), *rows(found)])
     for target in TARGETS:
         failed = [f for f in found(target) if f.outcome == "fail"]
@@ -113,12 +114,11 @@ def shortened(text: str) -> str:
 
 def passports(found: Findings) -> str:
     """The page of passports."""
-    head = "# Passports\n\nOf every optimizer of this package, by `python docs/doctor.py`."
+    head = "# Passports\n\nOf every optimizer of this package, by `python scripts/doctor.py`."
     return "\n".join([head + "\n", *(passport(name, found(name)) for name in classes)])
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parent
     once = cache(examine)
-    (folder / "doctor.md").write_text(page(once), encoding="utf-8")
-    (folder / "passports.md").write_text(passports(once), encoding="utf-8")
+    (DOCS / "doctor.md").write_text(page(once), encoding="utf-8")
+    (DOCS / "passports.md").write_text(passports(once), encoding="utf-8")

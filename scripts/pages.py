@@ -1,9 +1,9 @@
 """Writes docs/optimizers/, a page per optimizer, and a paragraph of the README:
 
-    python docs/pages.py --write
+    python scripts/pages.py --write
 
 Without --write it names the pages that are out of date, and leaves with 1 if there are any. The
-passports are those of docs/passports.md, which docs/doctor.py writes.
+passports are those of docs/passports.md, which scripts/doctor.py writes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from steepest.latex import formula
 from steepest.options import PAIRS, STORAGE, WITHOUT_EFFECT
 from steepest.oracles import LIMIT, ORACLES, SETTINGS
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 FOLDER = DOCS / "optimizers"
 README = DOCS.parent / "README.md"
 
@@ -50,7 +50,7 @@ def index() -> str:
         cells.append((name, f"`{f['class']}`", year, paper, kind, states, size, oracle))
     text = """# The optimizers
 
-In order of growing complexity; `python docs/pages.py --write` writes these pages from the rules
+In order of growing complexity; `python scripts/pages.py --write` writes these pages from the rules
 themselves, and `steepest list` prints the table. Bytes are those of the states, for each float32
 parameter, with the class's defaults (of a matrix of 1024 x 1024, where a state is not like its
 parameter). The oracle is what the rule is compared with, step by step: torch.optim, the package of
@@ -153,7 +153,7 @@ def passport(kind: str) -> list[str]:
     text = (DOCS / "passports.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {kind}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     if not found:
-        return ["Not examined yet: `python docs/doctor.py`."]
+        return ["Not examined yet: `python scripts/doctor.py`."]
     # the rest stands above
     return [x for x in found[1].strip().splitlines() if not re.match("- (Rule )?`", x)]
 
@@ -213,7 +213,7 @@ def compared(readme: str) -> str:
         "somebody who had not seen the rule (`tests/test_transcriptions.py`)."
     )
     text = textwrap.fill(sentences, 110, subsequent_indent="  ", break_on_hyphens=False) + "\n"
-    start, stop = "<!-- by docs/pages.py -->\n", "<!-- end -->\n"
+    start, stop = "<!-- by scripts/pages.py -->\n", "<!-- end -->\n"
     head, rest = readme.split(start)
     return head + start + text + stop + rest.split(stop, 1)[1]
 
@@ -233,5 +233,5 @@ if __name__ == "__main__":
         for file, text in pages().items():
             file.write_text(text, encoding="utf-8")
     for file in (left := stale()):
-        print(f"out of date: {file}; run python docs/pages.py --write")
+        print(f"out of date: {file}; run python scripts/pages.py --write")
     sys.exit(bool(left))
