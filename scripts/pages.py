@@ -210,7 +210,7 @@ def compared(readme: str) -> str:
         f"{len(ORACLES)} rules {kinds} with a transcription of the paper. In float64 they agree "
         f"within {LIMIT:.0e}, but for {bounds}; `src/steepest/oracles/` says why, and "
         "tests measure it. Every class is also compared with a second transcription, in NumPy, by "
-        "somebody who had not seen the rule (`tests/test_transcriptions.py`)."
+        "somebody who had not seen the rule (`tests/oracles/test_transcriptions.py`)."
     )
     text = textwrap.fill(sentences, 110, subsequent_indent="  ", break_on_hyphens=False) + "\n"
     start, stop = "<!-- by scripts/pages.py -->\n", "<!-- end -->\n"
