@@ -3,7 +3,6 @@ another point than they are trained at, metrics that are no number, choices that
 """
 
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -14,22 +13,11 @@ import steepest
 from steepest.race import BadCall, conduct, entries, tasks, trials
 from steepest.race.protocol import FRESH, PILOT, Trial
 from steepest.race.request import Request
-from steepest.race.tasks import gan, sparse, written
+from steepest.race.tasks import gan, sparse
 from steepest.race.tasks.shape import evaluating, two_points
-from tests.race.invented import InProcess
 
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "Pool", InProcess)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(trials, "_warm_up", lambda _: None)
-    yield tmp_path
-    sys.modules.pop(written.MODULE, None)
-
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 OWN = """
 import torch

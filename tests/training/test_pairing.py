@@ -27,17 +27,8 @@ from steepest.race.store import Store
 from steepest.race.tasks import written
 from steepest.race.wording import caveats
 from steepest.race.workers import Pool
-from tests.race.invented import InProcess
 
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "Pool", InProcess)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(trials, "_warm_up", lambda _: None)
-    yield tmp_path
-    sys.modules.pop(written.MODULE, None)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def seen(*batches):
