@@ -8,7 +8,10 @@ import torch
 import steepest
 
 # elsewhere tensors are small, and a second thread waits for the first: up to 100 times slower
-THREADED = {"test_cpu", "test_forks", "test_memory", "test_scale", "test_shell"}
+THREADED = {
+    "tests.backends.test_cpu", "tests.backends.test_forks", "tests.backends.test_memory",
+    "tests.scale.test_scale", "tests.optimizers.test_shell",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -8,13 +8,13 @@ import re
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
-import invented
 import steepest
 from steepest import cli
+from tests.blocks import ROOT
+from tests.race import invented
 
 # call -> what its one line must name: what was given, or what to do
 BAD = {
@@ -169,8 +169,7 @@ def test_an_output_that_cannot_show_every_sign_is_no_crash(monkeypatch):
 
 
 def test_what_a_race_imports_is_declared_and_looked_for():
-    root = Path(__file__).parents[1]
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     def modules(lines):
         names = [re.split("[<>=]", line)[0] for line in lines]
@@ -179,7 +178,7 @@ def test_what_a_race_imports_is_declared_and_looked_for():
     base = modules(project["dependencies"])
     extra = modules(project["optional-dependencies"]["race"])
     assert set(cli.RACE_MODULES) == extra
-    for path in (root / "src" / "steepest" / "race").glob("*.py"):
+    for path in (ROOT / "src" / "steepest" / "race").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []

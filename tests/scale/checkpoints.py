@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from scale.models import (
+from tests.scale.models import (
     OPTIMIZERS,
     Dots,
     dots_steps,

@@ -1,4 +1,4 @@
-"""Two processes that step on the same memory: `python -m scale.hogwild fork|spawn`.
+"""Two processes that step on the same memory: `python -m tests.scale.hogwild fork|spawn`.
 
 First they take turns, so that the outcome is known to the bit; then they run freely. Ends in an
 assertion or in silence.
@@ -16,7 +16,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from scale.models import Dots, gradients, make
+from tests.scale.models import Dots, gradients, make
 
 NAMES = ("adabelief", "adamw", "momentum")
 TURNS, FREE = 6, 60

@@ -9,7 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-TESTS = Path(__file__).parent.parent
+from tests.blocks import ROOT
+
 TORCHRUN = (
     "torch.distributed.run", "--nproc-per-node", "2",
     "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1",
@@ -22,7 +23,7 @@ def python(*arguments: str, cwd: Path, limit: float = 120) -> tuple[int, str]:
 
     The workers of torchrun have sessions of their own: they are asked to end through it.
     """
-    paths = filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
     settings = {
         "PYTHONPATH": os.pathsep.join(paths), "GLOO_SOCKET_IFNAME": LOOPBACK,
         "OMP_NUM_THREADS": "1",

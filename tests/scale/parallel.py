@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from scale.models import (
+from tests.scale.models import (
     BACKENDS,
     OPTIMIZERS,
     Dots,

@@ -16,7 +16,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import steepest
-from scale.models import (
+from tests.scale.models import (
     BACKENDS,
     Dots,
     assert_close,

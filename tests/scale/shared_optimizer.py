@@ -1,6 +1,6 @@
 """An optimizer that steps here and in a spawned process by turns: its states and counts are shared.
 
-`python -m scale.shared_optimizer RULE`; ends in an assertion or in silence.
+`python -m tests.scale.shared_optimizer RULE`; ends in an assertion or in silence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-from scale.models import Dots, gradients, make
+from tests.scale.models import Dots, gradients, make
 
 LIMIT = 50
 """Seconds until a process ends itself."""

@@ -1,8 +1,8 @@
 """What torchrun starts: the cases of the modules named, one after the other, in one process group.
 
-`python -m torch.distributed.run ... -m scale.worker FOLDER MODULE...` leaves FOLDER/results/CASE.N
-for each case and rank: nothing, or the traceback. FOLDER is also where cases and tests exchange
-checkpoints.
+`python -m torch.distributed.run ... -m tests.scale.worker FOLDER MODULE...` leaves
+FOLDER/results/CASE.N for each case and rank: nothing, or the traceback. FOLDER is also where cases
+and tests exchange checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PATIENCE = 15
 
 def cases(module: str) -> dict[str, Callable[[Path], None]]:
     """The cases of a module in this folder, by name."""
-    return importlib.import_module(f"scale.{module}").CASES
+    return importlib.import_module(f"tests.scale.{module}").CASES
 
 
 def begin(**where: Any) -> None:

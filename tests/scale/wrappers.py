@@ -14,7 +14,7 @@ from torch.distributed.algorithms.model_averaging.averagers import PeriodicModel
 from torch.optim.lr_scheduler import StepLR
 
 import steepest
-from scale.models import OPTIMIZERS, Dots, assert_close, dots_steps, wrap
+from tests.scale.models import OPTIMIZERS, Dots, assert_close, dots_steps, wrap
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "`torch.jit.* is deprecated", DeprecationWarning)

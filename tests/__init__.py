@@ -1,0 +1,1 @@
+"""The tests, in folders that mirror src/steepest; a helper stands beside those who use it."""

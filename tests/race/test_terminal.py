@@ -1,0 +1,180 @@
+"""The race on a terminal: what is drawn, what is printed where there is none."""
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from steepest.race import terminal
+from steepest.race.protocol import Plan, Result, Trial
+from steepest.race.summary import summarise
+from steepest.race.wording import UNKNOWN
+from tests.race.invented import DIGITS, LOSS, PROVENANCE, pairs, race
+
+PLAN = Plan("digits", ("adamw", "momentum", "adam+warmup+cosine"), 4, 5, 100, 0)
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def watched(*, plan=PLAN, task=DIGITS, done=(), width=80, live=True, clock=None):
+    console = Console(file=io.StringIO(), width=width, force_terminal=live)
+    clock = clock or Clock()
+    return terminal.Progress(task, plan, done, console=console, clock=clock), console, clock
+
+
+def drawn(progress, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(progress._render())
+    return console.file.getvalue()
+
+
+def test_the_table_has_every_entry_with_its_best_its_runs_and_what_diverged():
+    runs = pairs(PLAN, lost=[("tuning", "momentum", 1), ("fresh", "momentum", 0)])
+    progress, *_ = watched()
+    assert UNKNOWN in drawn(progress)
+    for trial, result in runs:
+        progress.advance(trial, result)
+    text = drawn(progress)
+    assert "fresh seeds: 75 of 75 runs, 2 diverged, about 0:00:00 left" in text
+    for entry in PLAN.entries:
+        tuned = [r.validation[-1] for t, r in runs
+                 if (t.phase, t.entry) == ("tuning", entry) and not r.diverged]  # fmt: skip
+        (line,) = [line for line in text.splitlines() if f" {entry} " in f" {line}"]
+        words = line.split()
+        assert words[1] == "25/25"  # 5 x (4 + 1)
+        assert words[-2:] == [f"{100 * max(tuned):.2f}", "2" if entry == "momentum" else "0"]
+
+
+def test_a_loss_is_best_at_its_lowest_and_test_metrics_are_not_shown():
+    progress, *_ = watched(task=LOSS)
+    for phase, last in (("tuning", 3.5), ("tuning", 2.5), ("tuning", 4.5), ("fresh", 1.25)):
+        trial = Trial("digits", phase, "adamw", 0, 0, 1, {})
+        progress.advance(trial, Result([1], [last], [0.1], test=last))
+    assert "2.5" in drawn(progress)
+    assert "1.25" not in drawn(progress)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_table_fits_its_terminal(width):
+    plan = replace(PLAN, entries=(*PLAN.entries, "my_package.optimizers.deep:AVeryLongClassName"))
+    task = replace(DIGITS, metric="[bold]mean_squared_error_of_the_whole[/bold]", name="[x]" * 30)
+    progress, *_ = watched(plan=plan, task=task)
+    text = drawn(progress, width)
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 80:
+        assert "my_package.optimizers" in text
+        assert "adam+warmup+cosine" in text
+        assert "[bold]" in text  # a name is no markup
+
+
+def test_the_remaining_time_counts_the_runs_of_this_start_alone():
+    runs = pairs(PLAN)
+    progress, _, clock = watched(done=runs[:57])
+    assert "tuning: 57 of 75 runs, time left not known yet" in drawn(progress)
+    clock.now += 50
+    for run in runs[57:59]:
+        progress.advance(*run)
+    assert "tuning: 59 of 75 runs, about 0:06:40 left" in drawn(progress)
+    for run in runs[59:62]:  # 3 entries x 5 seeds x 4 trials are over
+        progress.advance(*run)
+    assert "fresh seeds: 62 of 75 runs, about 0:02:10 left" in drawn(progress)
+
+
+def test_without_a_terminal_there_is_a_plain_line_now_and_then():
+    progress, console, clock = watched(live=False)
+    with progress:
+        for i, run in enumerate(pairs(PLAN)):
+            clock.now += 9
+            progress.advance(*run)
+            if i == 2:
+                assert console.file.getvalue() == ""
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "steepest: digits, tuning: 4 of 75 runs, about 0:10:39 left"
+    assert len(lines) == 75 // 4
+    assert "\x1b" not in console.file.getvalue()
+
+
+def test_a_dumb_terminal_is_none(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    progress, console, clock = watched()
+    with progress:
+        clock.now += 31
+        progress.advance(*pairs(PLAN)[0])
+    assert console.file.getvalue().startswith("steepest: digits, tuning: 1 of 75 runs")
+    assert "\x1b" not in console.file.getvalue()
+
+
+def test_the_table_goes_at_the_end_also_of_a_race_that_fails():
+    progress, console, _ = watched()
+    with pytest.raises(KeyboardInterrupt), progress:
+        raise KeyboardInterrupt
+    text = console.file.getvalue()
+    assert "\x1b[?25l" in text  # the cursor was hidden,
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # and is back
+    assert text.rstrip("\n").endswith("\x1b[2K")  # on lines that are empty again
+
+
+SCRIPT = """
+from tests.race.invented import DIGITS, pairs
+from tests.race.test_terminal import PLAN
+from steepest.race.terminal import Progress
+with Progress(DIGITS, PLAN) as progress:
+    for run in pairs(PLAN):
+        progress.advance(*run)
+print("end")
+"""
+
+
+def test_in_a_real_terminal_it_never_writes_past_the_edge():
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": "60", "LINES": "24", "TERM": "xterm-256color"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdout=theirs, stderr=theirs, stdin=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        text, end = b"", time.monotonic() + 60
+        while b"end" not in text and select.select([ours], [], [], end - time.monotonic())[0]:
+            try:
+                text += os.read(ours, 1 << 16)
+            except OSError:  # the other end is closed
+                break
+        process.kill()
+    os.close(ours)
+    assert b"Traceback" not in text
+    assert b"of 75 runs" in text
+    assert b"end" in text
+    plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", text).decode()
+    assert max(len(line) for line in plain.replace("\r", "\n").splitlines()) <= 60
+
+
+@pytest.mark.parametrize("width", [80, 99, 100, 120])
+def test_a_narrow_terminal_keeps_names_whole_and_leaves_out_the_times(width):
+    summary = race()
+    console = Console(file=io.StringIO(), width=width)
+    console.print(terminal._table(summary, width))
+    text = console.file.getvalue()
+    assert all(f" {name} " in text for name in summary["entries"])
+    assert ("seconds to" in text) == ("ms/step" in text) == (width >= 100)
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_summary_without_a_target_and_an_unfinished_one_are_shown(capsys):
+    terminal.show({**race(), "target": None})
+    assert "target" not in capsys.readouterr().out.splitlines()[0]
+    summary = summarise(DIGITS, PLAN, pairs(PLAN)[:5], PROVENANCE)
+    terminal.show(summary)
+    assert summary["verdict"] in capsys.readouterr().out
