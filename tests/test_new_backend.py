@@ -11,8 +11,8 @@ from steepest import catalogue, codecs
 from steepest.backends import BACKENDS, Backend
 from steepest.backends.bucket import Bucket, Ready, program_of, takes_sparse
 from steepest.ops import sqrt
-from steepest.printing import Printer, host_function, host_notes, spelt
-from steepest.trace import WORDS
+from steepest.printing import Printer, host_function, host_notes, safe_name
+from steepest.trace import FUNCTIONS
 
 # a backend: Python's floats, one element after the other
 
@@ -31,8 +31,8 @@ def takes(wanted, p):
 def source(program):
     if not runs(program):
         return None
-    tensors = {x: spelt(x, RESERVED) for x in (*program.rule.tensors[:2], *program.states)}
-    printer = Printer(program, taken={*RESERVED, *WORDS, *tensors.values()})
+    tensors = {x: safe_name(x, RESERVED) for x in (*program.rule.tensors[:2], *program.states)}
+    printer = Printer(program, taken={*RESERVED, *FUNCTIONS, *tensors.values()})
     printer.names |= {program.inputs[x]: name for x, name in tensors.items()}
     lines = [f"{printer.name(node, 'c')} = c[{i}]" for i, node in enumerate(program.slots)]
     lines += printer.assignments(program.body, program.outputs.values(), "x")
@@ -44,13 +44,13 @@ def source(program):
 
 class FloatsBucket(Bucket):
     def prepare(self, given):
-        program, names = self.program, dict(WORDS)
+        program, names = self.program, dict(FUNCTIONS)
         exec(source(program), names)
         host, of = host_function(program, 8), [self.selection.rule.tensors[0], *program.states]
 
         def step(_):
             for row in self.rows([*given.grads]):
-                t = [row.t] if program.counts else []
+                t = [row.t] if program.reads_t else []
                 values = host(*t, *given.scalars, *row.carried)
                 lists = self.columns(given.owners, given.state, row.at)
                 loaded = self.load(lists)
@@ -141,8 +141,8 @@ def test_the_reserved_words_are_those_of_the_text():
                 mine = {"t", *rule.tensors, *rule.scalars, *rule.function.__code__.co_varnames}
                 mine |= {f"{x}_new" for x in mine} | {f"{x}_" for x in mine}
                 mine |= {f"{x}_{y}" for x in ("last", "next") for y in mine}
-                numbered = {x for x in found if spelt(x, ()) != x}
-                rest = found - mine - numbered - {*WORDS} - {*dir(builtins)}
+                numbered = {x for x in found if safe_name(x, ()) != x}
+                rest = found - mine - numbered - {*FUNCTIONS} - {*dir(builtins)}
                 assert rest <= printer.RESERVED, rule.name
 
 

@@ -184,7 +184,7 @@ def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
     keys = [rule.keys[s] for s in program.states]
     held = [k for k in keys if state.get(k) is not None]
     # where t is never read, any count will do, and none
-    counts = program.saves_count and program.counts and bool(held)
+    counts = program.saves_count and program.reads_t and bool(held)
     # without a saved count, what is there tells a first step from a later one
     if (number(state["step"]) if "step" in state else bool(held)) == 0:
         return []

@@ -137,7 +137,7 @@ class Bucket:
         self.storage = codecs.Storage(wanted.rounding, dtype, wide, shapes)
         self.codec, self.kept = self.storage.parameter, self.storage.kept
         self.firsts = [first(p) + (offset(p) if self.codec.noisy else 0) for p in owners]
-        counted = program.states or program.carried or program.counts
+        counted = program.states or program.carried or program.reads_t
         # the noise of stochastic rounding is of the step count too
         self.keeps = self.codec.noisy or (program.saves_count and bool(counted))
         self.cells = Cells(1 + len(rule.carried), self.n)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-from ...printing import Printer, host_body, spelt
+from ...printing import Printer, host_body, safe_name
 from ...trace import Node, Program
 from ..cells import FULL, LIMIT, SINGLE
 
@@ -128,7 +128,7 @@ class _Loop:
         self.sums = whole.reductions if first else []
         self.first = first
         self.p, self.g = program.rule.tensors[:2]
-        self.tensors = {x: _spelt(x) for x in (self.p, self.g, *program.states)}
+        self.tensors = {x: _safe_name(x) for x in (self.p, self.g, *program.states)}
         self.stored: dict[str, Stored] = {}
         if storage:
             self.stored = {self.p: STORED[storage], self.g: _WIDE if wide else _HALF}
@@ -162,12 +162,12 @@ class _Loop:
     def scalars(self) -> dict[str, list[str]]:
         """Lines that compute a row, where the tensor before had other counts."""
         program = self.program
-        carried = [_spelt(c) for c in program.carried]
+        carried = [_safe_name(c) for c in program.carried]
         # counts that move in step make one row
-        inputs = ["t", *carried] if program.counts else carried
+        inputs = ["t", *carried] if program.reads_t else carried
         before = {f"last_{x}": x for x in inputs}
         cells = [f"cells[{i} * n + k], kinds[{i} * n + k]" for i in range(1, len(carried) + 1)]
-        given = [_spelt(s) for s in program.scalars if s != "t"]
+        given = [_safe_name(s) for s in program.scalars if s != "t"]
         start = [f"{s} = scalar[{i}]" for i, s in enumerate(given)]
         start += [f"{old} = 0.0" for old in before] + [f"next_{c} = 0.0" for c in carried]
         read = [f"{c} = fetch({cell})" for c, cell in zip(carried, cells, strict=True)]
@@ -218,7 +218,7 @@ class _Loop:
         lines = ["zero = real(0.0)", *(x.start for x in self.stored.values() if x.start)]
         for i, node in enumerate(self.program.slots):
             if node.op == "input":
-                node.label = _spelt(node.value)
+                node.label = _safe_name(node.value)
             note = self.host.slots[i].removeprefix("fit(").removesuffix(")")
             lines.append(f"{self.printer.name(node, 'c')} = real(rows[row + {i}])  # {note}")
         return [*lines, *(f"sum{i} = 0.0" for i in range(len(self.sums)))]
@@ -227,7 +227,7 @@ class _Loop:
         """The elements that are not of the loop's own type; all others are read in place."""
         inputs = self.program.inputs
         for x in self.program.rule.tensors:
-            self.printer.names[inputs[x]] = f"{_spelt(x)}[i]"
+            self.printer.names[inputs[x]] = f"{_safe_name(x)}[i]"
         if not self.stored:
             return []
         self.printer.names |= {inputs[self.p]: "now", inputs[self.g]: "grad"}
@@ -274,5 +274,5 @@ class _Loop:
         return f"sum{i} += {' * '.join(terms)}"
 
 
-def _spelt(name: str) -> str:
-    return spelt(name, RESERVED)
+def _safe_name(name: str) -> str:
+    return safe_name(name, RESERVED)

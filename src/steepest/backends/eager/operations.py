@@ -23,7 +23,7 @@ def _other(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
     def call(a: Any, b: Any) -> Any:
         if not any(isinstance(x, Tensor) and x.ndim for x in (a, b)):
             # of scalars by value: 0 * inf would come back through the other one
-            return ops.side(of(a, b))
+            return ops.evaluate_side(of(a, b))
         like = a if isinstance(a, Tensor) else b
         return fn(*(x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b)))
 
@@ -40,7 +40,7 @@ ops.register(
     minimum=_other(torch.minimum, ops.smaller),
     norm=torch.linalg.vector_norm,
     mean=torch.mean,
-    where=ops.chosen,
+    where=ops.choose_side,
     total=lambda x: total_of.get()(x),
     row_mean=lambda x: x.sum(-1, keepdim=True) / max(1, x.shape[-1]),  # of nothing it is 0
     column_mean=lambda x: x.sum(-2, keepdim=True) / max(1, x.shape[-2]),

@@ -46,7 +46,7 @@ class ForeachBucket(Bucket):
         """Step tensors that are all of the same count; the next carried scalars."""
         run, host = _functions(self.selection, self.dtype.itemsize)
         # t stands first among the program's scalars, if it is there
-        t = [row.t] if self.program.counts else []
+        t = [row.t] if self.program.reads_t else []
         values = host(*t, *scalars, *row.carried)
         slots = len(self.program.slots)
         params, *states = loaded = self.load(lists)

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...printing import spelt
+from ...printing import safe_name
 from ...trace import Node, Program
 
 RESERVED = frozenset({"torch", "full"})
 """What generated code calls its own things, beside `c` and numbered names."""
 
 
-def _spelt(name: str) -> str:
-    return spelt(name, RESERVED)
+def _safe_name(name: str) -> str:
+    return safe_name(name, RESERVED)
 
 
 def full(like: list[Any], value: float) -> list[Any]:
@@ -48,21 +48,23 @@ class _Calls:
         self.fresh = (f"x{i}" for i in itertools.count(1))
         rule = program.rule
         homes = [rule.tensors[0], *program.states]
-        self.where = {program.inputs[n]: _spelt(n) for n in (*homes, rule.tensors[1])}
+        self.where = {program.inputs[n]: _safe_name(n) for n in (*homes, rule.tensors[1])}
         self.slot = {n: f"c[{i}]" for i, n in enumerate(program.slots)}
-        self.reaches = {_spelt(n): _ancestors(program.outputs.get(n)) for n in rule.tensors}
+        self.reaches = {_safe_name(n): _ancestors(program.outputs.get(n)) for n in rule.tensors}
         # p waits: it may be overwritten once the states no longer need it
         for name in [*program.states, rule.tensors[0]]:
             if name in program.outputs:
                 self.value(program.outputs[name])
         copies = []
         for name in homes:
-            if name in program.outputs and (at := self.take(program.outputs[name])) != _spelt(name):
+            if name in program.outputs and (at := self.take(program.outputs[name])) != _safe_name(
+                name
+            ):
                 # the copies below may overwrite it
                 if at in self.reaches or at.startswith("either"):
                     self.lines.append(f"kept_{name} = torch._foreach_mul({at}, 1.0)")
                     at = f"kept_{name}"
-                copies.append(f"torch._foreach_copy_({_spelt(name)}, {at})")
+                copies.append(f"torch._foreach_copy_({_safe_name(name)}, {at})")
         self.lines += copies
 
     def scalar(self, node: Node) -> str:
@@ -185,7 +187,7 @@ def _ancestors(node: Node | None) -> set[Node]:
 def source(program: Program) -> str:
     """The program as a function on lists of tensors and `c`, the slots of the host scalars."""
     p, g = program.rule.tensors[:2]
-    arguments = ", ".join([*map(_spelt, (p, g, *program.states)), "c"])
+    arguments = ", ".join([*map(_safe_name, (p, g, *program.states)), "c"])
     body = "".join(f"    {line}\n" for line in _Calls(program).lines)
     return f"def {program.rule.name}({arguments}):\n{body}"
 
