@@ -34,7 +34,7 @@ _LISTED = 10
 _COMMON = {"step", COMPENSATION}
 # options that torch's classes have not had from the beginning
 _LATER = {"maximize", "differentiable", "decoupled_weight_decay"}
-_UNKNOWN = "which is not known here: begin anew, from the model's weights alone"
+_UNKNOWN = "which is not known here: start a new optimizer from the model's weights"
 
 
 class Saved(NamedTuple):
