@@ -43,26 +43,26 @@ def source(program):
 
 
 class FloatsBucket(Bucket):
-    def prepare(self, given):
+    def prepare(self, inputs):
         program, names = self.program, dict(FUNCTIONS)
         exec(source(program), names)
         host, of = host_function(program, 8), [self.selection.rule.tensors[0], *program.states]
 
         def step(_):
-            for row in self.rows([*given.grads]):
+            for row in self.rows([*inputs.grads]):
                 t = [row.t] if program.reads_t else []
-                values = host(*t, *given.scalars, *row.carried)
-                lists = self.columns(given.owners, given.state, row.at)
+                values = host(*t, *inputs.scalars, *row.carried)
+                lists = self.columns(inputs.owners, inputs.state, row.at)
                 loaded = self.load(lists)
                 for k, p, *states in zip(row.at, *loaded, strict=True):
                     flat = [x.detach().view(-1) for x in (p, *states)]
-                    for i, g in enumerate(given.grads[k].reshape(-1).tolist()):
+                    for i, g in enumerate(inputs.grads[k].reshape(-1).tolist()):
                         old, *rest = [float(x[i]) for x in flat]
                         new = names["step"](old, g, *rest, values)
                         for name, value in zip(program.outputs, new, strict=True):
                             flat[of.index(name)][i] = value
                 self.store(lists, loaded, row)
-                self.count(given.owners, given.state, row, values[len(program.slots) :])
+                self.count(inputs.owners, inputs.state, row, values[len(program.slots) :])
 
         return Ready(step, list)
 
@@ -159,7 +159,7 @@ class Blocks(codecs.Codec):
 
     def extras(self, key, dtype):
         shape = lambda shape: (math.ceil(math.prod(shape) / BLOCK),)  # noqa: E731
-        return {f"{key}_scale": codecs.Kept(torch.float32, shape)}
+        return {f"{key}_scale": codecs.StateSpec(torch.float32, shape)}
 
     def load(self, tensors, extras, dtype):
         loaded = []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends.bucket import program_of
 from .checkpoint import (
     FIXED,
     Saved,
@@ -32,7 +33,6 @@ from .formulas import modifiers
 from .formulas.meanings import LARGEST
 from .options import PAIRS, SCHEDULED, WITHOUT_EFFECT
 from .origin import inferred
-from .plan import program_of
 from .printing import host_function
 
 _DIFFER = ("lr", "eps", "momentum", "alpha")
