@@ -62,7 +62,7 @@ class Rule:
         or covariances makes of the parameter's. A bool `matrix` among the choices is set for each
         parameter: whether it has 2 dimensions or more.
     sparse: what the rule does with a sparse gradient: "rows" steps the rows that it has (at the
-        first step all rows), "dense" fills it up with zeros, "" refuses it.
+        first step all rows), "dense" makes it dense, "" refuses it.
     called: the name of the class; by default made of the rule's name (`sparse_adam`: SparseAdam).
     switches: choice -> an option; the choice is on where the option is not 0.
     means: state or carried scalar -> (what it is, the scalar that is its memory).

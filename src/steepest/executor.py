@@ -165,10 +165,9 @@ class Executor:
         )
 
     def prepare(self) -> Callable[[], None]:
-        """Check every gradient and scalar, and return the function that makes the step; writes
-        nothing.
+        """Check every gradient and scalar, and return the function that makes the step.
 
-        Raises Stale if a gradient needs other buckets.
+        Writes nothing. Raises Stale if a gradient needs other buckets.
         """
         steps: list[Callable[[], None]] = []
         spanning: dict[Any, list[Any]] = {}

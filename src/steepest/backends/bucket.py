@@ -1,7 +1,7 @@
 """A bucket: parameters that one backend steps together.
 
-Between steps a bucket holds no parameter, gradient or state, only numbers about them. So memory
-that others free is freed, and what they put there is seen at the next step.
+Between steps a bucket holds no parameter, gradient or state, only numbers about them. Memory that
+other code frees is therefore freed, and a tensor that it replaces is noticed at the next step.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     at: their indices in the bucket.
     t: their count, this step included.
     selected: for each, the rows that its sparse gradient has; empty for dense gradients.
-    full_params: the whole parameters that these rows are of.
+    full_params: the whole parameters to which these rows belong.
     """
 
     at: list[int]
@@ -65,7 +65,7 @@ class Ready(NamedTuple):
     """A step of a bucket that has been checked.
 
     step: makes the step; it takes the totals, for a rule that sums over all parameters.
-    add: the sums over the parameters of this bucket, for such a rule.
+    add: returns the sums over the parameters of this bucket, for such a rule.
     """
 
     step: Callable[[Sequence[Any] | None], None]
@@ -120,7 +120,8 @@ class Bucket:
     ----------
     pending: for each owner, the state that is to be put into `optimizer.state`; None before its
         first gradient.
-    codec: of the parameters. dtype: what the rule computes in.
+    codec: the codec of the parameters.
+    dtype: the dtype that the rule computes in.
     specs: key -> dtype and shape of the tensors in each owner's state.
     leading: the index of the first parameter that has a gradient at this step.
 
@@ -277,7 +278,7 @@ class Bucket:
         return self.prepare(StepInputs(owners, state, scalars, grads)) if grads else None
 
     def prepare(self, inputs: StepInputs) -> Ready:
-        """What steps the parameters that have a gradient; the gradients are checked already."""
+        """Return what steps the parameters that have a gradient; gradients are checked already."""
         raise NotImplementedError
 
     def load(self, lists: Lists) -> Lists:

@@ -159,14 +159,14 @@ class _Loop:
 
     @property
     def slots(self) -> int:
-        """The number of numbers in a row."""
+        """The length of a row of host scalars."""
         return max(len(self.program.slots), 1)
 
     def scalars(self) -> dict[str, list[str]]:
         """Lines that compute a row, if the tensor before had other counts."""
         program = self.program
         carried = [_safe_name(c) for c in program.carried]
-        # tensors whose counts are equal share a row
+        # a new count needs a new row only if the rule reads t
         inputs = ["t", *carried] if program.reads_t else carried
         before = {f"last_{x}": x for x in inputs}
         cells = [f"cells[{i} * n + k], types[{i} * n + k]" for i in range(1, len(carried) + 1)]

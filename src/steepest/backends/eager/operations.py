@@ -18,7 +18,7 @@ total_of: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=
 
 
 def _allow_numbers(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
-    """torch's maximum or minimum of two tensors, of which one may be a number."""
+    """torch's maximum or minimum of two tensors, one of which may be a number."""
 
     def call(a: Any, b: Any) -> Any:
         if not any(isinstance(x, Tensor) and x.ndim for x in (a, b)):
