@@ -17,10 +17,10 @@ import sys
 import torch
 
 from steepest import bench, optimizer
+from steepest.backends.bucket import program_of
 from steepest.catalogue import kind_of
 from steepest.definition import rules
 from steepest.families import select_defaults
-from steepest.plan import program_of
 from steepest.trace import Program
 
 LIMIT = 1.25

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .backends import BACKENDS
+from .backends.bucket import program_of
 from .definition import Rule, rules
 from .families import family_of, select_defaults
-from .plan import program_of
 from .trace import Program
 
 WIDTH = 100

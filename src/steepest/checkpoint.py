@@ -34,7 +34,7 @@ _LISTED = 10
 _COMMON = {"step", COMPENSATION}
 # options that torch's classes have not had from the beginning
 _LATER = {"maximize", "differentiable", "decoupled_weight_decay"}
-_UNKNOWN = "which is not known here: begin anew, from the model's weights alone"
+_UNKNOWN = "which is not known here: start a new optimizer from the model's weights"
 
 
 class Saved(NamedTuple):
@@ -184,7 +184,7 @@ def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
     keys = [rule.keys[s] for s in program.states]
     held = [k for k in keys if state.get(k) is not None]
     # where t is never read, any count will do, and none
-    counts = program.saves_count and program.counts and bool(held)
+    counts = program.saves_count and program.reads_t and bool(held)
     # without a saved count, what is there tells a first step from a later one
     if (number(state["step"]) if "step" in state else bool(held)) == 0:
         return []

@@ -1,9 +1,10 @@
 """Where the bytes are: how a tensor is loaded for a rule, and how its new value is stored.
 
-A rule computes on float32 or float64; a parameter of 16 bits is loaded into float32 and rounded
-when it is stored. To the nearest, a step smaller than half the distance of two bfloat16 numbers is
-lost: lr 1e-4 never moves a parameter of 1.0. Two codecs keep such steps: stochastic rounding, which
-is right on average, and a compensation, a second number that holds what the rounding cut off.
+A rule computes in float32 or float64. A parameter of 16 bits is loaded into float32 and rounded
+when it is stored. Rounding to the nearest loses every step smaller than half the distance between
+two bfloat16 numbers: lr 1e-4 never moves a parameter of 1.0. Two codecs keep such steps: stochastic
+rounding, which is right on average, and Kahan's compensation, a second number for what the rounding
+cuts off.
 
 Each tensor that a rule sees, the parameter and every state, has a codec of its own.
 """
@@ -24,19 +25,20 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def view(x: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones, in place."""
+    """Complex numbers as pairs of real ones, a view of the same memory."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def load(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the rule sees it: complex numbers as pairs in place, another dtype as a copy."""
+    """A tensor as the rule sees it: a complex one as a view of pairs, another dtype as a copy."""
     return view(x.resolve_conj()).to(dtype)
 
 
-class Kept(NamedTuple):
-    """A tensor in `optimizer.state`: its dtype, and its shape as one follows from another.
+class StateSpec(NamedTuple):
+    """A tensor in `optimizer.state`: its dtype, and the function that computes its shape.
 
-    The other is the parameter's for a state, the state's for what a codec keeps beside it.
+    The function takes the parameter's shape for a state, and the state's shape for an extra that a
+    codec keeps beside it.
     """
 
     dtype: torch.dtype
@@ -44,8 +46,10 @@ class Kept(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What stochastic rounding draws from. elements: of each tensor the numbers of its elements,
-    counted through the optimizer's parameters.
+    """What stochastic rounding draws from.
+
+    elements: for each tensor the numbers of its elements, counted through all parameters of the
+    optimizer.
     """
 
     elements: Tensors
@@ -54,25 +58,31 @@ class Noise(NamedTuple):
 
 
 class Codec:
-    """How one tensor is kept: to the nearest number of its dtype.
+    """How one tensor is kept: rounded to the nearest number of its dtype.
 
-    name: as a backend's printer knows it. noisy: whether `store` draws from a `Noise`.
-    A tensor's extras start at zero, and `load` and `store` take them in the order of `extras`.
+    name: the name by which a backend's printer knows it.
+    noisy: whether `store` draws from a `Noise`.
+
+    A codec may keep extra tensors beside its own. They start at zero; `load` and `store` take them
+    in the order of `extras`.
     """
 
     name = "nearest"
     noisy = False
 
     def dtype(self, wide: torch.dtype) -> torch.dtype:
-        """The dtype that a state is kept in, where the rule computes on `wide`."""
+        """The dtype that a state is kept in, if the rule computes in `wide`."""
         return wide
 
-    def extras(self, key: str, dtype: torch.dtype) -> Mapping[str, Kept]:
-        """What is kept beside the tensor of that key and dtype, by keys; "" is the parameter."""
+    def extras(self, key: str, dtype: torch.dtype) -> Mapping[str, StateSpec]:
+        """The extra tensors beside the tensor of that key and dtype, by their keys.
+
+        The key of the parameter is "".
+        """
         return {}
 
     def load(self, tensors: Tensors, extras: Sequence[Tensors], dtype: torch.dtype) -> list[Tensor]:
-        """What the rule reads, and may overwrite; where no copy is needed, the tensors themselves.
+        """What the rule reads and may overwrite; the tensors themselves where no copy is needed.
 
         extras: for each key of `extras`, its tensors.
         """
@@ -87,9 +97,9 @@ class Codec:
 
 
 class Stochastic(Codec):
-    """bfloat16, up or down with the odds of the distances.
+    """bfloat16, rounded up or down with probabilities given by the distances.
 
-    The noise is a function of seed, step and an element's number alone.
+    The noise depends only on the seed, the step and the number of the element.
     """
 
     name = "stochastic"
@@ -101,24 +111,24 @@ class Stochastic(Codec):
         assert noise is not None
         bits = torch.cat([x.reshape(-1) for x in new]).float().view(torch.int32)
         finite = (bits & 0x7F800000) != 0x7F800000
-        every = torch.cat([x.reshape(-1) for x in noise.elements])
-        bits += torch.where(finite, draw(every, key(noise.seed, noise.t)), 0)
-        bits &= torch.where(finite, ~0xFFFF, -1)  # a nan's mark may be in the low half
+        numbers = torch.cat([x.reshape(-1) for x in noise.elements])
+        bits += torch.where(finite, draw_bits(numbers, noise_key(noise.seed, noise.t)), 0)
+        bits &= torch.where(finite, ~0xFFFF, -1)  # the bits that make a nan may be in the low half
         pieces = bits.view(torch.float32).split([x.numel() for x in new])
         shaped = [x.view(p.shape) for x, p in zip(pieces, tensors, strict=True)]
         torch._foreach_copy_(list(tensors), shaped)
 
 
 class Kahan(Codec):
-    """16 bits to the nearest, and in an extra tensor what that cuts off.
+    """16 bits, rounded to the nearest, and an extra tensor for what the rounding cuts off.
 
-    Kahan 1965, doi:10.1145/363707.363723; the pair is the sum of two numbers of 16 bits.
+    Kahan 1965, doi:10.1145/363707.363723; the value is the sum of the two 16-bit numbers.
     """
 
     name = "kahan"
 
-    def extras(self, key: str, dtype: torch.dtype) -> Mapping[str, Kept]:
-        return {COMPENSATION: Kept(dtype)}
+    def extras(self, key: str, dtype: torch.dtype) -> Mapping[str, StateSpec]:
+        return {COMPENSATION: StateSpec(dtype)}
 
     def load(self, tensors: Tensors, extras: Sequence[Tensors], dtype: torch.dtype) -> list[Tensor]:
         loaded = super().load(tensors, (), dtype)
@@ -130,7 +140,7 @@ class Kahan(Codec):
     ) -> None:
         torch._foreach_copy_(list(tensors), list(new))
         torch._foreach_sub_(list(new), [x.to(n.dtype) for x, n in zip(tensors, new, strict=True)])
-        # beyond the largest number nothing is cut off: inf less inf is no number
+        # where the value overflows nothing is cut off: inf - inf is nan
         torch._foreach_copy_(list(extras[0]), [x.nan_to_num_(0.0, 0.0, 0.0) for x in new])
 
 
@@ -138,24 +148,25 @@ NEAREST, STOCHASTIC, KAHAN = Codec(), Stochastic(), Kahan()
 
 
 def of_parameter(rounding: str | None, dtype: torch.dtype) -> Codec:
-    """The codec of a parameter, by the option `rounding` of its group."""
+    """The codec of a parameter, from the option `rounding` of its group."""
     if rounding == "stochastic" and dtype is torch.bfloat16:
         return STOCHASTIC
     return KAHAN if rounding == "kahan" and dtype in HALVES else NEAREST
 
 
 def of_state(key: str) -> Codec:
-    """The codec of a state."""
+    """The codec of the state with this key."""
     return NEAREST
 
 
 class Storage:
     """How a parameter and its states are kept: a codec for each.
 
-    rounding and dtype: of the parameter; wide: what the rule computes on; shapes: of each state, by
-    its key, what makes its shape of the parameter's.
-    kept: what stands in `optimizer.state`, by key: the states, then what codecs keep beside them
-    and the parameter. beside: the keys of the latter, for each codec.
+    rounding, dtype: of the parameter.
+    wide: the dtype that the rule computes in.
+    shapes: key of a state -> function from the parameter's shape to the state's.
+    specs: key -> what is in `optimizer.state`: the states, then the extras of all codecs.
+    extra_keys: for each codec, the keys of its extras.
     """
 
     def __init__(
@@ -165,77 +176,80 @@ class Storage:
         wide: torch.dtype,
         shapes: Mapping[str, Callable[[Any], Any]],
     ) -> None:
-        self.parameter, states = (
-            of_parameter(rounding, dtype),
-            {key: of_state(key) for key in shapes},
-        )
+        self.parameter = of_parameter(rounding, dtype)
+        states = {key: of_state(key) for key in shapes}
         self.codecs = [self.parameter, *states.values()]
-        self.kept = {key: Kept(c.dtype(wide), shapes[key]) for key, c in states.items()}
-        self.beside: list[tuple[str, ...]] = []
+        self.specs = {key: StateSpec(c.dtype(wide), shapes[key]) for key, c in states.items()}
+        self.extra_keys: list[tuple[str, ...]] = []
         for key, codec in {"": self.parameter, **states}.items():
-            own = self.kept.get(key, Kept(dtype))
+            own = self.specs.get(key, StateSpec(dtype))
             extras = codec.extras(key, own.dtype)
-            self.beside.append((*extras,))
-            self.kept |= {k: Kept(x.dtype, _after(x.shape, own.shape)) for k, x in extras.items()}
+            self.extra_keys.append((*extras,))
+            for extra_key, extra in extras.items():
+                shape = _compose(extra.shape, own.shape)
+                self.specs[extra_key] = StateSpec(extra.dtype, shape)
 
     def load(self, lists: Sequence[Tensors], dtype: torch.dtype) -> list[list[Tensor]]:
-        """What the rule reads. lists: the parameters, and for each key of `kept` its tensors."""
+        """What the rule reads.
+
+        lists: the parameters, then the tensors of each key in `specs`.
+        """
         return [codec.load(x, extras, dtype) for codec, x, extras in self._each(lists)]
 
     def store(self, lists: Sequence[Tensors], new: Sequence[Tensors], noise: Noise | None) -> None:
-        """Write back what was computed on copies: the parameters, and the states."""
+        """Write back what was computed on copies of the parameters and the states."""
         for (codec, tensors, extras), values in zip(self._each(lists), new, strict=True):
             codec.store(tensors, values, extras, noise)
 
     def _each(self, lists: Sequence[Tensors]) -> Iterator[tuple[Codec, Tensors, Sequence[Tensors]]]:
         at = len(self.codecs)
-        for codec, tensors, keys in zip(self.codecs, lists[:at], self.beside, strict=True):
+        for codec, tensors, keys in zip(self.codecs, lists[:at], self.extra_keys, strict=True):
             start, at = at, at + len(keys)
             yield codec, tensors, lists[start:at]
 
 
-def _after(second: Callable[[Any], Any], first: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _compose(second: Callable[[Any], Any], first: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda x: second(first(x))
 
 
-def numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
+def element_numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
     """The numbers of a parameter's elements, or of those in the rows that the indices name.
 
-    first, for the first element in its memory, and so on in the order of the memory; in that of the
-    shape where the memory has gaps.
+    The first element in memory has the number `first`; the others follow in the order of memory, or
+    in the order of the shape if the memory has gaps.
     """
     dense = torch.empty_like(p, device="meta").stride() == p.stride()
     strides = p.stride() if dense else torch.empty(p.shape, device="meta").stride()
-    found = torch.tensor(first, device=p.device)
+    result = torch.tensor(first, device=p.device)
     for index, stride in zip(rows, strides, strict=False):
-        found = found + index * stride
+        result = result + index * stride
     for size, stride in list(zip(p.shape, strides, strict=True))[len(rows) :]:
-        found = found[..., None] + torch.arange(size, device=p.device) * stride
-    return found
+        result = result[..., None] + torch.arange(size, device=p.device) * stride
+    return result
 
 
-def key(seed: int, t: float) -> int:
-    """64 bits for the noise of one step."""
+def noise_key(seed: int, t: float) -> int:
+    """The 64-bit key for the noise of one step."""
     digest = hashlib.blake2b(f"{seed} {int(t)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
-def draw(numbers: Tensor, key: int) -> Tensor:
+def draw_bits(numbers: Tensor, key: int) -> Tensor:
     """16 random bits for each element number, as int32: a hash of number and key.
 
-    Rounds of a key, a shift and an odd factor. That a generator may be a hash of a counter: Salmon
-    et al. 2011, doi:10.1145/2063384.2063405.
+    Each round is a key, a shift and an odd factor. A hash of a counter can serve as a generator:
+    Salmon et al. 2011, doi:10.1145/2063384.2063405.
     """
     low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
-    x = _wrapped(numbers ^ (numbers >> 32)) ^ _wrapped(low)
+    x = _wrap(numbers ^ (numbers >> 32)) ^ _wrap(low)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         x ^= (x >> shift) & (0xFFFFFFFF >> shift)  # a logical shift
-        x *= _wrapped(factor)
+        x *= _wrap(factor)
         if shift == 16:
-            x ^= _wrapped(high)
+            x ^= _wrap(high)
     return (x >> 16) & 0xFFFF
 
 
-def _wrapped(x: Any) -> Any:
-    """Into the range of int32, modulo 2**32."""
+def _wrap(x: Any) -> Any:
+    """Wrap into the range of int32, modulo 2**32."""
     return x.to(torch.int32) if isinstance(x, Tensor) else (x + 2**31) % 2**32 - 2**31

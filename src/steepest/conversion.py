@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends.bucket import program_of
 from .checkpoint import (
     FIXED,
     Saved,
@@ -32,7 +33,6 @@ from .formulas import modifiers
 from .formulas.meanings import LARGEST
 from .options import PAIRS, SCHEDULED, WITHOUT_EFFECT
 from .origin import inferred
-from .plan import program_of
 from .printing import host_function
 
 _DIFFER = ("lr", "eps", "momentum", "alpha")
@@ -283,7 +283,7 @@ def _continued(
             why = f"{why}, {'with' if more > 0 else 'without'} the eps that EAdam adds up"
         made[key] = value
         found.append(("kept", key, why))
-    counted = there.counts and (program.counts or there.carried)
+    counted = there.counts and (program.reads_t or there.carried)
     zeros = [k for k in lacks if not counted or theirs.get(k, ("",))[0] == LARGEST]
     if not made or (there.counts and t is None) or len(zeros) < len(lacks):
         return _anew(target, old, lacks, made, notes)
@@ -350,6 +350,6 @@ def _walked(selection: Any, options: tuple[tuple[str, float], ...], t: float) ->
     host, values = host_function(program, 8), list(rule.carried.values())
     named = [scalars.get(n, 0.0) for n in program.scalars if n != "t"]
     for k in range(1, int(min(t, _WALK)) + 1):
-        made = host(*([float(k)] if program.counts else []), *named, *values)
+        made = host(*([float(k)] if program.reads_t else []), *named, *values)
         values = list(made[len(program.slots) :])
     return dict(zip(rule.carried, values, strict=True))

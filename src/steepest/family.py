@@ -17,7 +17,7 @@ import torch
 from .checks import plain, real, several, short
 from .definition import COMPENSATION, Rule, inside, nearest
 from .formulas import modifiers
-from .ops import Parted
+from .ops import SplitParameter
 from .options import (
     PAIRS,
     ROUNDINGS,
@@ -55,11 +55,11 @@ def careful(rule: Rule) -> Rule:
     """The rule with `modifiers.cautious` after it."""
 
     def function(p: Any, g: Any, *states: Any, **scalars: Any) -> Any:
-        new = rule.function(Parted(p), g, *states, **scalars)
+        new = rule.function(SplitParameter(p), g, *states, **scalars)
         new, *rest = new if isinstance(new, tuple) else (new,)
-        if not isinstance(new, Parted):  # no sum of a share of p and a step
-            new = Parted(p) + (new - p)
-        rest = [x.whole() if isinstance(x, Parted) else x for x in rest]
+        if not isinstance(new, SplitParameter):  # no sum of a share of p and a step
+            new = SplitParameter(p) + (new - p)
+        rest = [x.joined() if isinstance(x, SplitParameter) else x for x in rest]
         return modifiers.cautious(g, new.share * p, new.moved), *rest
 
     made = copy.copy(rule)

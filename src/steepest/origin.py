@@ -1,4 +1,4 @@
-"""Which optimizer saved a checkpoint that does not say so itself."""
+"""Which optimizer saved a checkpoint that does not name it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .options import WITHOUT_EFFECT
 
 
 def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
-    """The family that saved a checkpoint, by the names of its options and states."""
-    every = list(families.values())
-    options = set(WITHOUT_EFFECT).union(*({*f.arguments, *f.captured} for f in every))
-    theirs = {*ELSEWHERE}.union(*(f.keys for f in every))
+    """The family that saved a checkpoint, inferred from the names of its options and states."""
+    all_families = list(families.values())
+    options = set(WITHOUT_EFFECT).union(*({*f.arguments, *f.captured} for f in all_families))
+    state_keys = {*ELSEWHERE}.union(*(f.keys for f in all_families))
 
-    def possible(family: Family, lent: bool = False) -> bool:
-        for group, own in zip(groups, rows, strict=True):
+    def is_possible(family: Family, foreign_keys: bool = False) -> bool:
+        for group, group_rows in zip(groups, rows, strict=True):
             full = {**family.arguments, **group}
             if not options & group.keys() <= {*family.arguments, *family.captured}:
                 return False
@@ -26,42 +26,47 @@ def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
             except (TypeError, ValueError):
                 return False
             selection = family.select(full)
-            for row in own:
-                held = {k for k, v in row.state.items() if v is not None}
-                known = (held & theirs if lent else held) <= family.keys
+            for row in group_rows:
+                keys = {k for k, v in row.state.items() if v is not None}
+                known = (keys & state_keys if foreign_keys else keys) <= family.keys
                 if not known or needed(selection, row.state):
                     return False
         return True
 
-    def exact(family: Family) -> bool:
-        mine = {*family.arguments, *family.captured} - {*WITHOUT_EFFECT}
-        return all(options & g.keys() - {*WITHOUT_EFFECT} == mine for g in groups)
+    def is_exact(family: Family) -> bool:
+        own_options = {*family.arguments, *family.captured} - {*WITHOUT_EFFECT}
+        return all(options & g.keys() - {*WITHOUT_EFFECT} == own_options for g in groups)
 
     def steps_as(family: Family) -> list[Any]:
-        found = [family.select({**family.arguments, **g}) for g in groups]
-        # adamw is adam: they differ in the decay that a group says nothing about
-        return [(s.rule.name.replace("adamw", "adam"), s.modifiers, s.choices) for s in found]
+        selections = [family.select({**family.arguments, **g}) for g in groups]
+        # adamw counts as adam: they differ only in the decay, which a group does not record
+        return [(s.rule.name.replace("adamw", "adam"), s.modifiers, s.choices) for s in selections]
 
-    # keys that nobody here knows may be somebody else's, where the options tell who it was
-    able = [f for f in every if possible(f)]
-    able = able or [f for f in every if exact(f) and possible(f, lent=True)]
-    able = [f for f in able if exact(f)] or able
-    found = {ELSEWHERE[k] for row in (r for own in rows for r in own) for k in row.state
-             if k in ELSEWHERE}  # fmt: skip
-    if not able and found:
+    # where the options tell the optimizer, unknown state keys may belong to somebody else
+    candidates = [f for f in all_families if is_possible(f)]
+    if not candidates:
+        candidates = [f for f in all_families if is_exact(f) and is_possible(f, foreign_keys=True)]
+    candidates = [f for f in candidates if is_exact(f)] or candidates
+    all_keys = {key for group_rows in rows for row in group_rows for key in row.state}
+    elsewhere = {ELSEWHERE[key] for key in all_keys if key in ELSEWHERE}
+    if not candidates and elsewhere:
         raise ValueError(
-            f"convert: the checkpoint is of {min(found)}, which is not known here; begin anew, "
-            "from the model's weights alone"
+            f"convert: the checkpoint was saved by {min(elsewhere)}, which is not known here; "
+            "start a new optimizer from the model's weights"
         )
-    if not able:
+    if not candidates:
         raise ValueError(
-            "convert: the checkpoint's options and states are of no optimizer that is known here; "
-            "pass source=, the name of the one that saved it"
+            "convert: no optimizer known here has the checkpoint's options and states; pass "
+            "source=, the name of the one that saved it"
         )
-    if any(steps_as(f) != steps_as(able[0]) for f in able):
+    if any(steps_as(f) != steps_as(candidates[0]) for f in candidates):
+        names = " or ".join(f.name for f in candidates)
         raise ValueError(
-            f"convert: the checkpoint may be of {' or '.join(f.name for f in able)}; pass source=, "
-            "the name of the one that saved it"
+            f"convert: the checkpoint may be of {names}; pass source=, the name of the one that "
+            "saved it"
         )
-    unlike = [sum(g.get(k, v) != v for g in groups for k, v in f.arguments.items()) for f in able]
-    return able[unlike.index(min(unlike))]
+    # the family whose defaults differ least from the saved options
+    changed = [
+        sum(g.get(k, v) != v for g in groups for k, v in f.arguments.items()) for f in candidates
+    ]
+    return candidates[changed.index(min(changed))]

@@ -1,4 +1,4 @@
-"""The class whose states several processes may share before the first step: Adagrad."""
+"""The class whose states several processes can share before the first step: Adagrad."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class SharedOptimizer(RuleOptimizer):
 
     @torch.no_grad()
     def share_memory(self) -> None:
-        """Move sums and counts to shared memory; makes those that no step has made yet.
+        """Move sums and counts to shared memory; states that no step has made yet are made now.
 
-        The parameters are the model's: share them by `model.share_memory()`. Unlike torch's, the
-        count is shared too, so `lr_decay` counts the steps of all processes.
+        The parameters belong to the model: share them by `model.share_memory()`. Unlike in torch,
+        the count is shared too, so `lr_decay` counts the steps of all processes.
         """
         with self._lock:
             for group in self.param_groups:
@@ -34,6 +34,6 @@ class SharedOptimizer(RuleOptimizer):
         state["step"] = torch.tensor(count, dtype=torch.float32, device="cpu")
         wide = torch.float32 if p.dtype in codecs.HALVES else p.dtype
         if "sum" not in state:
-            # of a complex parameter both parts have a sum
+            # a complex parameter has one sum for the real part and one for the imaginary part
             value = complex(start, start) if p.is_complex() else start
             state["sum"] = torch.full_like(p, value, dtype=wide)

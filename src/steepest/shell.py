@@ -1,5 +1,5 @@
 """The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed
-stands in `plan.py` and `backends/`, what is computed in `formulas/`.
+stands in `executor.py` and `backends/`, what is computed in `formulas/`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from .backends import BACKENDS
 from .checkpoint import read
 from .definition import Rule, rules
+from .executor import Executor, Stale
 from .families import family_of
 from .family import Family, warn_about
 from .loading import Loaded, load
 from .options import STORAGE, outside, taken
-from .plan import Plan, Stale
 from .trace import Program
 
 P = ParamSpec("P")
@@ -124,7 +124,7 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def stepped_by(self) -> set[str]:
         """The names of the backends that made the last step, such as "cpu"."""
-        groups = self._plan.groups if self._plan is not None else []
+        groups = self._executor.groups if self._executor is not None else []
         return {str(bucket.wanted.backend) for group in groups for bucket in group.buckets}
 
     @property
@@ -134,7 +134,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     def _begin(self) -> None:
         if not hasattr(self, "_lock"):
             self._lock = threading.RLock()
-        self._plan: Plan | None = None
+        self._executor: Executor | None = None
         _alive.add(self)
 
     # groups
@@ -199,20 +199,20 @@ class RuleOptimizer(torch.optim.Optimizer):
             try:
                 for last in (*[False] * 9, True):
                     try:
-                        if self._plan is None or not self._plan.holds():
-                            self._plan = Plan(self)
-                        self._plan.ready()()
-                        self._plan.release()
+                        if self._executor is None or not self._executor.is_current():
+                            self._executor = Executor(self)
+                        self._executor.prepare()()
+                        self._executor.release()
                         break
                     except Stale:
-                        self._plan = None
+                        self._executor = None
                         if last:
                             raise RuntimeError(
                                 f"{self._called}: states were replaced by another thread while "
                                 "step() looked at them; replace them between steps"
                             ) from None
             except BaseException:
-                self._plan = None  # it may be in the middle of its writing
+                self._executor = None  # it may have been interrupted while writing
                 raise
         return loss
 

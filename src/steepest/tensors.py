@@ -1,4 +1,4 @@
-"""What is asked of a tensor: its memory, its share of a larger one, its history, its name."""
+"""Questions about a tensor: its memory, its shard, its autograd history, its description."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ import torch
 from torch import Tensor
 
 PLAIN = (Tensor, torch.nn.Parameter)
-"""The types whose objects torch's C functions can be asked about."""
+"""The types that torch's C functions can inspect."""
 
 
 def describe(x: Any) -> str:
-    """A tensor in a few words, for messages; anything else as it prints itself."""
+    """A tensor in a few words, for messages; anything else as its repr."""
     return (
         f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
     )
 
 
 def number(x: Any) -> float:
-    """A total or a carried scalar, without its history."""
+    """A total or a carried scalar as a float, without its autograd history."""
     return float(x.detach()) if isinstance(x, Tensor) else x
 
 
 def carries(x: Any) -> bool:
-    """Whether autograd goes on from a value."""
+    """Whether a value has an autograd history."""
     return isinstance(x, Tensor) and x.requires_grad
 
 
 def local(x: Any) -> Any:
-    """This process's share of a DTensor; any other tensor itself."""
+    """This process's shard of a DTensor; any other tensor as it is."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
 def fake(x: Any) -> bool:
-    """Whether it is a tensor of FakeTensorMode, whose value cannot be asked for."""
+    """Whether it is a tensor of FakeTensorMode, which has no values."""
     return hasattr(x, "fake_mode")
 
 
 def offset(p: Any) -> int:
-    """The number of the first element of this process's rows, within the whole tensor."""
+    """The index of the first element of this process's shard, in the flattened whole tensor."""
     if not hasattr(p, "to_local") or not p.numel():
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    _, at = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
-    return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(at))
+    _, start = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return sum(k * math.prod(p.shape[i + 1 :]) for i, k in enumerate(start))
 
 
 def in_bounds(x: Tensor) -> bool:
-    """Whether the tensor's storage reaches as far as its elements; True where that is unknown."""
+    """Whether the tensor's storage is large enough for its elements; True where that is unknown."""
     x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
     if type(x) not in PLAIN or x.layout is not torch.strided or not x.numel() or x.is_meta:
         return True

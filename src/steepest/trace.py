@@ -1,8 +1,8 @@
 """How a rule becomes a straight-line program: it is called once, on symbols.
 
-Whatever is made of scalars alone is a *host* number, computed once per step in float64; the rest is
-the *body*, computed per element. Equal sub-expressions become one node, helper calls inline
-themselves. `printing.py` makes text of a program; what runs it is a backend's affair.
+Every value made of scalars alone is a *host* number, computed once per step in float64. The rest is
+the *body*, computed for each element. Equal sub-expressions become one node, and helper functions
+are inlined by the call. `printing.py` turns a program into text; a backend runs it.
 """
 
 import copy
@@ -20,29 +20,29 @@ from .ops import Number
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow": "pow"}
-WORDS = {w: getattr(ops, w) for w in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
+FUNCTIONS = {f: getattr(ops, f) for f in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
 """Functions of scalars and tensors that every backend has."""
 REDUCTIONS = ("norm", "mean", "total")
-"""Words that make one scalar of a tensor: there the program is cut into two passes."""
+"""Functions that make a tensor into one scalar: there the program is cut into two passes."""
 SIZES = ("rows", "columns", "precision")
-"""Scalars that are known of a tensor's shape and dtype alone."""
+"""Scalars that depend only on a tensor's shape and dtype."""
 _MATRICES = (
     "row_mean column_mean orthogonal covariances turned turned_back eigenvectors refined ranked"
 )
 MATRIX = (*_MATRICES.split(), *SIZES)
-"""Words that torch alone can say: a rule that uses them runs as it is written."""
+"""Functions that only torch has: a rule that uses them runs as it is written."""
 _FOLD: dict[str, Callable[..., Any]] = {
     **{op: getattr(operator, name) for op, name in _ARITHMETIC.items()},
     **{op: getattr(operator, op) for op in _COMPARISONS},
-    **WORDS,
+    **FUNCTIONS,
 }
+"""Operation -> what computes it on constants."""
 
-
-_CHOOSE = (
+_USE_WHERE = (
     "for a choice by scalars write where(condition, a, b), by elements use maximum, minimum or "
     "sign, and make a switch a bool or str argument"
 )
-_WRITE = (
+_USE_OPS = (
     "write new values with + - * / ** (m = beta * m + g) and with sqrt, log, abs, sign, maximum, "
     "minimum and where from steepest.ops"
 )
@@ -52,13 +52,15 @@ class TraceError(TypeError):
     """A rule does what a traced function cannot; the message says what to write instead."""
 
 
-def _unknown(kind: str, cure: str = _CHOOSE) -> TraceError:
-    return TraceError(f"{kind} of a traced value, which is not known before the step; {cure}")
+def _unknown_value(use: str, hint: str = _USE_WHERE) -> TraceError:
+    return TraceError(f"{use} of a traced value, which is not known before the step; {hint}")
 
 
-def _refusing(kind: str, cure: str = _CHOOSE) -> Any:
+def _make_refusal(use: str, hint: str = _USE_WHERE) -> Any:
+    """A method that raises: this use needs a value, and a traced one is not known."""
+
     def refuse(self: Any, *_: Any, **__: Any) -> Any:
-        raise _unknown(kind, cure)
+        raise _unknown_value(use, hint)
 
     return refuse
 
@@ -76,22 +78,24 @@ class Node:
 
     __hash__ = object.__hash__
 
-    __bool__ = _refusing("`if`, `and`, `not` or max()")
-    __float__ = __int__ = __index__ = _refusing("float() or a function of math", _WRITE)
-    __array__ = _refusing("a function of numpy", _WRITE)
-    __iter__ = _refusing("a loop over the elements")
+    __bool__ = _make_refusal("`if`, `and`, `not` or max()")
+    __float__ = __int__ = __index__ = _make_refusal("float() or a function of math", _USE_OPS)
+    __array__ = _make_refusal("a function of numpy", _USE_OPS)
+    __iter__ = _make_refusal("a loop over the elements")
 
     def __array_ufunc__(self, function: Any, *_: Any, **__: Any) -> Any:
-        raise _unknown(f"numpy.{function.__name__}", _WRITE)
+        raise _unknown_value(f"numpy.{function.__name__}", _USE_OPS)
 
     @classmethod
     def __torch_function__(cls, function: Any, *_: Any, **__: Any) -> Any:
-        raise TraceError(f"torch's {function.__name__}() of a traced value; {_WRITE}")
+        raise TraceError(f"torch's {function.__name__}() of a traced value; {_USE_OPS}")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what Python and its libraries ask of any object
             raise AttributeError(name)
-        raise TraceError(f".{name} of a traced value, which has no methods and no memory; {_WRITE}")
+        raise TraceError(
+            f".{name} of a traced value, which has no methods and no memory; {_USE_OPS}"
+        )
 
     def __neg__(self) -> "Node":
         return self.tape.make("mul", -1.0, self)
@@ -100,7 +104,7 @@ class Node:
         return self.tape.make("abs", self)
 
 
-def _binary(op: str, swap: bool) -> Callable[[Node, Any], Any]:
+def _make_operator(op: str, swap: bool) -> Callable[[Node, Any], Any]:
     def binary(self: Node, other: Any) -> Any:
         if not isinstance(other, (Node, int, float)):
             return NotImplemented
@@ -110,10 +114,10 @@ def _binary(op: str, swap: bool) -> Callable[[Node, Any], Any]:
 
 
 for _op, _name in _ARITHMETIC.items():
-    setattr(Node, f"__{_name}__", _binary(_op, False))
-    setattr(Node, f"__r{_name}__", _binary(_op, True))
+    setattr(Node, f"__{_name}__", _make_operator(_op, False))
+    setattr(Node, f"__r{_name}__", _make_operator(_op, True))
 for _op in _COMPARISONS:
-    setattr(Node, f"__{_op}__", _binary(_op, False))
+    setattr(Node, f"__{_op}__", _make_operator(_op, False))
 
 
 class Tape:
@@ -121,13 +125,13 @@ class Tape:
 
     def __init__(self) -> None:
         self.nodes: dict[Any, Node] = {}
-        self.wanted: CodeType | None = None
+        self.traced: CodeType | None = None
         self.frame: FrameType | None = None
 
     def node(self, op: str, args: tuple[Node, ...], host: bool, value: Any = None) -> Node:
         # a sum or product is the same node in either order
-        names = sorted(map(id, args)) if op in ("add", "mul") else map(id, args)
-        key = (op, *names, value)
+        ids = sorted(map(id, args)) if op in ("add", "mul") else map(id, args)
+        key = (op, *ids, value)
         if key not in self.nodes:
             self.nodes[key] = Node(self, op, args, host, value)
         return self.nodes[key]
@@ -135,39 +139,42 @@ class Tape:
     def constant(self, value: float) -> Node:
         return self.node("const", (), True, float(value))
 
-    def find(self) -> None:
-        """Hold the frame of the wanted function, whose variables outlive it then.
+    def hold_frame(self) -> None:
+        """Hold the frame of the traced function, so that its variables outlive the call.
 
-        A profiler of Python would see them too, and would switch off the user's own.
+        A Python profiler would see them too, but would switch off a profiler of the user's.
         """
         frame: FrameType | None = sys._getframe()
-        while frame and frame.f_code is not self.wanted:
+        while frame and frame.f_code is not self.traced:
             frame = frame.f_back
-        self.frame, self.wanted = frame, None if frame else self.wanted
+        self.frame, self.traced = frame, None if frame else self.traced
 
     def make(self, op: str, *values: Any) -> Node:
-        if self.wanted:
-            self.find()
+        if self.traced:
+            self.hold_frame()
         a, *rest = args = [v if isinstance(v, Node) else self.constant(v) for v in values]
         host = op in SIZES or all(x.host for x in args)
         if op in _COMPARISONS and not host:
-            raise _unknown("a comparison")
+            raise _unknown_value("a comparison")
         if op == "where" and not a.host:
-            raise _unknown("a where()")
+            raise _unknown_value("a where()")
         if op in _FOLD and all(x.op == "const" for x in args):
             return self.constant(_FOLD[op](*(Number(x.value) for x in args)))
         b = rest[0] if rest else a
         if op in REDUCTIONS:
             if any(n.op in REDUCTIONS for n in in_order([a], through=True)):
-                raise TraceError(f"a {op} of what is made of another norm or mean; take it apart")
+                raise TraceError(
+                    f"a {op} of a value that depends on another norm, mean or total; move the "
+                    "inner one out, as norm(g / norm(p)) is norm(g) / norm(p)"
+                )
             if a.host:
                 return abs(a) if op == "norm" else a
-            # each total is one of its own: the reference counts them as they are called
+            # two equal totals are two nodes: the reference counts them by their calls
             return self.node(op, (a,), True, len(self.nodes) if op == "total" else None)
         match op:
             case "where" if a.op == "const" or b is rest[1]:
                 return b if a.value != 0 else rest[1]
-            # only a constant's value is a number
+            # only a constant has a number as its value
             case "add" if a.value == 0:
                 return b
             case "add" | "sub" if b.value == 0:
@@ -177,7 +184,7 @@ class Tape:
             case "mul":
                 if b.host and not a.host:
                     a, b = args = [b, a]
-                # host factors gather in front: lr * (m * h) is one multiplication per element
+                # host factors move to the front: lr * (m * h) is one multiplication per element
                 if not b.host and a.host and b.op == "mul" and b.args[0].host:
                     return self.make("mul", self.make("mul", a, b.args[0]), b.args[1])
             case "div" if b.host and not a.host:
@@ -190,53 +197,58 @@ class Tape:
         return self.node(op, tuple(args), host)
 
 
-def _on_tape(word: str, *args: Any) -> Node:
-    return next(a for a in args if isinstance(a, Node)).tape.make(word, *args)
+def _add_to_tape(op: str, *args: Any) -> Node:
+    return next(a for a in args if isinstance(a, Node)).tape.make(op, *args)
 
 
 ops.register(
     Node,
-    where=partial(_on_tape, "where"),
-    **{word: partial(_on_tape, word) for word in (*WORDS, *REDUCTIONS, *MATRIX)},
+    where=partial(_add_to_tape, "where"),
+    **{op: partial(_add_to_tape, op) for op in (*FUNCTIONS, *REDUCTIONS, *MATRIX)},
 )
 
 
 class Program:
-    """A rule with its choices bound, as a straight line.
+    """A rule with its choices bound, as a straight line of operations.
 
     Attributes
     ----------
-    states: the states that are read or written; what a choice leaves untouched is not among them.
-    outputs: tensor -> the node of its new value (states that stay as they are left out).
+    states: the states that are read or written; a state that a choice leaves untouched is not
+        listed.
+    outputs: tensor -> the node of its new value (without the states that do not change).
     carried: carried scalar -> the node of its next value.
-    body: the tensor nodes in order of computation; hosts: the host nodes, likewise.
-    slots: the host nodes that the body reads. scalars: names of the host inputs, `t` first.
-    reductions: the norms, means and totals that hosts are made of; `first` is the pass that adds
-    them up, spans says whether one is over several parameters: those of a group, where a modifier
-    clips them, else all. matrix: only torch can run it. elementwise: it has neither.
+    body, hosts: the tensor nodes and the host nodes, in order of computation.
+    slots: the host nodes that the body reads.
+    scalars: names of the host inputs, `t` first; reads_t: whether `t` is one of them.
+    reductions: the norms, means and totals that hosts are made of; first: the pass that adds them
+        up.
+    spans: whether a reduction is over several parameters: those of one group if a modifier clips
+        them (clips), else those of all groups.
+    matrix: whether only torch can run it. elementwise: it has no reduction and no matrix function.
+    saves_count: whether the step count is saved.
     """
 
     def __init__(self, rule: Any, tensors: list[Node], new: list[Node], modifiers: Any) -> None:
         self.rule, self.modifiers = rule, modifiers
         p, names = rule.tensors[0], (rule.tensors[0], *rule.states)
-        made = dict(zip((*names, *rule.carried), new, strict=True))
+        results = dict(zip((*names, *rule.carried), new, strict=True))
         self.inputs = dict(zip(rule.tensors, tensors, strict=True))
-        self.outputs = {n: made[n] for n in names if n == p or made[n] is not self.inputs[n]}
-        self.carried = {n: made[n] for n in rule.carried}
-        self._lay()
+        self.outputs = {n: results[n] for n in names if n == p or results[n] is not self.inputs[n]}
+        self.carried = {n: results[n] for n in rule.carried}
+        self._order_nodes()
         ends = (*self.outputs.values(), *self.carried.values())
         ordered = in_order(ends, through=True)
         read = {n.value: n for n in ordered if n.op == "input"}
         scalars = [n for n in read if read[n].host and n not in self.carried]
         self.scalars = sorted(scalars, key=lambda n: n != "t")
-        self.counts = "t" in self.scalars
+        self.reads_t = "t" in self.scalars
         self.states = [s for s in rule.states if s in self.outputs or s in read]
-        made = {n: i for i, n in enumerate(tensors[0].tape.nodes.values())}
-        self.reductions = sorted((n for n in ordered if n.op in REDUCTIONS), key=made.__getitem__)
+        index = {n: i for i, n in enumerate(tensors[0].tape.nodes.values())}
+        self.reductions = sorted((n for n in ordered if n.op in REDUCTIONS), key=index.__getitem__)
         self.spans = any(n.op == "total" for n in self.reductions)
         self.clips = any("clip_norm" in scalars_of(m) for m in modifiers)
-        # where a rule has two ways, only the one that counts saves its count
-        self.saves_count = rule.counts and (self.counts or "matrix" not in rule.choices)
+        # of a rule's two branches, only one that reads t saves the count
+        self.saves_count = rule.counts and (self.reads_t or "matrix" not in rule.choices)
         self.matrix = any(n.op in MATRIX for n in ordered) or "matrix" in rule.choices
         self.elementwise = not (self.reductions or self.matrix)
         self.first: Program | None = None
@@ -245,19 +257,19 @@ class Program:
             first.reductions = []
             first.outputs = {f"sum{i}": n.args[0] for i, n in enumerate(self.reductions)}
             first.carried = {c: read.get(c, tensors[0].tape.constant(0)) for c in self.carried}
-            first._lay()
+            first._order_nodes()
 
-    def _lay(self) -> None:
-        """The nodes of this pass in order of computation: body, slots and hosts."""
+    def _order_nodes(self) -> None:
+        """Put the nodes of this pass in order of computation: body, slots and hosts."""
         ordered = in_order((*self.outputs.values(), *self.carried.values()))
         self.body = [n for n in ordered if not n.host and n.op != "input"]
         used = {a for n in self.body for a in n.args} | set(self.outputs.values())
         self.slots = [n for n in ordered if n.host and n in used and n.op != "const"]
-        wanted = in_order((*self.slots, *self.carried.values()))
-        self.hosts = [n for n in wanted if n.op not in ("input", "const", *REDUCTIONS)]
+        host_nodes = in_order((*self.slots, *self.carried.values()))
+        self.hosts = [n for n in host_nodes if n.op not in ("input", "const", *REDUCTIONS)]
 
     def depends(self, name: str) -> bool:
-        """Whether the new value of a tensor is made, among others, of its old one."""
+        """Whether a tensor's new value depends on its old one."""
         return name in self.outputs and self.inputs[name] in set(in_order([self.outputs[name]]))
 
     @cached_property
@@ -269,8 +281,10 @@ class Program:
 
 
 def in_order(ends: Iterable[Node], through: bool = False) -> list[Node]:
-    """The ends and all that they are made of, each after its arguments; what a norm, mean or total
-    is made of belongs to the first pass, and is left out unless `through`.
+    """The ends and all nodes that they are made of, each after its arguments.
+
+    What a norm, mean or total is made of belongs to the first pass, and is left out unless
+    `through`.
     """
     order: dict[Node, None] = {}
 
@@ -286,32 +300,32 @@ def in_order(ends: Iterable[Node], through: bool = False) -> list[Node]:
 
 
 def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str, Any]) -> Program:
-    """Call the rule on symbols, behind its modifiers, with the static choices bound."""
+    """Call the rule on symbols, with the modifiers before it and the static choices bound."""
     tape = Tape()
     tensors = [tape.node("input", (), False, n) for n in rule.tensors]
     names = ("lr", "weight_decay", "clip_norm", *rule.scalars)
     scalar = {n: tape.node("input", (), True, n) for n in names}
-    given = {**{n: scalar[n] for n in rule.scalars}, **choices}
+    arguments = {**{n: scalar[n] for n in rule.scalars}, **choices}
     p, g = tensors[:2]
     for modifier in modifiers:
         p, g = modifier(p, g, **{n: scalar[n] for n in scalars_of(modifier)})
     try:
-        new = _call_and_label(tape, rule.function, (p, g, *tensors[2:]), given)
+        new = _call_and_label(tape, rule.function, (p, g, *tensors[2:]), arguments)
     except TraceError:
         raise
     except (TypeError, ValueError) as error:
-        said = f"{type(error).__name__}: {str(error).replace('Node', 'traced value')}"
-        raise TraceError(f"called on traced values it raised {said}; {_WRITE}") from error
+        message = f"{type(error).__name__}: {str(error).replace('Node', 'traced value')}"
+        raise TraceError(f"called on traced values it raised {message}; {_USE_OPS}") from error
     expected = (rule.tensors[0], *rule.states, *rule.carried)
     if new is None or isinstance(new, (list, dict)):
-        what = "nothing" if new is None else f"a {type(new).__name__}"
-        raise TraceError(f"it returns {what}; end it with `return {', '.join(expected)}`")
+        returned = "nothing" if new is None else f"a {type(new).__name__}"
+        raise TraceError(f"it returns {returned}; end it with `return {', '.join(expected)}`")
     new = new if isinstance(new, tuple) else (new,)
     new = [tape.constant(x) if isinstance(x, (int, float)) else x for x in new]
     if len(new) != len(expected):
         raise TraceError(
             f"it returns {len(new)} values; expected {len(expected)}, the new "
-            f"({', '.join(expected)}) in this order (what stands left of `*` is a tensor)"
+            f"({', '.join(expected)}) in this order (each argument left of `*` is a tensor)"
         )
     for name, value in zip(expected, new, strict=True):
         if not isinstance(value, Node):
@@ -319,22 +333,24 @@ def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str,
                 f"its output {name!r} is {value!r}; return an expression of its arguments"
             )
         if name in rule.carried and not value.host:
-            raise TraceError(f"its carried scalar {name!r} is made of tensors; make it of scalars")
+            raise TraceError(
+                f"its carried scalar {name!r} is made of tensors; compute it from scalars"
+            )
     return Program(rule, tensors, new, modifiers)
 
 
 def scalars_of(modifier: Callable[..., Any]) -> list[str]:
-    """The scalars that a modifier takes beside p and g."""
+    """The scalars that a modifier takes after p and g."""
     return list(inspect.signature(modifier).parameters)[2:]
 
 
 def _call_and_label(tape: Tape, function: Any, args: Any, scalars: Any) -> Any:
-    """Call, and name the nodes after the function's variables, for readable code."""
-    tape.wanted = getattr(function, "__code__", None)
+    """Call the function, and label nodes with its variables, for readable code."""
+    tape.traced = getattr(function, "__code__", None)
     try:
         result = function(*args, **scalars)
     finally:
-        frame, tape.wanted, tape.frame = tape.frame, None, None
+        frame, tape.traced, tape.frame = tape.frame, None, None
     for name, value in frame.f_locals.items() if frame else ():
         if isinstance(value, Node) and value.op not in ("input", "const"):
             value.label = value.label or name

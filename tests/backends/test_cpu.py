@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.backends import machine, threads
+from steepest.backends import compiler, threads
 from steepest.backends.cpu import work
 from steepest.backends.cpu.printer import source
-from steepest.plan import Wanted, buckets, program_of
+from steepest.executor import Wanted, make_buckets, program_of
 
 LARGE = 1 << 20  # elements: enough for a second thread
 
@@ -181,8 +181,8 @@ def test_machine_code_is_kept_and_loaded_without_numba(tmp_path):
 def compiled(monkeypatch):
     """Counts compilations; the source is the smallest that compiles."""
     count = []
-    original = machine._compile
-    monkeypatch.setattr(machine, "_compile", lambda *a: (count.append(a), original(*a))[1])
+    original = compiler._compile
+    monkeypatch.setattr(compiler, "_compile", lambda *a: (count.append(a), original(*a))[1])
     return count
 
 
@@ -191,21 +191,21 @@ SMALL = "def small(address):\n    job = integers(address)\n    job[0] = job[0] +
 
 def works(symbol, code):
     job = np.array([41])
-    machine._link(symbol, code)(job.ctypes.data)
+    compiler._link(symbol, code)(job.ctypes.data)
     return job[0] == 42
 
 
 def test_a_damaged_entry_is_compiled_anew(tmp_path, monkeypatch, compiled):
     monkeypatch.setenv("STEEPEST_CACHE_DIR", str(tmp_path))
-    machine._object("small", SMALL, 4)
-    machine._object("small", SMALL, 4)
+    compiler._load_object("small", SMALL, 4)
+    compiler._load_object("small", SMALL, 4)
     assert len(compiled) == 1
     (file,) = tmp_path.iterdir()
     good = file.read_bytes()
     for content in (b"", b"x", b"name\nhash\ncode", good[: len(good) // 2], good[:-1] + b"!"):
         file.write_bytes(content)
         compiled.clear()
-        assert works(*machine._object("small", SMALL, 4))
+        assert works(*compiler._load_object("small", SMALL, 4))
         assert len(compiled) == 1
         assert len(file.read_bytes()) > len(good) // 2
         assert len(list(tmp_path.iterdir())) == 1
@@ -215,13 +215,13 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch, 
     (tmp_path / "file").write_text("in the way")
     for folder in (str(tmp_path / "file" / "below"), "/dev/null", "/proc/none"):
         monkeypatch.setenv("STEEPEST_CACHE_DIR", folder)
-        assert works(*machine._object("small", SMALL, 4))
+        assert works(*compiler._load_object("small", SMALL, 4))
     assert len(compiled) == 3
     monkeypatch.setenv("STEEPEST_CACHE_DIR", str(tmp_path / "full"))
     monkeypatch.setattr(
         os, "replace", lambda *a: (_ for _ in ()).throw(OSError(28, "no space left"))
     )
-    assert works(*machine._object("small", SMALL, 4))
+    assert works(*compiler._load_object("small", SMALL, 4))
     assert list((tmp_path / "full").iterdir()) == []
 
 
@@ -252,7 +252,7 @@ def test_every_loop_calls_the_c_library_alone():
     for rule in steepest.rules.values():
         program = rule.trace()
         for first in (True, False)[not program.first :] if not program.matrix else ():
-            code = machine._compile(rule.name, source(program, "", first), 4, first)[1]
+            code = compiler._compile(rule.name, source(program, "", first), 4, first)[1]
             assert b"numba_" not in code
             assert b"PyErr" not in code
 
@@ -264,7 +264,7 @@ def test_what_the_loop_cannot_walk_goes_to_foreach():
              nn.Parameter(torch.randn(0)), channels_last,
              nn.Parameter(torch.randn(3, 2).t())]  # fmt: skip
     selection = steepest.Adam.family.select(steepest.Adam.family.arguments)
-    found = buckets(Wanted(selection), {p: k for k, p in enumerate(kinds)}, {}, lambda p: 0)
+    found = make_buckets(Wanted(selection), {p: k for k, p in enumerate(kinds)}, {}, lambda p: 0)
     compiled = [bucket.n for bucket in found if bucket.wanted.backend == "cpu"]
     assert compiled == [3]
     assert program_of(selection) is found[0].program

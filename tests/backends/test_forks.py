@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.backends import machine
+from steepest.backends import compiler
 from steepest.backends.cpu import work as cpu
 
 pytestmark = [
@@ -27,7 +27,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _cold(tmp_path, monkeypatch):
     monkeypatch.setenv("STEEPEST_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(machine, "_loaded", {})
+    monkeypatch.setattr(compiler, "_loaded", {})
 
 
 def stepped(rule, **options):
@@ -84,7 +84,7 @@ def held(lock):
 @contextlib.contextmanager
 def compiling(monkeypatch):
     """A thread in the middle of the first step of Adam."""
-    begun, compiled = threading.Event(), machine._compile
+    begun, compiled = threading.Event(), compiler._compile
 
     def slow(*given):
         begun.set()
@@ -92,7 +92,7 @@ def compiling(monkeypatch):
         return compiled(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "_compile", slow)
+        patch.setattr(compiler, "_compile", slow)
         thread = threading.Thread(target=check_sign)
         thread.start()
         assert begun.wait(60)
@@ -184,7 +184,7 @@ def test_a_fork_while_a_thread_of_the_users_is_inside_numba(monkeypatch):
         assert in_child(no_loop) == 0
 
     stepped("signum", momentum=0.0)
-    machine._loaded.clear()
+    compiler._loaded.clear()
     check_sgd()
     with held(numbas_lock()):
         assert in_child(work) == 0
@@ -211,8 +211,8 @@ def test_a_fork_while_a_thread_of_the_users_imports_numba(monkeypatch):
 
 
 def test_a_fork_does_not_wait_for_ever(monkeypatch):
-    monkeypatch.setattr(machine, "_PATIENCE", 0.05)
-    with held(machine._lock):
+    monkeypatch.setattr(compiler, "_TIMEOUT", 0.05)
+    with held(compiler._lock):
         assert in_child(check_sign) == 0
     check_sign()
 
@@ -246,9 +246,9 @@ def test_a_fork_while_another_thread_steps(monkeypatch):
 
 
 def test_a_signals_handler_may_fork_while_its_thread_compiles(monkeypatch):
-    codes, compiled = [], machine._compile
+    codes, compiled = [], compiler._compile
     monkeypatch.setattr(
-        machine, "_compile", lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), compiled(*a))[1]
+        compiler, "_compile", lambda *a: (os.kill(os.getpid(), signal.SIGUSR1), compiled(*a))[1]
     )
     before = signal.signal(signal.SIGUSR1, lambda *_: codes.append(in_child(lambda: None)))
     try:

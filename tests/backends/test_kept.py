@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import steepest
-from steepest.backends import kept, machine
+from steepest.backends import compiler, disk_cache
 
 SMALL = "def small(address):\n    job = integers(address)\n    job[0] = job[0] + 1\n"
 OTHER = "def small(address):\n    job = integers(address)\n    job[0] = job[0] + 100\n"
@@ -21,7 +21,7 @@ NOBODY = 65534
 
 def result(symbol, code):
     job = np.array([41])
-    machine._link(symbol, code)(job.ctypes.data)
+    compiler._link(symbol, code)(job.ctypes.data)
     return int(job[0])
 
 
@@ -30,12 +30,12 @@ def place(tmp_path, monkeypatch):
     """A cache whose entry of SMALL holds the code of OTHER: 141 says that the entry was run."""
     folder = tmp_path / "above" / "cache"
     monkeypatch.setenv("STEEPEST_CACHE_DIR", str(folder))
-    monkeypatch.setattr(kept, "_said", False)
-    keys, write = [], kept.write
+    monkeypatch.setattr(disk_cache, "_warned", False)
+    keys, write = [], disk_cache.write
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "write", lambda *a: (keys.append(a[:2]), write(*a)))
-        machine._object("small", SMALL, 8)
-    write(*keys[0], *machine._compile("small", OTHER, 8))
+        patch.setattr(disk_cache, "write", lambda *a: (keys.append(a[:2]), write(*a)))
+        compiler._load_object("small", SMALL, 8)
+    write(*keys[0], *compiler._compile("small", OTHER, 8))
     folder.parent.chmod(0o755)
     return folder
 
@@ -95,10 +95,10 @@ FOREIGN = {
 def refused(folder, spoil):
     spoil(folder)
     with pytest.warns(UserWarning, match=r"not trusted.*expected a file of your own"):
-        assert result(*machine._object("small", SMALL, 8)) == 42
+        assert result(*compiler._load_object("small", SMALL, 8)) == 42
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        assert result(*machine._object("small", SMALL, 8)) == 42
+        assert result(*compiler._load_object("small", SMALL, 8)) == 42
     assert said == []  # once per process
 
 
@@ -144,15 +144,16 @@ SAFE = {
 @pytest.mark.parametrize("arrange", SAFE.values(), ids=SAFE)
 def test_what_nobody_else_could_have_written_is_run(place, arrange):
     arrange(place)
-    assert result(*machine._object("small", SMALL, 8)) == 141
+    assert result(*compiler._load_object("small", SMALL, 8)) == 141
 
 
 @owners
 def test_a_directory_of_ones_private_group_is_safe_and_one_of_colleagues_is_not(place, monkeypatch):
     place.parent.chmod(0o775)
-    monkeypatch.setattr(kept, "_alone", lambda group: group == place.parent.stat().st_gid)
-    assert result(*machine._object("small", SMALL, 8)) == 141
-    monkeypatch.setattr(kept, "_alone", lambda group: False)
+    own_group = place.parent.stat().st_gid
+    monkeypatch.setattr(disk_cache, "_is_private", lambda group: group == own_group)
+    assert result(*compiler._load_object("small", SMALL, 8)) == 141
+    monkeypatch.setattr(disk_cache, "_is_private", lambda group: False)
     refused(place, lambda _: None)
 
 
@@ -170,38 +171,38 @@ def test_the_file_that_was_looked_at_is_the_one_that_is_read(place, monkeypatch)
     machine_code = entry(place).read_bytes()
     other.write_bytes(machine_code[:-1] + b"!")
     monkeypatch.setattr(os, "fstat", slow)
-    assert result(*machine._object("small", SMALL, 8)) == 141
+    assert result(*compiler._load_object("small", SMALL, 8)) == 141
     assert not other.exists()
 
 
 def test_without_owners_nothing_is_asked(place, monkeypatch):
     monkeypatch.delattr(os, "geteuid", raising=False)
     place.chmod(0o777)
-    assert result(*machine._object("small", SMALL, 8)) == 141
+    assert result(*compiler._load_object("small", SMALL, 8)) == 141
 
 
 def test_a_healthy_entry_of_another_key_is_not_run(place, monkeypatch):
     # as it would be if a file were renamed, or of two keys that begin alike
     file = entry(place)
     with monkeypatch.context() as patch:
-        patch.setattr(machine, "version", lambda package: "0.0")
-        machine._object("small", SMALL, 8)
+        patch.setattr(compiler, "version", lambda package: "0.0")
+        compiler._load_object("small", SMALL, 8)
     (of_another,) = {*place.glob("*.o")} - {file}
     os.replace(of_another, file)
-    calls, compiled = [], machine._compile
-    monkeypatch.setattr(machine, "_compile", lambda *a: (calls.append(a), compiled(*a))[1])
-    assert result(*machine._object("small", SMALL, 8)) == 42
+    calls, compiled = [], compiler._compile
+    monkeypatch.setattr(compiler, "_compile", lambda *a: (calls.append(a), compiled(*a))[1])
+    assert result(*compiler._load_object("small", SMALL, 8)) == 42
     assert len(calls) == 1
 
 
 def test_what_can_change_the_code_is_in_the_key(place, monkeypatch):
     def runs():
-        return result(*machine._object("small", SMALL, 8))
+        return result(*compiler._load_object("small", SMALL, 8))
 
-    cpu = machine._cpu()
-    changes = [(machine, "_OURS", "x"), (machine, "version", lambda package: "0.0"),
+    cpu = compiler._cpu()
+    changes = [(compiler, "_SOURCES", "x"), (compiler, "version", lambda package: "0.0"),
                (sys, "version", "4"),
-               (machine, "_cpu", lambda: (cpu[0], cpu[1] + ",-avx"))]  # fmt: skip
+               (compiler, "_cpu", lambda: (cpu[0], cpu[1] + ",-avx"))]  # fmt: skip
     assert runs() == 141
     for change in changes:
         with monkeypatch.context() as patch:
@@ -209,15 +210,15 @@ def test_what_can_change_the_code_is_in_the_key(place, monkeypatch):
             assert runs() == 42, change
     monkeypatch.setenv("NUMBA_OPT", "1")
     assert runs() == 42
-    assert result(*machine._object("small", SMALL, 4)) == 42
+    assert result(*compiler._load_object("small", SMALL, 4)) == 42
     monkeypatch.delenv("NUMBA_OPT")
     assert runs() == 141
 
 
 def test_every_file_whose_code_is_compiled_in_is_in_the_key():
-    modules = {machine.__name__, *(f.__module__ for f in machine._HELPERS.values())}
-    modules |= {f.__module__ for f in machine.fits.values()}
-    words = machine._vocabulary(4).values()
+    modules = {compiler.__name__, *(f.__module__ for f in compiler._HELPERS.values())}
+    modules |= {f.__module__ for f in compiler.fits.values()}
+    words = compiler._make_namespace(4).values()
     compiled_in = {w.py_func.__module__ for w in words if hasattr(w, "py_func")}
     assert compiled_in <= modules
     assert {"steepest.ops", "steepest.printing"} <= compiled_in
@@ -277,7 +278,7 @@ def test_where_loops_are_kept(environment, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = kept.directory()
+    found = disk_cache.directory()
     assert found == (expected and Path(expected.format(cwd=os.getcwd())))
 
 
@@ -287,5 +288,5 @@ def test_a_user_without_a_home_compiles_in_memory(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     monkeypatch.chdir(tmp_path)
-    assert result(*machine._object("small", SMALL, 8)) == 42
+    assert result(*compiler._load_object("small", SMALL, 8)) == 42
     assert [*tmp_path.iterdir()] == []

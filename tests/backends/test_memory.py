@@ -18,7 +18,7 @@ from torch import nn
 
 import steepest
 from steepest.backends import memory
-from steepest.backends.machine import load_integers
+from steepest.backends.compiler import load_integers
 
 BACKENDS = ("cpu", "foreach", "eager")
 
@@ -73,13 +73,13 @@ def test_every_change_is_seen(change, native, monkeypatch):
     (p, *_), optimizer = made(3)
     optimizer.step()
     groups, state = [optimizer.param_groups[0]["params"]], optimizer.state
-    seen = memory.Seen(groups, state)
+    seen = memory.Snapshot(groups, state)
     assert (seen.native is not None) is native
-    assert seen.same(groups, state)
+    assert seen.matches(groups, state)
     state[p]["exp_avg"].mul_(2)  # values are not looked at
-    assert seen.same(groups, state)
+    assert seen.matches(groups, state)
     change[1](p, state[p])
-    assert not seen.same(groups, state)
+    assert not seen.matches(groups, state)
 
 
 def away_and_back(x):
@@ -328,7 +328,7 @@ def test_states_are_held_while_a_step_runs(monkeypatch):
     (p,), optimizer = made(1)
     optimizer.step()
     of_state = weakref.ref(optimizer.state[p]["exp_avg"])
-    run = optimizer._plan.groups[0].buckets[0].work.run
+    run = optimizer._executor.groups[0].buckets[0].work.run
 
     def replaced(totals):  # as another thread may do it
         optimizer.state[p]["exp_avg"] = torch.zeros(1000)
@@ -336,7 +336,7 @@ def test_states_are_held_while_a_step_runs(monkeypatch):
         assert of_state() is not None
         return run(totals)
 
-    monkeypatch.setattr(optimizer._plan.groups[0].buckets[0].work, "run", replaced)
+    monkeypatch.setattr(optimizer._executor.groups[0].buckets[0].work, "run", replaced)
     optimizer.step()
     gc.collect()
     assert of_state() is None

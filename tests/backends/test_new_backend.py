@@ -11,8 +11,8 @@ from steepest import catalogue, codecs
 from steepest.backends import BACKENDS, Backend
 from steepest.backends.bucket import Bucket, Ready, program_of, takes_sparse
 from steepest.ops import sqrt
-from steepest.printing import Printer, host_function, host_notes, spelt
-from steepest.trace import WORDS
+from steepest.printing import Printer, host_function, host_notes, safe_name
+from steepest.trace import FUNCTIONS
 
 # a backend: Python's floats, one element after the other
 
@@ -31,8 +31,8 @@ def takes(wanted, p):
 def source(program):
     if not runs(program):
         return None
-    tensors = {x: spelt(x, RESERVED) for x in (*program.rule.tensors[:2], *program.states)}
-    printer = Printer(program, taken={*RESERVED, *WORDS, *tensors.values()})
+    tensors = {x: safe_name(x, RESERVED) for x in (*program.rule.tensors[:2], *program.states)}
+    printer = Printer(program, taken={*RESERVED, *FUNCTIONS, *tensors.values()})
     printer.names |= {program.inputs[x]: name for x, name in tensors.items()}
     lines = [f"{printer.name(node, 'c')} = c[{i}]" for i, node in enumerate(program.slots)]
     lines += printer.assignments(program.body, program.outputs.values(), "x")
@@ -43,26 +43,26 @@ def source(program):
 
 
 class FloatsBucket(Bucket):
-    def prepare(self, given):
-        program, names = self.program, dict(WORDS)
+    def prepare(self, inputs):
+        program, names = self.program, dict(FUNCTIONS)
         exec(source(program), names)
         host, of = host_function(program, 8), [self.selection.rule.tensors[0], *program.states]
 
         def step(_):
-            for row in self.rows([*given.grads]):
-                t = [row.t] if program.counts else []
-                values = host(*t, *given.scalars, *row.carried)
-                lists = self.columns(given.owners, given.state, row.at)
+            for row in self.rows([*inputs.grads]):
+                t = [row.t] if program.reads_t else []
+                values = host(*t, *inputs.scalars, *row.carried)
+                lists = self.columns(inputs.owners, inputs.state, row.at)
                 loaded = self.load(lists)
                 for k, p, *states in zip(row.at, *loaded, strict=True):
                     flat = [x.detach().view(-1) for x in (p, *states)]
-                    for i, g in enumerate(given.grads[k].reshape(-1).tolist()):
+                    for i, g in enumerate(inputs.grads[k].reshape(-1).tolist()):
                         old, *rest = [float(x[i]) for x in flat]
                         new = names["step"](old, g, *rest, values)
                         for name, value in zip(program.outputs, new, strict=True):
                             flat[of.index(name)][i] = value
                 self.store(lists, loaded, row)
-                self.count(given.owners, given.state, row, values[len(program.slots) :])
+                self.count(inputs.owners, inputs.state, row, values[len(program.slots) :])
 
         return Ready(step, list)
 
@@ -141,8 +141,8 @@ def test_the_reserved_words_are_those_of_the_text():
                 mine = {"t", *rule.tensors, *rule.scalars, *rule.function.__code__.co_varnames}
                 mine |= {f"{x}_new" for x in mine} | {f"{x}_" for x in mine}
                 mine |= {f"{x}_{y}" for x in ("last", "next") for y in mine}
-                numbered = {x for x in found if spelt(x, ()) != x}
-                rest = found - mine - numbered - {*WORDS} - {*dir(builtins)}
+                numbered = {x for x in found if safe_name(x, ()) != x}
+                rest = found - mine - numbered - {*FUNCTIONS} - {*dir(builtins)}
                 assert rest <= printer.RESERVED, rule.name
 
 
@@ -159,7 +159,7 @@ class Blocks(codecs.Codec):
 
     def extras(self, key, dtype):
         shape = lambda shape: (math.ceil(math.prod(shape) / BLOCK),)  # noqa: E731
-        return {f"{key}_scale": codecs.Kept(torch.float32, shape)}
+        return {f"{key}_scale": codecs.StateSpec(torch.float32, shape)}
 
     def load(self, tensors, extras, dtype):
         loaded = []

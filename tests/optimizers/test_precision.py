@@ -104,7 +104,7 @@ def halves(count=2000):
 
 def stochastically(x, seed, t=1, first=0):
     found = torch.empty_like(x, dtype=BF16)
-    elements = codecs.numbers(x, first)
+    elements = codecs.element_numbers(x, first)
     codecs.STOCHASTIC.store([found], [x.clone()], (), codecs.Noise([elements], seed, t))
     return found
 
@@ -130,7 +130,9 @@ def test_the_odds_are_those_of_the_distances(part, sign):
 def test_the_noise_is_even_and_depends_on_seed_step_and_element_alone():
     numbers = torch.arange(1 << 16)
     draws = {
-        (seed, t): codecs.draw(numbers, codecs.key(seed, t)) for seed in (0, 1) for t in (1, 2)
+        (seed, t): codecs.draw_bits(numbers, codecs.noise_key(seed, t))
+        for seed in (0, 1)
+        for t in (1, 2)
     }
     for draw in draws.values():
         assert draw.min() >= 0
@@ -142,9 +144,9 @@ def test_the_noise_is_even_and_depends_on_seed_step_and_element_alone():
             assert abs(torch.corrcoef(pair)[0, 1]) < 0.02
     every = torch.stack([*draws.values()]).double()
     assert (torch.corrcoef(every) - torch.eye(4)).abs().max() < 0.02
-    later = codecs.draw(torch.arange(1000, 2000), codecs.key(0, 1))
+    later = codecs.draw_bits(torch.arange(1000, 2000), codecs.noise_key(0, 1))
     assert torch.equal(later, draws[0, 1][1000:2000])
-    far = codecs.draw(numbers + 2**33, codecs.key(0, 1))
+    far = codecs.draw_bits(numbers + 2**33, codecs.noise_key(0, 1))
     assert not torch.equal(far, draws[0, 1])
 
 

@@ -1,4 +1,4 @@
-"""The shell: constructor, groups, checkpoints, hooks, and the ways a plan goes stale."""
+"""The shell: constructor, groups, checkpoints, hooks, and the ways an executor goes stale."""
 
 import copy
 import inspect
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.plan import Plan
+from steepest.executor import Executor
 
 TORCH = ["SGD", "ASGD", "Rprop", "Adagrad", "Adadelta", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam", "RAdam"]  # fmt: skip  # noqa: E501
 OPTIONS = {
@@ -759,7 +759,8 @@ def test_an_interrupted_step_does_not_lose_the_state(monkeypatch):
     (p,) = params((3,))
     made = steepest.Adam([p])
     with monkeypatch.context() as patch:
-        patch.setattr(Plan, "_put", lambda plan: (_ for _ in ()).throw(KeyboardInterrupt))
+        interrupt = lambda executor: (_ for _ in ()).throw(KeyboardInterrupt)  # noqa: E731
+        patch.setattr(Executor, "_store_states", interrupt)
         with pytest.raises(KeyboardInterrupt):
             made.step()
     made.step()

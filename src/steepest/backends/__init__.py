@@ -1,6 +1,4 @@
-"""How a step is computed: a folder and one object for each way. No module of this room names a
-rule.
-"""
+"""How a step is computed: a folder and one object for each backend. No module here names a rule."""
 
 from collections.abc import Iterable
 
@@ -14,15 +12,16 @@ from .foreach import FOREACH
 
 __all__ = ["BACKENDS", "Backend", "choose"]
 BACKENDS: dict[str, Backend] = {each.name: each for each in (CPU, FOREACH, EAGER)}
-"""By name, the fastest first."""
+"""Name -> backend, the fastest first."""
 
 
 def choose(wanted: Wanted, params: Iterable[Tensor]) -> Backend:
-    """The first backend that takes all of these parameters, from the one that is asked for on.
+    """The first backend that takes all of these parameters, from the requested one on.
 
-    The last of the list takes all but sparse gradients, and for these the list begins again.
+    The last backend takes everything but sparse gradients; for these the search continues at the
+    first.
     """
     names, params = [*BACKENDS], [*params]
     start = names.index(wanted.backend) if wanted.backend else 0
     order = (BACKENDS[name] for name in (*names[start:], *names[:start]))
-    return next(one for one in order if all(one.takes(wanted, p) for p in params))
+    return next(backend for backend in order if all(backend.takes(wanted, p) for p in params))

@@ -14,11 +14,11 @@ from .bucket import Bucket, Wanted
 class Backend(NamedTuple):
     """One way to run a rule.
 
-    name: as users give it, `backend="cpu"`, and as a report says it.
-    takes: (what a group asks for, a parameter) -> whether it can step that parameter, with the
-    gradient that is there now.
-    bucket: what keeps such parameters, and steps them.
-    source: the text that runs, made of a program; None for a program that it cannot run.
+    name: as users write it in `backend="cpu"`, and as reports print it.
+    takes: (options of a group, parameter) -> whether it can step that parameter with its present
+        gradient.
+    bucket: the class that holds such parameters and steps them.
+    source: the code that runs, for a program; None for a program that the backend cannot run.
     """
 
     name: str

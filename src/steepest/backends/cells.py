@@ -1,7 +1,7 @@
-"""Counts and carried scalars: single numbers that lie here and there, read and written as one.
+"""Counts and carried scalars: single numbers in scattered memory, read and written together.
 
-A compiled loop moves their bits, as asking a tensor for its number in Python costs as much as a
-small tensor's step.
+A compiled loop moves their bits, because asking a tensor for its number in Python costs as much as
+a step of a small tensor.
 """
 
 from __future__ import annotations
@@ -16,61 +16,61 @@ import torch
 from torch import Tensor
 
 from ..tensors import PLAIN, in_bounds
-from . import machine
+from . import compiler
 
 SINGLE, DOUBLE, INTEGER, SHORT, FULL = range(5)
-"""Of a cell: its type; a float32 that has reached LIMIT."""
+"""The type of a cell; FULL is a float32 that has reached LIMIT."""
 LIMIT = 2**24
-"""The count that a float32 ends at: 1 more is the same number."""
+"""The largest count of a float32: adding 1 to it gives the same number."""
 _TYPES = {torch.float32: SINGLE, torch.float64: DOUBLE, torch.int64: INTEGER, torch.int32: SHORT}
 
 
 class Cells:
-    """Single numbers that lie here and there, one of each row for each parameter.
+    """Single numbers in scattered memory, one for each row and parameter.
 
-    A cell is a tensor of one element on the CPU, read and written where it lies, as others may
-    count in it too; whatever has no such tensor lies in an array here. Addresses are good as long
-    as `Seen` says so.
+    A cell is a tensor of one element on the CPU. It is read and written where it is, because others
+    may count in it too. A number without such a tensor is in an array here. Addresses are valid as
+    long as the executor's `Snapshot` matches.
     """
 
     def __init__(self, rows: int, n: int) -> None:
-        self.own, self.kinds = np.zeros((rows, n)), np.full((rows, n), DOUBLE, np.int64)
+        self.own, self.types = np.zeros((rows, n)), np.full((rows, n), DOUBLE, np.int64)
         start = self.own.ctypes.data
         self.addresses = start + 8 * np.arange(rows * n, dtype=np.int64).reshape(rows, n)
 
     @staticmethod
-    def able(x: Any) -> bool:
-        """Whether a cell can be this tensor."""
+    def can_use(x: Any) -> bool:
+        """Whether this tensor can be a cell."""
         plain = type(x) in PLAIN and x.dtype in _TYPES and x.numel() == 1
         return plain and x.device.type == "cpu" and x.layout is torch.strided and in_bounds(x)
 
     def put(self, row: int, k: int, x: Tensor) -> None:
-        """The cell in this row for this parameter is the tensor x."""
-        self.addresses[row, k], self.kinds[row, k] = x.data_ptr(), _TYPES[x.dtype]
+        """Make the tensor x the cell in this row for this parameter."""
+        self.addresses[row, k], self.types[row, k] = x.data_ptr(), _TYPES[x.dtype]
 
-    def full(self) -> np.ndarray:
-        """Whose count a loop has left at the end of float32, and marked so."""
-        at = np.flatnonzero(self.kinds[0] == FULL)
-        self.kinds[0, at] = SINGLE
+    def take_full(self) -> np.ndarray:
+        """The parameters whose count has reached the end of float32; clears their marks."""
+        at = np.flatnonzero(self.types[0] == FULL)
+        self.types[0, at] = SINGLE
         return at
 
     def read(self) -> np.ndarray:
         """All numbers, as doubles of shape (rows, n)."""
-        bits = _move(self.addresses, self.kinds)
-        values = np.where(self.kinds == DOUBLE, bits.view(np.float64), bits)
+        bits = _move(self.addresses, self.types)
+        values = np.where(self.types == DOUBLE, bits.view(np.float64), bits)
         singles = bits.astype(np.int32).view(np.float32)
-        return np.where(self.kinds == SINGLE, singles, values).reshape(self.own.shape)
+        return np.where(self.types == SINGLE, singles, values).reshape(self.own.shape)
 
     def write(self, values: np.ndarray, at: Sequence[int]) -> None:
         """Write columns: values of shape (rows, len(at))."""
-        addresses, kinds = self.addresses[:, at], self.kinds[:, at]
+        addresses, types = self.addresses[:, at], self.types[:, at]
         values = np.ascontiguousarray(values, np.float64)
-        with np.errstate(all="ignore"):  # what a type has no room for is inf there
+        with np.errstate(all="ignore"):  # a value beyond a type's range becomes inf
             singles = values.astype(np.float32).view(np.int32)
-            whole = values.astype(np.int64)
-        bits = np.where(kinds == DOUBLE, values.view(np.int64), whole)
-        bits = np.where(kinds == SINGLE, singles, bits)
-        _move(addresses, kinds, bits)
+            integers = values.astype(np.int64)
+        bits = np.where(types == DOUBLE, values.view(np.int64), integers)
+        bits = np.where(types == SINGLE, singles, bits)
+        _move(addresses, types, bits)
 
 
 _SOURCE = f"""
@@ -93,26 +93,26 @@ def cells(job):
 
 @cache
 def _loop() -> Callable[[int], Any]:
-    return machine.load_integers("cells", _SOURCE)
+    return compiler.load_integers("cells", _SOURCE)
 
 
-def _move(addresses: np.ndarray, kinds: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
-    """The bits of cells; or, given these, write them there."""
-    addresses, kinds = np.ascontiguousarray(addresses), np.ascontiguousarray(kinds)
-    write, bits = bits is not None, np.zeros_like(kinds) if bits is None else bits
+def _move(addresses: np.ndarray, types: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
+    """Read the bits of cells; or, if `bits` are given, write them."""
+    addresses, types = np.ascontiguousarray(addresses), np.ascontiguousarray(types)
+    write, bits = bits is not None, np.zeros_like(types) if bits is None else bits
     bits = np.ascontiguousarray(bits, np.int64)
     try:
         loop = _loop()
-    except machine.Stuck:  # in a forked child that cannot load one
-        for i, (address, kind) in enumerate(zip(addresses.flat, kinds.flat, strict=True)):
-            narrow = kind in (SINGLE, SHORT, FULL)
+    except compiler.Stuck:  # a forked child that cannot load the loop
+        for i, (address, code) in enumerate(zip(addresses.flat, types.flat, strict=True)):
+            narrow = code in (SINGLE, SHORT, FULL)
             cell = (ctypes.c_int32 if narrow else ctypes.c_int64).from_address(int(address))
             if write:
                 cell.value = int(bits.flat[i])
             else:
                 bits.flat[i] = cell.value
         return bits
-    arrays = (addresses, kinds, bits)
+    arrays = (addresses, types, bits)
     job = np.array([bits.size, write, *(x.ctypes.data for x in arrays)], np.int64)
     loop(job.ctypes.data)
     return bits

@@ -1,8 +1,8 @@
-"""Where tensors lie: their memory, shapes and strides, looked at in each step.
+"""Where tensors are in memory: their addresses, shapes and strides, checked in each step.
 
-A pointer may be used only if everything about its tensor was seen in this step. Nothing here holds
-a tensor between two steps: what was seen stays as numbers. The looking is done by a compiled loop
-(`native.py`) where there is one, else by Python.
+A pointer may be used only if everything about its tensor was checked in this step. Nothing here
+holds a tensor between two steps; a snapshot is numbers. The check is a compiled loop (`native.py`)
+where there is one, else Python.
 """
 
 from __future__ import annotations
@@ -20,45 +20,48 @@ from ..tensors import PLAIN, in_bounds
 from . import native
 
 NONE, FINE, STRIDES, MISFIT = range(4)
-"""Of a gradient: there is none; as its parameter; of other strides; anything else."""
+"""A gradient is missing; is like its parameter; has other strides; differs in another way."""
 
 
 def facts(x: Any) -> Any:
-    """What `Seen` compares of a tensor, asked in Python; of anything else nothing."""
+    """What `Snapshot` compares of a tensor, asked in Python; None for anything else."""
     if not isinstance(x, Tensor):
         return None
     x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
     memory = strides = None
     if x.layout is torch.strided:
         strides = x.stride()
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # it has none
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # it has no memory
             memory = x.data_ptr(), x.untyped_storage().nbytes()
     return type(x), x.dtype, x.device, x.layout, x.shape, strides, memory, x.is_neg()
 
 
-class Seen:
-    """All that was seen of an optimizer's parameters and states: addresses, sizes, strides, dtypes,
-    storages, and which keys there are. It holds numbers alone, so what is freed is freed.
+class Snapshot:
+    """An optimizer's parameters and states as they were: addresses, sizes, strides, dtypes,
+    storages, keys.
+
+    It holds only numbers, so memory that is freed stays free.
     """
 
     def __init__(self, lists: list[list[Tensor]], state: Any) -> None:
         self.native = native.available() if _walkable(lists, state) else None
         self.walk = None if self.native is None else native.Walk(self.native, lists, state)
-        own = [x for x in state.values() if isinstance(x, Mapping)]
-        every = [*chain.from_iterable(lists), *chain.from_iterable(x.values() for x in own)]
-        # a DTensor's memory is that of its local share, which only Python can ask for; and the walk
-        # knows no other mapping than a dict
-        odd = any(isinstance(x, Tensor) and type(x) not in PLAIN for x in every)
-        self.python = odd or self.walk is None or any(type(x) is not dict for x in own)
+        states = [x for x in state.values() if isinstance(x, Mapping)]
+        values = [*chain.from_iterable(lists), *chain.from_iterable(x.values() for x in states)]
+        # a DTensor's memory is that of its local shard, which only Python can ask for, and the walk
+        # knows no mapping but dict
+        subclass = any(isinstance(x, Tensor) and type(x) not in PLAIN for x in values)
+        self.python = subclass or self.walk is None or any(type(x) is not dict for x in states)
         self.held: Any = None
         self.facts = self._ask(lists, state) if self.python else []
 
-    def same(self, lists: list[list[Tensor]], state: Any) -> bool:
-        """Whether all is as it was seen. Then it is held until `release`: another thread may put
-        other tensors in their places while a step runs.
+    def matches(self, lists: list[list[Tensor]], state: Any) -> bool:
+        """Whether everything is as in the snapshot. If so, the tensors are held until `release`.
+
+        They are held because another thread may replace them while a step runs.
         """
         self.release()
-        if self.walk and not (_walkable(lists, state) and self.walk.same(lists, state)):
+        if self.walk and not (_walkable(lists, state) and self.walk.matches(lists, state)):
             return False
         if self.python:
             self.held = [[*own.values()] for own in state.values() if isinstance(own, Mapping)]
@@ -66,7 +69,7 @@ class Seen:
         return True
 
     def release(self) -> None:
-        """Let go of what `same` has held."""
+        """Release the tensors that `matches` holds."""
         self.held = None
         if self.walk is not None:
             self.walk.release()
@@ -76,50 +79,51 @@ class Seen:
     @staticmethod
     @torch.no_grad()
     def _ask(lists: list[list[Tensor]], state: Any) -> list[Any]:
-        asked: list[Any] = [[(id(p), facts(p)) for p in many] for many in lists]
+        answers: list[Any] = [[(id(p), facts(p)) for p in params] for params in lists]
         for key, own in state.items():
             items = own.items() if isinstance(own, Mapping) else ()
-            asked.append((id(key), [(name, facts(x)) for name, x in items]))
-        return asked
+            answers.append((id(key), [(name, facts(x)) for name, x in items]))
+        return answers
 
 
 def _walkable(lists: Sequence[Any], state: Any) -> bool:
-    return isinstance(state, dict) and all(type(many) is list for many in lists)
+    return isinstance(state, dict) and all(type(params) is list for params in lists)
 
 
 class Gradients:
-    """What the gradients of some parameters have to be for their addresses to be used.
+    """What the gradients of some parameters must look like for their addresses to be used.
 
-    like: a tensor of their dtype; row: where the addresses are written, 0 for one that is missing
-    or not to be used; codes: of each, what it is.
+    like: a tensor of their dtype.
+    row: takes the addresses, 0 for a gradient that is missing or cannot be used.
+    codes: takes NONE, FINE, STRIDES or MISFIT for each gradient.
     """
 
     def __init__(self, params: Sequence[Tensor], like: Tensor, row: np.ndarray) -> None:
         self.row, self.codes = row, np.zeros(len(params), np.int64)
         loop = native.available()
-        self.judge = loop and native.Judge(loop, params, like, row, self.codes)
+        self.native = loop and native.Classifier(loop, params, like, row, self.codes)
         self.expected: list[Any] = []
-        if self.judge is None:
+        if self.native is None:
             self.expected = [(like.dtype, p.device, p.layout, p.shape, p.stride()) for p in params]
 
-    def look(self, grads: list[Any]) -> int:
-        """Write `row` and `codes`; returns the codes that were met, as bits."""
-        if self.judge is not None:
-            return self.judge.look(grads)
-        judged = list(map(self._judge, grads, self.expected))
-        self.codes[:] = judged
+    def classify(self, grads: list[Any]) -> int:
+        """Write `row` and `codes`; returns the set of codes as bits."""
+        if self.native is not None:
+            return self.native.classify(grads)
+        codes = list(map(self._classify, grads, self.expected))
+        self.codes[:] = codes
         self.row[:] = [
-            g.data_ptr() if code == FINE else 0 for g, code in zip(grads, judged, strict=True)
+            g.data_ptr() if code == FINE else 0 for g, code in zip(grads, codes, strict=True)
         ]
-        return sum(1 << code for code in {*judged})
+        return sum(1 << code for code in {*codes})
 
     @staticmethod
-    def _judge(g: Any, expected: Any) -> int:
+    def _classify(g: Any, expected: Any) -> int:
         if g is None:
             return NONE
         dtype, device, layout, shape, strides = expected
-        about = g.dtype, g.device, g.layout, g.shape
-        if type(g) not in PLAIN or g.is_neg() or about != (dtype, device, layout, shape):
+        traits = g.dtype, g.device, g.layout, g.shape
+        if type(g) not in PLAIN or g.is_neg() or traits != (dtype, device, layout, shape):
             return MISFIT
         steps = zip(g.stride(), strides, shape, strict=True)
         if any(a != b and size != 1 for a, b, size in steps):

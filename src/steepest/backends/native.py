@@ -1,9 +1,9 @@
-"""One compiled loop that reads the objects of Python and torch: a twentieth of the time that asking
-1,200 tensors in Python takes.
+"""A compiled loop that reads the objects of Python and torch.
 
-It calls torch's stable C functions (aoti_torch/c/shim.h) and Python's own. Where an object has its
-type, its handle and its dispatch keys is found out on tensors that are known; where that fails
-there is no loop, and Python asks tensor by tensor (`memory.py`).
+It takes a twentieth of the time that Python needs to ask 1,200 tensors. It calls torch's stable C
+functions (aoti_torch/c/shim.h) and Python's own. The offsets of an object's type, handle and
+dispatch keys are found by probing known tensors. If that fails there is no loop, and Python asks
+tensor by tensor (`memory.py`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..tensors import PLAIN
-from . import machine
+from . import compiler
 
-# the job: these numbers, then what the operation needs
+# a job: these numbers, then the arguments of the operation
 _CONSTANTS = (
     "operation scratch result type_at handle_at keys_at negated tensor parameter dict_type none"
 )
@@ -31,92 +31,93 @@ _OF_TORCH = "layout dtype device_type dim sizes strides data_ptr storage_size st
 _OF_PYTHON = "PyList_Size PyList_GetItem PyDict_Size PyDict_Next Py_IncRef Py_DecRef"
 _AT = {name: i for i, name in enumerate(f"{_CONSTANTS} {_OF_TORCH} {_OF_PYTHON}".split())}
 _FREE = len(_AT)
-"""From where on a job has what its operation needs."""
-_WALK, _JUDGE, _RELEASE = range(3)
+"""The index at which the arguments of the operation begin."""
+_WALK, _CLASSIFY, _RELEASE = range(3)
 """The operations."""
 
 _SOURCE = """
-def about(job, handle):  # layout, dtype and device in one number, and whether it is negated
-    words = job[{scratch}] + 48
-    words[0] = 0
-    words[1] = 0
-    words[2] = 0
-    ask(job[{layout}], handle, words)
-    ask(job[{dtype}], handle, words + 8)
-    ask(job[{device_type}], handle, words + 16)
-    found = (words[0] * 256 + words[1]) * 256 + words[2]
+def traits(job, handle):  # layout, dtype, device and whether it is negated, in one number
+    buffer = job[{scratch}] + 48
+    buffer[0] = 0
+    buffer[1] = 0
+    buffer[2] = 0
+    ask(job[{layout}], handle, buffer)
+    ask(job[{dtype}], handle, buffer + 8)
+    ask(job[{device_type}], handle, buffer + 16)
+    result = (buffer[0] * 256 + buffer[1]) * 256 + buffer[2]
     keys = handle[0][job[{keys_at}]]
     if keys & job[{negated}]:
-        found += 1 << 40
-    return found
+        result += 1 << 40
+    return result
 
-def outline(job, handle):  # the number of dimensions, where sizes and strides are
-    words = job[{scratch}] + 48
-    words[0] = 0
-    ask(job[{dim}], handle, words)
-    ask(job[{sizes}], handle, words + 8)
-    ask(job[{strides}], handle, words + 16)
-    return words
+def outline(job, handle):  # the number of dimensions, the addresses of sizes and strides
+    buffer = job[{scratch}] + 48
+    buffer[0] = 0
+    ask(job[{dim}], handle, buffer)
+    ask(job[{sizes}], handle, buffer + 8)
+    ask(job[{strides}], handle, buffer + 16)
+    return buffer
 
-def storage(job, handle):  # address, bytes of the storage, elements before the first
-    words = job[{scratch}] + 48
-    words[0] = 0
-    words[1] = 0
-    words[2] = 0
-    ask(job[{data_ptr}], handle, words)
-    ask(job[{storage_size}], handle, words + 8)
-    ask(job[{storage_offset}], handle, words + 16)
-    return words
+def storage(job, handle):  # data address, bytes of the storage, offset of the first element
+    buffer = job[{scratch}] + 48
+    buffer[0] = 0
+    buffer[1] = 0
+    buffer[2] = 0
+    ask(job[{data_ptr}], handle, buffer)
+    ask(job[{storage_size}], handle, buffer + 8)
+    ask(job[{storage_offset}], handle, buffer + 16)
+    return buffer
 
-def judge(job, tape, row, thing):
-    # tape: bytes, bytes of an element, layout, then the outline
-    if thing[job[{type_at}]] != job[{tensor}] and thing[job[{type_at}]] != job[{parameter}]:
+def classify(job, tape, row, object):
+    # tape: bytes, bytes of an element, traits, then the outline
+    if object[job[{type_at}]] != job[{tensor}] and object[job[{type_at}]] != job[{parameter}]:
         return 3
-    handle = thing + job[{handle_at}]
-    if about(job, handle) != tape[2]:
+    handle = object + job[{handle_at}]
+    if traits(job, handle) != tape[2]:
         return 3
-    words = outline(job, handle)
-    if words[0] != tape[3]:
+    buffer = outline(job, handle)
+    if buffer[0] != tape[3]:
         return 3
-    sizes = words[1]
-    strides = words[2]
+    sizes = buffer[1]
+    strides = buffer[2]
     code = 1
-    for d in range(words[0]):
+    for d in range(buffer[0]):
         if sizes[d] != tape[4 + 2 * d]:
             return 3
-        if sizes[d] != 1 and strides[d] != tape[5 + 2 * d]:  # of one there is no way to go
+        # the stride of a dimension of size 1 does not matter
+        if sizes[d] != 1 and strides[d] != tape[5 + 2 * d]:
             code = 2
     if code == 1:
-        words = storage(job, handle)
-        if words[0] == 0 or words[1] < words[2] * tape[1] + tape[0]:
+        buffer = storage(job, handle)
+        if buffer[0] == 0 or buffer[1] < buffer[2] * tape[1] + tape[0]:
             return 3
-        row[0] = words[0]
+        row[0] = buffer[0]
     return code
 
-def gradients(job):  # against what their parameters are
-    many = job[{free}]
+def gradients(job):  # compare gradients with their parameters
+    grads = job[{free}]
     tape = job[{free} + 1]
     row = job[{free} + 3]
     codes = job[{free} + 4]
-    found = 0
+    codes_met = 0
     for k in range(job[{free} + 2]):
         row[k] = 0
-        thing = call(job[{PyList_GetItem}], many, k)
+        object = call(job[{PyList_GetItem}], grads, k)
         codes[k] = 0
-        if thing != job[{none}]:
-            codes[k] = judge(job, tape, row + 8 * k, thing)
-        found |= 1 << codes[k]
+        if object != job[{none}]:
+            codes[k] = classify(job, tape, row + 8 * k, object)
+        codes_met |= 1 << codes[k]
         tape += 32 + 16 * tape[3]
-    return found
+    return codes_met
 
-def walk(job):  # lists of parameters, then a dict of dicts
+def walk(job):  # over lists of parameters, then over a dict of dicts
     now = job[{free}]
     limit = now + 8 * job[{free} + 2]
-    things = job[{free} + 3]
-    many = things
+    objects = job[{free} + 3]
+    next_object = objects
     lists = job[{free} + 4]
     state = job[{free} + 6]
-    words = job[{scratch}]
+    buffer = job[{scratch}]
     for i in range(job[{free} + 5]):
         size = call(job[{PyList_Size}], lists[i])
         if now + 8 * size + 8 >= limit:
@@ -124,49 +125,49 @@ def walk(job):  # lists of parameters, then a dict of dicts
         now[0] = size
         now += 8
         for k in range(size):
-            many[0] = call(job[{PyList_GetItem}], lists[i], k)
-            now[0] = many[0]
-            many += 8
+            next_object[0] = call(job[{PyList_GetItem}], lists[i], k)
+            now[0] = next_object[0]
+            next_object += 8
             now += 8
-    words[0] = 0
-    while ask(job[{PyDict_Next}], state, words, words + 8, words + 16):
-        own = words[2]
+    buffer[0] = 0
+    while ask(job[{PyDict_Next}], state, buffer, buffer + 8, buffer + 16):
+        own = buffer[2]
         size = -1
         if own[job[{type_at}]] == job[{dict_type}]:
             size = call(job[{PyDict_Size}], own)
         if now + 8 * size + 32 >= limit:
             return -1
-        now[0] = words[1]
+        now[0] = buffer[1]
         now[1] = size
         now += 16
-        words[3] = 0
-        while size > 0 and ask(job[{PyDict_Next}], own, words + 24, words + 32, words + 40):
-            now[0] = words[4]
-            many[0] = words[5]
+        buffer[3] = 0
+        while size > 0 and ask(job[{PyDict_Next}], own, buffer + 24, buffer + 32, buffer + 40):
+            now[0] = buffer[4]
+            next_object[0] = buffer[5]
             now += 8
-            many += 8
+            next_object += 8
     job[{free} + 8] = 0
-    while things < many:
+    while objects < next_object:
         job[{free} + 8] += 1
-        thing = things[0]
-        things += 8
+        object = objects[0]
+        objects += 8
         if now + 64 >= limit:
             return -1
         now[0] = 0
         now += 8
-        if thing[job[{type_at}]] == job[{tensor}] or thing[job[{type_at}]] == job[{parameter}]:
-            handle = thing + job[{handle_at}]
-            kind = about(job, handle)
-            now[-1] = kind + 1
-            if kind & ((1 << 40) - 1) < 65536:  # a sparse one has no memory of its own
-                found = storage(job, handle)
-                now[0] = found[0]
-                now[1] = found[1]
-                now[2] = found[2]
-                found = outline(job, handle)
-                dim = found[0]
-                sizes = found[1]
-                strides = found[2]
+        if object[job[{type_at}]] == job[{tensor}] or object[job[{type_at}]] == job[{parameter}]:
+            handle = object + job[{handle_at}]
+            code = traits(job, handle)
+            now[-1] = code + 1
+            if code & ((1 << 40) - 1) < 65536:  # a sparse tensor has no memory of its own
+                data = storage(job, handle)
+                now[0] = data[0]
+                now[1] = data[1]
+                now[2] = data[2]
+                shape = outline(job, handle)
+                dim = shape[0]
+                sizes = shape[1]
+                strides = shape[2]
                 now[3] = dim
                 now += 32
                 if now + 16 * dim + 16 >= limit:
@@ -178,13 +179,13 @@ def walk(job):  # lists of parameters, then a dict of dicts
     return now - job[{free}]
 
 def memory(job):
-    things = job[{free} + 3]
+    objects = job[{free} + 3]
     if job[{operation}] == 1:
         job[{result}] = gradients(job)
         return
-    if job[{operation}] == 2:  # let go of what a walk has held
+    if job[{operation}] == 2:  # release the objects that a walk holds
         for k in range(job[{free} + 7]):
-            call(job[{Py_DecRef}], things[k])
+            call(job[{Py_DecRef}], objects[k])
         job[{free} + 7] = 0
         return
     size = walk(job)
@@ -201,32 +202,32 @@ def memory(job):
         job[{result}] = -1
     elif size > 0:
         for k in range(job[{free} + 8]):
-            call(job[{Py_IncRef}], things[k])
+            call(job[{Py_IncRef}], objects[k])
         job[{free} + 7] = job[{free} + 8]
 """
 
 
 class Native:
-    """The loop, and the numbers that every job of it begins with."""
+    """The loop, and the numbers with which each of its jobs begins."""
 
     def __init__(self) -> None:
         package = Path(torch.__file__).parent / "lib"
         name = "torch_cpu.dll" if os.name == "nt" else "libtorch_cpu.*"
         torch_c = ctypes.CDLL(str(next(package.glob(name))))
-        asked = [getattr(torch_c, f"aoti_torch_get_{what}") for what in _OF_TORCH.split()]
-        python = [getattr(ctypes.pythonapi, name) for name in _OF_PYTHON.split()]
-        self.functions = [ctypes.cast(f, ctypes.c_void_p).value for f in (*asked, *python)]
+        of_torch = [getattr(torch_c, f"aoti_torch_get_{item}") for item in _OF_TORCH.split()]
+        of_python = [getattr(ctypes.pythonapi, name) for name in _OF_PYTHON.split()]
+        self.functions = [ctypes.cast(f, ctypes.c_void_p).value for f in (*of_torch, *of_python)]
         probes = [torch.zeros(1, device="cpu"), torch.nn.Parameter(torch.zeros(2, device="cpu"))]
-        self.type_at = _found_at([(x, id(type(x))) for x in (*probes, {}, 1.5)])
-        self.handle_at = 8 * _found_at([(x, x._cdata) for x in probes])
-        self.keys_at, self.negated = _keys()
-        loop = machine.load_integers("memory", _SOURCE.format(free=_FREE, **_AT))
-        # Python's own functions are called: unlike the loops of rules this one keeps the lock
-        at: Any = ctypes.cast(loop, ctypes.c_void_p).value  # type: ignore[arg-type]
-        self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(at)
+        self.type_at = _find_word([(x, id(type(x))) for x in (*probes, {}, 1.5)])
+        self.handle_at = 8 * _find_word([(x, x._cdata) for x in probes])
+        self.keys_at, self.negated = _find_keys()
+        loop = compiler.load_integers("memory", _SOURCE.format(free=_FREE, **_AT))
+        # it calls Python's own functions, so unlike the loops of rules it keeps the GIL
+        address: Any = ctypes.cast(loop, ctypes.c_void_p).value  # type: ignore[arg-type]
+        self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
 
     def job(self, operation: int, *rest: int) -> np.ndarray:
-        """A job and, behind it, its scratch memory."""
+        """A job, with its scratch memory at the end."""
         start = [operation, 0, 0, self.type_at, self.handle_at, self.keys_at, self.negated]
         start += [*map(id, PLAIN), id(dict), id(None)]
         job = np.array([*start, *self.functions, *rest, *[0] * 10], np.int64)
@@ -234,56 +235,57 @@ class Native:
         return job
 
 
-def _found_at(known: Sequence[tuple[Any, int]]) -> int:
-    """Which word of every one of these objects is the number beside it."""
+def _find_word(known: Sequence[tuple[Any, int]]) -> int:
+    """The index of the word that holds, in each of these objects, the number beside it."""
     size = min(type(x).__basicsize__ for x, _ in known)
     words = [(ctypes.c_int64 * (size // 8)).from_address(id(x)) for x, _ in known]
     pairs = [(w, value) for w, (_, value) in zip(words, known, strict=True)]
-    found = [i for i in range(size // 8) if all(w[i] == value for w, value in pairs)]
-    (only,) = found  # none or several: this Python or torch is laid out in another way
-    return only
+    matches = [i for i in range(size // 8) if all(w[i] == value for w, value in pairs)]
+    (match,) = matches  # none or several: this Python or torch has another layout
+    return match
 
 
-def _keys() -> tuple[int, int]:
-    """Where torch's object has its dispatch keys, and the bit of those that says "negated"."""
-    found: set[tuple[int, int]] = set()
+def _find_keys() -> tuple[int, int]:
+    """Where torch's object keeps its dispatch keys, and which of their bits means negated."""
+    candidates: set[tuple[int, int]] = set()
     for k, shape in enumerate(((2,), (3, 1), (), (2, 3, 4), (5,), (1, 1))):
         x = torch.zeros(shape, dtype=(torch.float32, torch.float64)[k % 2], device="cpu")
         views = [x.view_as(x), torch._neg_view(x)]
         words = [(ctypes.c_int64 * 24).from_address(y._cdata) for y in views]
         bits = [a ^ b for a, b in zip(*words, strict=True)]
-        here = {(i, bit) for i, bit in enumerate(bits) if bit.bit_count() == 1 and bit > 0}
-        found = here if k == 0 else found & here
-    (only,) = found
-    return only
+        single = {(i, bit) for i, bit in enumerate(bits) if bit.bit_count() == 1 and bit > 0}
+        candidates = single if k == 0 else candidates & single
+    (match,) = candidates
+    return match
 
 
 class Walk:
-    """A walk over lists of parameters and a dict of states: all that it meets, as numbers.
+    """A walk over lists of parameters and a dict of states, which writes all that it meets as
+    numbers.
 
-    The first one is kept in `tape`; each later one is compared with it, and holds what it has met
-    until `release`.
+    The first walk is kept in `tape`. Each later one is compared with it, and holds the objects that
+    it has met until `release`.
     """
 
     def __init__(self, native: Native, lists: Sequence[list[Tensor]], state: Any) -> None:
-        own = [x for x in state.values() if isinstance(x, Mapping)]
-        every = [*chain.from_iterable(lists), *chain.from_iterable(x.values() for x in own)]
-        size = 16 + sum(8 + 2 * x.dim() if isinstance(x, Tensor) else 4 for x in every)
+        states = [x for x in state.values() if isinstance(x, Mapping)]
+        values = [*chain.from_iterable(lists), *chain.from_iterable(x.values() for x in states)]
+        size = 16 + sum(8 + 2 * x.dim() if isinstance(x, Tensor) else 4 for x in values)
         size += 4 * (len(lists) + len(state))
         self.native = native
         self.tape, self.now = np.zeros(size, np.int64), np.zeros(size, np.int64)
         self.lists = np.zeros(len(lists), np.int64)
-        # as many things as there is room for: a walk may meet more than at the first time
-        self.things = np.zeros(size, np.int64)
+        # as many objects as fit on the tape: a later walk may meet more than the first one
+        self.objects = np.zeros(size, np.int64)
         arrays = [x.ctypes.data for x in (self.now, self.tape)]
-        arrays += [size, self.things.ctypes.data, self.lists.ctypes.data]
+        arrays += [size, self.objects.ctypes.data, self.lists.ctypes.data]
         self.job = native.job(_WALK, *arrays, len(lists), 0, 0, 0)
         self.address = self.job.ctypes.data
-        self.same(lists, state)
+        self.matches(lists, state)
         self.tape[:] = self.now
 
-    def same(self, lists: Sequence[list[Tensor]], state: Any) -> bool:
-        """Whether all is as it was at the first time; then it is held."""
+    def matches(self, lists: Sequence[list[Tensor]], state: Any) -> bool:
+        """Whether everything is as in the first walk; if so, objects are held until `release`."""
         if len(lists) != len(self.lists):
             return False
         self.lists[:] = list(map(id, lists))
@@ -292,19 +294,20 @@ class Walk:
         return bool(self.job[_AT["result"]] >= 0)
 
     def release(self) -> None:
-        """Let go of what is held."""
+        """Release the objects that are held."""
         if self.job[_FREE + 7]:
             self.job[_AT["operation"]] = _RELEASE
             self.native.run(self.address)
             self.job[_AT["operation"]] = _WALK
 
 
-class Judge:
-    """What gradients have to be, and a row for the addresses of those that are so.
+class Classifier:
+    """Classifies gradients, and writes the addresses of those that can be used.
 
-    params: what they are gradients of, in its shape and strides; like: a tensor of their dtype;
-    row: the addresses, 0 for one that is missing or not to be used; codes: of each, NONE, FINE,
-    STRIDES or MISFIT of `memory.py`.
+    params: the parameters, whose shapes and strides the gradients should have.
+    like: a tensor of the gradients' dtype.
+    row: takes the addresses, 0 for a gradient that is missing or cannot be used.
+    codes: takes NONE, FINE, STRIDES or MISFIT of `memory.py` for each gradient.
     """
 
     def __init__(
@@ -315,35 +318,35 @@ class Judge:
         row: np.ndarray,
         codes: np.ndarray,
     ) -> None:
-        about, size = int(Walk(native, [[like]], {}).tape[2]) - 1, like.element_size()
+        traits, size = int(Walk(native, [[like]], {}).tape[2]) - 1, like.element_size()
         tape: list[int] = []
         for p in params:
-            tape += [p.numel() * size, size, about, p.dim()]
+            tape += [p.numel() * size, size, traits, p.dim()]
             tape += chain.from_iterable(zip(p.shape, p.stride(), strict=True))
         self.native, self.arrays = native, (np.array(tape, np.int64), row, codes)
         tapes, *results = [x.ctypes.data for x in self.arrays]
-        self.job = native.job(_JUDGE, 0, tapes, len(params), *results)
+        self.job = native.job(_CLASSIFY, 0, tapes, len(params), *results)
         self.address = self.job.ctypes.data
 
-    def look(self, grads: list[Any]) -> int:
-        """Write row and codes; returns the codes that were met, as bits."""
+    def classify(self, grads: list[Any]) -> int:
+        """Write `row` and `codes`; returns the set of codes as bits."""
         self.job[_FREE] = id(grads)
         self.native.run(self.address)
         return int(self.job[_AT["result"]])
 
 
 def available() -> Native | None:
-    """None where torch or Python is built in another way: then Python asks tensor by tensor."""
+    """The loop; None if torch or Python has another layout: then Python asks tensor by tensor."""
     probe = torch.zeros(2, 3, device="cpu").T
-    # under a mode such as FakeTensorMode there is nothing to probe, and nothing to remember
-    return _probed() if type(probe) is Tensor else None
+    # under a mode such as FakeTensorMode there is nothing to probe, so nothing is cached either
+    return _probe() if type(probe) is Tensor else None
 
 
 @cache
-def _probed() -> Native | None:
+def _probe() -> Native | None:
     try:
         native = Native()
-    except (OSError, AttributeError, ValueError, StopIteration, machine.Stuck):
+    except (OSError, AttributeError, ValueError, StopIteration, compiler.Stuck):
         return None
     x = torch.zeros(2, 3, device="cpu").T
     tape = Walk(native, [[x]], {}).tape

@@ -1,8 +1,8 @@
-"""Who runs the pieces: the threads of torch's own OpenMP where there is one, else a pool.
+"""Who runs the pieces of work: the threads of torch's own OpenMP if it has one, else a pool.
 
-torch's OpenMP keeps its workers spinning for a while after every backward; a pool of our own would
-share their cores, so the loop runs on the same team. OpenMP hangs in a forked child: it has one
-thread.
+torch's OpenMP keeps its workers spinning for a while after every backward pass, and a pool of our
+own would share their cores. So loops run on the same threads. OpenMP hangs in a forked child, which
+therefore uses one thread.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-ENOUGH = 1 << 18  # elements: below it a second thread costs more than it brings
+ENOUGH = 1 << 18  # elements; for fewer, a second thread costs more than it gains
 _forked = False
 
 
 def wanted(elements: int, pieces: int) -> int:
-    """How many threads pay for so much work."""
+    """How many threads are worth using for this much work."""
     return 1 if elements < ENOUGH or _forked else min(torch.get_num_threads(), pieces)
 
 
@@ -36,7 +36,7 @@ def run(loop: Callable[[int], None], address: int, count: int) -> None:
 
 @cache
 def _openmp() -> Any:
-    """GOMP_parallel(function, data, threads, flags) of the library that torch has, or None."""
+    """GOMP_parallel(function, data, threads, flags) from torch's library, or None."""
     package = Path(torch.__file__).parent
     for file in (*(package / "lib").glob("libgomp*"), *package.parent.glob("torch.libs/libgomp*")):
         try:

@@ -1,6 +1,6 @@
-"""What an optimizer is: the mathematics, a rule each, in order of growing complexity.
+"""What an optimizer is: the mathematics, one rule each, in order of growing complexity.
 
-This room imports the decorator and the words, and neither torch nor numpy.
+This package imports the decorator and `ops`, and neither torch nor numpy.
 """
 
 # in order of complexity

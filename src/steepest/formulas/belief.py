@@ -1,4 +1,4 @@
-"""AdaBelief: the second moment of the surprise."""
+"""AdaBelief: the second moment of the gradient's prediction error."""
 
 from ..definition import rule
 from ..ops import maximum, sqrt, where
@@ -9,23 +9,43 @@ from .scaled import average
 
 @rule(
     keys={"m": "exp_avg", "s": "exp_avg_var", "s_max": "max_exp_avg_var"},
-    limits={"beta1": ("(0, 1)", "with beta1=0 the average is the gradient itself, the belief g - m "
-                      "is zero and the step explodes: use RMSprop or a beta1 such as 0.5")},
-    called="AdaBelief", search=LR, means={"m": (FIRST, "beta1")}, units={"lr": LENGTH["lr"]},
+    limits={
+        "beta1": (
+            "(0, 1)",
+            "with beta1=0 the average is the gradient itself, the belief g - m "
+            "is zero and the step explodes: use RMSprop or a beta1 such as 0.5",
+        )
+    },
+    called="AdaBelief",
+    search=LR,
+    means={"m": (FIRST, "beta1")},
+    units={"lr": LENGTH["lr"]},
     includes=LARGE_EPS,
-)  # fmt: skip
+)
 def adabelief(
-    p, g, m, s, s_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-16, rectify=True,
-    degenerated_to_sgd=True, amsgrad=False,
-):  # fmt: skip
+    p,
+    g,
+    m,
+    s,
+    s_max,
+    *,
+    t,
+    lr=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-16,
+    rectify=True,
+    degenerated_to_sgd=True,
+    amsgrad=False,
+):
     """AdaBelief. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
-    Adam, but the second moment is of g's distance from its own average m: a gradient that was
-    predicted gets a large step, a surprising one a small step. eps is added to the stored s at
-    every step, so its floor after bias correction is eps / (1 - beta2). Use it with eps=1e-8 where
-    SGD does better than Adam, with 1e-16 where Adam does. Differs from the paper, as the package
-    adabelief-pytorch 0.2.1: rectify (RAdam's warm-up, which the paper never used) is on by default,
-    and under it amsgrad is without effect.
+    Adam whose second moment is that of g - m, the gradient's distance from its own average: a
+    predicted gradient gets a large step, a surprising one a small step. eps is added to the stored
+    s at every step, so the floor of s after bias correction is eps / (1 - beta2). Use it with
+    eps=1e-8 where SGD does better than Adam, and with 1e-16 where Adam does better.
+    Differs from the paper, as the package adabelief-pytorch 0.2.1 does: rectify (RAdam's warm-up,
+    which the paper never used) is on by default, and amsgrad then has no effect.
     """
     m = average(beta1, m, g)
     s = beta2 * s + (1 - beta2) * (g - m) ** 2 + eps

@@ -1,4 +1,4 @@
-"""AdaBound and AMSBound: Adam at the start, momentum SGD in the end."""
+"""AdaBound and AMSBound: Adam at the start, SGD with momentum at the end."""
 
 from ..definition import Clock, rule
 from ..ops import captured, maximum, minimum, sqrt, where
@@ -13,14 +13,16 @@ def halfway(gamma):
 
 
 _ABOUT = {
-    "decay": "coupled", "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"}, "units": LENGTH,
+    "decay": "coupled",
+    "limits": {"gamma": "[0, 1)", "final_lr": "[0, inf)"},
+    "units": LENGTH,
     "clocks": {"gamma": Clock("is halfway to SGD", halfway, lambda step: 1 / step)},
-}  # fmt: skip
+}
 _SEARCH = {**LR, "final_lr": (1e-3, 1e1)}
 
 
-def bounded(rate, t, lr, base_lr, final_lr, gamma):
-    """The rate of each coordinate, held between two bounds that close in on final_lr."""
+def clip_rate(rate, t, lr, base_lr, final_lr, gamma):
+    """The rate of each coordinate, clipped to two bounds that close in on final_lr."""
     # a schedule scales the bounds too; a group made at lr=0 has no base to scale by
     final = final_lr * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
     lower = final * (1 - 1 / (gamma * t + 1))
@@ -29,49 +31,79 @@ def bounded(rate, t, lr, base_lr, final_lr, gamma):
 
 
 @rule(
-    called="AdaBound", keys=ADAM_KEYS, search=_SEARCH, means=AVERAGES, **_ABOUT,
+    called="AdaBound",
+    keys=ADAM_KEYS,
+    search=_SEARCH,
+    means=AVERAGES,
+    **_ABOUT,
     includes={"adam": ("gamma", "gamma=0")},
-)  # fmt: skip
+)
 def adabound(
-    p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
+    p,
+    g,
+    m,
+    v,
+    *,
+    t,
+    lr=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    final_lr=0.1,
+    gamma=1e-3,
+    eps=1e-8,
     base_lr=captured("lr"),
-):  # fmt: skip
+):
     """AdaBound. Luo et al. 2019, arXiv:1902.09843, algorithm 2.
 
     Adam whose rate for each coordinate is clipped between bounds that start at (0, inf) and end at
-    final_lr: it becomes SGD with an averaged gradient, of heavy-ball rate final_lr * (1 - beta1).
-    Use it where SGD ends well but begins slowly; not for GANs.
-    Differs from the paper, as the package adabound 0.0.5: bias correction inside the clipped rate,
-    no 1/sqrt(t), and a schedule of lr scales the bounds. Differs from the package: base_lr is a
-    group's own, saved entry (so later groups are stepped and a resumed run keeps its bounds), and
-    with lr=0 at construction the bounds are the paper's, unscaled. gamma=0 never closes the bounds:
-    that is Adam.
+    final_lr. It becomes SGD on an averaged gradient, which equals heavy-ball SGD at the rate
+    final_lr * (1 - beta1). Use it where SGD ends well but starts slowly; not for GANs.
+    Differs from the paper, as the package adabound 0.0.5 does: the bias correction is inside the
+    clipped rate, there is no 1/sqrt(t), and a schedule of lr scales the bounds. Differs from the
+    package: base_lr is an entry of the group and is saved (so groups added later are stepped, and a
+    resumed run keeps its bounds), and with lr=0 at construction the bounds are the paper's,
+    unscaled. gamma=0 never closes the bounds: that is Adam.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
     rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t) / (sqrt(v) + eps)
-    return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v
+    return p - clip_rate(rate, t, lr, base_lr, final_lr, gamma) * m, m, v
 
 
 @rule(
-    called="AMSBound", keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"}, search=_SEARCH,
-    means={**AVERAGES, "v_max": (LARGEST, "beta2")}, **_ABOUT,
+    called="AMSBound",
+    keys={**ADAM_KEYS, "v_max": "max_exp_avg_sq"},
+    search=_SEARCH,
+    means={**AVERAGES, "v_max": (LARGEST, "beta2")},
+    **_ABOUT,
     includes={"amsgrad": ("gamma", "gamma=0")},
-)  # fmt: skip
+)
 def amsbound(
-    p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, final_lr=0.1, gamma=1e-3, eps=1e-8,
+    p,
+    g,
+    m,
+    v,
+    v_max,
+    *,
+    t,
+    lr=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    final_lr=0.1,
+    gamma=1e-3,
+    eps=1e-8,
     base_lr=captured("lr"),
-):  # fmt: skip
+):
     """AMSBound. Luo et al. 2019, arXiv:1902.09843, algorithm 3.
 
-    AdaBound on the largest second moment so far, as AMSGrad is to Adam. Use it where AdaBound's
-    rates are to fall only.
-    Differs from the paper and from the package as `adabound` does: bias correction inside the
-    clipped rate, no 1/sqrt(t), a schedule of lr scales the bounds, base_lr is the group's own. The
-    largest second moment is taken before its correction.
+    AdaBound on the largest second moment so far: it is to AdaBound what AMSGrad is to Adam. Use it
+    where AdaBound's rates should only fall.
+    Differs from the paper and from the package as `adabound` does: the bias correction is inside
+    the clipped rate, there is no 1/sqrt(t), a schedule of lr scales the bounds, and base_lr is an
+    entry of the group. The largest second moment is taken before its bias correction.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
     v_max = maximum(v_max, v)
     rate = lr * sqrt(1 - beta2**t) / (1 - beta1**t) / (sqrt(v_max) + eps)
-    return p - bounded(rate, t, lr, base_lr, final_lr, gamma) * m, m, v, v_max
+    return p - clip_rate(rate, t, lr, base_lr, final_lr, gamma) * m, m, v, v_max

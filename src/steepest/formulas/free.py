@@ -1,4 +1,4 @@
-"""Schedule-Free: the average of all parameters instead of a learning rate that falls."""
+"""Schedule-Free: an average of the iterates instead of a learning rate that falls."""
 
 from ..definition import rule
 from ..ops import carried, maximum, sqrt, where
@@ -6,8 +6,8 @@ from ..ops import carried, maximum, sqrt, where
 _LIMITS = {"warmup_steps": "[0, inf)", "r": "[0, inf)", "weight_lr_power": "[0, inf)"}
 
 
-def weighed(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum):
-    """The rate after warm-up, the share of the newest point in the average, and what is carried."""
+def weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum):
+    """The rate after warm-up, the newest point's share of the average, and the carried scalars."""
     lr = lr * where(t < warmup_steps, t / warmup_steps, 1)
     lr_max = maximum(lr_max, lr)
     weight = t**r * lr_max**weight_lr_power
@@ -15,54 +15,85 @@ def weighed(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum):
     return lr, where(weight_sum > 0, weight / weight_sum, 0), lr_max, weight_sum
 
 
-def moved(y, z, step, lr, beta, c):
-    """The new y, at which the next gradient is taken, and z; the average x is left implicit in
-    y = (1 - beta) z + beta x.
+def move_points(y, z, step, lr, beta, c):
+    """The new y, where the next gradient is taken, and the new z.
+
+    The average x stays implicit: y = (1 - beta) z + beta x.
     """
     return y + c * (z - y) - lr * (1 - beta * (1 - c)) * step, z - lr * step
 
 
 @rule(
-    called="SGDScheduleFree", decay="coupled", limits={**_LIMITS, "momentum": "(0, 1)"},
+    called="SGDScheduleFree",
+    decay="coupled",
+    limits={**_LIMITS, "momentum": "(0, 1)"},
     search={"lr": (1e-2, 1e1)},
-)  # fmt: skip
+)
 def schedule_free_sgd(
-    p, g, z, *, t, lr=1.0, momentum=0.9, warmup_steps=0.0, r=0.0, weight_lr_power=2.0,
-    lr_max=carried(-1), weight_sum=carried(0),
-):  # fmt: skip
+    p,
+    g,
+    z,
+    *,
+    t,
+    lr=1.0,
+    momentum=0.9,
+    warmup_steps=0.0,
+    r=0.0,
+    weight_lr_power=2.0,
+    lr_max=carried(-1),
+    weight_sum=carried(0),
+):
     """Schedule-Free SGD. Defazio et al. 2024, arXiv:2405.15682, equations 3 to 5.
 
-    Gradient descent on a point z, with gradients taken at a point y between z and x, the
-    weighted average of all z: averaging in the place of a schedule, momentum in the place of a
-    buffer. While training the parameter is y; `eval()` puts x there, and `train()` y again.
-    Differs from the paper, as its authors' package schedulefree: warm-up, and the weights of
-    the average. Use it where the number of steps is not known beforehand and SGD does well.
+    Gradient descent on a point z. Gradients are taken at a point y between z and x, the weighted
+    average of all z. The average takes over from a schedule, and y from a momentum buffer. While
+    training, the parameter is y; `eval()` replaces it by x, and `train()` by y again.
+    Differs from the paper, as the authors' package schedulefree does: it has a warm-up and other
+    weights of the average. Use it where the number of steps is not known beforehand and SGD does
+    well.
     """
     z = where(t > 1, z, p)
-    lr, c, lr_max, weight_sum = weighed(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum)
-    y, z = moved(p, z, g, lr, momentum, c)
+    lr, c, lr_max, weight_sum = weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum)
+    y, z = move_points(p, z, g, lr, momentum, c)
     return y, z, lr_max, weight_sum
 
 
 @rule(
-    called="AdamWScheduleFree", keys={"v": "exp_avg_sq"}, limits={**_LIMITS, "beta1": "(0, 1)"},
+    called="AdamWScheduleFree",
+    keys={"v": "exp_avg_sq"},
+    limits={**_LIMITS, "beta1": "(0, 1)"},
     search={"lr": (1e-4, 1e-1)},
-)  # fmt: skip
+)
 def schedule_free_adamw(
-    p, g, z, v, *, t, lr=2.5e-3, beta1=0.9, beta2=0.999, eps=1e-8, wd=0.0, warmup_steps=0.0,
-    r=0.0, weight_lr_power=2.0, lr_max=carried(-1), weight_sum=carried(0),
-):  # fmt: skip
+    p,
+    g,
+    z,
+    v,
+    *,
+    t,
+    lr=2.5e-3,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    wd=0.0,
+    warmup_steps=0.0,
+    r=0.0,
+    weight_lr_power=2.0,
+    lr_max=carried(-1),
+    weight_sum=carried(0),
+):
     """Schedule-Free AdamW. Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
 
-    Schedule-Free SGD whose gradient is divided by Adam's second moment; beta1 says where
-    between z and x gradients are taken. Weight decay is of y, beside the divided gradient.
-    Differs from the paper, as its authors' package schedulefree: the bias correction is of the
-    second moment, and not of lr, by which the average is weighed. Use it in the place of AdamW
-    with a schedule, where the number of steps is not known beforehand.
+    Schedule-Free SGD whose gradient is divided by the root of Adam's second moment; beta1 says
+    where between z and x gradients are taken. Weight decay acts on y and is added to the divided
+    gradient.
+    Differs from the paper, as the authors' package schedulefree does: the bias correction is on the
+    second moment and not on lr, which weights the average. Use it in place of AdamW with a
+    schedule, where the number of steps is not known beforehand.
     """
     z = where(t > 1, z, p)
     v = beta2 * v + (1 - beta2) * g**2
     step = g / (sqrt(v / (1 - beta2**t)) + eps) + wd * p
-    lr, c, lr_max, weight_sum = weighed(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum)
-    y, z = moved(p, z, step, lr, beta1, c)
+    lr, c, lr_max, weight_sum = weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum)
+    y, z = move_points(p, z, step, lr, beta1, c)
     return y, z, v, lr_max, weight_sum

@@ -5,31 +5,35 @@ from ..ops import carried, maximum, where
 from .meanings import BACK, MOVE, SHARE, TOTAL
 
 _BUFFER = {
-    "keys": {"b": "momentum_buffer"}, "counts": False, "decay": "coupled",
-    "limits": {"dampening": "(-inf, inf)"}, "means": {"b": TOTAL}, "units": SHARE,
+    "keys": {"b": "momentum_buffer"},
+    "counts": False,
+    "decay": "coupled",
+    "limits": {"dampening": "(-inf, inf)"},
+    "means": {"b": TOTAL},
+    "units": SHARE,
     "includes": {"sgd": ("momentum", "momentum=0")},
-}  # fmt: skip
+}
 
 
 @rule(called="SGD", decay="coupled", search={"lr": (1e-3, 1.0)}, sparse="rows", units=SHARE)
 def sgd(p, g, *, lr=1e-3):
     """(Stochastic) gradient descent. Robbins and Monro 1951, doi:10.1214/aoms/1177729586.
 
-    The ancestor: every coordinate moves by the same rate against its gradient. Whether it is batch,
-    stochastic or mini-batch descent is a matter of the data loader. Use it as the yardstick, or
-    where not one more number per parameter fits.
+    The simplest rule: every coordinate moves against its gradient at the same rate. The data loader
+    decides whether this is batch, stochastic or mini-batch descent. Use it as a baseline, or where
+    memory has no room for even one state.
     """
     return p - lr * g
 
 
 @rule(**_BUFFER, search={"lr": (1e-3, 1.0)}, sparse="dense")
 def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
-    """Momentum as torch.optim.SGD has it. Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
+    """Momentum as in torch.optim.SGD. Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
 
-    Gradient descent along a decaying sum of all gradients; the rate multiplies the finished sum, so
-    a change of lr acts at once (in `classical_momentum` it acts on new gradients alone). Use it for
-    convolutional networks, with a tuned rate and a schedule. Differs from the paper: the first
-    buffer is the gradient itself, undampened, as torch has it.
+    Gradient descent along a decaying sum of all gradients. The rate multiplies the finished sum, so
+    a change of lr acts at once (in `classical_momentum` it acts on new gradients only). Use it for
+    convolutional networks, with a tuned rate and a schedule.
+    Differs from the paper: the first buffer is the gradient itself, without dampening, as in torch.
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * b, b
@@ -37,63 +41,73 @@ def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
 
 @rule(**_BUFFER, search={"lr": (1e-3, 1.0)}, sparse="dense")
 def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
-    """Nesterov momentum as torch.optim.SGD has it. Nesterov 1983; Sutskever et al. 2013, PMLR
-    28(3).
+    """Nesterov momentum as in torch.optim.SGD. Nesterov 1983; Sutskever et al. 2013, PMLR 28(3).
 
-    Momentum that looks one step ahead: the gradient counts once more beside the buffer. Use it
-    where momentum does well. Differs from the paper: the gradient is taken at the stored parameter,
-    which is the paper's look-ahead point while lr is constant (`classical_nesterov` keeps that
-    identity when it changes).
+    Momentum that looks one step ahead: the step is the gradient plus momentum times the new buffer.
+    Use it where momentum does well.
+    Differs from the paper: the gradient is taken at the stored parameter, which is the paper's
+    look-ahead point while lr is constant (in `classical_nesterov` also when lr changes).
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * (g + momentum * b), b
 
 
 @rule(
-    counts=False, decay="coupled", search={"lr": (1e-3, 1.0)}, means={"v": MOVE}, units=SHARE,
+    counts=False,
+    decay="coupled",
+    search={"lr": (1e-3, 1.0)},
+    means={"v": MOVE},
+    units=SHARE,
     includes={"sgd": ("momentum", "momentum=0")},
-)  # fmt: skip
+)
 def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
     """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section
     4.1.
 
-    The buffer is the last move itself, so a change of lr fades in over 1/(1-momentum) steps; at
-    constant lr it is `momentum`. Use it to repeat a paper that has the rate inside the buffer.
+    The buffer is the last move itself, so a change of lr takes effect over 1/(1-momentum) steps; at
+    constant lr it is `momentum`. Use it to reproduce a paper that has the rate inside the buffer.
     """
     v = momentum * v + lr * g
     return p - v, v
 
 
 @rule(
-    counts=False, decay="coupled", search={"lr": (1e-3, 1.0)}, means={"v": BACK}, units=SHARE,
+    counts=False,
+    decay="coupled",
+    search={"lr": (1e-3, 1.0)},
+    means={"v": BACK},
+    units=SHARE,
     includes={"sgd": ("momentum", "momentum=0")},
-)  # fmt: skip
+)
 def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     """Nesterov's accelerated gradient. Sutskever et al. 2013, PMLR 28(3), equations 3 and 4.
 
     Classical momentum whose gradient is taken where the momentum is about to carry the parameter.
-    Use it to repeat a paper under a changing rate.
-    Differs from the paper: the parameter that is stored is that look-ahead point, theta + momentum
-    * v, because it is there that a training loop evaluates the gradient; v is the paper's v.
+    Use it to reproduce a paper under a changing rate.
+    Differs from the paper: the stored parameter is that look-ahead point, theta + momentum * v,
+    because a training loop evaluates the gradient there; v is the paper's v.
     """
     v_new = momentum * v - lr * g
     return p - momentum * v + (1 + momentum) * v_new, v_new
 
 
 @rule(
-    called="ASGD", decay="coupled", keys={"a": "ax"}, search={"lr": (1e-3, 1.0)},
+    called="ASGD",
+    decay="coupled",
+    keys={"a": "ax"},
+    search={"lr": (1e-3, 1.0)},
     limits={"lambd": "(-inf, inf)", "alpha": "(-inf, inf)", "t0": "(-inf, inf]"},
     units={"lr": SHARE["lr"]},
     clocks={"t0": Clock("begins to average", lambda t0: t0, lambda step: step)},
-)  # fmt: skip
+)
 def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1), mu=carried(1)):
-    """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as torch.optim.ASGD has it.
+    """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as in torch.optim.ASGD.
 
-    Gradient descent with a falling rate that also keeps the running mean of the parameters (state
-    `ax`), for the user to read; the descent itself does not look at it. Use it on convex problems,
-    where the mean of a path is better than its end.
-    Differs from the paper: averaging begins at step t0 (Bottou's code), and the rate and the weight
-    of a step are computed at the end of the step before.
+    Gradient descent with a falling rate that also keeps the running mean of the parameters, for the
+    user to read (state `ax`); the descent itself does not use it. Use it on convex problems, where
+    the mean of the iterates is better than the last one.
+    Differs from the paper: averaging begins at step t0 (as in Bottou's code), and the rate and the
+    averaging weight of a step are computed at the end of the step before.
     """
     eta = where(t > 1, eta, lr)
     p = p * (1 - lambd * eta) - eta * g

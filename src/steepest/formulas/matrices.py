@@ -1,4 +1,4 @@
-"""Rules on whole matrices; in the same rule, another way for what has fewer than two dimensions."""
+"""Rules on whole matrices. Each has a second branch for parameters of fewer than two dimensions."""
 
 from ..definition import rule
 from ..ops import (
@@ -29,22 +29,34 @@ from .scaled import average
 @rule(
     keys={"row": "row_var", "column": "col_var", "v": "variance"},
     shapes={"row": "rows", "column": "columns"},
-    # None as eps[0] is no number, and in no limits
+    # eps[0] may be None, to which limits do not apply
     limits={"beta2_decay": "[-inf, 0]", "eps1": "[0, inf)", "eps2": "[0, inf)", "d": "[1, inf]"},
     search={"lr": (1e-4, 1e-1)},
 )
 def adafactor(
-    p, g, row, column, v, *, t, lr=1e-2, beta2_decay=-0.8, eps1=-1.0, eps2=1e-3, d=1.0,
-    wd=0.0, matrix=True,
-):  # fmt: skip
+    p,
+    g,
+    row,
+    column,
+    v,
+    *,
+    t,
+    lr=1e-2,
+    beta2_decay=-0.8,
+    eps1=-1.0,
+    eps2=1e-3,
+    d=1.0,
+    wd=0.0,
+    matrix=True,
+):
     """Adafactor. Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5.
 
-    RMSprop that keeps, of a matrix of second moments, the means of its rows and columns alone;
-    its step is clipped to a root mean square of d and is a share of the parameter's own.
-    Differs from the paper as torch.optim.Adafactor does: eps1 is not added to every square, it
-    bounds what is divided by; None (here -1) is the precision of the dtype that the parameter is
-    stored in, whatever its rounding. Use it where the second moment of large matrices does not fit
-    in memory.
+    RMSprop that keeps, of a matrix of second moments, only the means of its rows and columns. Its
+    step is clipped to a root mean square of d and scaled by the size of the parameter.
+    Differs from the paper, as torch.optim.Adafactor does: eps1 is not added to every square, it is
+    a floor of what is divided by; None (here -1) is the precision of the dtype that the parameter
+    is stored in, whatever its rounding. Use it where the second moment of large matrices does not
+    fit in memory.
     """
     eps1 = where(eps1 < 0, precision(p), eps1)
     if matrix:
@@ -59,8 +71,8 @@ def adafactor(
     return p - size / maximum(1, sqrt(mean(step**2)) / d) * step, row, column, v
 
 
-def scaled(other, lr, base_lr):
-    """Another rate, by the share of its start that a schedule has left of lr; 0 where lr is."""
+def scale_rate(other, lr, base_lr):
+    """Another rate, times the share of its first lr that a schedule has left; 0 where lr is 0."""
     return other * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
 
 
@@ -71,34 +83,54 @@ def scaled(other, lr, base_lr):
         "adamw_eps": "[0, inf)",
         "ns_steps": "[0, 100)",
         "momentum": ("[0, 1]", "it is the share of the old average"),
-        "ns_a": ("(0, inf)", "it is the slope at 0: of another sign it turns the step round"),
+        "ns_a": ("(0, inf)", "it is the slope at 0: a negative one reverses the step"),
         "ns_b": "(-inf, inf)",
         "ns_c": "(-inf, inf)",
     },
     search={"lr": (1e-3, 1e-1)},
 )
 def muon(
-    p, g, b, m, v, *, t, lr=1e-3, momentum=0.95, nesterov=True, ns_a=3.4445, ns_b=-4.775,
-    ns_c=2.0315, eps=1e-7, ns_steps=5, adjust_lr_fn="original",
-    adamw_lr=3e-4, beta1=0.9, beta2=0.95, adamw_eps=1e-10, wd=0.1, base_lr=captured("lr"),
+    p,
+    g,
+    b,
+    m,
+    v,
+    *,
+    t,
+    lr=1e-3,
+    momentum=0.95,
+    nesterov=True,
+    ns_a=3.4445,
+    ns_b=-4.775,
+    ns_c=2.0315,
+    eps=1e-7,
+    ns_steps=5,
+    adjust_lr_fn="original",
+    adamw_lr=3e-4,
+    beta1=0.9,
+    beta2=0.95,
+    adamw_eps=1e-10,
+    wd=0.1,
+    base_lr=captured("lr"),
     matrix=True,
-):  # fmt: skip
+):
     """Muon. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
-    Momentum whose step is made nearly orthogonal: its singular values become 0.67 to 1.21, but for
+    Momentum whose step is made nearly orthogonal: its singular values become 0.67 to 1.21, except
     those below 0.0015 of its norm, which stay smaller. A parameter of more than two dimensions is
-    taken as a matrix of its first against all others; one of fewer goes by AdamW at adamw_lr, which
-    a schedule of lr and the decay go with. Use it for the hidden matrices of transformers and
-    multilayer networks; hand embeddings and heads to adamw.
-    Differs from the post, as torch.optim.Muon: the momentum is an average, eps bounds the norm and
-    is not added to it, there is weight decay, and adjust_lr_fn may be Liu et al.'s. Differs from
-    its authors' code, which torch does not follow beyond matrices: three dimensions are a
-    convolution here and a batch of matrices there, and the factor sqrt(rows / columns) of a
-    convolution is that of the matrix made orthogonal, there that of the kernel's height and width
-    (for every square kernel 1).
+    taken as a matrix of its first dimension against all others. One of fewer dimensions is stepped
+    by AdamW at adamw_lr; a schedule of lr scales that rate, and the weight decay applies too. Use
+    it for the hidden matrices of transformers and multilayer networks; give embeddings and heads to
+    adamw.
+    Differs from the post, as torch.optim.Muon does: the momentum is an average, eps is a floor of
+    the norm and is not added to it, there is weight decay, and adjust_lr_fn may be that of Liu et
+    al. Differs from the authors' code, which torch follows for matrices only: three dimensions are
+    a convolution here and a batch of matrices there, and the factor sqrt(rows / columns) of a
+    convolution is that of the flattened matrix here and that of the kernel's height and width there
+    (1 for every square kernel).
     """
     if not matrix:
-        rate = scaled(adamw_lr, lr, base_lr)
+        rate = scale_rate(adamw_lr, lr, base_lr)
         p = p * (1 - rate * wd)
         p, m, v = adamw.function(p, g, m, v, t=t, lr=rate, beta1=beta1, beta2=beta2, eps=adamw_eps)
         return p, b, m, v
@@ -116,27 +148,42 @@ def muon(
     shapes={"c": "covariances", "q": "covariances"},
     limits={
         "precondition_frequency": "[1, inf)",
-        "eps": ("(0, inf)", "of a gradient without full rank some second moments are 0"),
+        "eps": ("(0, inf)", "some second moments of a gradient without full rank are 0"),
     },
     called="SOAP",
     excused={
-        "coarse": "SOAP steps as far where a gradient of rank 1 leaves nothing but rounding"
+        "coarse": "SOAP makes full steps where a gradient of rank 1 leaves only rounding errors"
     },
-)  # fmt: skip
+)
 def soap(
-    p, g, m, v, c, q, *, t, lr=3e-3, beta1=0.95, beta2=0.95, eps=1e-8,
-    precondition_frequency=10, wd=0.01, moves=carried(0), matrix=True,
-):  # fmt: skip
+    p,
+    g,
+    m,
+    v,
+    c,
+    q,
+    *,
+    t,
+    lr=3e-3,
+    beta1=0.95,
+    beta2=0.95,
+    eps=1e-8,
+    precondition_frequency=10,
+    wd=0.01,
+    moves=carried(0),
+    matrix=True,
+):
     """SOAP. Vyas et al. 2024, arXiv:2409.11321, algorithms 3 and 4.
 
-    Adam in the eigenvectors of the gradient's covariances, one of each dimension, which are refined
-    every few steps. A dimension above 10,000 keeps its own axes, a parameter of fewer than two
-    dimensions goes by Adam, complex ones are refused. Differs from the paper as its authors' code
-    does: the first gradient only begins the covariances, moments are corrected for their start, v
-    is sorted along with the eigenvectors, decay comes after the step, and of more than two
-    dimensions each has its own basis. Of what the first gradient does not reach (it has no full
-    rank where rows and columns differ), the eigenvectors are rounding's, so that machines may part
-    there. Use it for transformers whose matrices are small enough for a square of each side.
+    Adam in the eigenvectors of the gradient's covariances, one covariance for each dimension; the
+    eigenvectors are refined every few steps. A dimension above 10,000 keeps its own axes, a
+    parameter of fewer than two dimensions is stepped by Adam, and a complex one is refused.
+    Differs from the paper, as the authors' code does: the first gradient only initialises the
+    covariances, moments are bias-corrected, v is sorted along with the eigenvectors, decay comes
+    after the step, and of more than two dimensions each has its own basis. Where the first gradient
+    has no full rank (as where rows and columns differ in number), rounding decides some
+    eigenvectors, and machines may differ there. Use it for transformers whose matrices are small
+    enough to store a square matrix for each side.
     """
     g_turned = turned(g, q) if matrix else g
     m = where(t > 1, average(beta1, m, g), m)

@@ -1,9 +1,9 @@
-"""What states and options mean, for rules to say and for `steepest.convert` to read.
+"""What states and options mean: rules name a meaning, and `steepest.convert` compares them.
 
-A state's meaning is (what it is, the scalar that is its memory) or, where it is that only up to a
-factor and a shift, (..., ..., form): form(scalars, t) gives both, nan where there is no such
-relation. AdaBelief's exp_avg_var is of (g - m)**2, RMSprop's momentum_buffer a sum of scaled
-gradients, and Adagrad's sum has no memory: they mean nothing to another rule.
+A state's meaning is (what it is, the scalar that is its memory). A state that is this only up to a
+factor and a shift adds a third item, form: form(scalars, t) returns factor and shift, nan where
+there is no such relation. Some states mean nothing to another rule: AdaBelief's exp_avg_var is of
+(g - m)**2, RMSprop's momentum_buffer is a sum of scaled gradients, and Adagrad's sum has no memory.
 """
 
 FIRST, SECOND, LARGEST = "the average of g", "the average of g**2", "its largest value"
@@ -13,19 +13,19 @@ NONE = float("nan")
 
 
 def total(scalars, t):
-    """b <- momentum * b + g is the average over 1 - momentum, from zero on and undampened."""
+    """The buffer b = momentum * b + g is the average over 1 - momentum, if nothing is dampened."""
     mu = scalars["momentum"]
     return (1 / (1 - mu) if scalars.get("dampening", 0.0) == 0 and mu < 1 else NONE), 0.0
 
 
 def move(scalars, t):
-    """The total times lr: the same next moves at the present lr, whatever it was before."""
+    """The total times lr: the next moves are the same at the present lr, whatever lr was before."""
     lr = scalars["lr"]
     return (total(scalars, t)[0] * lr if lr > 0 else NONE), 0.0
 
 
 def back(scalars, t):
-    """The move with its sign turned round."""
+    """The move with its sign reversed."""
     return -move(scalars, t)[0], 0.0
 
 

@@ -1,14 +1,16 @@
-"""What stands around a rule: small functions composed with it before the trace.
+"""Modifiers: small functions that are composed with a rule before it is traced.
 
-Those before it take (p, g) and scalars; `cautious` stands after it.
+Those that act before the rule take (p, g) and scalars; `cautious` acts after it.
 """
 
 from ..ops import maximum, minimum, sign, sqrt, total, where
 
 
 def clipped(p, g, *, clip_norm):
-    """The gradients of a group no longer than clip_norm together: Pascanu, Mikolov and Bengio 2013,
-    arXiv:1211.5063, algorithm 1. As torch.nn.utils.clip_grad_norm_, 1e-6 is added to their norm.
+    """Clip the gradients of a group to a joint norm of clip_norm.
+
+    Pascanu, Mikolov and Bengio 2013, arXiv:1211.5063, algorithm 1. As in
+    torch.nn.utils.clip_grad_norm_, 1e-6 is added to their norm.
     """
     return p, g * minimum(1, clip_norm / (sqrt(total(g**2)) + 1e-6))
 
@@ -19,13 +21,14 @@ def maximize(p, g):
 
 
 def coupled(p, g, *, weight_decay):
-    """L2 regularisation: the decay enters the gradient, and whatever the rule makes of it."""
+    """L2 regularisation: the decay is added to the gradient before the rule sees it."""
     return p, g + weight_decay * p
 
 
 def decoupled(p, g, *, lr, weight_decay):
-    """Loshchilov and Hutter 2019, arXiv:1711.05101: the parameter itself shrinks, by lr times
-    decay.
+    """Decoupled weight decay: the parameter itself shrinks, by lr * weight_decay.
+
+    Loshchilov and Hutter 2019, arXiv:1711.05101.
     """
     return p * (1 - lr * weight_decay), g
 
@@ -33,18 +36,20 @@ def decoupled(p, g, *, lr, weight_decay):
 def fixed(p, g, *, lr, weight_decay):
     """AdaBelief's fixed_decay: the parameter shrinks by the same share whatever lr is.
 
-    Except at lr 0, where torch.distributed.checkpoint steps to make a state and nothing may move.
+    Except at lr 0: torch.distributed.checkpoint makes a step at lr 0 to create the states, and
+    nothing may move.
     """
     return p * where(lr > 0, 1 - weight_decay, 1), g
 
 
 def cautious(g, kept, moved):
-    """Liang et al. 2024, arXiv:2411.16085: drop the components of the step that do not oppose the
-    current gradient.
+    """Drop the components of the step that do not oppose the current gradient.
 
-    kept: what the rule leaves of the old parameter, decay included, which is never dropped. moved:
-    what it adds to that. The averages are those of the rule. Differs from the paper: it multiplies
-    what is left of the step by (number of elements) / (number that move + 1), here the rest keeps
-    its length, so that an element's step depends on no other; a larger lr does the same on average.
+    Liang et al. 2024, arXiv:2411.16085. kept: what the rule leaves of the old parameter, decay
+    included; it is never dropped. moved: what the rule adds to it. The averages stay those of the
+    rule.
+    Differs from the paper, which multiplies the rest of the step by (number of elements) / (number
+    that move + 1): here the rest keeps its length, so that an element's step depends on no other
+    element. A larger lr does the same on average.
     """
     return kept - maximum(-sign(moved) * sign(g), 0) * -moved

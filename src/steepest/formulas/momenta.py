@@ -1,4 +1,4 @@
-"""Kin of Adam with other memories: M-SVAG, ADOPT, Adan, AdEMAMix."""
+"""Variants of Adam with other averages: M-SVAG, ADOPT, Adan, AdEMAMix."""
 
 from ..definition import rule
 from ..ops import log, maximum, minimum, sqrt, where
@@ -6,7 +6,7 @@ from .adam import ADAM_KEYS, LR
 from .scaled import average
 
 SMALLEST = 2.0**-126
-"""The smallest normal number of float32: what a denominator is held above."""
+"""The smallest normal number of float32: the floor of a denominator."""
 E = 2.718281828459045  # the base of the natural logarithm
 
 
@@ -14,12 +14,12 @@ E = 2.718281828459045  # the base of the natural logarithm
 def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
     """M-SVAG. Balles and Hennig 2018, arXiv:1705.07774.
 
-    Momentum whose every coordinate is damped by its own noise: by m^2 / (m^2 + variance of m),
-    where Adam divides by the root of m^2 + variance. Signs and magnitudes of Adam taken apart.
-    Here `share` is m^2 / v, which is finite where the squares are not. Differs from the paper,
-    as the authors' code: rho is held below 0.9999, for it is 1 at t=1, where the variance is 0
-    anyway. Use it where SGD with momentum works and gradients are noisy in some coordinates
-    only.
+    Momentum that damps every coordinate by its own noise: by m^2 / (m^2 + variance of m), where
+    Adam divides by the root of m^2 + variance. This takes the sign and the magnitude of Adam's step
+    apart. Here `share` is m^2 / v, which is finite where the squares are not.
+    Differs from the paper, as the authors' code does: rho is kept below 0.9999, because it is 1 at
+    t=1, where the variance is 0 anyway. Use it where SGD with momentum works and gradients are
+    noisy in only some coordinates.
     """
     m = average(beta, m, g)
     v = beta * v + (1 - beta) * g**2
@@ -36,12 +36,13 @@ def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
 def adopt(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip=True):
     """ADOPT. Taniguchi et al. 2024, arXiv:2411.02853.
 
-    Adam that divides each gradient by the second moment of those before it, and averages after
-    the division: converges whatever beta2 is. The first gradient only starts the second moment.
-    With `clip` (the paper's revised form) a divided gradient is held within (t - 1)^(1/4),
-    counted from the first step that moves. Differs from its authors' package torch-adopt 0.1.0:
-    the schedule of the clip is fixed, and decoupled weight decay acts at the first step, too.
-    Use it where Adam is unsteady and a beta2 near 1 does not help.
+    Adam that divides each gradient by the second moment of those before it, and averages after the
+    division: it converges whatever beta2 is. The first gradient only initialises the second moment.
+    With `clip` (the paper's revised form) a divided gradient is held within (t - 1)^(1/4), counted
+    from the first step that moves.
+    Differs from the authors' package torch-adopt 0.1.0: the schedule of the clip is fixed, and
+    decoupled weight decay acts at the first step too. Use it where Adam is unsteady and a beta2
+    near 1 does not help.
     """
     scaled = g / maximum(sqrt(v), eps)
     if clip:
@@ -58,17 +59,30 @@ def adopt(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip=Tru
     search=LR,
 )
 def adan(
-    p, g, m, v, n, previous, *, t, lr=1e-3, beta1=0.98, beta2=0.92, beta3=0.99, eps=1e-8, wd=0.0,
+    p,
+    g,
+    m,
+    v,
+    n,
+    previous,
+    *,
+    t,
+    lr=1e-3,
+    beta1=0.98,
+    beta2=0.92,
+    beta3=0.99,
+    eps=1e-8,
+    wd=0.0,
     no_prox=False,
-):  # fmt: skip
+):
     """Adan. Xie et al. 2022, arXiv:2208.06677, algorithm 1.
 
-    Adam with Nesterov's look-ahead made of averages alone: of gradients, of their differences,
-    and of the squared gradient moved on by its difference. The betas are 1 minus the paper's,
-    as in the authors' code. The decay divides the new parameter by 1 + lr * decay (the paper's
-    proximal form); no_prox multiplies the old one by 1 - lr * decay, as AdamW. Differs from the
-    paper: averages are bias-corrected, as in the authors' code. Use it where a run is long
-    enough to pay for its three states, with rates up to ten times Adam's.
+    Adam with Nesterov's look-ahead made of averages alone: of gradients, of their differences, and
+    of the square of the gradient plus beta2 times its difference. The betas are 1 minus the
+    paper's, as in the authors' code. The decay divides the new parameter by 1 + lr * decay (the
+    paper's proximal form); no_prox multiplies the old one by 1 - lr * decay, as AdamW does.
+    Differs from the paper, as the authors' code does: averages are bias-corrected. Use it where a
+    run is long enough to pay for its three states, with rates up to ten times Adam's.
     """
     change = where(t > 1, g - previous, 0)
     m = average(beta1, m, g)
@@ -90,18 +104,31 @@ def adan(
     search=LR,
 )
 def ademamix(
-    p, g, m, slow, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, beta3=0.9999, alpha=2.0,
-    beta3_warmup=0.0, alpha_warmup=0.0, eps=1e-8,
-):  # fmt: skip
+    p,
+    g,
+    m,
+    slow,
+    v,
+    *,
+    t,
+    lr=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    beta3=0.9999,
+    alpha=2.0,
+    beta3_warmup=0.0,
+    alpha_warmup=0.0,
+    eps=1e-8,
+):
     """AdEMAMix. Pagliardini, Ablin and Grangier 2024, arXiv:2409.03137, algorithm 1.
 
-    AdamW with a second, much slower average of the gradients, which is added alpha times and
-    not bias-corrected. Over `alpha_warmup` steps alpha rises from 0 in a line, over
-    `beta3_warmup` the half-life of the slow average from that of beta1 to that of beta3; 0 is
-    no warm-up. The paper sets both to the number of all steps. alpha is by default that of the
-    authors' code. Differs from that code: its logarithm is of beta + 1e-8; here, as in the
-    paper, of beta. Use it for long runs, of tens of thousands of steps, where old gradients
-    still inform.
+    AdamW with a second, much slower average of the gradients; it is added alpha times and not
+    bias-corrected. alpha rises linearly from 0 over `alpha_warmup` steps, and the half-life of the
+    slow average rises from that of beta1 to that of beta3 over `beta3_warmup` steps; 0 is no
+    warm-up. The paper sets both to the number of all steps. The default of alpha is that of the
+    authors' code.
+    Differs from the authors' code: its logarithm is of beta + 1e-8; here, as in the paper, of beta.
+    Use it for long runs, of tens of thousands of steps, where old gradients still inform.
     """
     share = where(t < alpha_warmup, t / alpha_warmup, 1)
     short, long = (log(maximum(b, 1e-8)) for b in (beta1, beta3))

@@ -1,4 +1,4 @@
-"""Rules that look at a whole tensor: its norm decides how far the parameter goes."""
+"""Rules that use the norm of a whole tensor: it decides how far the parameter moves."""
 
 from ..definition import rule
 from ..ops import abs, captured, carried, maximum, minimum, norm, sqrt, total, where
@@ -13,24 +13,26 @@ from .scaled import average
 def fromage(p, g, *, lr=1e-2):
     """Fromage. Bernstein, Vahdat, Yue and Liu 2020, arXiv:2002.03432, algorithm 1.
 
-    Gradient descent whose step is a share of the parameter's norm. The division keeps the norm
-    from growing; it is all that there is of weight decay in the paper. Use it where one rate
-    must do for layers of very different scale, without weight decay.
+    Gradient descent whose step is a share of the parameter's norm. The division by sqrt(1 + lr^2)
+    keeps the norm from growing; the paper has no other weight decay. Use it where one rate must do
+    for layers of very different scale, without weight decay.
     """
     ratio = where(norm(p) * norm(g) > 0, norm(p) / norm(g), 1)
     return (p - lr * ratio * g) / sqrt(1 + lr**2)
 
 
 @rule(
-    called="LARS", keys={"v": "momentum_buffer"}, search={"lr": (1e-2, 1e1)},
-    limits={"trust_coefficient": ("(0, inf)", "it multiplies every step: below 0 that ascends")},
+    called="LARS",
+    keys={"v": "momentum_buffer"},
+    search={"lr": (1e-2, 1e1)},
+    limits={"trust_coefficient": ("(0, inf)", "it multiplies every step: a negative one ascends")},
     excused={"coarse": "the first steps of LARS are a thousandth of a parameter or less"},
-)  # fmt: skip
+)
 def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
-    Momentum whose rate is, for each layer, a share of the ratio of the parameter's norm to the
-    gradient's and the decay's. Use it for convolutional networks at batches of thousands.
+    Momentum whose rate for each layer is proportional to the parameter's norm over the sum of the
+    gradient's and the decay's norms. Use it for convolutional networks at batches of thousands.
     """
     size, against = norm(p), norm(g) + wd * norm(p)
     ratio = where(size * against > 0, trust_coefficient * size / against, 1)
@@ -42,11 +44,11 @@ def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
 def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     """LAMB. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
-    Adam whose step, decay included, is as long as a share of the parameter: LARS for Adam. The
-    paper's phi is the identity. Differs from its authors' code: both moments are corrected, as in
-    the paper, and decay and the ratio of norms are for every parameter of a group, where theirs
-    leaves out those named to it, biases and normalisation layers. Use it for transformers at
-    batches of thousands.
+    Adam whose step, decay included, has a length of lr times the parameter's norm: LARS for Adam.
+    The paper's phi is the identity.
+    Differs from the authors' code: both moments are bias-corrected, as in the paper; decay and the
+    ratio of norms apply to every parameter of a group, where theirs leaves out those named to it,
+    biases and normalisation layers. Use it for transformers at batches of thousands.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -59,9 +61,9 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
 def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v=carried(0)):
     """NovoGrad. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
-    Momentum of gradients that are divided by an average norm: Adam with one second moment for a
-    whole layer, which starts at the first gradient's own. Use it where Adam does well and its
-    second moment is too much memory: one number a layer.
+    Momentum of gradients that are divided by an average of their norm: Adam with one second moment
+    for a whole layer, which starts at the first gradient's squared norm. Use it where Adam does
+    well but its second moment takes too much memory: here it is one number for each layer.
     """
     squared = norm(g) ** 2
     v = where(t > 1, beta2 * v + (1 - beta2) * squared, squared)
@@ -70,45 +72,68 @@ def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v
 
 
 @rule(
-    keys={**ADAM_KEYS, "last": "last_grad"}, forgets=["last"], limits={"gamma": "[0, inf)"},
-    search=LR, called="MARS",
-)  # fmt: skip
+    keys={**ADAM_KEYS, "last": "last_grad"},
+    forgets=["last"],
+    limits={"gamma": "[0, inf)"},
+    search=LR,
+    called="MARS",
+)
 def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamma=0.025):
     """MARS. Yuan et al. 2024, arXiv:2411.10438, algorithm 1 and MARS-AdamW.
 
-    AdamW of a gradient whose variance is reduced by its change since the last step, and whose norm
-    is held within 1. Differs from the paper, as its approximate form: the last gradient is that of
-    the last batch, not of this one at the last point. As in its authors' code the first change is
-    from a gradient of zero. Differs from that code: vectors and scalars are stepped in the same
-    way; it hands them to AdamW. Use it as a trial for transformers where AdamW is tuned already,
-    with a rate a few times as large.
+    AdamW on a gradient that is corrected by its change since the last step, to reduce its variance,
+    and whose norm is held within 1.
+    Differs from the paper, as its approximate form does: the last gradient is that of the last
+    batch, not of the current batch at the last point. As in the authors' code, the first change is
+    taken from a gradient of zero. Differs from the authors' code: vectors and scalars are stepped
+    in the same way; it hands them to AdamW. Use it as a trial for transformers where AdamW is
+    already tuned, with a rate a few times as large.
     """
     corrected = g + gamma * beta1 / (1 - beta1) * (g - last)
     corrected = corrected / maximum(norm(corrected), 1)
     return *adamw.function(p, corrected, m, v, t=t, lr=lr, beta1=beta1, beta2=beta2, eps=eps), g
 
 
-def remaining(lr, base_lr):
+def remaining_share(lr, base_lr):
     """The share of a group's first lr that a schedule has left."""
     return where(base_lr > 0, lr / base_lr, lr)
 
 
 @rule(
     keys={"m": "exp_avg", "v": "exp_avg_sq", "b": "momentum_buffer", "rate": "exp_avg2"},
-    decay="coupled", search=LR, limits={"settled": "[0, inf]"}, called="SWATS",
-)  # fmt: skip
+    decay="coupled",
+    search=LR,
+    limits={"settled": "[0, inf]"},
+    called="SWATS",
+)
 def swats(
-    p, g, m, v, b, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, settled=1e-9,
-    base_lr=captured("lr"), rate=carried(0), sgd=carried(0), k=carried(0),
-):  # fmt: skip
+    p,
+    g,
+    m,
+    v,
+    b,
+    *,
+    t,
+    lr=1e-3,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    settled=1e-9,
+    base_lr=captured("lr"),
+    rate=carried(0),
+    sgd=carried(0),
+    k=carried(0),
+):
     """SWATS. Keskar and Socher 2017, arXiv:1712.07628, algorithm 1.
 
-    Adam that goes over to SGD with momentum as soon as the rate with which SGD would make the
-    same step has settled: its average is within `settled` of it. That average, over the
-    optimizer's steps `k` and all groups together, is SGD's rate from then on, and goes on with the
-    schedule: `sgd` is, from the switch on, the share of its first lr that the schedule had left.
-    Differs from the paper: its one epsilon of 1e-9 is two here, `settled` and Adam's eps of 1e-8;
-    its lr is constant. Use it where SGD ends better than Adam and nobody wants to tune SGD.
+    Adam that switches to SGD with momentum, at a rate that it finds itself. At each step it
+    computes the rate with which SGD would make the same step, and it switches as soon as this rate
+    is within `settled` of its running average. The average is over the optimizer's steps `k` and
+    all groups together. It is SGD's rate from then on, and a schedule of lr goes on scaling it:
+    `sgd` is, after the switch, the share of its first lr that the schedule had left at the switch.
+    Differs from the paper: its single epsilon of 1e-9 is two options here, `settled` and Adam's eps
+    of 1e-8; the paper's lr is constant. Use it where SGD ends better than Adam and nobody wants to
+    tune SGD.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -119,7 +144,7 @@ def swats(
     k = k + 1
     unbiased = average_now / (1 - beta2**k)
     settles = where(abs(along) > 0, where(abs(unbiased - now) < settled, k - 1, 0), 0)
-    left = remaining(lr, base_lr)
+    left = remaining_share(lr, base_lr)
     b = where(sgd > 0, beta1 * b + g, b)
     p = p - where(sgd > 0, (1 - beta1) * rate * (left / sgd) * b, step)
     rate = where(sgd > 0, rate, where(settles > 0, unbiased, average_now))
@@ -127,25 +152,44 @@ def swats(
 
 
 @rule(
-    keys={**ADAM_KEYS, "start": "p0"}, search={"lr": (0.1, 10)},
+    keys={**ADAM_KEYS, "start": "p0"},
+    search={"lr": (0.1, 10)},
     limits={
         "d0": ("(0, inf)", "d grows from it, and sums are in units of it"),
         "d_coef": ("(0, inf)", "it multiplies the estimate of the distance"),
         "growth_rate": ("[1, inf]", "it is the most that d may grow by in a step"),
     },
     excused={"coarse": "the first steps of Prodigy are a thousandth of a parameter or less"},
-)  # fmt: skip
+)
 def prodigy(
-    p, g, m, v, s, start, *, t, lr=1.0, beta1=0.9, beta2=0.999, eps=1e-8, d0=1e-6, d_coef=1.0,
-    growth_rate=float("inf"), wd=0.0, d=carried(0), d_max=carried(0), r=carried(0),
-):  # fmt: skip
+    p,
+    g,
+    m,
+    v,
+    s,
+    start,
+    *,
+    t,
+    lr=1.0,
+    beta1=0.9,
+    beta2=0.999,
+    eps=1e-8,
+    d0=1e-6,
+    d_coef=1.0,
+    growth_rate=float("inf"),
+    wd=0.0,
+    d=carried(0),
+    d_max=carried(0),
+    r=carried(0),
+):
     """Prodigy. Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
 
-    Adam that finds its own rate: d grows to an estimate of the distance to the solution, one for
-    the parameters of all groups, by the options of the first group that has a gradient. Differs
-    from the authors' package prodigyopt: groups may have different rates, and nothing of a group
-    moves or decays while its lr is 0. Use it where no rate can be searched: lr stays 1, with a
-    cosine schedule if any.
+    Adam that finds its own rate: d grows to an estimate of the distance to the solution. There is
+    one d for the parameters of all groups, computed with the options of the first group that has a
+    gradient.
+    Differs from the authors' package prodigyopt: groups may have different rates, and a group
+    neither moves nor decays while its lr is 0. Use it where no rate can be searched: lr stays 1,
+    with a cosine schedule if any.
     """
     start = where(t > 1, start, p)
     d, d_max = where(d > 0, d, d0), where(d_max > 0, d_max, d0)
@@ -153,7 +197,7 @@ def prodigy(
     m = where(lr > 0, beta1 * m + (1 - beta1) * d * g, m)
     v = where(lr > 0, beta2 * v + (1 - beta2) * d**2 * g**2, v)
     s = where(lr > 0, beta3 * s + d / d0 * rate * g, s)
-    # of a group whose lr is 0 nothing counts
+    # a group whose lr is 0 adds nothing
     along, reach = total(d / d0 * rate * g * (start - p)), total(where(lr > 0, 1, 0) * abs(s))
     r = where(reach > 0, beta3 * r + along, r)
     estimate = where(reach > 0, d_coef * r / reach, d)
@@ -164,17 +208,19 @@ def prodigy(
     return p * (1 - rate * wd) - step, m, v, s, start, d, d_max, r
 
 
-def extreme(of, window):
-    """The largest or the smallest of a window."""
-    found = window[0]
-    for one in window[1:]:
-        found = of(found, one)
-    return found
+def fold(choose, window):
+    """The largest or the smallest value of a window; choose is maximum or minimum."""
+    value = window[0]
+    for other in window[1:]:
+        value = choose(value, other)
+    return value
 
 
 def single_step(variance, pull, spread):
-    """The root of YellowFin's momentum: the x with the least x^2 D^2 + (1 - x)^4 C / h_min^2, or
-    the bound of the curvatures' spread h_max / h_min. variance: C. pull: (D h_min)^2.
+    """The square root of YellowFin's momentum.
+
+    It is the x that minimises x^2 D^2 + (1 - x)^4 C / h_min^2, or the bound from the curvatures'
+    spread h_max / h_min if that is larger. variance: C. pull: (D h_min)^2.
     """
     q = where(pull > 0, 2 * variance / pull, 0)  # z = 1 - x solves q z^3 + z = 1
     w = (1 / (2 * q) + sqrt(1 / (4 * q**2) + 1 / (27 * q**3))) ** (1 / 3)
@@ -184,33 +230,64 @@ def single_step(variance, pull, spread):
 
 
 @rule(
-    keys={"b": "momentum_buffer", "m": "grad_avg"}, decay="coupled", search={"lr": (0.1, 10)},
-    limits={"beta": "[0, 1)"}, called="YellowFin",
-)  # fmt: skip
+    keys={"b": "momentum_buffer", "m": "grad_avg"},
+    decay="coupled",
+    search={"lr": (0.1, 10)},
+    limits={"beta": "[0, 1)"},
+    called="YellowFin",
+)
 def yellowfin(
-    p, g, b, m, *, t, lr=1.0, beta=0.999,
-    high=carried(0), low=carried(0), squares=carried(0), size=carried(0), distance=carried(0),
-    h1=carried(0), h2=carried(0), h3=carried(0), h4=carried(0), h5=carried(0), h6=carried(0),
-    h7=carried(0), h8=carried(0), h9=carried(0), h10=carried(0), h11=carried(0), h12=carried(0),
-    h13=carried(0), h14=carried(0), h15=carried(0), h16=carried(0), h17=carried(0),
-    h18=carried(0), h19=carried(0), k=carried(0),
-):  # fmt: skip
+    p,
+    g,
+    b,
+    m,
+    *,
+    t,
+    lr=1.0,
+    beta=0.999,
+    high=carried(0),
+    low=carried(0),
+    squares=carried(0),
+    size=carried(0),
+    distance=carried(0),
+    h1=carried(0),
+    h2=carried(0),
+    h3=carried(0),
+    h4=carried(0),
+    h5=carried(0),
+    h6=carried(0),
+    h7=carried(0),
+    h8=carried(0),
+    h9=carried(0),
+    h10=carried(0),
+    h11=carried(0),
+    h12=carried(0),
+    h13=carried(0),
+    h14=carried(0),
+    h15=carried(0),
+    h16=carried(0),
+    h17=carried(0),
+    h18=carried(0),
+    h19=carried(0),
+    k=carried(0),
+):
     """YellowFin. Zhang and Mitliagkas 2017, arXiv:1706.03471, algorithms 1 to 4.
 
-    Momentum that finds its own rate and momentum: those of a noisy quadratic whose curvatures lie
-    between the least and the largest squared norm of the last 20 gradients. lr is a factor of the
-    rate, which rises over the first 200 steps; norms and variance are over the parameters of all
-    groups (beta is then that of the first), `k` counts the optimizer's steps. Differs from the
-    paper and from its authors' code: nothing is averaged as a logarithm, and of their clips, of
-    long gradients and of the growth of
-    the largest curvature, there is none. Use it where plain momentum would do and nobody tunes it.
+    Momentum that tunes itself: rate and momentum are the best for a noisy quadratic whose
+    curvatures lie between the least and the largest squared norm of the last 20 gradients. lr
+    multiplies the rate, which rises over the first 200 steps. Norms and variance are over the
+    parameters of all groups (with the beta of the first group), and `k` counts the optimizer's
+    steps.
+    Differs from the paper and from the authors' code: averages are of the values, not of their
+    logarithms, and neither long gradients nor the growth of the largest curvature are clipped. Use
+    it where plain momentum would do and nobody tunes it.
     """
     h = total(g**2)
-    # the first norm stands for those before it: no range is wider for it
+    # the first norm fills the window: that makes no range wider
     earlier = (h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11, h12, h13, h14, h15, h16, h17, h18, h19)
     window = (h, *(where(k > 0, past, h) for past in earlier))
-    high = average(beta, high, extreme(maximum, window))
-    low = average(beta, low, extreme(minimum, window))
+    high = average(beta, high, fold(maximum, window))
+    low = average(beta, low, fold(minimum, window))
     squares, size = average(beta, squares, h), average(beta, size, sqrt(h))
     distance = average(beta, distance, where(squares > 0, size / squares, 0))
     m = average(beta, m, g)

@@ -1,4 +1,4 @@
-"""Rules with a rate for each coordinate: Rprop, Adagrad, Adadelta, RMSprop."""
+"""Rules with a rate for each coordinate: Rprop, Adagrad, Adadelta, RMSprop, Adamax."""
 
 from ..definition import rule
 from ..ops import abs, maximum, minimum, sign, sqrt, where
@@ -6,10 +6,10 @@ from .meanings import FIRST, LENGTH, SECOND
 
 
 def average(beta, old, new):
-    """The exponential moving average of a sequence, one step on: beta * old + (1 - beta) * new.
+    """The exponential moving average, one step on: beta * old + (1 - beta) * new.
 
-    In this form a float32 average is two to three times as precise; one of squares keeps the other
-    form, which stays finite where a gradient was infinite once.
+    In this form a float32 average is two to three times as precise. Most averages of squares keep
+    the other form, which stays inf after a square has overflowed, where this one becomes nan.
     """
     return old + (1 - beta) * (new - old)
 
@@ -31,14 +31,13 @@ def average(beta, old, new):
         "scheduled": "the lr of Rprop is its first step size; it sets the others itself",
     },
 )
-def rprop(
-    p, g, prev, z, *, t, lr=1e-2, etaminus=0.5, etaplus=1.2, step_min=1e-6, step_max=50.0
-):  # fmt: skip
+def rprop(p, g, prev, z, *, t, lr=1e-2, etaminus=0.5, etaplus=1.2, step_min=1e-6, step_max=50.0):
     """Resilient propagation. Riedmiller and Braun 1993, doi:10.1109/ICNN.1993.298623.
 
-    Looks at the gradient's sign alone: each coordinate has a step that grows while the sign stays
-    and shrinks when it turns. Use it with full batches alone: mini-batch noise turns the signs.
-    Differs from the paper: as torch.optim.Rprop, a turn skips one move and takes no step back.
+    Uses only the sign of the gradient: each coordinate has a step size of its own, which grows
+    while the sign stays and shrinks when it flips. Use it with full batches only: mini-batch noise
+    flips the signs.
+    Differs from the paper: as in torch.optim.Rprop, a flip skips one move and takes no step back.
     """
     turn = sign(g * prev)
     same, turned = maximum(turn, 0), minimum(turn, 0)
@@ -52,9 +51,9 @@ def rprop(
 def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0, eps=1e-10):
     """Adagrad. Duchi, Hazan and Singer 2011, JMLR 12.
 
-    Gradient descent whose rate falls, for each coordinate, with the sum of its squared gradients:
-    rare features keep a large rate. Use it for sparse features, such as bags of words. Differs from
-    the paper: lr_decay, from torch.optim.Adagrad.
+    Gradient descent whose rate for each coordinate falls with the sum of its squared gradients:
+    rare features keep a large rate. Use it for sparse features, such as bags of words.
+    Differs from the paper: lr_decay, from torch.optim.Adagrad.
     """
     v = where(t > 1, v, initial_accumulator_value) + g**2
     return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps), v
@@ -70,9 +69,9 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
 def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     """Adadelta. Zeiler 2012, arXiv:1212.5701, algorithm 1.
 
-    RMSprop whose rate is the root mean square of the last moves, so that units cancel. eps stands
-    inside both roots and is the start of every move: it, not lr, sets how slowly training begins.
-    Use it where gradients change their scale and no rate suits all.
+    RMSprop whose rate is the root mean square of the last moves, so that units cancel. eps is
+    inside both roots, and the first moves grow from it: eps, not lr, sets how slowly training
+    begins. Use it where the scale of the gradients changes and no single rate suits.
     Differs from the paper: an lr in front (1 is the paper), from torch.optim.Adadelta.
     """
     v = rho * v + (1 - rho) * g**2
@@ -84,7 +83,7 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     called="RMSprop",
     keys={"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
     decay="coupled",
-    limits={"alpha": ("[0, 1]", "it is the share of the old average; above 1 that is negative")},
+    limits={"alpha": ("[0, 1]", "above 1 the share of the new square is negative")},
     search={"lr": (1e-5, 1e-1)},
     means={"v": (SECOND, "alpha")},
     units=LENGTH,
@@ -93,15 +92,15 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
 )
 def rmsprop(
     p, g, v, a, b, *, lr=1e-2, alpha=0.99, eps=1e-8, momentum=0.0, centered=False, heavy=False
-):  # fmt: skip
+):
     """RMSprop. Tieleman and Hinton 2012, Coursera lecture 6.5; centred: Graves 2013,
     arXiv:1308.0850.
 
-    Adagrad with a sliding mean in the place of the sum, so that the rate can rise again. `centered`
-    subtracts the squared mean gradient; `heavy` puts momentum on the scaled gradient. Use it for
+    Adagrad with a moving average instead of the sum, so that the rate can rise again. `centered`
+    subtracts the squared mean gradient; `heavy` applies momentum to the scaled gradient. Use it for
     recurrent networks, GANs and reinforcement learning, where momentum hurts.
-    Differs from the lecture, as torch.optim.RMSprop: eps, outside the root, where Graves has it
-    inside, and a rate that multiplies the finished momentum, where his stands within it.
+    Differs from the lecture, as torch.optim.RMSprop does: it has an eps, and that is outside the
+    root (Graves has it inside); the rate multiplies the finished momentum (his is inside it).
     """
     v = alpha * v + (1 - alpha) * g**2
     spread = v
@@ -115,15 +114,18 @@ def rmsprop(
 
 
 @rule(
-    keys={"m": "exp_avg", "u": "exp_inf"}, decay="coupled", search={"lr": (1e-5, 1e-1)},
-    means={"m": (FIRST, "beta1")}, units={"lr": LENGTH["lr"]},
-)  # fmt: skip
+    keys={"m": "exp_avg", "u": "exp_inf"},
+    decay="coupled",
+    search={"lr": (1e-5, 1e-1)},
+    means={"m": (FIRST, "beta1")},
+    units={"lr": LENGTH["lr"]},
+)
 def adamax(p, g, m, u, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adamax. Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
 
-    Adam with the largest recent gradient in the place of the root mean square. Use it in the place
-    of Adam where single gradients are huge.
-    Differs from the paper: eps inside the maximum, from torch.optim.Adamax.
+    Adam with the largest recent gradient instead of the root mean square. Use it in place of Adam
+    where single gradients are huge.
+    Differs from the paper: eps is inside the maximum, as in torch.optim.Adamax.
     """
     m = average(beta1, m, g)
     u = maximum(beta2 * u, abs(g) + eps)

@@ -1,4 +1,4 @@
-"""Rules that take a direction from signs: Signum, Lion, Grams."""
+"""Rules whose direction comes from signs: Signum, Lion, Grams."""
 
 from ..definition import rule
 from ..ops import abs, maximum, minimum, sign, sqrt
@@ -8,8 +8,8 @@ from .scaled import average
 _SMALL = {"lr": (1e-6, 1e-2)}
 
 
-def direction(x):
-    """The sign, and nan of nan: with 0 there, a coordinate would stand still without a word."""
+def sign_or_nan(x):
+    """The sign, but nan for nan: with 0 there, a coordinate would stop moving without a warning."""
     return sign(x) + 0 * minimum(maximum(x, -1), 1)
 
 
@@ -17,37 +17,37 @@ def direction(x):
 def signum(p, g, m, *, lr=1e-4, momentum=0.9):
     """Signum. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2.
 
-    Momentum that moves every coordinate by the same length: the sign of an averaged gradient,
-    which is one bit to send. momentum=0 is signSGD. A gradient of nan makes nan of the
-    parameter, as in optax; where the sign of nan is 0 (torch), the coordinate would stand still
-    from then on. Use it where gradients travel over a slow network, or with a gradient whose
-    size means little.
+    Momentum that moves every coordinate by the same length: the sign of an averaged gradient, which
+    takes one bit to send. momentum=0 is signSGD. A gradient of nan makes the parameter nan, as in
+    optax; torch's sign of nan is 0, and the coordinate would never move again. Use it where
+    gradients travel over a slow network, or where their size means little.
     """
     m = momentum * m + (1 - momentum) * g
-    return p - lr * direction(m), m
+    return p - lr * sign_or_nan(m), m
 
 
 @rule(keys={"m": "exp_avg"}, search=_SMALL)
 def lion(p, g, m, *, lr=1e-4, beta1=0.9, beta2=0.99):
     """Lion. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
 
-    Signum that looks at the newest gradient harder (beta1) than it remembers it (beta2). Steps
-    are of length lr in every coordinate, so lr is a tenth of Adam's or less, and weight decay,
-    which is multiplied by lr, ten times Adam's. A gradient of nan makes the parameter nan, as
-    in `signum`. Use it for large batches and long runs where memory is short: one state, half
+    Signum whose step gives the newest gradient more weight (1 - beta1) than its memory does (1 -
+    beta2). Every coordinate moves by lr, so lr is a tenth of Adam's or less, and weight decay,
+    which is multiplied by lr, is ten times Adam's. A gradient of nan makes the parameter nan, as in
+    `signum`. Use it for large batches and long runs where memory is short: it has one state, half
     of AdamW's.
     """
-    return p - lr * direction(beta1 * m + (1 - beta1) * g), beta2 * m + (1 - beta2) * g
+    return p - lr * sign_or_nan(beta1 * m + (1 - beta1) * g), beta2 * m + (1 - beta2) * g
 
 
 @rule(keys=ADAM_KEYS, search=LR)
 def grams(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6):
     """Grams. Cao, Li and Song 2024, arXiv:2412.17107.
 
-    Adam that takes only the length of its step from the momentum, and the direction from the
-    sign of the newest gradient. Differs from the paper, as its authors' package grams-pytorch
-    0.0.2: eps is beside the root of the second moment before its correction. Use it as a trial
-    where AdamW is tuned already: it has the same knobs.
+    Adam that takes only the length of its step from the momentum; the direction is the sign of the
+    newest gradient.
+    Differs from the paper, as the authors' package grams-pytorch 0.0.2 does: eps is added to the
+    root of the second moment before the bias correction. Use it as a trial where AdamW is already
+    tuned: it has the same hyperparameters.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2

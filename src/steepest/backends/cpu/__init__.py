@@ -1,8 +1,8 @@
-"""The CPU: one compiled loop over raw pointers for all tensors of a bucket. Parameters are float32,
-float64 or, with states of float32, bfloat16.
+"""The CPU: one compiled loop over raw pointers for all tensors of a bucket.
 
-`printer.py` makes a Python function of a program, `machine.py` compiles it, `work.py` shares it out
-among threads, `bucket.py` hands it the tensors.
+Parameters are float32, float64 or bfloat16 (with states of float32). `printer.py` turns a program
+into a Python function, `compiler.py` compiles it, `work.py` divides the work among threads, and
+`bucket.py` passes the tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .bucket import CpuBucket
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Dense memory of a dtype that the loop has, without a graph through it."""
+    """Dense memory of a dtype that the loop supports, without autograd through the step."""
     selection = wanted.selection
     program = program_of(selection)
     plain = all(codecs.of_state(selection.rule.keys[s]) is codecs.NEAREST for s in program.states)
@@ -29,12 +29,12 @@ def takes(wanted: Wanted, p: Tensor) -> bool:
         and not program.matrix
         and not wanted.differentiable
         and not takes_sparse(selection, p.grad)
-        and walkable(local(p))
+        and is_walkable(local(p))
     )
 
 
-def walkable(p: Tensor) -> bool:
-    """Whether a loop can walk along the parameter: dense memory, and not float16."""
+def is_walkable(p: Tensor) -> bool:
+    """Whether the loop can walk along the parameter: dense memory, and not float16."""
     return (
         p.device.type == "cpu"
         and p.dtype in (torch.float32, torch.float64, torch.bfloat16)
@@ -42,13 +42,13 @@ def walkable(p: Tensor) -> bool:
         and p.layout is torch.strided
         and p.numel() > 0
         and not p.is_neg()
-        # a copy that preserves the format has the strides of dense memory alone
+        # a copy that preserves the format has the same strides only if the memory is dense
         and (p.is_contiguous() or torch.empty_like(p, device="meta").stride() == p.stride())
     )
 
 
 def source(program: Program) -> str | None:
-    """The loops of a step, as Python: one, or two where a norm or mean comes first."""
+    """The loops of a step, as Python: one, or two if the program has reductions."""
     if program.matrix:
         return None
     passes = (True, False) if program.first else (False,)

@@ -1,4 +1,4 @@
-"""The bucket that the CPU's compiled loop steps."""
+"""The bucket whose parameters are stepped by the CPU's compiled loop."""
 
 from __future__ import annotations
 
@@ -22,63 +22,66 @@ class CpuBucket(Bucket):
     """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
-        columns = [[self.walkable(k, p, key) for k, p in enumerate(params)] for key in self.kept]
+        columns = [
+            [self.align_state(k, p, key) for k, p in enumerate(params)] for key in self.specs
+        ]
         storage = self.codec.name if self.half else ""
         columns = [params, *columns]
         self.work = Work(self.program, storage, self.wide, columns, self.cells, self.firsts)
         self.expect(owners, params, self.work.gradients)
 
-    def walkable(self, k: int, p: Tensor, key: str) -> Tensor:
-        """A parameter's state in a layout that the loop can walk along p."""
+    def align_state(self, k: int, p: Tensor, key: str) -> Tensor:
+        """A parameter's state in a layout that the loop can walk along with p."""
         if (state := self.pending[k]) is None:
-            return p  # nothing reads it
+            return p  # a placeholder: nothing reads it
         x = state[key]
         if local(x).stride() != p.stride():
             state[key] = x = torch.empty_like(p, dtype=x.dtype, requires_grad=False).copy_(x)
         return local(x)
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
-        grads = self.shards(owners) if self.sharded else list(map(_grad, owners))
-        met = self.expected.look(grads)
+        grads = self.read_shards(owners) if self.sharded else list(map(_grad, owners))
+        codes_met = self.expected.classify(grads)
         codes = self.expected.codes
-        if self.unborn and codes[self.unborn].any():
+        if self.stateless and codes[self.stateless].any():
             raise Stale
-        if met == 1 << NONE:
+        if codes_met == 1 << NONE:
             return None
-        copies = self.straighten(owners, grads) if met & (1 << STRIDES | 1 << MISFIT) else []
+        copies = self.straighten(owners, grads) if codes_met & (1 << STRIDES | 1 << MISFIT) else []
         stepped = owners
-        if met & 1 << NONE:
+        if codes_met & 1 << NONE:
             stepped = [p for p, g in zip(owners, grads, strict=True) if g is not None]
         self.leading = int((codes != NONE).argmax())
-        self.work.prepare(scalars, self.keys() if self.codec.noisy else 0)
+        self.work.prepare(scalars, self.noise_keys() if self.codec.noisy else 0)
 
         def step(totals: Sequence[float] | None) -> None:
             full = self.work.run(totals)
             torch.autograd.graph.increment_version(stepped)
             if full:
-                self.widen(owners, state, self.cells.full().tolist())
-            grads.clear()  # held until here: the loop has read their memory
+                self.widen(owners, state, self.cells.take_full().tolist())
+            grads.clear()  # held until here, because the loop reads their memory
             copies.clear()
 
         return Ready(step, self.work.add)
 
-    def keys(self) -> list[int]:
-        """The key of each parameter's noise, by seed and count."""
+    def noise_keys(self) -> list[int]:
+        """The key of each parameter's noise, from the seed and the count."""
         steps = self.cells.read()[0].tolist()
-        key = {t: codecs.key(self.wanted.seed, t + 1) for t in {*steps}}
+        key = {t: codecs.noise_key(self.wanted.seed, t + 1) for t in {*steps}}
         return [key[t] for t in steps]
 
     @torch.no_grad()
     def straighten(self, owners: list[Tensor], grads: list[Any]) -> list[Tensor]:
-        """Copies of gradients of other strides than their parameter's; raises for what does not
-        fit.
+        """Copies of gradients whose strides differ from their parameter's.
+
+        Raises for a gradient that does not fit.
         """
-        odd = [k for k, code in enumerate(self.expected.codes) if code in (STRIDES, MISFIT)]
+        misfits = [k for k, code in enumerate(self.expected.codes) if code in (STRIDES, MISFIT)]
         copies = []
-        for k in odd:
+        for k in misfits:
             p = local(owners[k])
             self.check_gradient(p, grads[k])
             copies.append(torch.empty_like(p, dtype=grads[k].dtype, requires_grad=False))
-        torch._foreach_copy_(copies, [grads[k] for k in odd])
-        self.work.gradients[odd] = list(map(Tensor.data_ptr, copies))
+        torch._foreach_copy_(copies, [grads[k] for k in misfits])
+        self.work.gradients[misfits] = list(map(Tensor.data_ptr, copies))
         return copies

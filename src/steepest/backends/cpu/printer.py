@@ -1,20 +1,20 @@
 """The CPU's loop as text: a Python function of one argument, the address of its job.
 
-The frame is the same for every rule. What a rule puts into it comes in two halves. The first is the
-host scalars: computed once for each run of tensors with equal counts, and left in a row of numbers.
-The second is the body: for each piece of work, the row is read into constants, and one line after
-the other computes an element. A rule with norms or means has two such loops: the first adds up what
-they are made of, for each chunk, and the host scalars of the second read these sums.
+The frame is the same for every rule. A rule fills in two parts. The first computes the host
+scalars, once for each run of tensors with equal counts, into a row of numbers. The second is the
+body: for each chunk, the row is read into constants, and one line after the other computes an
+element. A rule with reductions has two such loops: the first one adds up each chunk, and the host
+scalars of the second one read these sums.
 
-How a bfloat16 parameter is read and written stands in STORED, a row for each codec. What every
-word of the text means is said by `machine.py`, which compiles it.
+STORED says how a bfloat16 parameter is read and written, a row for each codec. `compiler.py`
+defines the functions that the text calls.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, NamedTuple
 
-from ...printing import Printer, host_body, spelt
+from ...printing import Printer, host_body, safe_name
 from ...trace import Node, Program
 from ..cells import FULL, LIMIT, SINGLE
 
@@ -22,7 +22,7 @@ from ..cells import FULL, LIMIT, SINGLE
 NEXT, ONLY, PIECES, TENSORS, COUNT, MARKED = range(6)
 ARRAYS = {
     **dict.fromkeys(("addresses", "row_of", "chunks", "borders", "starts", "firsts"), "integers"),
-    **dict.fromkeys(("keys", "cells", "kinds"), "integers"),
+    **dict.fromkeys(("keys", "cells", "types"), "integers"),
     **dict.fromkeys(("scalar", "rows", "sums", "totals"), "doubles"),
 }
 """Name -> the type of its elements."""
@@ -30,10 +30,10 @@ ARRAYS = {
 _OWN = """
     address addresses job n integers doubles reals real float64 rows row_of row scalar k chunks
     count borders piece take c i zero fit halves widen narrow cut dither firsts keys first key
-    compensation now grad new sums starts only pieces cells kinds totals fetch put
+    compensation now grad new sums starts only pieces cells types totals fetch put
 """
 RESERVED = frozenset(_OWN.split())
-"""What the text calls its own things, beside numbered names."""
+"""Names that the text uses itself, besides numbered names."""
 
 _FRAME = """\
 def {name}(address):
@@ -44,7 +44,7 @@ def {name}(address):
         for k in range(n):
             if addresses[n + k] == 0:  # no gradient
                 continue
-            t = fetch(cells[k], kinds[k]) + 1.0
+            t = fetch(cells[k], types[k]) + 1.0
 {read}{compute}{write}            row_of[k] = row
 {count}        job[0] = 0
         if only != 0:
@@ -66,16 +66,19 @@ _DEPTHS = {
     **dict.fromkeys(("read", "write", "count", "pointers", "constants", "sums"), 3),
     **dict.fromkeys(("compute", "body"), 4),
 }
-"""Field of the frame -> how deep its lines stand."""
+"""Field of the frame -> the indentation of its lines."""
 
 
 class Stored(NamedTuple):
     """How the loop reads and writes one tensor that is not of its own type.
 
-    pointer: the type of its elements. load: an element as a number, where {x} is the tensor; then:
-    what is done with it, `now`, after that. store: the new value, `new`, as it is written; last:
-    what is written after all others. extra: the tensor that the codec keeps beside it; start: what
-    is read before the first element of a chunk.
+    pointer: the type of its elements.
+    load: the expression that reads an element of the tensor {x}; then: what is done with its value
+        `now` after that.
+    store: the expression that is written for the new value `new`; last: what is written after all
+        others.
+    extra: the tensor that the codec keeps beside it.
+    start: what is read before the first element of a chunk.
     """
 
     pointer: str
@@ -104,7 +107,7 @@ STORED = {
 
 
 class _Elements(Printer):
-    """Numbers in the loop's own type."""
+    """Prints numbers in the loop's own type."""
 
     templates: ClassVar = {**Printer.templates, "where": ("{1} if {0} != zero else {2}", 0)}
 
@@ -112,23 +115,23 @@ class _Elements(Printer):
         return f"real({super().constant(node)})"
 
 
-def source(whole: Program, storage: str = "", first: bool = False, wide: bool = False) -> str:
+def source(program: Program, storage: str = "", first: bool = False, wide: bool = False) -> str:
     """The loop of a program.
 
-    storage: the codec of bfloat16 parameters, a name in STORED; "" for others. wide: their
-    gradients are float32. first: the pass that adds up, in float64 and for each chunk, what norms,
-    means and totals are made of.
+    storage: the codec of bfloat16 parameters, a name in STORED; "" for other dtypes.
+    wide: their gradients are float32.
+    first: the pass that adds up, in float64 and for each chunk, what the reductions need.
     """
-    return _Loop(whole, storage, first, wide).text()
+    return _Loop(program, storage, first, wide).text()
 
 
 class _Loop:
-    def __init__(self, whole: Program, storage: str, first: bool, wide: bool) -> None:
-        self.program = program = (whole.first if first else None) or whole
-        self.sums = whole.reductions if first else []
+    def __init__(self, both: Program, storage: str, first: bool, wide: bool) -> None:
+        self.program = program = (both.first if first else None) or both
+        self.sums = both.reductions if first else []
         self.first = first
         self.p, self.g = program.rule.tensors[:2]
-        self.tensors = {x: _spelt(x) for x in (self.p, self.g, *program.states)}
+        self.tensors = {x: _safe_name(x) for x in (self.p, self.g, *program.states)}
         self.stored: dict[str, Stored] = {}
         if storage:
             self.stored = {self.p: STORED[storage], self.g: _WIDE if wide else _HALF}
@@ -136,10 +139,10 @@ class _Loop:
         self.printer = _Elements(program, taken={*RESERVED, *self.tensors.values()})
 
     def text(self) -> str:
-        constants = self.constants()  # they take the names that they want first
+        constants = self.constants()  # first, so that they get the names of their labels
         arrays = enumerate(ARRAYS.items(), MARKED + 1)
         parts = {
-            "arrays": [f"{name} = {kind}(job[{i}])" for i, (name, kind) in arrays],
+            "arrays": [f"{name} = {pointer}(job[{i}])" for i, (name, pointer) in arrays],
             **self.scalars(),
             "pointers": self.pointers(),
             "constants": constants,
@@ -156,24 +159,24 @@ class _Loop:
 
     @property
     def slots(self) -> int:
-        """Numbers in a row."""
+        """The length of a row of host scalars."""
         return max(len(self.program.slots), 1)
 
     def scalars(self) -> dict[str, list[str]]:
-        """Lines that compute a row, where the tensor before had other counts."""
+        """Lines that compute a row, if the tensor before had other counts."""
         program = self.program
-        carried = [_spelt(c) for c in program.carried]
-        # counts that move in step make one row
-        inputs = ["t", *carried] if program.counts else carried
+        carried = [_safe_name(c) for c in program.carried]
+        # a new count needs a new row only if the rule reads t
+        inputs = ["t", *carried] if program.reads_t else carried
         before = {f"last_{x}": x for x in inputs}
-        cells = [f"cells[{i} * n + k], kinds[{i} * n + k]" for i in range(1, len(carried) + 1)]
-        given = [_spelt(s) for s in program.scalars if s != "t"]
-        start = [f"{s} = scalar[{i}]" for i, s in enumerate(given)]
+        cells = [f"cells[{i} * n + k], types[{i} * n + k]" for i in range(1, len(carried) + 1)]
+        options = [_safe_name(s) for s in program.scalars if s != "t"]
+        start = [f"{s} = scalar[{i}]" for i, s in enumerate(options)]
         start += [f"{old} = 0.0" for old in before] + [f"next_{c} = 0.0" for c in carried]
         read = [f"{c} = fetch({cell})" for c, cell in zip(carried, cells, strict=True)]
         read += self.totals()
-        other = ["row < 0", *(f"{old} != {now}" for old, now in before.items())]
-        read.append(f"if {'True' if program.reductions else ' or '.join(other)}:")
+        changed = ["row < 0", *(f"{old} != {now}" for old, now in before.items())]
+        read.append(f"if {'True' if program.reductions else ' or '.join(changed)}:")
         compute = [f"row += {self.slots}", *self.host.lines]
         compute += [f"rows[row + {i}] = {value}" for i, value in enumerate(self.host.slots)]
         compute += [f"next_{c} = {v}" for c, v in zip(carried, self.host.carried, strict=True)]
@@ -181,17 +184,17 @@ class _Loop:
         write, count = [], []
         if not self.first:
             write = [f"put({cell}, next_{c})" for c, cell in zip(carried, cells, strict=True)]
-            # a float32 count would stand still from here on: the caller puts a wider one there
-            count = [f"if kinds[k] == {SINGLE} and t > {LIMIT}.0:"]
-            count += [f"    kinds[k], job[{MARKED}] = {FULL}, 1"]
-            count += ["else:", "    put(cells[k], kinds[k], t)"]
+            # a float32 count cannot grow any more: mark it, so that a wider one replaces it
+            count = [f"if types[k] == {SINGLE} and t > {LIMIT}.0:"]
+            count += [f"    types[k], job[{MARKED}] = {FULL}, 1"]
+            count += ["else:", "    put(cells[k], types[k], t)"]
         return {"start": start, "read": read, "compute": compute, "write": write, "count": count}
 
     def totals(self) -> list[str]:
-        """What the first pass has added up, for this tensor."""
+        """Lines that read the sums of the first pass for this tensor."""
         lines = []
         for i, node in enumerate(self.program.reductions):
-            if node.op == "total":  # of all parameters, added up between the passes
+            if node.op == "total":  # over all parameters, added up between the passes
                 lines.append(f"sum{i} = totals[{i}]")
                 continue
             lines.append(f"sum{i} = 0.0")
@@ -199,14 +202,14 @@ class _Loop:
             lines.append(f"    sum{i} += sums[{i} * count + c]")
             if node.op == "norm":
                 lines.append(f"sum{i} = sqrt(sum{i})")
-            else:  # by the number of elements, which is where the last chunk ends
+            else:  # a mean: the number of elements is the end of the last chunk
                 lines.append(f"sum{i} = sum{i} / chunks[2 * count + starts[k + 1] - 1]")
         return lines
 
     # the elements
 
     def pointers(self) -> list[str]:
-        """The tensors' memory."""
+        """Lines that point to the memory of the tensors."""
         types = dict.fromkeys(self.tensors.values(), "reals")
         for x, stored in self.stored.items():
             types[self.tensors[x]] = stored.pointer
@@ -214,20 +217,20 @@ class _Loop:
         return [f"{x} = {t}(addresses[{i} * n + k])" for i, (x, t) in enumerate(types.items())]
 
     def constants(self) -> list[str]:
-        """What is the same for all elements of a tensor."""
+        """Lines for what is the same for all elements of a tensor."""
         lines = ["zero = real(0.0)", *(x.start for x in self.stored.values() if x.start)]
         for i, node in enumerate(self.program.slots):
             if node.op == "input":
-                node.label = _spelt(node.value)
+                node.label = _safe_name(node.value)
             note = self.host.slots[i].removeprefix("fit(").removesuffix(")")
             lines.append(f"{self.printer.name(node, 'c')} = real(rows[row + {i}])  # {note}")
         return [*lines, *(f"sum{i} = 0.0" for i in range(len(self.sums)))]
 
     def loads(self) -> list[str]:
-        """The elements that are not of the loop's own type; all others are read in place."""
+        """Lines that load elements whose type is not the loop's own; others are read in place."""
         inputs = self.program.inputs
         for x in self.program.rule.tensors:
-            self.printer.names[inputs[x]] = f"{_spelt(x)}[i]"
+            self.printer.names[inputs[x]] = f"{_safe_name(x)}[i]"
         if not self.stored:
             return []
         self.printer.names |= {inputs[self.p]: "now", inputs[self.g]: "grad"}
@@ -236,22 +239,22 @@ class _Loop:
         return [f"now, grad = {', '.join(values)}", *then]
 
     def values(self) -> list[str]:
-        """All that is computed of an element, up to the new values."""
+        """Lines that compute everything for an element, up to the new values."""
         lines, printer, outputs = [], self.printer, self.program.outputs
         sides = [s for node in self.program.body if node.op == "where" for s in node.args[1:]]
         for node in dict.fromkeys(s for s in sides if s.op == "input" and not s.host):
-            old = printer.names[node]  # read in any case: a load on one side alone is no vector's
+            old = printer.names[node]  # always read: a load on one side only is not vectorised
             lines.append(f"{printer.name(node, 'x')} = {old}")
         kept = [node for node in outputs.values() if node.op != "const"]
         lines += printer.assignments(self.program.body, kept, "x")
-        for name, node in outputs.items():  # one that is another tensor's old value is read before
+        for name, node in outputs.items():  # read another tensor's old value before it is written
             if not node.host and node.op == "input" and node.value != name:
                 old = printer.names[node]
                 lines.append(f"{printer.name(node, 'x')} = {old}")
         return lines
 
     def stores(self) -> list[str]:
-        """The new values; of the first pass, what is added to the sums."""
+        """Lines that store the new values; in the first pass, lines that add to the sums."""
         nodes = self.program.outputs
         if self.sums:
             return [self.term(i, node) for i, node in enumerate(nodes.values())]
@@ -265,14 +268,14 @@ class _Loop:
         return [*lines, *(x.last for x in self.stored.values() if x.last)]
 
     def term(self, i: int, node: Node) -> str:
-        """One element's share of a sum."""
+        """The line that adds one element's share to a sum."""
         factors = node.args if node.op == "mul" else [node]
         if self.sums[i].op == "norm":
             factors = [node, node]
-        # a square may be beyond float32, and its factors are not
+        # a square may overflow float32 where its factors do not
         terms = [f"float64({self.printer.expression(x)})" for x in factors]
         return f"sum{i} += {' * '.join(terms)}"
 
 
-def _spelt(name: str) -> str:
-    return spelt(name, RESERVED)
+def _safe_name(name: str) -> str:
+    return safe_name(name, RESERVED)

@@ -1,7 +1,7 @@
 """The work of a step: the loops and the numbers they run on, kept from step to step.
 
-Work is cut into pieces of equal elements, with borders that depend on sizes alone, so that results
-do not depend on the number of threads, which take the pieces by an atomic counter.
+Work is cut into pieces of equal numbers of elements, which threads take by an atomic counter. The
+borders of pieces depend only on sizes, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import numpy as np
 
 from ...codecs import Tensors
 from ...trace import Program
-from .. import machine, threads
+from .. import compiler, threads
 from ..cells import Cells
 from .printer import ARRAYS, MARKED, NEXT, ONLY, source
 
-CHUNK = 1 << 16  # elements: long enough to pay for a turn, short enough to share out
+CHUNK = 1 << 16  # elements; long enough to pay for taking a piece, short enough to distribute
 
 
 class Work:
-    """The loops and what stays from step to step: addresses, pieces, scratch, and no tensor.
+    """The loops and what they need from step to step: addresses, pieces and scratch memory, no
+    tensor.
 
-    wide: gradients are float32 where parameters are bfloat16. columns: the parameters, then each
-    state's tensors. firsts: the number of each parameter's first element, for the noise of
-    stochastic rounding.
+    wide: gradients are float32 where parameters are bfloat16.
+    columns: the parameters, then the tensors of each state.
+    firsts: the number of each parameter's first element, for the noise of stochastic rounding.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Work:
         n, sizes = len(params), [p.numel() for p in params]
         name, size = program.rule.name, max(params[0].element_size(), 4)
         self.loops = [
-            machine.load(name, source(program, storage, first, wide), size, first)
+            compiler.load(name, source(program, storage, first, wide), size, first)
             for first in ([True, False] if program.first else [False])
         ]
         slots = max(len(each.slots) for each in (program, program.first or program))
@@ -52,12 +53,12 @@ class Work:
         self.chunks, borders = _cut(sizes)
         count, self.pieces, self.elements = self.chunks.shape[1], len(borders) - 1, sum(sizes)
         starts = np.searchsorted(self.chunks[0], np.arange(n + 1)).astype(np.int64)
-        # which reductions are over all parameters
+        # the reductions over all parameters
         self.spanning = [i for i, x in enumerate(program.reductions) if x.op == "total"]
         reductions = len(program.reductions)
         rows, self.sums = np.zeros((n, max(slots, 1))), np.zeros((reductions, count))
         self.totals, row_of = np.zeros(reductions), np.zeros(n, np.int64)
-        named = {
+        arrays = {
             "addresses": self.table,
             "row_of": row_of,
             "chunks": self.chunks,
@@ -66,30 +67,31 @@ class Work:
             "firsts": np.array(firsts, np.int64),
             "keys": self.keys,
             "cells": cells.addresses,
-            "kinds": cells.kinds,
+            "types": cells.types,
             "scalar": self.scalars,
             "rows": rows,
             "sums": self.sums,
             "totals": self.totals,
         }
-        self.arrays = [named[name] for name in ARRAYS]  # held: the job has their addresses
-        at = [array.ctypes.data for array in self.arrays]
-        self.job = np.array([-1, 0, self.pieces, n, count, 0, *at], np.int64)
+        self.arrays = [arrays[name] for name in ARRAYS]  # kept alive: the job has their addresses
+        pointers = [array.ctypes.data for array in self.arrays]
+        self.job = np.array([-1, 0, self.pieces, n, count, 0, *pointers], np.int64)
         self.address = self.job.ctypes.data
 
     def prepare(self, scalars: Sequence[float], keys: Any = 0) -> None:
-        """Take the values of the scalars but t, and the keys of the noise."""
+        """Set the values of the scalars (without t) and the keys of the noise."""
         self.scalars[: len(scalars)], self.keys[:] = scalars, keys
 
     def add(self) -> list[float]:
-        """The first pass: what is summed over parameters, over these alone."""
+        """Run the first pass; returns the sums over these parameters, for each total."""
         self._run(self.loops[0])
         stepped = self.gradients[self.chunks[0]] != 0
         return [float(self.sums[i, stepped].sum()) for i in self.spanning]
 
     def run(self, totals: Sequence[float] | None = None) -> bool:
-        """The step; totals: what `add` of all who share them adds up to. Whether a count has
-        reached the end of its dtype.
+        """Run the step; returns whether a count has reached the end of its dtype.
+
+        totals: the sums of `add`, added up over all buckets that share them.
         """
         if totals is None and len(self.loops) > 1:
             totals = self.add()

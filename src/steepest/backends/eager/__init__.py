@@ -1,4 +1,4 @@
-"""The reference: the rule itself, called on one parameter after the other. Any device and dtype."""
+"""The reference: the rule itself, called for each parameter in turn. Any device and any dtype."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .bucket import EagerBucket
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """All that is dense."""
+    """Everything but the rows of sparse gradients."""
     return not takes_sparse(wanted.selection, p.grad)
 
 

@@ -1,4 +1,4 @@
-"""The bucket whose parameters the rule itself steps, one after the other."""
+"""The bucket whose parameters are stepped by the rule itself, one after the other."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch import Tensor
 
 from ... import codecs
 from ...tensors import carries, describe, local, number
-from ..bucket import Bucket, Given, Ready, Row, States
+from ..bucket import Bucket, Ready, Row, States, StepInputs
 from . import reference
 
 
 class EagerBucket(Bucket):
-    """The rule itself; autograd goes through when asked to."""
+    """Calls the rule; with `differentiable`, autograd goes through the step."""
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         super().build(owners, params)
-        # squares and sums of float32 may be beyond it; MPS has nothing wider
+        # squares and sums of float32 may overflow it; MPS has nothing wider
         if self.program.reductions and params[0].device.type != "mps":
             self.dtype = torch.float64
 
-    def prepare(self, given: Given) -> Ready:
+    def prepare(self, inputs: StepInputs) -> Ready:
         if self.wanted.differentiable:
-            for p in (local(given.owners[k]) for k in given.grads):
+            for p in (local(inputs.owners[k]) for k in inputs.grads):
                 self.check_differentiable(p)
 
         def add() -> list[Any]:
             sums: dict[int, Tensor] = {}
-            self.pass_over(given, sums, add=True)
+            self.pass_over(inputs, sums, add=True)
             return [sums[i] for i in range(len(sums))]
 
         def step(totals: Sequence[Any] | None) -> None:
             sums: dict[int, Tensor] = {}
             if totals is not None:
-                # a plain number would become a float32
+                # a plain number would become float32
                 as_tensor = partial(torch.as_tensor, dtype=torch.float64)
                 sums.update(enumerate(t if carries(t) else as_tensor(t) for t in totals))
             elif self.program.spans:
-                self.pass_over(given, sums, add=True)
-            self.pass_over(given, sums, add=False)
+                self.pass_over(inputs, sums, add=True)
+            self.pass_over(inputs, sums, add=False)
 
         return Ready(step, add)
 
@@ -51,67 +51,67 @@ class EagerBucket(Bucket):
         if p.is_leaf and p.requires_grad:
             raise RuntimeError(
                 f"{self.rule}: differentiable=True was given for a leaf that requires grad, "
-                f"{describe(p)}, expected what autograd can change in place; pass clones, "
+                f"{describe(p)}, expected a tensor that autograd can change in place; pass clones, "
                 "[p.clone() for p in model.parameters()]"
             )
 
-    def pass_over(self, given: Given, sums: dict[int, Tensor], add: bool) -> None:
-        """Go over all parameters: add up what the rule sums over them, or step with these sums."""
+    def pass_over(self, inputs: StepInputs, sums: dict[int, Tensor], add: bool) -> None:
+        """Go over all parameters: add up the rule's totals (`add`), or make the step with these."""
         with torch.set_grad_enabled(self.wanted.differentiable):
             numbers = self.cells.read().T.tolist()
-            for k in given.grads:
+            for k in inputs.grads:
                 t, *carried = numbers[k]
                 row = Row([k], t + 1, carried)
-                lists = self.columns(given.owners, given.state, row.at)
-                if self.wanted.differentiable:  # as the last step left it, with its history
+                lists = self.columns(inputs.owners, inputs.state, row.at)
+                if self.wanted.differentiable:  # a clone keeps the history of the last step
                     lists[0] = [lists[0][0].clone()]
                 loaded = self.load(lists)
                 with reference.totals(sums, add):
-                    new, carried = self.call(given, row, lists, loaded)
+                    new, carried = self.call(inputs, row, lists, loaded)
                 if not add:
-                    self.write(given, row, lists, loaded, new)
-                    self.count(given.owners, given.state, row, [*map(number, carried)])
+                    self.write(inputs, row, lists, loaded, new)
+                    self.count(inputs.owners, inputs.state, row, [*map(number, carried)])
                     if self.wanted.differentiable:
-                        self.remember(given.state.get(given.owners[k], {}), carried)
+                        self.remember(inputs.state.get(inputs.owners[k], {}), carried)
 
     def call(
-        self, given: Given, row: Row, lists: Any, loaded: Any
+        self, inputs: StepInputs, row: Row, lists: Any, loaded: Any
     ) -> tuple[dict[str, Tensor], list[Any]]:
-        """What the rule makes of one parameter: new tensors by name, and carried scalars."""
+        """Call the rule for one parameter: its new tensors by name, and its carried scalars."""
         (k,) = row.at
         rule, program = self.selection.rule, self.program
         names = [n for n in program.scalars if n != "t"]
-        values: dict[str, Any] = dict(zip(names, given.scalars, strict=True))
+        values: dict[str, Any] = dict(zip(names, inputs.scalars, strict=True))
         values.update(zip(rule.carried, row.carried, strict=True), t=row.t)
         if self.wanted.differentiable:
-            own = given.state.get(given.owners[k], {})
-            kept = {c: own.get(rule.keys[c]) for c in rule.carried}
-            values.update((c, x) for c, x in kept.items() if carries(x))
+            own = inputs.state.get(inputs.owners[k], {})
+            saved = {c: own.get(rule.keys[c]) for c in rule.carried}
+            values.update((c, x) for c, x in saved.items() if carries(x))
         p, *states = (x for (x,) in loaded)
-        tensors = [p, codecs.load(given.grads[k], self.dtype), *states]
+        tensors = [p, codecs.load(inputs.grads[k], self.dtype), *states]
         stored = lists[0][0].dtype.to_real()
         return reference.run(program, dict(self.selection.choices), tensors, values, stored)
 
     def write(
-        self, given: Given, row: Row, lists: Any, loaded: Any, new: dict[str, Tensor]
+        self, inputs: StepInputs, row: Row, lists: Any, loaded: Any, new: dict[str, Tensor]
     ) -> None:
-        """Put new tensors into memory, or with their history into the state."""
+        """Write the new tensors to memory, or with their autograd history to the state."""
         rule, (k,) = self.selection.rule, row.at
         if not self.wanted.differentiable:
             for name, (old,) in zip((rule.tensors[0], *self.program.states), loaded, strict=True):
                 if name in new:
                     old.copy_(new[name])
             return self.store(lists, loaded, row)
-        p = given.owners[k]
-        own = given.state.get(p, {})
+        p = inputs.owners[k]
+        own = inputs.state.get(p, {})
         codecs.view(p).copy_(new.pop(rule.tensors[0]))
-        whole = torch.view_as_complex if p.is_complex() else Tensor.contiguous
+        restore = torch.view_as_complex if p.is_complex() else Tensor.contiguous
         for key, x in ((rule.keys[name], x) for name, x in new.items()):
-            own[key] = whole(x).to(own[key].dtype)
+            own[key] = restore(x).to(own[key].dtype)
         return None
 
     def remember(self, own: dict[str, Any], carried: Sequence[Any], every: bool = False) -> None:
-        """Put carried scalars with a history into the state, and numbers where one was."""
+        """Store carried scalars that have a history, and plain numbers where one was before."""
         keys = (self.selection.rule.keys[c] for c in self.selection.rule.carried)
         for key, x in zip(keys, carried, strict=True):
             if carries(x):
@@ -129,5 +129,5 @@ class EagerBucket(Bucket):
             return super().carry(owners, state, values)
         for p in owners:
             if p in state:
-                self.remember(state[p], values, every=True)  # the cells of some are gone
+                self.remember(state[p], values, every=True)  # some no longer have a cell
         return None

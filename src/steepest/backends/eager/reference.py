@@ -16,24 +16,24 @@ from . import operations
 
 @contextmanager
 def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
-    """Meanwhile each `total` adds its sum to the one in `sums`, in order, or (not add) is that."""
-    at = itertools.count()
+    """Inside, each `total` adds its sum to the next one in `sums`, or (not `add`) returns that."""
+    calls = itertools.count()
 
     def total(x: Tensor) -> Tensor:
-        i = next(at)
+        i = next(calls)
         if add:
             sums[i] = x.sum() + sums.get(i, 0)
         return sums[i]
 
-    before = operations.total_of.set(total)
+    token = operations.total_of.set(total)
     try:
         yield
     finally:
-        operations.total_of.reset(before)
+        operations.total_of.reset(token)
 
 
 def _scalar(x: Any) -> Any:
-    """A number, or in its place a tensor of no dimensions, in the same precision."""
+    """A number; one with an autograd history as a tensor without dimensions, in float64 too."""
     return x.reshape(()).to("cpu", torch.float64) if carries(x) else ops.Number(x)
 
 
@@ -46,35 +46,35 @@ def run(
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """One parameter's step: the new tensors by name, and the next carried scalars.
 
-    `tensors` are parameter, gradient and the program's states, in a dtype that may be wider than
-    the one that the parameter is stored in; autograd goes through, and through those scalars,
-    carried ones too, that are tensors with a history.
+    `tensors` are the parameter, the gradient and the program's states; their dtype may be wider
+    than `stored`, in which the parameter is stored. Autograd goes through the tensors, and through
+    scalars (carried ones too) that are tensors with a history.
     """
     rule, number = program.rule, {n: _scalar(v) for n, v in scalars.items()}
     p, g, *states = tensors
     for modifier in program.modifiers:
         p, g = modifier(p, g, **{n: number[n] for n in scalars_of(modifier)})
-    given = dict(zip(program.states, states, strict=True))
-    rest = [given.get(n, torch.zeros_like(g)) for n in rule.states]
-    # what the choices leave unread may be missing
-    mine = {n: number.get(n, ops.Number(0)) for n in rule.scalars}
-    before = operations.stored.set(stored)
+    by_name = dict(zip(program.states, states, strict=True))
+    all_states = [by_name.get(n, torch.zeros_like(g)) for n in rule.states]
+    # a scalar that the choices leave unread may be missing
+    arguments = {n: number.get(n, ops.Number(0)) for n in rule.scalars}
+    token = operations.stored.set(stored)
     try:
-        new = rule.function(p, g, *rest, **mine, **choices)
+        new = rule.function(p, g, *all_states, **arguments, **choices)
     finally:
-        operations.stored.reset(before)
+        operations.stored.reset(token)
     new = new if isinstance(new, tuple) else (new,)
     names = (rule.tensors[0], *rule.states)
     values = {n: v for n, v in zip(names, new, strict=False) if n in program.outputs}
-    taken = [*tensors]
+    in_use = [*tensors]
     for n, v in values.items():
-        like = given.get(n, p)
+        like = by_name.get(n, p)
         if not isinstance(v, Tensor):
             v = torch.full_like(like, v)
-        elif any(v is x for x in taken):
-            v = v.clone()  # it would be overwritten before it is read
-        # a scalar is wider, and of no shape
-        same = v.dtype == like.dtype and v.ndim
-        values[n] = v if same else v.to(like).expand_as(like).clone()
-        taken.append(v)
+        elif any(v is x for x in in_use):
+            v = v.clone()  # else it would be overwritten before it is read
+        # a scalar has a wider dtype and no dimensions
+        fits = v.dtype == like.dtype and v.ndim
+        values[n] = v if fits else v.to(like).expand_as(like).clone()
+        in_use.append(v)
     return values, [_scalar(v) for v in new[len(names) :]]

@@ -13,18 +13,18 @@ from .bucket import ForeachBucket
 
 
 def runs(program: Program) -> bool:
-    """Lists have no sum over one tensor, and no matrices."""
+    """Whether it can run a program: lists have no sum over one tensor, and no matrix functions."""
     return not (program.matrix or program.reductions)
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Whatever it runs, and the rows of sparse gradients."""
+    """Parameters of all programs that it runs, and the rows of sparse gradients."""
     dense = runs(program_of(wanted.selection)) and not wanted.differentiable
     return dense or takes_sparse(wanted.selection, p.grad)
 
 
 def source(program: Program) -> str | None:
-    """The calls, and how the scalars in them are computed."""
+    """The calls, and how their scalars are computed."""
     if not runs(program):
         return None
     return printer.source(program) + "".join(f"    # {line}\n" for line in host_notes(program))

@@ -12,41 +12,42 @@ from torch import Tensor
 from ... import codecs
 from ...family import Selection
 from ...printing import host_function
-from ..bucket import Bucket, Given, Lists, Ready, Row, program_of
+from ..bucket import Bucket, Lists, Ready, Row, StepInputs, program_of
 from . import printer
 
 
 @cache
 def _functions(selection: Selection, itemsize: int) -> tuple[Any, Any]:
-    """What steps the lists, and what computes the host scalars."""
+    """The function that steps the lists, and the one that computes the host scalars."""
     program = program_of(selection)
     return printer.compiled(program), host_function(program, itemsize)
 
 
 class ForeachBucket(Bucket):
-    """torch._foreach calls: on whole tensors, or on the rows that sparse gradients have, for rules
-    that leave a row without gradient alone.
+    """Calls torch._foreach functions on whole tensors, or on the rows that sparse gradients have.
+
+    Single rows are for rules that leave a row without a gradient alone.
     """
 
-    def prepare(self, given: Given) -> Ready:
+    def prepare(self, inputs: StepInputs) -> Ready:
         advance = self.advance_rows if self.sparse else self.advance
 
         @torch.no_grad()
         def step(_: Any) -> None:
-            for row in self.rows([*given.grads]):
-                lists = self.columns(given.owners, given.state, row.at)
-                carried = advance(lists, [given.grads[k] for k in row.at], row, given.scalars)
-                self.count(given.owners, given.state, row, carried)
+            for row in self.rows([*inputs.grads]):
+                lists = self.columns(inputs.owners, inputs.state, row.at)
+                carried = advance(lists, [inputs.grads[k] for k in row.at], row, inputs.scalars)
+                self.count(inputs.owners, inputs.state, row, carried)
 
         return Ready(step, list)
 
     def advance(
         self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
     ) -> Sequence[float]:
-        """Step tensors that are all of the same count; the next carried scalars."""
+        """Step tensors that all have the same count; returns the next carried scalars."""
         run, host = _functions(self.selection, self.dtype.itemsize)
-        # t stands first among the program's scalars, if it is there
-        t = [row.t] if self.program.counts else []
+        # t is the first of the program's scalars, if it is one of them
+        t = [row.t] if self.program.reads_t else []
         values = host(*t, *scalars, *row.carried)
         slots = len(self.program.slots)
         params, *states = loaded = self.load(lists)
@@ -57,16 +58,16 @@ class ForeachBucket(Bucket):
     def advance_rows(
         self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
     ) -> Sequence[float]:
-        """The same for the rows that sparse gradients have."""
-        found = [g.coalesce() for g in grads]
-        # the first step is of all rows: a state may have a start other than zero
+        """Step the rows that the sparse gradients have; returns the next carried scalars."""
+        coalesced = [g.coalesce() for g in grads]
+        # the first step is of all rows, because a state may have a start other than zero
         if row.t == 1 or self.selection.rule.sparse == "dense":
-            return self.advance(lists, [g.to_dense() for g in found], row, scalars)
-        chosen = [tuple(g.indices()) for g in found]
-        some = [[x[rows] for x, rows in zip(c, chosen, strict=True)] for c in lists]
-        about = row._replace(chosen=chosen, whole=lists[0])
-        carried = self.advance(some, [g.values() for g in found], about, scalars)
-        for column, tensors in zip(lists, some, strict=True):
-            for x, rows, new in zip(column, chosen, tensors, strict=True):
+            return self.advance(lists, [g.to_dense() for g in coalesced], row, scalars)
+        selected = [tuple(g.indices()) for g in coalesced]
+        parts = [[x[rows] for x, rows in zip(c, selected, strict=True)] for c in lists]
+        of_rows = row._replace(selected=selected, full_params=lists[0])
+        carried = self.advance(parts, [g.values() for g in coalesced], of_rows, scalars)
+        for column, tensors in zip(lists, parts, strict=True):
+            for x, rows, new in zip(column, selected, tensors, strict=True):
                 x[rows] = new
         return carried

@@ -1,9 +1,8 @@
 """torch._foreach_*: the default on every device and dtype without a kernel of its own.
 
-The program is printed as calls on whole lists of tensors. Multiplications and divisions that end in
-a sum become addcmul and addcdiv, averages become lerp, and a list is overwritten where nothing
-reads it any more; so the number of calls per step is that of the rule, whatever the number of
-tensors.
+The program is printed as calls on whole lists of tensors. A multiplication or division that ends in
+a sum becomes addcmul or addcdiv, an average becomes lerp, and a list that is not read again is
+overwritten. So the number of calls per step depends on the rule, not on the number of tensors.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...printing import spelt
+from ...printing import safe_name
 from ...trace import Node, Program
 
 RESERVED = frozenset({"torch", "full"})
-"""What generated code calls its own things, beside `c` and numbered names."""
+"""Names that generated code uses itself, besides `c` and numbered names."""
 
 
-def _spelt(name: str) -> str:
-    return spelt(name, RESERVED)
+def _safe_name(name: str) -> str:
+    return safe_name(name, RESERVED)
 
 
 def full(like: list[Any], value: float) -> list[Any]:
-    """Lists like the one given, filled with a number."""
+    """Lists of tensors like the given ones, filled with a number."""
     lists = torch._foreach_mul(like, 0.0)
     torch._foreach_zero_(lists)  # 0 * nan is nan
     torch._foreach_add_(lists, value)
@@ -33,83 +32,85 @@ def full(like: list[Any], value: float) -> list[Any]:
 
 
 class _Term(NamedTuple):
-    """factor * a, factor * a * b or factor * a / b."""
+    """factor * a (plain), factor * a * b (mul) or factor * a / b (div)."""
 
     factor: str
-    kind: str
+    form: str
     a: Node
     b: Node
 
 
 class _Calls:
     def __init__(self, program: Program) -> None:
-        self.program, self.left = program, dict(program.uses)
+        self.program, self.reads_left = program, dict(program.uses)
         self.lines: list[str] = []
-        self.fresh = (f"x{i}" for i in itertools.count(1))
+        self.new_names = (f"x{i}" for i in itertools.count(1))
         rule = program.rule
-        homes = [rule.tensors[0], *program.states]
-        self.where = {program.inputs[n]: _spelt(n) for n in (*homes, rule.tensors[1])}
+        stored = [rule.tensors[0], *program.states]
+        self.lists = {program.inputs[n]: _safe_name(n) for n in (*stored, rule.tensors[1])}
         self.slot = {n: f"c[{i}]" for i, n in enumerate(program.slots)}
-        self.reaches = {_spelt(n): _ancestors(program.outputs.get(n)) for n in rule.tensors}
-        # p waits: it may be overwritten once the states no longer need it
+        self.reaches = {_safe_name(n): _ancestors(program.outputs.get(n)) for n in rule.tensors}
+        # p comes last: it may be overwritten only when no state needs it any more
         for name in [*program.states, rule.tensors[0]]:
             if name in program.outputs:
                 self.value(program.outputs[name])
         copies = []
-        for name in homes:
-            if name in program.outputs and (at := self.take(program.outputs[name])) != _spelt(name):
-                # the copies below may overwrite it
-                if at in self.reaches or at.startswith("either"):
-                    self.lines.append(f"kept_{name} = torch._foreach_mul({at}, 1.0)")
-                    at = f"kept_{name}"
-                copies.append(f"torch._foreach_copy_({_spelt(name)}, {at})")
+        for name in (n for n in stored if n in program.outputs):
+            result = self.take(program.outputs[name])
+            if result == _safe_name(name):
+                continue
+            # the copies below may overwrite it
+            if result in self.reaches or result.startswith("either"):
+                self.lines.append(f"kept_{name} = torch._foreach_mul({result}, 1.0)")
+                result = f"kept_{name}"
+            copies.append(f"torch._foreach_copy_({_safe_name(name)}, {result})")
         self.lines += copies
 
     def scalar(self, node: Node) -> str:
         return repr(node.value) if node.op == "const" else self.slot[node]
 
     def value(self, node: Node) -> str:
-        """The list that holds the node, computed if it is not there yet."""
-        if node not in self.where:
-            self.where[node] = self.emit(node)
-        return self.where[node]
+        """The list that holds the node; it is computed if it does not exist yet."""
+        if node not in self.lists:
+            self.lists[node] = self.emit(node)
+        return self.lists[node]
 
     def values(self, *nodes: Node) -> None:
-        """Compute all operands before the first is used up, as that may overwrite its list."""
+        """Compute all operands before the first is consumed, which may overwrite its list."""
         for node in nodes:
             if not node.host:
                 self.value(node)
 
     def take(self, node: Node) -> str:
-        """The same, used up once."""
+        """The list that holds the node, counted as read once."""
         name = self.value(node)
-        self.left[node] -= 1
+        self.reads_left[node] -= 1
         return name
 
     def call(self, node: Node, op: str, a: Node, *rest: str) -> str:
-        """`op` on a's list: in place when nothing reads it any more and it may be overwritten."""
+        """`op` on a's list: in place if the list is not read again and may be overwritten."""
         name = self.take(a)
-        mine = node in self.reaches.get(name, (node,))
-        if self.left[a] == 0 and mine and not name.startswith("either"):
+        may_overwrite = node in self.reaches.get(name, (node,))
+        if self.reads_left[a] == 0 and may_overwrite and not name.startswith("either"):
             self.lines.append(f"torch._foreach_{op}_({', '.join([name, *rest])})")
             return name
-        fresh = next(self.fresh)
-        self.lines.append(f"{fresh} = torch._foreach_{op}({', '.join([name, *rest])})")
-        return fresh
+        new = next(self.new_names)
+        self.lines.append(f"{new} = torch._foreach_{op}({', '.join([name, *rest])})")
+        return new
 
-    def once(self, node: Node) -> bool:
-        return self.left.get(node) == 1 and node not in self.where and not node.host
+    def is_read_once(self, node: Node) -> bool:
+        return self.reads_left.get(node) == 1 and node not in self.lists and not node.host
 
     def term(self, node: Node) -> _Term:
-        if self.once(node) and node.op in ("mul", "div"):
+        if self.is_read_once(node) and node.op in ("mul", "div"):
             a, b = node.args
             if node.op == "mul" and a.host:
                 inner = self.term(b)
-                more = "" if inner.factor == "1" else f" * {inner.factor}"
-                return inner._replace(factor=self.scalar(a) + more)
+                rest = "" if inner.factor == "1" else f" * {inner.factor}"
+                return inner._replace(factor=self.scalar(a) + rest)
             if not a.host and not b.host:
                 inner = self.term(a)
-                plain = inner if inner.kind == "plain" else _Term("1", "plain", a, a)
+                plain = inner if inner.form == "plain" else _Term("1", "plain", a, a)
                 return _Term(plain.factor, node.op, plain.a, b)
         return _Term("1", "plain", node, node)
 
@@ -122,12 +123,12 @@ class _Calls:
             case "add" | "mul" | "maximum" | "minimum" if a.host:
                 return self.call(node, node.op, b, self.scalar(a))
             case "sub" | "div" if a.host:  # as -b + a and 1 / b * a
-                turn, then = ("neg", "add") if node.op == "sub" else ("reciprocal", "mul")
-                name = self.call(node, turn, b)
+                first, then = ("neg", "add") if node.op == "sub" else ("reciprocal", "mul")
+                name = self.call(node, first, b)
                 self.lines.append(f"torch._foreach_{then}_({name}, {self.scalar(a)})")
                 return name
             case "pow" if a.host:
-                name = next(self.fresh)
+                name = next(self.new_names)
                 self.lines.append(f"{name} = torch._foreach_pow({self.scalar(a)}, {self.take(b)})")
                 return name
             case "where":
@@ -145,36 +146,41 @@ class _Calls:
             return self.call(node, "lerp", a, self.take(other), self.scalar(weight))
         s, r = self.term(a), self.term(b)
         if node.op == "add" and r == _Term("1", "plain", b, b) and s.a is not a:
-            a, r = b, s  # the product goes second
+            a, r = b, s  # the product comes second
         self.values(a, r.a, r.b)
-        if r.kind == "plain":
+        if r.form == "plain":
             alpha = "" if r.factor == "1" else f"alpha={r.factor}"
             return self.call(node, node.op, a, self.take(r.a), *filter(None, [alpha]))
         value = f"value={minus}({r.factor})" if " " in r.factor else f"value={minus}{r.factor}"
-        return self.call(node, f"addc{r.kind}", a, self.take(r.a), self.take(r.b), value)
+        return self.call(node, f"addc{r.form}", a, self.take(r.a), self.take(r.b), value)
 
     def average(self, a: Node, b: Node) -> tuple[Node, Node] | None:
-        """(weight, other) where b is weight * (other - a) and nobody else reads it."""
-        if self.once(b) and b.op == "mul" and b.args[0].host and self.once(b.args[1]):
+        """(weight, other) if b is weight * (other - a) and nothing else reads it."""
+        if (
+            self.is_read_once(b)
+            and b.op == "mul"
+            and b.args[0].host
+            and self.is_read_once(b.args[1])
+        ):
             step = b.args[1]
             if step.op == "sub" and step.args[1] is a and not step.args[0].host:
-                self.left[a] -= 1  # the difference is never made
+                self.reads_left[a] -= 1  # the difference is never computed
                 return b.args[0], step.args[0]
         return None
 
     def either(self, condition: Node, then: Node, otherwise: Node) -> str:
         self.values(then, otherwise)
         like = otherwise if then.host else then
-        name = "either_" + next(self.fresh)
+        name = "either_" + next(self.new_names)
         sides = [
             f"full({self.value(like)}, {self.scalar(x)})" if x.host else self.take(x)
             for x in (then, otherwise)
         ]
         self.lines.append(f"{name} = {sides[0]} if {self.scalar(condition)} else {sides[1]}")
-        # the chosen list is the old one itself: nobody may overwrite it any more
+        # the chosen list is one of the old ones, so none of them may be overwritten any more
         for side in (then, otherwise):
             if not side.host:
-                self.left[side] += 1
+                self.reads_left[side] += 1
         return name
 
 
@@ -185,7 +191,7 @@ def _ancestors(node: Node | None) -> set[Node]:
 def source(program: Program) -> str:
     """The program as a function on lists of tensors and `c`, the slots of the host scalars."""
     p, g = program.rule.tensors[:2]
-    arguments = ", ".join([*map(_spelt, (p, g, *program.states)), "c"])
+    arguments = ", ".join([*map(_safe_name, (p, g, *program.states)), "c"])
     body = "".join(f"    {line}\n" for line in _Calls(program).lines)
     return f"def {program.rule.name}({arguments}):\n{body}"
 

@@ -1,10 +1,12 @@
-"""Generated source to machine code.
+"""The compiler: generated source to machine code.
 
-numba compiles, llvmlite (which numba stands on) emits and loads the object code, `kept` keeps it on
-disk under a hash of whatever can change it. Both are imported at the first step.
+numba compiles, and llvmlite (which numba is built on) emits and loads the object code. `disk_cache`
+stores it under a hash of everything that can change it. Both packages are imported at the first
+step.
 
-A fork waits until no thread loads a loop, so that the child has whole modules and free locks. It
-cannot wait for a thread of the user's that is inside numba or llvmlite: there the child refuses.
+A fork waits until no thread loads a loop, so that the child has complete modules and free locks. It
+cannot wait for a user's thread that is inside numba or llvmlite: then the child refuses to load
+loops.
 """
 
 from __future__ import annotations
@@ -23,50 +25,50 @@ from typing import Any
 
 from .. import ops
 from ..printing import fits
-from . import kept
+from . import disk_cache
 
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}
 _engines: list[Any] = []  # machine code lives as long as its engine
-_lock = threading.RLock()  # of one thread: a signal's handler may fork while that thread compiles
-_PATIENCE = 60  # seconds that a fork waits; a loop compiles in one
-_stuck: set[str] = set()  # packages that a thread was inside of which this process does not have
+_lock = threading.RLock()  # reentrant: a signal handler may fork while its thread compiles
+_TIMEOUT = 60  # seconds that a fork waits; a loop compiles in one
+_stuck: set[str] = set()  # packages that a thread of the parent was inside of at the fork
 _HELPERS = {"maximum": ops.larger, "minimum": ops.smaller}
-"""What generated source may call, beside `fits` and what stands in this file."""
+"""What generated source may call, besides `fits` and the functions of this file."""
 
 
-def _ours() -> str:
-    """A hash of the files whose code is compiled in."""
+def _hash_sources() -> str:
+    """A hash of the files whose code is compiled into loops."""
     modules = {__name__, *(f.__module__ for f in (*_HELPERS.values(), *fits.values()))}
     files = [(sys.modules[m].__spec__.loader, sys.modules[m].__file__) for m in sorted(modules)]  # type: ignore[union-attr]
     return hashlib.sha256(b"".join(loader.get_data(file) for loader, file in files)).hexdigest()  # type: ignore[union-attr]
 
 
-_OURS = _ours()  # now: the files may be exchanged while this process runs the old ones
+_SOURCES = _hash_sources()  # at import: the files may be replaced while this process runs
 
 
 def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[[int], None]:
-    """The function in `source` as machine code that takes a job's address; itemsize 4 or 8.
+    """The function in `source` as machine code that takes the address of a job; itemsize 4 or 8.
 
-    sums: its sums may be taken in any order, the same one at each call.
+    sums: its sums may be computed in any order, but in the same order at each call.
     """
     if (source, itemsize) not in _loaded:
         with _lock:
             if (source, itemsize) not in _loaded:
                 _refuse("llvmlite", name)
-                _loaded[source, itemsize] = _link(*_object(name, source, itemsize, sums))
+                _loaded[source, itemsize] = _link(*_load_object(name, source, itemsize, sums))
     return _loaded[source, itemsize]
 
 
-class Stuck(RuntimeError):  # noqa: N818  a state, not a fault
+class Stuck(RuntimeError):  # noqa: N818  a state, not an error
     """A loop that cannot be loaded in a forked child."""
 
 
 def _refuse(package: str, name: str) -> None:
     if package in _stuck:
         raise Stuck(
-            f"{name}: its loop is not loaded, and cannot be in this process: as it was forked, a "
-            f"thread of its parent was inside {package}, and will not leave it here. Make a first "
-            "step before the fork, start the process by spawn, or pass backend='foreach'"
+            f"{name}: this process cannot load the compiled loop: when it was forked, a thread of "
+            f"its parent was inside {package}, and still holds its locks here. Make a first step "
+            "before the fork, start the process by spawn, or pass backend='foreach'"
         )
 
 
@@ -80,13 +82,13 @@ def load_integers(name: str, source: str) -> Callable[[int], None]:
     """The function of that name, in the language of `integers.py`, as machine code."""
     with _lock:
         _refuse("llvmlite", name)
-        from .integers import compiled  # which imports llvmlite: here, as a fork waits for the lock
+        from .integers import to_llvm  # imports llvmlite: under the lock, which a fork waits for
 
-        text = compiled(source)
-        return _link(*_kept(name, text, [], lambda: _emitted(name, text)))
+        text = to_llvm(source)
+        return _link(*_look_up(name, text, [], lambda: _emit(name, text)))
 
 
-def _emitted(name: str, text: str) -> tuple[str, bytes]:
+def _emit(name: str, text: str) -> tuple[str, bytes]:
     llvm = _llvm()
     module, machine = llvm.parse_assembly(text), _machine()
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(2))
@@ -94,41 +96,41 @@ def _emitted(name: str, text: str) -> tuple[str, bytes]:
     return name, machine.emit_object(module)
 
 
-def _object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
-    return _kept(name, source, [itemsize, sums], lambda: _compile(name, source, itemsize, sums))
+def _load_object(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
+    return _look_up(name, source, [itemsize, sums], lambda: _compile(name, source, itemsize, sums))
 
 
-def _kept(
-    name: str, source: str, about: list[Any], make: Callable[[], tuple[str, bytes]]
+def _look_up(
+    name: str, source: str, options: list[Any], make: Callable[[], tuple[str, bytes]]
 ) -> tuple[str, bytes]:
-    """The object code of a source, from the disk or made now and kept there."""
+    """The object code of a source: from the disk cache, or made now and written there."""
     llvm = _llvm()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    made_by = [_OURS, sys.version, version("numba"), version("llvmlite"), llvm.llvm_version_info]
-    made_for = [llvm.get_process_triple(), *_cpu(), *about]
+    tools = [_SOURCES, sys.version, version("numba"), version("llvmlite"), llvm.llvm_version_info]
+    target = [llvm.get_process_triple(), *_cpu(), *options]
     settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
-    text = repr([*made_by, *made_for, settings, source])
+    text = repr([*tools, *target, settings, source])
     key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
-    if (found := kept.read(name, key)) is not None:
-        return found
-    made = make()
-    kept.write(name, key, *made)
-    return made
+    if (entry := disk_cache.read(name, key)) is not None:
+        return entry
+    entry = make()
+    disk_cache.write(name, key, *entry)
+    return entry
 
 
 def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple[str, bytes]:
     _refuse("numba", name)
     import numba
 
-    names = _vocabulary(itemsize)
+    names = _make_namespace(itemsize)
     exec(compile(source, f"<loop of {name}>", "exec"), names)
-    # 'contract' (a*b+c in one rounding) keeps an element's bits wherever a range is cut
+    # 'contract' (a*b+c with one rounding) gives an element the same bits wherever a range is cut
     flags = {"contract", "reassoc"} if sums else {"contract"}
     compiler = numba.cfunc(numba.void(numba.int64), error_model="numpy", fastmath=flags)
     text = compiler(names[name]).inspect_llvm()
     symbol = re.search(r"^define .*@(cfunc\.[^(]+)\(", text, re.MULTILINE)
-    # object code is loaded without numba, so it may call the C library alone
+    # object code is loaded without numba, so it may call only the C library
     foreign = re.findall(r"^declare .*@((?:numba|NRT|Py)_?\w*)\(", text, re.MULTILINE)
     if symbol is None or foreign:
         raise RuntimeError(
@@ -138,7 +140,7 @@ def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple
 
 
 def _cpu() -> tuple[str, str]:
-    """Name and features."""
+    """Name and features of this processor."""
     return _llvm().get_host_cpu_name(), _llvm().get_host_cpu_features().flatten()
 
 
@@ -156,19 +158,20 @@ def _link(symbol: str, code: bytes) -> Callable[[int], None]:
     return ctypes.CFUNCTYPE(None, ctypes.c_int64)(engine.get_function_address(symbol))
 
 
-def _intrinsic(emit: Callable[..., Any], result: Any, *kinds: Any) -> Any:
-    """A word of generated source, said in LLVM's own: emit(builder, *arguments)."""
+def _make_intrinsic(emit: Callable[..., Any], result: Any, *types: Any) -> Any:
+    """A function of generated source that LLVM code implements: emit(builder, *arguments)."""
     from numba import extending
 
-    names = ", ".join("abc"[: len(kinds)])
-    made = lambda context, builder, signature, args: emit(builder, *args)  # noqa: E731
-    scope: dict[str, Any] = {"signature": result(*kinds), "made": made}
-    exec(f"def word(context, {names}): return signature, made", scope)  # numba counts its arguments
-    return extending.intrinsic(scope["word"])
+    names = ", ".join("abc"[: len(types)])
+    code = lambda context, builder, signature, args: emit(builder, *args)  # noqa: E731
+    scope: dict[str, Any] = {"signature": result(*types), "code": code}
+    # numba counts the arguments
+    exec(f"def function(context, {names}): return signature, code", scope)
+    return extending.intrinsic(scope["function"])
 
 
-def _vocabulary(itemsize: int) -> dict[str, Any]:
-    """What generated source may say, for numba."""
+def _make_namespace(itemsize: int) -> dict[str, Any]:
+    """The functions and types of generated source, for numba."""
     from llvmlite import ir
     from numba import njit, types
 
@@ -176,14 +179,14 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
     elements = {4: single, 8: double}[itemsize]
     real = elements[0]
 
-    def pointer(kind: Any, stored: Any) -> Any:
+    def pointer(element: Any, stored: Any) -> Any:
         to = stored.as_pointer()
-        return _intrinsic(lambda b, x: b.inttoptr(x, to), types.CPointer(kind), types.int64)
+        return _make_intrinsic(lambda b, x: b.inttoptr(x, to), types.CPointer(element), types.int64)
 
     def take(b: Any, counter: Any) -> Any:
         return b.atomic_rmw("add", counter, ir.Constant(ir.IntType(64), 1), "monotonic")
 
-    # inlined for certain: a call would leave a branch to numba's error handling in the object code
+    # always inlined: a call would leave a branch to numba's error handling in the object code
     helper = njit(forceinline=True, error_model="numpy")
 
     @helper
@@ -197,15 +200,17 @@ def _vocabulary(itemsize: int) -> dict[str, Any]:
         "doubles": pointer(*double),
     }
     functions = {"sqrt": math.sqrt, "log": math.log, "sign": sign, "fit": helper(fits[itemsize])}
-    functions |= {word: helper(function) for word, function in _HELPERS.items()}
+    functions |= {name: helper(function) for name, function in _HELPERS.items()}
     numbers = {"real": real, "float64": types.float64}
-    counter = {"take": _intrinsic(take, types.int64, types.CPointer(types.int64))}
-    return {**pointers, **functions, **numbers, **counter, **_halves(), **_cells()}
+    counter = {"take": _make_intrinsic(take, types.int64, types.CPointer(types.int64))}
+    return {**pointers, **functions, **numbers, **counter, **_half_functions(), **_cell_functions()}
 
 
-def _cells() -> dict[str, Any]:
-    """A number of one of several types at an address, as a double: the types are those of `Cells`
-    in cells.py. In LLVM's own words, as numba takes as long to type a branch as the rest.
+def _cell_functions() -> dict[str, Any]:
+    """Functions that read or write a number of one of several types at an address, as a double.
+
+    The types are those of `Cells` in cells.py. They are in LLVM's own terms, because numba takes as
+    long to type one branch as for the rest of the loop.
     """
     from llvmlite import ir
     from numba import types
@@ -214,35 +219,38 @@ def _cells() -> dict[str, Any]:
     double, single = ir.DoubleType(), ir.FloatType()
     stored = [single, double, ir.IntType(64), ir.IntType(32)]
 
-    def cases(b: Any, address: Any, kind: Any) -> Any:
-        for k, of in enumerate(stored):
-            with b.if_then(b.icmp_signed("==", kind, ir.Constant(ir.IntType(64), k))):
-                yield of, b.inttoptr(address, of.as_pointer())
+    def cases(b: Any, address: Any, code: Any) -> Any:
+        for k, cell in enumerate(stored):
+            with b.if_then(b.icmp_signed("==", code, ir.Constant(ir.IntType(64), k))):
+                yield cell, b.inttoptr(address, cell.as_pointer())
 
-    def fetch(b: Any, address: Any, kind: Any) -> Any:
-        found = cgutils.alloca_once(b, double)
-        for of, at in cases(b, address, kind):
+    def fetch(b: Any, address: Any, code: Any) -> Any:
+        result = cgutils.alloca_once(b, double)
+        for cell, at in cases(b, address, code):
             x = b.load(at)
-            x = x if of is double else b.fpext(x, double) if of is single else b.sitofp(x, double)
-            b.store(x, found)
-        return b.load(found)
+            if cell is not double:
+                x = b.fpext(x, double) if cell is single else b.sitofp(x, double)
+            b.store(x, result)
+        return b.load(result)
 
-    def put(b: Any, address: Any, kind: Any, x: Any) -> Any:
-        for of, at in cases(b, address, kind):
-            y = x if of is double else b.fptrunc(x, of) if of is single else b.fptosi(x, of)
+    def put(b: Any, address: Any, code: Any, x: Any) -> Any:
+        for cell, at in cases(b, address, code):
+            y = x
+            if cell is not double:
+                y = b.fptrunc(x, cell) if cell is single else b.fptosi(x, cell)
             b.store(y, at)
         return x
 
     return {
-        "fetch": _intrinsic(fetch, types.float64, types.int64, types.int64),
-        "put": _intrinsic(put, types.float64, types.int64, types.int64, types.float64),
+        "fetch": _make_intrinsic(fetch, types.float64, types.int64, types.int64),
+        "put": _make_intrinsic(put, types.float64, types.int64, types.int64, types.float64),
     }
 
 
-def _halves() -> dict[str, Any]:
-    """bfloat16 in generated source: the upper half of a float32's bits, kept as uint16.
+def _half_functions() -> dict[str, Any]:
+    """bfloat16 in generated source: the upper half of a float32's bits, stored as uint16.
 
-    In LLVM's own words, as numba computes integers in 64 bits, which halves the lanes.
+    In LLVM's own terms, because numba computes integers in 64 bits, which halves the lanes.
     """
     from llvmlite import ir
     from numba import types
@@ -258,13 +266,13 @@ def _halves() -> dict[str, Any]:
     def upper(b: Any, x: Any, add: Callable[[Any], Any]) -> Any:
         bits = b.bitcast(x, word)
         finite = b.icmp_unsigned("!=", b.and_(bits, number(0x7F800000)), number(0x7F800000))
-        # a nan keeps its quiet bit, or cut off it would be an inf
+        # set the quiet bit of a nan: without its lower half it could be inf
         other = b.select(b.fcmp_unordered("uno", x, x), b.or_(bits, number(0x400000)), bits)
         rounded = b.select(finite, b.add(bits, add(bits)), other)
         return b.trunc(b.lshr(rounded, number(16)), half)
 
     def narrow(b: Any, x: Any) -> Any:
-        # to the nearest, a tie to the even one
+        # to the nearest, ties to even
         odd = lambda bits: b.and_(b.lshr(bits, number(16)), number(1))  # noqa: E731
         return upper(b, x, lambda bits: b.add(number(0x7FFF), odd(bits)))
 
@@ -278,26 +286,26 @@ def _halves() -> dict[str, Any]:
         return upper(b, x, lambda _: b.lshr(h, number(16)))
 
     def cut(b: Any, x: Any, low: Any) -> Any:
-        # beyond the largest number, where low is inf, nothing is cut off
+        # where the value overflows and low is inf, nothing is cut off
         zero = ir.Constant(single, 0.0)
         finite = b.fcmp_ordered("oeq", b.fsub(low, low), zero)
         return b.select(finite, b.fsub(x, low), zero)
 
     bits, real, integer = types.uint16, types.float32, types.int64
     return {
-        "widen": _intrinsic(widen, real, bits),
-        "narrow": _intrinsic(narrow, bits, real),
-        "dither": _intrinsic(dither, bits, real, integer, integer),
-        "cut": _intrinsic(cut, real, real, real),
+        "widen": _make_intrinsic(widen, real, bits),
+        "narrow": _make_intrinsic(narrow, bits, real),
+        "dither": _make_intrinsic(dither, bits, real, integer, integer),
+        "cut": _make_intrinsic(cut, real, real, real),
     }
 
 
 def _before_fork() -> None:
-    _lock.acquire(timeout=_PATIENCE)
+    _lock.acquire(timeout=_TIMEOUT)
 
 
 def _in_parent() -> None:
-    with contextlib.suppress(RuntimeError):  # the patience was at its end
+    with contextlib.suppress(RuntimeError):  # the fork gave up waiting
         _lock.release()
 
 
@@ -312,12 +320,12 @@ def _in_child() -> None:
         lock: Any = modules.get(module)
         for name in path.split("."):
             lock = getattr(lock, name, None)
-        half = any(
+        partly_imported = any(
             getattr(getattr(m, "__spec__", None), "_initializing", False)
             for name, m in modules.items()
             if name.split(".")[0] == package
         )
-        if half or (lock is not None and not lock.acquire(blocking=False)):
+        if partly_imported or (lock is not None and not lock.acquire(blocking=False)):
             _stuck.add(package)
         elif lock is not None:
             lock.release()

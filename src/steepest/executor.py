@@ -1,7 +1,8 @@
-"""A plan: an optimizer's parameters and states laid out for the backends, kept from step to step.
+"""The executor runs an optimizer's steps: it divides parameters and states among the backends.
 
-Each group is shared out into buckets, which one backend steps in one go. All buckets are checked
-before the first one writes.
+The parameters of each group are divided into buckets; one backend steps a bucket in one go. All
+buckets are checked before the first one writes. An executor is used from step to step, until
+groups, parameters or states change.
 """
 
 from __future__ import annotations
@@ -16,40 +17,41 @@ from torch import Tensor
 
 from .backends import BACKENDS, choose
 from .backends.bucket import Bucket, Stale, States, Wanted, program_of, takes_sparse, wider
-from .backends.memory import Seen
+from .backends.memory import Snapshot
 from .family import Family
 from .tensors import describe, number
 from .trace import Program
 
-__all__ = ["Plan", "Stale", "Wanted", "buckets", "describe", "program_of"]
 
-
-def buckets(
+def make_buckets(
     wanted: Wanted,
     indices: Mapping[Tensor, int],
     state: Mapping[Tensor, dict[str, Any]],
     first: Callable[[Tensor], int],
 ) -> list[Bucket]:
-    """A group's parameters, with their indices in it, shared out among the backends."""
+    """Divide a group's parameters among the backends.
+
+    indices: parameter -> its index in the group.
+    """
     members: dict[Any, dict[Tensor, dict[str, Any]]] = {}
-    # a norm that clips a group is taken in one bucket
+    # the norm that clips a group is computed in one bucket
     common = choose(wanted, indices) if program_of(wanted.selection).clips else None
     for p in indices:
         selected = wanted._replace(selection=wanted.selection.of(p))
-        _check(selected, p, state.get(p))
+        _check_parameter(selected, p, state.get(p))
         backend = common or choose(selected, [p])
         selected = selected._replace(backend=backend.name)
-        about = p.device, p.dtype, hasattr(p, "to_local"), wider(p, p.grad)
-        key = selected, *about, takes_sparse(selected.selection, p.grad)
+        traits = p.device, p.dtype, hasattr(p, "to_local"), wider(p, p.grad)
+        key = selected, *traits, takes_sparse(selected.selection, p.grad)
         members.setdefault(key, {})[p] = state.get(p) or {}
-    shared = _shared(program_of(wanted.selection), state)
+    shared = _shared_scalars(program_of(wanted.selection), state)
     return [
         BACKENDS[selected.backend].bucket(selected, old, [indices[p] for p in old], first, shared)
         for (selected, *_), old in members.items()
     ]
 
 
-def _check(wanted: Wanted, p: Tensor, state: Any) -> None:
+def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
     """Raise for a parameter, or a state, that no backend can step."""
     rule, program = wanted.selection.rule.name, program_of(wanted.selection)
     if p.is_neg() or p.is_conj():
@@ -60,7 +62,7 @@ def _check(wanted: Wanted, p: Tensor, state: Any) -> None:
     if not isinstance(state, Mapping | None):
         raise RuntimeError(
             f"{rule}: the state of a parameter {describe(p)} is a {type(state).__name__}, "
-            "expected a dict; clear optimizer.state to begin anew"
+            "expected a dict; clear optimizer.state to start again"
         )
     if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
         raise RuntimeError(
@@ -74,13 +76,13 @@ def _check(wanted: Wanted, p: Tensor, state: Any) -> None:
         )
     if hasattr(p, "to_local") and (program.reductions or program.matrix):
         raise RuntimeError(
-            f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected whole "
-            "ones, as it looks at each as a whole; use DDP or replicate it"
+            f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected a "
+            "whole one, as the rule needs all its elements; use DDP or replicate it"
         )
     if program.matrix and p.is_complex():
         raise RuntimeError(
-            f"{rule}: {describe(p)} was given, expected real numbers, as torch.optim does; "
-            "hand it to another rule, in a group with rule=..."
+            f"{rule}: {describe(p)} was given, expected real numbers, as in torch.optim; "
+            "give it another rule, in a group with rule=..."
         )
     if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
         raise RuntimeError(
@@ -89,37 +91,40 @@ def _check(wanted: Wanted, p: Tensor, state: Any) -> None:
         )
 
 
-def _shared(program: Program, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
-    """Of a rule that sums over all parameters, the carried scalars that they have already."""
+def _shared_scalars(program: Program, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
+    """For a rule that sums over all parameters: the carried scalars that they have already."""
     keys = {name: program.rule.keys[name] for name in program.rule.carried}
-    for own in state.values() if program.spans and not program.clips else ():
-        if isinstance(own, Mapping) and all(own.get(key) is not None for key in keys.values()):
-            return {name: number(own[key]) for name, key in keys.items()}
+    for values in state.values() if program.spans and not program.clips else ():
+        if isinstance(values, Mapping) and all(values.get(k) is not None for k in keys.values()):
+            return {name: number(values[key]) for name, key in keys.items()}
     return {}
 
 
 class _Group(NamedTuple):
-    """A group's buckets, the options that they were made for, and whether one has all of it."""
+    """A group's buckets and the option values that they were made for.
 
-    watched: list[Any]
+    single: whether one bucket has all parameters of the group.
+    """
+
+    options: list[Any]
     family: Family
     buckets: list[Bucket]
-    whole: bool
+    single: bool
 
 
-class Plan:
-    """All buckets of an optimizer, made for what its groups, parameters and states are now.
+class Executor:
+    """All buckets of an optimizer, made for the present groups, parameters and states.
 
     Making one checks everything and writes nothing.
     """
 
-    @torch.inference_mode(False)  # states made here are changed outside of it, too
+    @torch.inference_mode(False)  # states made here are also changed outside of it
     def __init__(self, optimizer: Any) -> None:
         self.optimizer, self.backend = optimizer, optimizer.backend
         groups, state = optimizer.param_groups, dict(optimizer.state)
-        first = self._first(groups)
+        first = self._first_elements(groups)
         self.groups: list[_Group] = []
-        self.seen: Seen | None = None
+        self.snapshot: Snapshot | None = None
         for group in groups:
             family = optimizer._family(group)
             optimizer._check_options(family, group)
@@ -129,40 +134,40 @@ class Plan:
             indices: dict[Tensor, int] = {}
             for i, p in enumerate(group["params"]):
                 indices.setdefault(p, i)
-            made = buckets(wanted, indices, state, first.__getitem__)
-            for bucket in made:  # a parameter may stand in another group too
+            buckets = make_buckets(wanted, indices, state, first.__getitem__)
+            for bucket in buckets:  # a parameter may be in another group too
                 owners = [group["params"][i] for i in bucket.indices]
                 pairs = zip(owners, bucket.pending, strict=True)
                 state.update((p, own) for p, own in pairs if own is not None)
-            whole = len(made) == 1 and made[0].indices == [*range(len(group["params"]))]
-            self.groups.append(_Group(_watched(family, group), family, made, whole))
+            single = len(buckets) == 1 and buckets[0].indices == [*range(len(group["params"]))]
+            self.groups.append(_Group(_option_values(family, group), family, buckets, single))
 
     @staticmethod
-    def _first(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
-        """The number of a parameter's first element, counted through all groups."""
-        every = list(chain.from_iterable(group["params"] for group in groups))
-        starts = accumulate((p.numel() for p in every), initial=0)
-        return dict(zip(every, starts, strict=False))
+    def _first_elements(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
+        """The number of each parameter's first element, counted through all groups."""
+        params = list(chain.from_iterable(group["params"] for group in groups))
+        starts = accumulate((p.numel() for p in params), initial=0)
+        return dict(zip(params, starts, strict=False))
 
-    def holds(self) -> bool:
-        """Whether groups, parameters and states are still what the plan was made for."""
+    def is_current(self) -> bool:
+        """Whether groups, parameters and states are still those that the buckets were made for."""
         groups = self.optimizer.param_groups
         return (
-            self.seen is not None
+            self.snapshot is not None
             and self.optimizer.backend == self.backend
             and len(groups) == len(self.groups)
             and all(
-                _watched(known.family, group) == known.watched
+                _option_values(known.family, group) == known.options
                 and self.optimizer._family(group) is known.family
                 for known, group in zip(self.groups, groups, strict=True)
             )
-            and self.seen.same([group["params"] for group in groups], self.optimizer.state)
+            and self.snapshot.matches([group["params"] for group in groups], self.optimizer.state)
         )
 
-    def ready(self) -> Callable[[], None]:
-        """Check every gradient and scalar, and return what steps; writes nothing.
+    def prepare(self) -> Callable[[], None]:
+        """Check every gradient and scalar, and return the function that makes the step.
 
-        Raises Stale if a gradient asks for another plan.
+        Writes nothing. Raises Stale if a gradient needs other buckets.
         """
         steps: list[Callable[[], None]] = []
         spanning: dict[Any, list[Any]] = {}
@@ -172,32 +177,32 @@ class Plan:
                 program, params = bucket.program, group["params"]
                 if program not in scalars:
                     names = [n for n in program.scalars if n != "t"]
-                    of = known.family.read
-                    scalars[program] = [of(group, n, program.rule) for n in names]
-                owners = params if known.whole else [params[i] for i in bucket.indices]
-                made = bucket.ready(owners, self.optimizer.state, scalars[program])
+                    read = known.family.read
+                    scalars[program] = [read(group, n, program.rule) for n in names]
+                owners = params if known.single else [params[i] for i in bucket.indices]
+                prepared = bucket.ready(owners, self.optimizer.state, scalars[program])
                 if program.spans and not program.clips:
-                    spanning.setdefault(program.rule.name, []).append((bucket, owners, made))
-                elif made is not None:
-                    steps.append(partial(made.step, None))
+                    spanning.setdefault(program.rule.name, []).append((bucket, owners, prepared))
+                elif prepared is not None:
+                    steps.append(partial(prepared.step, None))
         state = self.optimizer.state
-        steps += [partial(_together, state, members) for members in spanning.values()]
+        steps += [partial(_step_spanning, state, members) for members in spanning.values()]
 
         def run() -> None:
-            if self.seen is None:
-                self._put()
+            if self.snapshot is None:
+                self._store_states()
             for step in steps:
                 step()
 
         return run
 
     def release(self) -> None:
-        """Let go of what a step has held."""
-        if self.seen is not None:
-            self.seen.release()
+        """Release the tensors that were held during a step."""
+        if self.snapshot is not None:
+            self.snapshot.release()
 
-    def _put(self) -> None:
-        """Put the states of the buckets in place, and look at all of it once."""
+    def _store_states(self) -> None:
+        """Put the states of all buckets into `optimizer.state`, and take the snapshot."""
         groups, state = self.optimizer.param_groups, self.optimizer.state
         new: dict[Tensor, dict[str, Any]] = {}
         for known, group in zip(self.groups, groups, strict=True):
@@ -205,31 +210,30 @@ class Plan:
                 owners = [group["params"][i] for i in bucket.indices]
                 pairs = zip(owners, bucket.pending, strict=True)
                 new.update((p, s) for p, s in pairs if s or (s is not None and p in state))
-        self._check_apart(new)
-        # in the groups' order, whatever bucket it is in: a checkpoint of shards gathers state after
-        # state in this order, and a shard may be empty in one process alone
-        for p in filter(new.__contains__, self._first(groups)):
-            mine = state.setdefault(p, {})
-            mine.update(new[p])
-            for key in mine.keys() - new[p].keys():
-                del mine[key]
+        self._check_distinct(new)
+        # in the order of the groups, not of the buckets: a sharded checkpoint gathers the states in
+        # this order, and a shard may be empty in one process only
+        for p in filter(new.__contains__, self._first_elements(groups)):
+            own = state.setdefault(p, {})
+            own.update(new[p])
+            for key in own.keys() - new[p].keys():
+                del own[key]
         lists = [group["params"] for group in groups]
-        self.seen = Seen(lists, state)
-        held = self.seen.same(lists, state)
-        if not held or any(
+        self.snapshot = Snapshot(lists, state)
+        if not self.snapshot.matches(lists, state) or any(
             state[p].get(key) is not x for p, s in new.items() for key, x in s.items()
         ):
-            raise Stale  # another thread has changed them meanwhile
+            raise Stale  # another thread has changed them in the meantime
         for known in self.groups:
             for bucket in known.buckets:
                 bucket.pending = []
 
-    def _check_apart(self, new: dict[Tensor, dict[str, Any]]) -> None:
-        """Raise where two parameters have one dict of states, and need different ones."""
-        mine: dict[int, dict[str, Any]] = {}
+    def _check_distinct(self, new: dict[Tensor, dict[str, Any]]) -> None:
+        """Raise if two parameters share one dict of states but need different states."""
+        first_needs: dict[int, dict[str, Any]] = {}
         for p, own in new.items():
             known = self.optimizer.state.get(p)
-            other = mine.setdefault(id(known), own) if known is not None else own
+            other = first_needs.setdefault(id(known), own) if known is not None else own
             if any(other.get(key) is not x for key, x in own.items()):
                 raise RuntimeError(
                     f"{self.optimizer._called}: a parameter {describe(p)} has the same dict in "
@@ -237,25 +241,27 @@ class Plan:
                 )
 
 
-def _watched(family: Family, group: dict[str, Any]) -> list[Any]:
-    """The options that decide over a group's buckets."""
+def _option_values(family: Family, group: dict[str, Any]) -> list[Any]:
+    """The values of the options that decide which buckets a group has."""
     values = [group.get(name) for name in family.static]
     return [(v.item(), v.requires_grad) if isinstance(v, Tensor) else v for v in values]
 
 
-def _together(state: States, members: Sequence[tuple[Bucket, list[Tensor], Any]]) -> None:
+def _step_spanning(state: States, members: Sequence[tuple[Bucket, list[Tensor], Any]]) -> None:
     """Step the buckets of a rule that sums over all parameters, with their common totals.
 
-    What it carries is the same for all of them, as the first one that has a gradient computes it.
+    The carried scalars are the same for all parameters: those that the first parameter with a
+    gradient computes.
     """
-    able = [(bucket, owners, made) for bucket, owners, made in members if made is not None]
-    if not able:
+    active = [member for member in members if member[-1] is not None]
+    if not active:
         return
-    totals = [sum(column) for column in zip(*(made.add() for *_, made in able), strict=True)]
+    sums = (prepared.add() for *_, prepared in active)
+    totals = [sum(column) for column in zip(*sums, strict=True)]
     plain = [*map(number, totals)]
-    for bucket, _, made in able:
-        made.step(totals if bucket.wanted.differentiable else plain)
-    leader, owners, _ = able[0]
+    for bucket, _, prepared in active:
+        prepared.step(totals if bucket.wanted.differentiable else plain)
+    leader, owners, _ = active[0]
     carried = leader.carried_of(owners, state, leader.leading)
     for bucket, owners, _ in members:
         bucket.carry(owners, state, carried)

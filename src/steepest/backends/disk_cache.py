@@ -1,0 +1,142 @@
+"""The disk cache of compiled loops. Machine code that somebody else could have written is not run.
+
+An entry is one file: a hash of the rest, the key, the symbol, the object code. It is written once,
+by rename. A file is used if it belongs to the user, and if nobody else can change it or the path to
+it. Otherwise, or where nothing can be written, loops are compiled in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+_warned = False
+
+
+def directory() -> Path | None:
+    """STEEPEST_CACHE_DIR, else `steepest` in the user's cache directory; None without a home."""
+    if chosen := os.environ.get("STEEPEST_CACHE_DIR"):
+        return Path(os.path.expanduser(chosen)).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # its specification ignores a relative one
+        cache = os.path.expanduser("~/.cache")
+    return Path(cache, "steepest") if os.path.isabs(cache) else None
+
+
+def read(name: str, key: str) -> tuple[str, bytes] | None:
+    """Symbol and object code of the entry with this key; None if there is none that can be used."""
+    try:
+        if (folder := _folder()) is None:
+            return None
+        content = _read_checked(_file(folder, name, key))
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # O_NOFOLLOW met a link
+            _warn_once(f"{error.filename} is a link")
+        return None
+    try:
+        digest, rest = content.split(b"\n", 1)
+        stored_key, symbol, code = rest.split(b"\n", 2)
+    except ValueError:
+        return None
+    intact = hashlib.sha256(rest).hexdigest().encode() == digest
+    return (symbol.decode(), code) if intact and stored_key == key.encode() else None
+
+
+def write(name: str, key: str, symbol: str, code: bytes) -> None:
+    """Write an entry, if there is a safe directory for it."""
+    rest = f"{key}\n{symbol}\n".encode() + code
+    with contextlib.suppress(OSError):
+        if (folder := _folder()) is None:
+            return
+        with tempfile.TemporaryDirectory(dir=folder) as private:
+            handle, path = tempfile.mkstemp(dir=private)
+            with os.fdopen(handle, "wb") as out:
+                out.write(hashlib.sha256(rest).hexdigest().encode() + b"\n" + rest)
+            os.replace(path, _file(folder, name, key))
+
+
+def _file(folder: Path, name: str, key: str) -> Path:
+    return folder / f"{name}-{key[:32]}.o"
+
+
+def _folder() -> Path | None:
+    """The cache directory, created if missing; None if there is no safe one."""
+    if (folder := directory()) is None:
+        return None
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "geteuid") and (reason := _find_risk(folder)):  # Windows reports no owner
+        _warn_once(reason)
+        return None
+    return folder
+
+
+def _find_risk(path: Path, parent: bool = False) -> str:
+    """Who else can change what the path leads to; empty if nobody can.
+
+    The check goes from the root downwards, so that nobody else can change what was checked before.
+    """
+    if path != path.parent and (reason := _find_risk(path.parent, parent=True)):
+        return reason
+    status = path.lstat()
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"{path} belongs to user {status.st_uid}"
+    if stat.S_ISLNK(status.st_mode):
+        return _find_risk(path.parent / os.readlink(path), parent)
+    others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    # in a sticky directory such as /tmp, others can add files but not replace them
+    sticky = status.st_mode & stat.S_ISVTX
+    harmless = sticky or (others == stat.S_IWGRP and _is_private(status.st_gid))
+    if others and not (parent and harmless):
+        return f"others may write to {path} (mode {stat.S_IMODE(status.st_mode):o})"
+    return ""
+
+
+def _is_private(group: int) -> bool:
+    """Whether it is the user's private group, to which many systems give write permission."""
+    import grp
+    import pwd
+
+    try:
+        user, entry = pwd.getpwuid(os.geteuid()), grp.getgrgid(group)
+    except KeyError:
+        return False
+    same_name = group == user.pw_gid and entry.gr_name == user.pw_name
+    return same_name and {*entry.gr_mem} <= {user.pw_name}
+
+
+def _read_checked(file: Path) -> bytes:
+    """The content of a file; it is opened once, so that the file checked is the file read."""
+    flags = os.O_RDONLY
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # follow no link, wait for no pipe
+        flags |= getattr(os, name, 0)
+    with os.fdopen(os.open(file, flags), "rb") as opened:
+        status = os.fstat(opened.fileno())
+        reason = "" if stat.S_ISREG(status.st_mode) else f"{file} is no plain file"
+        if not reason and hasattr(os, "geteuid"):
+            if status.st_uid != os.geteuid():
+                reason = f"{file} belongs to user {status.st_uid}"
+            elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                mode = stat.S_IMODE(status.st_mode)
+                reason = f"others may write to {file} (mode {mode:o})"
+        if reason:
+            _warn_once(reason)
+        return b"" if reason else opened.read()
+
+
+def _warn_once(reason: str) -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "a compiled loop on disk is not trusted, so loops are compiled in memory: "
+            f"{reason}; expected a file of your own, in a directory that nobody else can write to "
+            "or replace. Remove the write permission (chmod go-w), delete it, or set "
+            "STEEPEST_CACHE_DIR to a directory of your own",
+            stacklevel=2,
+        )
