@@ -6,7 +6,7 @@ import tokenize
 from pathlib import Path
 
 ROOMS = """
-    definition.py trace.py printing.py plan.py shell.py backends codecs.py tensors.py
+    definition.py trace.py printing.py executor.py shell.py backends codecs.py tensors.py
 """
 SOURCE = Path(__file__).parent.parent / "src" / "steepest"
 
