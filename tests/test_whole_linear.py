@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression, Ridge
 
-from steepest.whole import least_squares
+from steepest.full_batch import least_squares
 
 
 def made(n, p, k=None, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.whole import Genetic, Population
+from steepest.full_batch import Genetic, Population
 
 LOSS = nn.functional.cross_entropy
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3

@@ -9,7 +9,7 @@ import scipy.optimize
 import torch
 from torch import nn
 
-from steepest.whole import Annealing, CoordinateSearch, Genetic
+from steepest.full_batch import Annealing, CoordinateSearch, Genetic
 
 
 @pytest.fixture(autouse=True)
