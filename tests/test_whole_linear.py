@@ -107,7 +107,7 @@ X, Y = torch.ones(3, 2), torch.ones(3)
         ((X[:0], Y[:0]), ValueError, "0 rows"),
         ((X[:, :0], Y), ValueError, "0 columns"),
         (([],), ValueError, "0 rows"),
-        ((X, Y[:2]), ValueError, "as many rows"),
+        ((X, Y[:2]), ValueError, "the same number of rows"),
         ((X[0], Y), ValueError, "two"),
         ((X * float("nan"), Y), ValueError, "not finite"),
         ((X, Y / 0), ValueError, "not finite"),

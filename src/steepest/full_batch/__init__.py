@@ -1,7 +1,7 @@
-"""Methods that look at the loss as a whole: closed form, curvature, and search without gradients.
+"""Methods that use the loss of all data: closed form, curvature, and search without gradients.
 
-Each is a `torch.optim.Optimizer` whose step takes a closure that returns the loss of all data, or,
-for least squares, a function. `closures` holds what they share.
+Each is a `torch.optim.Optimizer`. Its step takes a closure that returns the loss of all data.
+`least_squares` is a function. `closures` holds the code that the methods share.
 """
 
 from torch.optim import LBFGS
@@ -15,6 +15,15 @@ from .residuals import LevenbergMarquardt
 from .searches import Annealing, CoordinateSearch
 
 __all__ = [
-    "BFGS", "LBFGS", "Annealing", "CoordinateSearch", "Genetic", "LevenbergMarquardt", "LinearFit",
-    "Newton", "NewtonCG", "Population", "least_squares",
-]  # fmt: skip
+    "BFGS",
+    "LBFGS",
+    "Annealing",
+    "CoordinateSearch",
+    "Genetic",
+    "LevenbergMarquardt",
+    "LinearFit",
+    "Newton",
+    "NewtonCG",
+    "Population",
+    "least_squares",
+]
