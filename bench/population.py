@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from steepest.whole import Population
+from steepest.full_batch import Population
 
 LOSS = nn.functional.cross_entropy
 

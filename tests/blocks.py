@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def text(page):
-    """A page by its path from the root, such as "docs/whole.md"."""
+    """A page by its path from the root, such as "docs/full_batch.md"."""
     return (ROOT / page).read_text(encoding="utf-8")
 
 

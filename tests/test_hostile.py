@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 import steepest
-from steepest import whole
+from steepest import full_batch
 from steepest.schedules import NoamLR, WarmupLR, range_test
 from steepest.strategies import Curriculum, Loader, pacing
 
@@ -26,7 +26,8 @@ def test_a_constant_column_is_no_rank(offset):
     x = torch.randn(100, 3, generator=random, dtype=torch.float64)
     x[:, 2] = offset
     y = x[:, 0] + torch.randn(100, generator=random, dtype=torch.float64)
-    for found in (whole.least_squares(x, y), whole.least_squares(zip(x.split(9), y.split(9)))):  # noqa: B905
+    pieces = zip(x.split(9), y.split(9), strict=True)
+    for found in (full_batch.least_squares(x, y), full_batch.least_squares(pieces)):
         wanted, *_ = np.linalg.lstsq(
             (x - x.mean(0)).numpy()[:, :2], (y - y.mean()).numpy(), rcond=None
         )
@@ -35,16 +36,16 @@ def test_a_constant_column_is_no_rank(offset):
 
 
 def test_lists_are_read_in_float64_and_a_forgotten_y_is_named():
-    found = whole.least_squares([[1.0], [2.0], [3.0]], [0.1, 0.2, 0.3], intercept=False)
+    found = full_batch.least_squares([[1.0], [2.0], [3.0]], [0.1, 0.2, 0.3], intercept=False)
     assert float(found.coefficients) == pytest.approx(0.1, rel=1e-15)
     with pytest.raises(ValueError, match="X was given without y"):
-        whole.least_squares(np.eye(2))
+        full_batch.least_squares(np.eye(2))
 
 
 @pytest.mark.parametrize("easy", [0, 40, 150, 800])
 def test_damping_comes_back_after_easy_steps(easy):
     p = double(1.0)
-    newton = whole.Newton([p], damping=1.0, line_search=False)
+    newton = full_batch.Newton([p], damping=1.0, line_search=False)
     for k in range(easy):
         newton.step(lambda k=k: ((p - k) ** 2).sum())
     with torch.no_grad():
@@ -53,7 +54,7 @@ def test_damping_comes_back_after_easy_steps(easy):
         newton.step(lambda: (1 + p**2).sqrt().sum())
     assert float(p.detach()) == pytest.approx(0, abs=1e-6)
     q = double(1.0)
-    made = whole.LevenbergMarquardt([q])
+    made = full_batch.LevenbergMarquardt([q])
     for k in range(easy):
         made.step(lambda k=k: q - k)
     with torch.no_grad():
@@ -68,7 +69,7 @@ def test_damping_comes_back_after_easy_steps(easy):
 def test_a_copied_population_is_one(way, copied):
     x, y = torch.ones(4, 2), torch.ones(4, 1)
     loss = nn.functional.mse_loss
-    made = copied(whole.Population(nn.Linear(2, 1), 3, way=way))
+    made = copied(full_batch.Population(nn.Linear(2, 1), 3, way=way))
     before = made.losses(loss, x, y)
     with torch.no_grad():
         for p in made.parameters():
@@ -129,7 +130,7 @@ def test_bfgs_computes_no_gradient_twice():
         calls += 1
         return (100 * (p[1:] - p[:-1] ** 2) ** 2 + (1 - p[:-1]) ** 2).sum()
 
-    made = whole.BFGS([p])
+    made = full_batch.BFGS([p])
     steps = 0
     while float(made.step(rosenbrock)) > 1e-16:
         steps += 1
@@ -140,21 +141,21 @@ def test_bfgs_computes_no_gradient_twice():
 
 
 def test_a_group_that_is_refused_is_not_there():
-    made = whole.BFGS([double(1.0)], max_parameters=5)
+    made = full_batch.BFGS([double(1.0)], max_parameters=5)
     with pytest.raises(ValueError, match="11 parameters were given, expected at most 5"):
         made.add_param_group({"params": [nn.Parameter(torch.ones(10))]})
     assert len(made.param_groups) == 1
     with pytest.raises(ValueError, match=r"max_parameters=2\.5"):
-        whole.Newton([double(1.0)], max_parameters=2.5)
+        full_batch.Newton([double(1.0)], max_parameters=2.5)
 
 
 def test_a_number_of_numpy_is_a_number():
     p = nn.Parameter(torch.ones(2))
     NoamLR(torch.optim.SGD([p], lr=0.1), np.int64(512))
-    whole.Genetic([p], population=np.int64(5), seed=np.int64(3))
-    whole.Population(nn.Linear(2, 1), np.int64(2))
-    whole.Newton([p], lr=np.float32(0.5))
-    whole.least_squares(torch.eye(3), torch.ones(3), ridge=np.float32(0.1))
+    full_batch.Genetic([p], population=np.int64(5), seed=np.int64(3))
+    full_batch.Population(nn.Linear(2, 1), np.int64(2))
+    full_batch.Newton([p], lr=np.float32(0.5))
+    full_batch.least_squares(torch.eye(3), torch.ones(3), ridge=np.float32(0.1))
 
 
 def test_a_curriculum_goes_to_another_process():

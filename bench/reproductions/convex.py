@@ -11,7 +11,7 @@ from found import Found
 from torch import Tensor, nn
 
 import steepest
-from steepest.whole import Newton, least_squares
+from steepest.full_batch import Newton, least_squares
 
 PENALTY = 1e-5
 """Strong convexity of the logistic regression."""
@@ -174,10 +174,10 @@ def nesterov(seeds: int = 5, steps: int = 1000, longest: int = 512) -> Found:
 def fit(seeds: int = 5, steps: int = 8192) -> Found:
     """Least squares in closed form against the limit of gradient descent on the diabetes data.
 
-    |w_k - w| / |w| over features and intercept, w by steepest.whole.least_squares, w_0 drawn from
-    N(0, 100^2) or zero. "twice": every feature given twice, so that the solution is one of many and
-    the closed form gives the shortest; "twice, less the start": what is left of the distance
-    without the part of w_0 that no gradient can change.
+    Reports |w_k - w| / |w| over features and intercept. w comes from
+    steepest.full_batch.least_squares; w_0 is drawn from N(0, 100^2), or zero. "twice": every
+    feature is given twice, so there are many solutions and the closed form gives the shortest.
+    "twice, less the start": the distance without the part of w_0 that no gradient can change.
     """
     from sklearn.datasets import load_diabetes
 

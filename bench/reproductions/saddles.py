@@ -9,7 +9,7 @@ import torch
 from found import Found
 from torch import Tensor, nn
 
-from steepest.whole import Newton
+from steepest.full_batch import Newton
 
 ANGLE = 0.5
 """Radians between the parameters and the axes along which `wells` is separable."""

@@ -15,7 +15,7 @@ from .shell import RuleOptimizer
 from .wrappers import SAM, Lookahead
 
 __version__ = "0.1.0"
-_ROOMS = ("check", "oracles", "race", "schedules", "strategies", "whole")
+_ROOMS = ("check", "full_batch", "oracles", "race", "schedules", "strategies")
 """Submodules that are imported when they are first asked for."""
 
 globals().update(_classes)  # a class per family of rules; their signatures stand in __init__.pyi
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _typing.Any:
-    if name in _ROOMS:
+    if name in (*_ROOMS, "whole"):  # whole: the old name of full_batch, not in dir()
         return _importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -7,11 +7,11 @@ from torch.optim import LBFGS as LBFGS
 from torch.optim.optimizer import ParamsT
 
 from . import check as check
+from . import full_batch as full_batch
 from . import oracles as oracles
 from . import race as race
 from . import schedules as schedules
 from . import strategies as strategies
-from . import whole as whole
 from .averaged import AveragedOptimizer as AveragedOptimizer
 from .conversion import convert as convert
 from .definition import Rule as Rule

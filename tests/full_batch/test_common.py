@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.whole import (
+from steepest.full_batch import (
     BFGS,
     Annealing,
     CoordinateSearch,

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from steepest.whole import BFGS, LBFGS, LevenbergMarquardt, Newton, NewtonCG
-from steepest.whole.quasi import _Point, wolfe
+from steepest.full_batch import BFGS, LBFGS, LevenbergMarquardt, Newton, NewtonCG
+from steepest.full_batch.quasi import _Point, wolfe
 
 METHODS = {
     "newton": Newton,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression, Ridge
 
-from steepest.whole import least_squares
+from steepest.full_batch import least_squares
 
 
 def made(n, p, k=None, seed=0):
@@ -107,7 +107,7 @@ X, Y = torch.ones(3, 2), torch.ones(3)
         ((X[:0], Y[:0]), ValueError, "0 rows"),
         ((X[:, :0], Y), ValueError, "0 columns"),
         (([],), ValueError, "0 rows"),
-        ((X, Y[:2]), ValueError, "as many rows"),
+        ((X, Y[:2]), ValueError, "the same number of rows"),
         ((X[0], Y), ValueError, "two"),
         ((X * float("nan"), Y), ValueError, "not finite"),
         ((X, Y / 0), ValueError, "not finite"),

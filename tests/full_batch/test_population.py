@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.whole import Genetic, Population
+from steepest.full_batch import Genetic, Population
 
 LOSS = nn.functional.cross_entropy
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
@@ -223,9 +223,9 @@ def test_what_is_refused():
             Population(mlp(), n)
     with pytest.raises(ValueError, match="way='fast'"):
         Population(mlp(), 2, way="fast")
-    with pytest.raises(TypeError, match="several kinds"):
+    with pytest.raises(TypeError, match="different types or shapes"):
         Population(lambda k: nn.Linear(2, 2 + k), 2)
-    with pytest.raises(TypeError, match="several kinds"):
+    with pytest.raises(TypeError, match="different types or shapes"):
         Population(lambda k: 3, 2)
     population = Population(mlp(), 2)
     before = population.state_dict()

@@ -9,7 +9,7 @@ import scipy.optimize
 import torch
 from torch import nn
 
-from steepest.whole import Annealing, CoordinateSearch, Genetic
+from steepest.full_batch import Annealing, CoordinateSearch, Genetic
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_selection_prefers_low_losses_as_it_says():
         made = Genetic([nn.Parameter(torch.zeros(1))], 6, selection=selection, contest=contest)
         made._memory["losses"] = losses
         made._random = torch.Generator().manual_seed(0)
-        return torch.bincount(made._parents(60_000), minlength=6) / 60_000
+        return torch.bincount(made._select_parents(60_000), minlength=6) / 60_000
 
     weights = torch.tensor([2.0, 4, 0, 3, 5, 0])
     torch.testing.assert_close(counts("roulette"), weights / 14, atol=0.01, rtol=0)
@@ -129,7 +129,7 @@ def test_crossover_mixes_the_parents_and_nothing_else():
         made.step(lambda: 0.0)
         made._memory["genomes"] = torch.stack([torch.zeros(50), torch.ones(50)]).double()
         made._random = torch.Generator().manual_seed(0)
-        children = made._children(40)
+        children = made._breed(40)
         kinds = {len(c.unique()) for c in children}
         values = children.unique()
         assert kinds <= ({1, 2} if crossover == "uniform" else {1})

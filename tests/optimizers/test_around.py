@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import steepest
-import steepest.whole
+import steepest.full_batch
 
 
 def param():
@@ -73,7 +73,7 @@ def test_other_kinds_made_and_copied_in_a_compiled_function_are_whole(kind):
     def make(p):
         if kind in ("SAM", "Lookahead"):
             return getattr(steepest, kind)(steepest.SGD([p], lr=0.1))
-        return getattr(steepest if kind != "BFGS" else steepest.whole, kind)([p], lr=0.1)
+        return getattr(steepest if kind != "BFGS" else steepest.full_batch, kind)([p], lr=0.1)
 
     def result(wrap):
         p = nn.Parameter(torch.linspace(-1, 1, 4).reshape(2, 2))

@@ -250,7 +250,7 @@ NET = Net()
         ({"diverged": 1}, "above 1"), ({"diverged": math.nan}, "above 1"),
         ({"batches": []}, "batches is empty"), ({"batches": iter(BATCHES)}, "only once"),
         ({"model": "net"}, "expected a torch.nn.Module and an optimizer"),
-        ({"model": nn.Linear(2, 2)}, "parameters that the model has not"),
+        ({"model": nn.Linear(2, 2)}, "parameters that the model does not have"),
         ({"loss": lambda m, b: 1.0}, "a tensor of one element"),
         ({"loss": lambda m, b: m(b[0])}, "a tensor of one element"),
         ({"loss": lambda m, b: loss_of(NET, b)}, "which is a copy"),

@@ -336,11 +336,11 @@ def test_a_floor_for_each_group_says_when_there_are_more():
     scheduler = CosineLR(optimizer, 9, floor=[0.1, 0.2])
     optimizer.step()
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
-    with pytest.raises(ValueError, match="floor has 2 shares and the optimizer 3 param groups"):
+    with pytest.raises(ValueError, match="floor has 2 numbers but the optimizer now has 3 param"):
         scheduler.step()
     noam = NoamLR(optimizer, 64, 8, factor=[1, 2, 3])
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
-    with pytest.raises(ValueError, match="factor has 3 numbers and the optimizer 1 param groups"):
+    with pytest.raises(ValueError, match="factor has 3 numbers but the optimizer now has 4 param"):
         noam.step()
 
 
@@ -385,10 +385,10 @@ def test_all_of_torchs_schedulers_are_here():
         (lambda o: WSDLR(o, 0, decay=1), "steps=0 was given"),
         (lambda o: WSDLR(o, 10, decay=0), "decay=0 was given"),
         (lambda o: WSDLR(o, 10, decay=2.5), "decay=2.5 was given"),
-        (lambda o: WSDLR(o, 10, decay=8, warmup=3), "expected at most steps=10 together"),
+        (lambda o: WSDLR(o, 10, decay=8, warmup=3), "expected at most steps=10 in total"),
         (lambda o: WSDLR(o, 10, decay=8, warmup=-1), "warmup=-1"),
         (lambda o: WSDLR(o, 10, decay=8, shape="sqrt"), "one of linear, cosine, 1-sqrt"),
-        (lambda o: WSDLR(o, 10, decay=8, floor=1.5), "floor=1.5 was given, expected a share in"),
+        (lambda o: WSDLR(o, 10, decay=8, floor=1.5), "floor=1.5 was given, expected a number in"),
         (lambda o: WSDLR(o, 10, decay=8, floor=math.nan), "floor=nan"),
         (lambda o: WSDLR(o, 10, decay=8, floor=[0.1, 0.1]), "each of the 1 param groups"),
         (lambda o: WSDLR(o, 10, decay=8, start=2), "start=2"),

@@ -1,4 +1,4 @@
-"""Rates over time: all of torch's schedulers, those that torch lacks, and a range test."""
+"""Learning rate schedulers: all of torch's, more that torch lacks, and a range test."""
 
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -25,9 +25,30 @@ from .rising import NoamLR, WarmupLR
 from .shaped import WSDLR, CosineLR, OptionSchedule, ramp
 
 __all__ = [
-    "WSDLR", "ChainedScheduler", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts",
-    "CosineLR", "CyclicLR", "ExponentialLR", "Interval", "LRScheduler", "LambdaLR", "LinearLR",
-    "MultiStepLR", "MultiplicativeLR", "NoamLR", "OneCycleLR", "OptionSchedule", "PolynomialLR",
-    "RangeTest", "ReduceLROnPlateau", "RestartFromBest", "SequentialLR", "StepLR", "WarmupLR",
-    "ramp", "range_test",
-]  # fmt: skip
+    "WSDLR",
+    "ChainedScheduler",
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CosineLR",
+    "CyclicLR",
+    "ExponentialLR",
+    "Interval",
+    "LRScheduler",
+    "LambdaLR",
+    "LinearLR",
+    "MultiStepLR",
+    "MultiplicativeLR",
+    "NoamLR",
+    "OneCycleLR",
+    "OptionSchedule",
+    "PolynomialLR",
+    "RangeTest",
+    "ReduceLROnPlateau",
+    "RestartFromBest",
+    "SequentialLR",
+    "StepLR",
+    "WarmupLR",
+    "ramp",
+    "range_test",
+]

@@ -1,4 +1,4 @@
-"""The learning rate range test: which rates make the loss fall, and which make it rise."""
+"""The learning rate range test: at which rates the loss falls, and at which it rises."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ..checks import plain, real, unwrapped
 
 Loss = Callable[[Any, Any], Tensor]
 _FEWEST_STEPS = 10
-_WINDOWS = 10  # that many windows of the moving mean side by side make up the curve
+_WINDOWS = 10  # windows of the moving mean per run: each is a tenth of the steps
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A learning rate over seeds: median (of its logarithm), lowest and highest, of n seeds."""
+    """A learning rate over n seeds: the median (of its logarithm), the lowest and the highest."""
 
     median: float
     low: float
@@ -39,12 +39,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class RangeTest:
-    """What a range test saw. `print` it for a few lines; the intervals are what to go by.
+    """The result of a range test. `print` shows it in a few lines; judge by the intervals.
 
-    lrs: the rates, one per step. losses: seed -> the loss at each step, before that step, until
-    the run stopped; a shorter list than `lrs` or a last loss that is not finite means that it
-    diverged. falls, rises: seed -> the rate where the smoothed loss falls fastest, and where it
-    begins to rise, None where it does not.
+    lrs: the learning rate of each step. losses: seed -> the loss before each step, until the run
+    stopped. A run diverged if its list is shorter than `lrs` or its last loss is not finite.
+    falls: seed -> the rate at which the smoothed loss falls fastest, or None if it never falls.
+    rises: seed -> the rate at which it begins to rise, or None if it never rises.
     """
 
     lrs: list[float]
@@ -54,24 +54,28 @@ class RangeTest:
 
     @property
     def fall(self) -> Interval | None:
-        """Where the smoothed loss falls fastest; None if it falls with no seed."""
+        """The rate at which the smoothed loss falls fastest; None if it falls for no seed."""
         return _interval(self.falls)
 
     @property
     def rise(self) -> Interval | None:
-        """Where the smoothed loss begins to rise; None if it does with no seed."""
+        """The rate at which the smoothed loss begins to rise; None if it rises for no seed."""
         return _interval(self.rises)
 
     def __str__(self) -> str:
-        n, lines = len(self.losses), []
-        for words, found in (("falls fastest", self.fall), ("begins to rise", self.rise)):
-            missing = n - (found.n if found else 0)
-            where = f"at lr {found}" if found else "nowhere"
-            lines.append(
-                f"the loss {words} {where}" + (f" of {n} seeds" if found and missing else "")
-            )
-        head = f"range test: lr {self.lrs[0]:g} to {self.lrs[-1]:g} in {len(self.lrs)} steps"
-        return "\n".join([f"{head}, {n} seed{'s' * (n > 1)}", *lines])
+        n = len(self.losses)
+        seeds = "1 seed" if n == 1 else f"{n} seeds"
+        lines = [
+            f"range test: lr {self.lrs[0]:g} to {self.lrs[-1]:g} in {len(self.lrs)} steps, {seeds}"
+        ]
+        for verb, interval in (("falls fastest", self.fall), ("begins to rise", self.rise)):
+            if interval is None:
+                lines.append(f"the loss {verb} nowhere")
+            elif interval.n < n:
+                lines.append(f"the loss {verb} at lr {interval} of {n} seeds")
+            else:
+                lines.append(f"the loss {verb} at lr {interval}")
+        return "\n".join(lines)
 
 
 def range_test(
@@ -86,27 +90,32 @@ def range_test(
     seeds: int | Sequence[int] = 5,
     diverged: float = 4.0,
 ) -> RangeTest:
-    """Train copies while lr grows exponentially from low to high. Smith 2017, arXiv:1506.01186,
-    section 3.3 (there lr grows linearly, and accuracy is watched).
+    """Train copies of the model while lr grows exponentially from low to high.
 
-    For each seed a copy of model and optimizer makes `steps` steps, and stops early when the loss
-    is not finite or its mean over a window is `diverged` times the lowest such mean (for losses
-    below 0: that far above it). The curve is then smoothed by a moving mean over a tenth of the
-    steps. What a seed changes is the order of the batches and the model's own noise: the interval
-    over seeds says how far that moves the answer, and is no confidence interval.
+    Smith 2017, arXiv:1506.01186, section 3.3 (where lr grows linearly, and accuracy is watched).
 
-    model: in the mode to train it in. optimizer: over the model's parameters; step() is given a
-    closure, so SAM and the like can be given. Its hooks are not copied; lr of its groups keep their
-    ratios, and lr here is the largest group's. loss: `loss(model, batch)` returns the loss, a
-    tensor of one element; it must use the model that it is given, which is the copy. batches:
-    anything that can be gone through repeatedly; it is begun again as often as needed. A list is
-    gone through in a new order each time, a DataLoader in the order that it chooses.
-    low, high: 0 < low < high. steps: at least 10. seeds: their number, or the seeds themselves.
+    For each seed a copy of model and optimizer makes `steps` steps. A run stops early when the loss
+    is not finite, or when its moving mean reaches `diverged` times the lowest moving mean so far
+    (for losses below 0: rises by diverged - 1 times its magnitude). The curve is smoothed by a
+    moving mean over a tenth of the steps. A seed changes the order of the batches and the model's
+    own randomness. The interval over seeds shows how much that moves the answer; it is not a
+    confidence interval.
 
-    Nothing that was given is changed, neither when a loss raises nor at Ctrl-C: weights, buffers,
-    gradients, modes, the optimizer with its lr, and the generators of torch, numpy, Python and of
-    the DataLoader; only what a data set keeps on its own may be. Raises TypeError and ValueError
-    for arguments, and for a model that cannot be copied: call it before DDP and its like.
+    model: in training or evaluation mode, as it is to be trained.
+    optimizer: over the model's parameters. step() gets a closure, so SAM works too. Its hooks are
+    not copied. The groups keep the ratios of their lr; the lr reported here is that of the group
+    with the largest.
+    loss: `loss(model, batch)` returns the loss, a tensor of one element. It must use the model that
+    it is passed, which is the copy.
+    batches: anything that can be iterated repeatedly. A list is iterated in a new order each time,
+    a DataLoader in the order that it chooses.
+    low, high: 0 < low < high. steps: at least 10. seeds: how many, or the seeds themselves.
+
+    Nothing that is passed in changes, even if the loss raises or at Ctrl-C: weights, buffers,
+    gradients, modes, the optimizer and its lr, and the random generators of torch, numpy, Python
+    and the DataLoader. Only a data set's own state may change. Raises TypeError or ValueError for
+    invalid arguments, and for a model that cannot be copied: call it before wrapping it in DDP or
+    the like.
     """
     optimizer = unwrapped(optimizer)
     if not isinstance(model, torch.nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
@@ -114,16 +123,16 @@ def range_test(
             f"range_test: a {type(model).__name__} and a {type(optimizer).__name__} were given, "
             "expected a torch.nn.Module and an optimizer"
         )
-    if isinstance(optimizer, torch.optim.LBFGS):  # a copy of which has no parameters
+    if isinstance(optimizer, torch.optim.LBFGS):  # its copy has no parameters
         raise TypeError(
             "range_test: an LBFGS was given, expected an optimizer that can be copied; let its "
             'line_search_fn="strong_wolfe" find the rate'
         )
     seeds, steps = plain(seeds), plain(steps)
-    chosen = list(range(seeds)) if isinstance(seeds, int) else [*map(plain, seeds)]
-    if not chosen or len({*chosen}) != len(chosen) or any(type(s) is not int for s in chosen):
+    numbers = list(range(seeds)) if isinstance(seeds, int) else [*map(plain, seeds)]
+    if not numbers or len({*numbers}) != len(numbers) or any(type(n) is not int for n in numbers):
         raise ValueError(
-            f"range_test: seeds={seeds!r} was given, expected their number, at least 1, or "
+            f"range_test: seeds={seeds!r} was given, expected how many, at least 1, or a list of "
             "different whole numbers"
         )
     if not 0 < real(low) < real(high) < inf:
@@ -139,35 +148,35 @@ def range_test(
     low, high, diverged = real(low), real(high), real(diverged)
     if isinstance(batches, Iterator):
         raise TypeError(
-            f"range_test: batches is a {type(batches).__name__}, which can be gone through only "
-            "once; give a list or a DataLoader"
+            f"range_test: batches is a {type(batches).__name__}, which can be iterated only once; "
+            "pass a list or a DataLoader"
         )
     known = {id(p) for p in model.parameters()}
     if not all(id(p) in known for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
-            "range_test: the optimizer has parameters that the model has not, expected an "
-            "optimizer over the model's parameters; give the module that holds them all"
+            "range_test: the optimizer has parameters that the model does not have, expected an "
+            "optimizer over the model's parameters; pass the module that holds them all"
         )
     lrs = [low * (high / low) ** (k / (steps - 1)) for k in range(steps)]
     width = max(3, 2 * (steps // (2 * _WINDOWS)) + 1)
     losses: dict[int, list[float]] = {}
-    with _seeding(batches) as seed:
-        for number in chosen:
-            seed(number)
+    with _seeding(batches) as seed_all:
+        for seed in numbers:
+            seed_all(seed)
             try:
                 copies = deepcopy((model, optimizer))
             except Exception as error:
                 raise TypeError(
                     f"range_test: the model or the optimizer cannot be copied ({error}), expected "
-                    "plain ones; test before they are wrapped"
+                    "plain ones; call range_test before they are wrapped"
                 ) from error
-            losses[number] = _run(*copies, loss, _stream(batches, number), lrs, width, diverged)
-    found = {number: _read(lrs, row, width) for number, row in losses.items()}
+            losses[seed] = _run(*copies, loss, _repeat(batches, seed), lrs, width, diverged)
+    rates = {seed: _find_rates(lrs, curve, width) for seed, curve in losses.items()}
     return RangeTest(
         lrs,
         losses,
-        {n: fall for n, (fall, _) in found.items()},
-        {n: rise for n, (_, rise) in found.items()},
+        {seed: fall for seed, (fall, _) in rates.items()},
+        {seed: rise for seed, (_, rise) in rates.items()},
     )
 
 
@@ -175,33 +184,34 @@ def _run(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: Loss,
-    stream: Iterator[Any],
+    batches: Iterator[Any],
     lrs: list[float],
     width: int,
     diverged: float,
 ) -> list[float]:
-    """The losses of one run, which ends where it diverges."""
-    given = [float(group["lr"]) for group in optimizer.param_groups]
-    shares = [lr / max(given) if max(given) > 0 else 1.0 for lr in given]
-    row: list[float] = []
+    """The losses of one run, up to the step at which it diverges."""
+    initial = [float(group["lr"]) for group in optimizer.param_groups]
+    ratios = [lr / max(initial) if max(initial) > 0 else 1.0 for lr in initial]
+    losses: list[float] = []
     best = inf
-    for lr, batch in zip(lrs, stream, strict=False):
-        for group, share in zip(optimizer.param_groups, shares, strict=True):
-            # AdaBound's own: it is to be as if made with this lr, not as if scheduled to it
+    for lr, batch in zip(lrs, batches, strict=False):
+        for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+            # base_lr is AdaBound's: it behaves as if made with this lr, not as if scheduled to it
             for key in {"lr", "base_lr"} & group.keys():
                 if isinstance(group[key], Tensor):
-                    group[key].fill_(lr * share)
+                    group[key].fill_(lr * ratio)
                 else:
-                    group[key] = lr * share
-        row.append(float(optimizer.step(partial(_closure, model, optimizer, loss, batch))))  # type: ignore[arg-type]
-        recent = sum(row[-width:]) / len(row[-width:])
+                    group[key] = lr * ratio
+        closure = partial(_compute_loss, model, optimizer, loss, batch)
+        losses.append(float(optimizer.step(closure)))  # type: ignore[arg-type]
+        recent = sum(losses[-width:]) / len(losses[-width:])
         best = min(best, recent)
-        if not isfinite(row[-1]) or recent > best + (diverged - 1) * abs(best):
+        if not isfinite(losses[-1]) or recent > best + (diverged - 1) * abs(best):
             break
-    return row
+    return losses
 
 
-def _closure(
+def _compute_loss(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: Any
 ) -> Tensor:
     optimizer.zero_grad()
@@ -214,15 +224,17 @@ def _closure(
     value.backward()
     if all(p.grad is None for p in model.parameters()):
         raise ValueError(
-            "range_test: the loss does not depend on the model that it was given; write it with "
+            "range_test: the loss does not depend on the model that it was passed; compute it with "
             "its first argument, which is a copy"
         )
     return value.detach()
 
 
-def _read(lrs: list[float], row: list[float], width: int) -> tuple[float | None, float | None]:
-    """Where the smoothed losses fall fastest, and where they begin to rise."""
-    finite = row if isfinite(row[-1]) else row[:-1]
+def _find_rates(
+    lrs: list[float], losses: list[float], width: int
+) -> tuple[float | None, float | None]:
+    """The rates at which the smoothed losses fall fastest and begin to rise."""
+    finite = losses if isfinite(losses[-1]) else losses[:-1]
     if len(finite) < width + 1:
         return None, None
     smooth = np.convolve(finite, np.full(width, 1 / width), "valid")
@@ -230,29 +242,29 @@ def _read(lrs: list[float], row: list[float], width: int) -> tuple[float | None,
     bottom = int(smooth.argmin())
     slopes = [after - before for before, after in pairwise(smooth)]
     fall = min(range(bottom), key=slopes.__getitem__) if bottom else None
-    ended = bottom == len(smooth) - 1 and len(finite) == len(lrs)
+    never_rises = bottom == len(smooth) - 1 and len(finite) == len(lrs)
     return (
         None if fall is None else (centres[fall] * centres[fall + 1]) ** 0.5,
-        None if ended else centres[bottom],
+        None if never_rises else centres[bottom],
     )
 
 
-def _interval(found: dict[int, float | None]) -> Interval | None:
-    seen = [lr for lr in found.values() if lr is not None]
-    return Interval(exp(median(map(log, seen))), min(seen), max(seen), len(seen)) if seen else None
+def _interval(rates: dict[int, float | None]) -> Interval | None:
+    lrs = [lr for lr in rates.values() if lr is not None]
+    return Interval(exp(median(map(log, lrs))), min(lrs), max(lrs), len(lrs)) if lrs else None
 
 
-def _stream(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """The batches without end, a list's in a new order each time."""
+def _repeat(batches: Iterable[Any], seed: int) -> Iterator[Any]:
+    """The batches over and over; those of a list in a new order each time."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         if isinstance(batches, Sequence):
             order = torch.randperm(len(batches), generator=generator).tolist()
-            one_pass = iter([batches[i] for i in order])
+            epoch = iter([batches[i] for i in order])
         else:
-            one_pass = iter(batches)
+            epoch = iter(batches)
         empty = True
-        for batch in one_pass:
+        for batch in epoch:
             empty = False
             yield batch
         if empty:
@@ -261,47 +273,48 @@ def _stream(batches: Iterable[Any], seed: int) -> Iterator[Any]:
 
 @contextmanager
 def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
-    """A function that seeds whatever draws; afterwards all generators are as they were."""
+    """Yield a function that seeds every random generator; restore all of them on exit."""
     inner = getattr(batches, "batch_sampler", None)
     owners = (batches, getattr(batches, "sampler", None), inner, getattr(inner, "sampler", None))
-    drawn = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    generators = [g for g in drawn.values() if isinstance(g, torch.Generator)]
+    owned = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
+    generators = [g for g in owned.values() if isinstance(g, torch.Generator)]
     states = [g.get_state() for g in generators]
-    back = _place(batches, inner)
-    python, numpys = random.getstate(), np.random.get_state()
+    restore_position = _save_position(batches, inner)
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     accelerator = torch.accelerator.current_accelerator()
-    every = range(torch.accelerator.device_count())
+    devices = range(torch.accelerator.device_count())
+    device_type = accelerator.type if accelerator else "cuda"
 
-    def seed(number: int) -> None:
-        torch.manual_seed(number)
+    def seed_all(seed: int) -> None:
+        torch.manual_seed(seed)
         for generator in generators:
-            generator.manual_seed(number)
-        random.seed(number)
-        np.random.seed(number % 2**32)
+            generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
     try:
-        with torch.random.fork_rng(every, device_type=accelerator.type if accelerator else "cuda"):
-            yield seed
+        with torch.random.fork_rng(devices, device_type=device_type):
+            yield seed_all
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        back()
-        random.setstate(python)
-        np.random.set_state(numpys)
+        restore_position()
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
 
 
-def _place(batches: Any, inner: Any) -> Callable[[], None]:
-    """What takes batches that know where they are back to where they are now."""
-    if hasattr(inner, "place"):  # a Loader's, which accelerate may have taken out of it
-        back, iteration = inner.place(), getattr(batches, "iteration", None)
+def _save_position(batches: Any, inner: Any) -> Callable[[], None]:
+    """A function that restores the current position of batches that have one."""
+    if hasattr(inner, "save_position"):  # a Loader's, which accelerate may have rewrapped
+        restore, iteration = inner.save_position(), getattr(batches, "iteration", None)
 
-        def both() -> None:
-            back()
+        def restore_both() -> None:
+            restore()
             if iteration is not None:  # accelerate's count of epochs
                 batches.iteration = iteration
 
-        return both
+        return restore_both
     try:
         return partial(batches.load_state_dict, batches.state_dict())
-    except AttributeError:  # accelerate's has both methods, whatever it wraps
+    except AttributeError:  # accelerate's loader has both methods, even if what it wraps has none
         return lambda: None

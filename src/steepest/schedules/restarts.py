@@ -13,22 +13,24 @@ from ..checks import number, whole
 
 
 class RestartFromBest(ReduceLROnPlateau):
-    """Restarts from the best weights at a lower rate. Denkowski & Neubig 2017, arXiv:1706.09733.
+    """Restart from the best weights at a lower rate. Denkowski & Neubig 2017, arXiv:1706.09733.
 
-    After each evaluation call `step(metric)`. When `patience` evaluations in a row have not
-    improved on the best one, the model gets its weights and buffers of then back, the optimizer's
-    state begins anew, and every group's lr is multiplied by `factor`. When patience runs out after
-    `restarts` restarts, the best weights come back and `stopped` is True: train
+    Call `step(metric)` after each evaluation. When `patience` evaluations in a row are not better
+    than the best, the model gets the weights and buffers of the best evaluation back, the
+    optimizer's state is reset, and every group's lr is multiplied by `factor`. When patience runs
+    out after `restarts` restarts, the best weights come back and `stopped` becomes True: train
     `while not scheduler.stopped`. Later calls change nothing.
 
-    model: the module whose weights are kept: one copy, and a second one in a state_dict. mode:
-    "min" or "max", what is better; nan never is, and before the first evaluation that is no nan
-    the best weights are those that the model had when this was made. factor: in (0, 1). patience:
-    evaluations, at least 1 (ReduceLROnPlateau, which this is to frameworks that look for one,
-    allows one more). restarts: 0 keeps the best weights and stops early.
+    model: its best weights are kept, in one copy, and in a second one in a state_dict.
+    mode: "min" or "max", which metric is better. A nan is never better. Until the first metric
+    that is not nan, the best weights are those from construction.
+    factor: in (0, 1). patience: evaluations, at least 1; this class is a ReduceLROnPlateau for
+    frameworks that look for one, but torch's allows one evaluation more. restarts: 0 only stops
+    early, with the best weights.
 
-    The optimizer's state becomes what it was when this was made, wrappers' included; its groups
-    keep their other options. Raises TypeError and ValueError for arguments.
+    A reset gives the optimizer the state that it had when this was made, including that of
+    wrappers. The groups keep their other options. Raises TypeError or ValueError for invalid
+    arguments.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class RestartFromBest(ReduceLROnPlateau):
         self._fresh = deepcopy(optimizer.state_dict())
 
     def step(self, metrics: SupportsFloat, epoch: None = None) -> None:  # type: ignore[override]
-        """Take an evaluation, of the weights that the model has now."""
+        """Report the metric of the model's current weights."""
         if self.stopped:
             return
         metric = float(metrics)
@@ -72,15 +74,16 @@ class RestartFromBest(ReduceLROnPlateau):
         self.stopped = self.restarted == self.restarts
         if not self.stopped:
             self.restarted += 1
-            self._begin_anew()
+            self._reset_optimizer()
 
-    def _begin_anew(self) -> None:
-        # not state.clear(): torch's Adagrad makes its state at construction, Lookahead has its own
+    def _reset_optimizer(self) -> None:
+        # not state.clear(): Adagrad makes its state in __init__, Lookahead keeps more than `state`
         groups = self.optimizer.state_dict()["param_groups"]
-        fresh = deepcopy(self._fresh)  # torch's optimizers step the very tensors that they load
+        fresh = deepcopy(self._fresh)  # torch's optimizers go on with the loaded tensors themselves
         self.optimizer.load_state_dict({**fresh, "param_groups": groups})
         groups = self.optimizer.param_groups
-        self._last_lr = [group["lr"] * self.factor for group in groups]  # first: they may share one
+        # all products first: groups may share one lr tensor
+        self._last_lr = [group["lr"] * self.factor for group in groups]
         for group, lr in zip(groups, self._last_lr, strict=True):
             if isinstance(lr, Tensor):
                 group["lr"].copy_(lr)
@@ -88,7 +91,7 @@ class RestartFromBest(ReduceLROnPlateau):
                 group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on, the best weights included."""
+        """The state of the schedule, including the best weights."""
         state = super().state_dict()
         del state["model"]
         return state

@@ -1,4 +1,4 @@
-"""Rates of a given shape, warm-up, stable, decay and cosines, and schedules of other options."""
+"""Warmup-stable-decay, cosines with a floor, and schedules of options other than lr."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..checks import choice, number, plain, real, several, whole
-from .rising import put, rates
+from .rising import read_lrs, set_option
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda x: x,
     "cosine": lambda x: (1 - cos(pi * x)) / 2,
     "1-sqrt": sqrt,
 }
-"""How much of a fall is behind at a share x of its steps."""
+"""Shape -> the fraction of the decay that is done after a fraction x of its steps."""
 
-Shares = float | Sequence[float]
+Floor = float | Sequence[float]
 
 
-class _Shares(LRScheduler):
-    """lr is a share of each group's own, which follows from the step alone.
+class _ScaledLR(LRScheduler):
+    """A schedule that multiplies each group's initial lr by a factor that depends on the step only.
 
-    A group that is added later takes part with the lr that it comes with.
+    A group that is added later is scheduled too, from the lr it is added with.
     """
 
     floors: list[float]
 
     def share(self, step: int, floor: float) -> float:
-        """The share at a step, from 0, of a group with that floor."""
+        """The factor at a step, counted from 0, for a group with that floor."""
         raise NotImplementedError
 
     def get_lr(self) -> list[float | Tensor]:
@@ -42,11 +42,12 @@ class _Shares(LRScheduler):
         groups = self.optimizer.param_groups
         if len(self.floors) not in (1, len(groups)):
             raise ValueError(
-                f"{type(self).__name__}: floor has {len(self.floors)} shares and the optimizer "
-                f"{len(groups)} param groups by now, expected one for each; give one for all"
+                f"{type(self).__name__}: floor has {len(self.floors)} numbers but the optimizer "
+                f"now has {len(groups)} param groups, expected one number per group; pass a single "
+                "number"
             )
         floors = self.floors * len(groups) if len(self.floors) == 1 else self.floors
-        for group, lr in zip(groups, rates(self.optimizer), strict=True):
+        for group, lr in zip(groups, read_lrs(self.optimizer), strict=True):
             group.setdefault("initial_lr", lr)
         return [
             group["initial_lr"] * self.share(self.last_epoch, floor)
@@ -54,23 +55,23 @@ class _Shares(LRScheduler):
         ]
 
 
-def _floors(called: str, floor: Shares, optimizer: Any) -> list[float]:
-    one = type(plain(floor)) in (int, float)
-    groups = getattr(optimizer, "param_groups", ())  # torch refuses what is no optimizer
-    many = [floor] if one else several(floor, len(groups)) or []
-    found = [real(f) for f in many]
-    if not found or not all(0 <= f <= 1 for f in found):
+def _check_floors(called: str, floor: Floor, optimizer: Any) -> list[float]:
+    single = type(plain(floor)) in (int, float)
+    groups = getattr(optimizer, "param_groups", ())  # LRScheduler refuses what is no optimizer
+    floors = [floor] if single else several(floor, len(groups)) or []
+    numbers = [real(f) for f in floors]
+    if not numbers or not all(0 <= f <= 1 for f in numbers):
         raise ValueError(
-            f"{called}: floor={floor!r} was given, expected a share in [0, 1], or one for each of "
+            f"{called}: floor={floor!r} was given, expected a number in [0, 1], or one for each of "
             f"the {len(groups)} param groups"
         )
-    return found
+    return numbers
 
 
-class WSDLR(_Shares):
+class WSDLR(_ScaledLR):
     """Warm-up, stable, decay. Hu et al. 2024, arXiv:2404.06395 (MiniCPM).
 
-    lr rises linearly for `warmup` steps, stays, and falls during the last `decay` of `steps`:
+    lr rises linearly for `warmup` steps, is constant, and falls in the last `decay` of `steps`:
 
         lr0 * (start + (1 - start) * k / warmup)            k = 0, 1, ... < warmup
         lr0                                                 until steps - decay
@@ -78,17 +79,18 @@ class WSDLR(_Shares):
         lr0 * floor                                         from steps on
 
     shape: s(x) is 1 - x ("linear"), 1 - sqrt(x) ("1-sqrt": Hägele et al. 2024, arXiv:2405.18392)
-    or (1 + cos(pi * x)) / 2 ("cosine"). With decay = steps - warmup nothing is stable, and "linear"
-    is the straight line to zero (Bergsma et al. 2025, arXiv:2502.15938).
+    or (1 + cos(pi * x)) / 2 ("cosine"). With decay = steps - warmup there is no constant phase;
+    "linear" is then the straight line to zero (Bergsma et al. 2025, arXiv:2502.15938).
 
-    steps: all of them; warmup and decay are among them. floor: the share of lr0 that is left, in
-    [0, 1], or one per param group. start: the share of the first step, in [0, 1]; 1 / (warmup + 1)
-    unless given, as in WarmupLR, so that no step is wasted at lr 0. lr0 is the lr that the group
-    was made with. Call `step()` after every optimizer step.
+    lr0: the lr that the group was made with. steps: all steps, warmup and decay included.
+    floor: the last lr as a fraction of lr0, in [0, 1], or one per param group.
+    start: the first lr as a fraction of lr0, in [0, 1]; by default 1 / (warmup + 1), as in
+    WarmupLR, so that no step is wasted at lr 0.
 
-    To end a run earlier or later, or to branch off from a checkpoint of the stable part, set
-    `scheduler.steps` (after load_state_dict, which brings back the old one); one below warmup +
-    decay is refused at the next step. Raises TypeError and ValueError for arguments.
+    Call `step()` after every optimizer step. To end a run earlier or later, or to branch off from a
+    checkpoint of the constant phase, set `scheduler.steps`, after load_state_dict if there is one,
+    since that restores the old value. A value below warmup + decay raises ValueError at the next
+    step. Raises TypeError or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -99,7 +101,7 @@ class WSDLR(_Shares):
         decay: int,
         warmup: int = 0,
         shape: str = "linear",
-        floor: Shares = 0.0,
+        floor: Floor = 0.0,
         start: float | None = None,
         last_epoch: int = -1,
     ) -> None:
@@ -108,7 +110,7 @@ class WSDLR(_Shares):
         self.warmup = whole("WSDLR", "warmup", warmup, 0)
         self._check()
         self.shape = choice("WSDLR", "shape", shape, tuple(SHAPES))
-        self.floors = _floors("WSDLR", floor, optimizer)
+        self.floors = _check_floors("WSDLR", floor, optimizer)
         first = 1 / (self.warmup + 1)
         self.start = first if start is None else number("WSDLR", "start", start, "[0, 1]")
         super().__init__(optimizer, last_epoch)
@@ -117,39 +119,42 @@ class WSDLR(_Shares):
         if self.warmup + self.decay > whole("WSDLR", "steps", self.steps, 1):
             raise ValueError(
                 f"WSDLR: warmup={self.warmup} and decay={self.decay} were given, expected at most "
-                f"steps={self.steps} together"
+                f"steps={self.steps} in total"
             )
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each param group; ValueError if `steps` was set too low."""
+        """The learning rate of each param group. Raises ValueError if `steps` was set too low."""
         self._check()
         return super().get_lr()
 
     def share(self, step: int, floor: float) -> float:
-        """The share of a group's own lr at a step, from 0."""
+        """The factor of a group's initial lr at a step, counted from 0."""
         if step < self.warmup:
             return self.start + (1 - self.start) * step / self.warmup
-        gone = min((step - self.steps + self.decay) / self.decay, 1.0)
-        if gone <= 0:
+        fraction = min((step - self.steps + self.decay) / self.decay, 1.0)
+        if fraction <= 0:
             return 1.0
-        return floor + (1 - floor) * (1 - SHAPES[self.shape](gone))
+        return floor + (1 - floor) * (1 - SHAPES[self.shape](fraction))
 
 
-class CosineLR(_Shares):
-    """A cosine to a floor, once or with restarts that may become longer and lower.
+class CosineLR(_ScaledLR):
+    """A cosine decay to a floor, once or with restarts, which may get longer and lower.
 
-    Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, with what timm's CosineLRScheduler has
-    beside it. Period i = 0, 1, ... has T = round(steps * factor**i) steps; at its step k
+    Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, with the floors and decaying restarts of
+    timm's CosineLRScheduler. Period i = 0, 1, ... has T = round(steps * factor**i) steps. At step k
+    of a period
 
         lr = lr0 * (floor + (peak - floor) * (1 + cos(pi * k / T)) / 2),  peak = decay**i
 
-    and no peak is below the floor. Behind the last period lr stays at the floor, where torch's
+    where peak is at least floor. After the last period lr stays at the floor; torch's
     CosineAnnealingLR rises again.
 
-    steps: of the first period. floor: the lowest share of lr0, in [0, 1], or one per param group;
-    for a lowest lr of 1e-5 it is 1e-5 / lr0. periods: how many; None is no end. factor: at least 1.
-    decay: in (0, 1]. lr0 is the lr that the group was made with. Call `step()` after every
-    optimizer step. Raises TypeError and ValueError for arguments.
+    lr0: the lr that the group was made with. steps: the length of the first period.
+    floor: the lowest lr as a fraction of lr0, in [0, 1], or one per param group; for a lowest lr of
+    1e-5 pass 1e-5 / lr0.
+    periods: how many; None repeats forever. factor: at least 1. decay: in (0, 1].
+
+    Call `step()` after every optimizer step. Raises TypeError or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -157,7 +162,7 @@ class CosineLR(_Shares):
         optimizer: torch.optim.Optimizer,
         steps: int,
         *,
-        floor: Shares = 0.0,
+        floor: Floor = 0.0,
         periods: int | None = 1,
         factor: float = 1.0,
         decay: float = 1.0,
@@ -167,11 +172,11 @@ class CosineLR(_Shares):
         self.periods = None if periods is None else whole("CosineLR", "periods", periods, 1)
         self.factor = number("CosineLR", "factor", factor, "[1, inf)")
         self.decay = number("CosineLR", "decay", decay, "(0, 1]")
-        self.floors = _floors("CosineLR", floor, optimizer)
+        self.floors = _check_floors("CosineLR", floor, optimizer)
         super().__init__(optimizer, last_epoch)
 
     def share(self, step: int, floor: float) -> float:
-        """The share of a group's own lr at a step, from 0."""
+        """The factor of a group's initial lr at a step, counted from 0."""
         period, length = 0, self.steps
         if self.factor == 1:
             period, step = divmod(step, length)
@@ -186,9 +191,9 @@ class CosineLR(_Shares):
 
 
 def ramp(first: float, last: float, steps: int, shape: str = "linear") -> Callable[[int], float]:
-    """From `first` at step 0 to `last` at `steps`, which stays: values for an OptionSchedule.
+    """Values for an OptionSchedule: from `first` at step 0 to `last` at `steps`, constant after.
 
-    shape: "linear", "cosine" or "1-sqrt", as in WSDLR. Raises ValueError for arguments.
+    shape: "linear", "cosine" or "1-sqrt", as in WSDLR. Raises ValueError for invalid arguments.
     """
     ends = [
         number("ramp", name, v, "(-inf, inf)") for name, v in (("first", first), ("last", last))
@@ -204,24 +209,27 @@ def _ramp(first: float, last: float, steps: int, shape: str, step: int) -> float
 
 
 class OptionSchedule(LRScheduler):
-    """A schedule of any number among an optimizer's options: weight decay, betas, momentum, lr.
+    """A schedule of any numeric option of an optimizer: weight decay, betas, momentum, lr.
 
         OptionSchedule(optimizer, "weight_decay", ramp(0.04, 0.4, 10_000, "cosine"))
         OptionSchedule(optimizer, "beta1", ramp(0.85, 0.95, 300))
         OptionSchedule(optimizer, "lr", [0.1, 0.1, 0.05, 0.01])
 
-    The first is that of Caron et al. 2021, arXiv:2104.14294 (DINO).
+    The first one is from Caron et al. 2021, arXiv:2104.14294 (DINO).
 
-    option: a key of the param groups with a number; "beta1", "beta2", ... are the members of
-    `betas`. values: a list, one value per step, of which the last stays, or a function of the step,
-    from 0. relative: whether they are shares of what the group was made with. A group that was made
-    with 0, as those without weight decay are, keeps it: that is off.
+    option: a key of the param groups whose value is a number; "beta1", "beta2", ... are the members
+    of `betas`.
+    values: a list with one value per step, whose last value stays, or a function of the step,
+    counted from 0.
+    relative: whether the values are multiplied by the value that the group was made with.
 
-    It leaves lr alone (unless that is the option), so it may stand beside any schedule of it: step
-    both, or put both in a ChainedScheduler. Call `step()` after every optimizer step. The values
-    are not saved: make it with the same ones to resume. Raises TypeError and ValueError for
-    arguments, ValueError for a value that the option cannot have: below 0, and from 1 on for betas
-    and momentum.
+    A group that was made with 0 keeps 0: there the option is switched off, such as weight decay for
+    biases. Unless the option is lr, this schedule leaves lr alone, so it works together with any lr
+    schedule: step both, or put both in a ChainedScheduler.
+
+    Call `step()` after every optimizer step. The values are not saved: to resume, pass the same
+    ones. Raises TypeError or ValueError for invalid arguments, and ValueError for a value that the
+    option cannot have: below 0, or for betas and momentum 1 or more.
     """
 
     def __init__(
@@ -236,8 +244,8 @@ class OptionSchedule(LRScheduler):
         self.option, self.relative = option, bool(relative)
         self._values: Any = values
         if not callable(values):
-            found = several(values, len(values)) if hasattr(values, "__len__") else None
-            self._values = [real(v) for v in found or ()]
+            members = several(values, len(values)) if hasattr(values, "__len__") else None
+            self._values = [real(v) for v in members or ()]
             if not self._values or not all(map(isfinite, self._values)):
                 raise ValueError(
                     f"OptionSchedule: values={values!r} was given, expected a list of numbers, or "
@@ -246,27 +254,27 @@ class OptionSchedule(LRScheduler):
         self.own: list[float] = []
         super().__init__(optimizer, last_epoch)
         if not any(self.own):
-            text = (
+            message = (
                 f"OptionSchedule: every group of the {type(optimizer).__name__} has {option}=0, "
-                "expected one that has not; make the optimizer with a value"
+                "expected another value in one of them; make the optimizer with one"
             )
             if not optimizer.state:
-                raise ValueError(text)
-            # its state may be that of the end of a ramp to 0, and ours is loaded next
-            warnings.warn(f"{text}, or load the state of this schedule", stacklevel=2)
+                raise ValueError(message)
+            # the optimizer may have been loaded at the end of a ramp to 0, and our state is next
+            warnings.warn(f"{message}, or load the state of this schedule", stacklevel=2)
 
     def value(self, step: int) -> float:
-        """The value, or the share, at a step, from 0."""
+        """The value, or the factor if `relative`, at a step, counted from 0."""
         if callable(self._values):
             return real(self._values(step))
         return self._values[min(step, len(self._values) - 1)]
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each param group; the option is set with it."""
+        """The learning rate of each param group. Also sets the option."""
         groups = self.optimizer.param_groups
-        self.own = [*self.own, *(self._get(group) for group in groups[len(self.own) :])]
-        given = self.value(self.last_epoch)
-        values = [given * own if self.relative else given for own in self.own]
+        self.own = [*self.own, *(self._read_option(group) for group in groups[len(self.own) :])]
+        new = self.value(self.last_epoch)
+        values = [new * own if self.relative else new for own in self.own]
         below = 1 if self.option == "momentum" or self.option.startswith("beta") else inf
         for value in values:
             if not 0 <= value < below:
@@ -276,45 +284,45 @@ class OptionSchedule(LRScheduler):
                 )
         for group, own, value in zip(groups, self.own, values, strict=True):
             if own:
-                kept = type(own) is int and float(value).is_integer()  # Muon's ns_steps
-                self._put(group, int(value) if kept else value)
-        return rates(self.optimizer)
+                integer = type(own) is int and float(value).is_integer()  # such as Muon's ns_steps
+                self._write_option(group, int(value) if integer else value)
+        return read_lrs(self.optimizer)
 
-    def _beta(self, group: dict[str, Any]) -> int | None:
-        """Which of the betas it is."""
-        name, place = self.option[:4], self.option[4:]
-        if self.option in group or name != "beta" or not place.isdecimal():
+    def _beta_index(self, group: dict[str, Any]) -> int | None:
+        """The index in `betas` of an option such as "beta1"; None for any other option."""
+        name, number = self.option[:4], self.option[4:]
+        if self.option in group or name != "beta" or not number.isdecimal():
             return None
-        return int(place) - 1 if 0 < int(place) <= len(group.get("betas", ())) else None
+        return int(number) - 1 if 0 < int(number) <= len(group.get("betas", ())) else None
 
-    def _get(self, group: dict[str, Any]) -> float:
-        at = self._beta(group)
-        given = group.get(self.option) if at is None else group["betas"][at]
-        if self.option == "lr":  # as a later part of SequentialLR not that of the parts before
-            given = group.get("initial_lr", given)
-        found = real(given)
-        if isinstance(group.get(self.option), bool) or not isfinite(found):
+    def _read_option(self, group: dict[str, Any]) -> float:
+        index = self._beta_index(group)
+        value = group.get(self.option) if index is None else group["betas"][index]
+        if self.option == "lr":  # inside a SequentialLR, lr is what the parts before have set
+            value = group.get("initial_lr", value)
+        number = real(value)
+        if isinstance(group.get(self.option), bool) or not isfinite(number):
             betas = [f"beta{k + 1}" for k in range(len(group.get("betas", ())))]
-            numbers = [k for k, v in group.items() if type(v) in (int, float)]
+            options = [k for k, v in group.items() if type(v) in (int, float)]
             raise ValueError(
                 f"OptionSchedule: option={self.option!r} was given, expected one of "
-                f"{', '.join(sorted({'lr', *numbers, *betas} - {'initial_lr'}))}"
+                f"{', '.join(sorted({'lr', *options, *betas} - {'initial_lr'}))}"
             )
-        return given if type(given) is int else found
+        return value if type(value) is int else number
 
-    def _put(self, group: dict[str, Any], value: float) -> None:
-        at = self._beta(group)
-        if at is None:
-            put(group, self.option, value)
-        elif isinstance(group["betas"][at], Tensor):
-            group["betas"][at].fill_(value)
+    def _write_option(self, group: dict[str, Any], value: float) -> None:
+        index = self._beta_index(group)
+        if index is None:
+            set_option(group, self.option, value)
+        elif isinstance(group["betas"][index], Tensor):
+            group["betas"][index].fill_(value)
         else:
             betas = [*group["betas"]]
-            betas[at] = value
+            betas[index] = value
             group["betas"] = tuple(betas)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and what the groups were made with."""
+        """The step, and the values that the groups were made with."""
         state = super().state_dict()
         del state["_values"]
         return state

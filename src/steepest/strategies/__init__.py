@@ -1,6 +1,6 @@
 """Strategies around any torch optimizer: batch size, data order, gradient noise, early stopping.
 
-Nothing here is imported by `import steepest`: write `from steepest import strategies`.
+`import steepest` does not import this package: write `from steepest import strategies`.
 """
 
 from . import pacing as pacing
@@ -12,7 +12,18 @@ from .orders import Curriculum, Levels, Shuffled, difficulty
 from .stopping import EarlyStopping
 
 __all__ = [
-    "AdaptiveBatch", "BatchGrowth", "Curriculum", "EarlyStopping", "GradientNoise", "Levels",
-    "Loader", "Shuffled", "best_batch", "difficulty", "expected_loss", "noise_scale", "pacing",
+    "AdaptiveBatch",
+    "BatchGrowth",
+    "Curriculum",
+    "EarlyStopping",
+    "GradientNoise",
+    "Levels",
+    "Loader",
+    "Shuffled",
+    "best_batch",
+    "difficulty",
+    "expected_loss",
+    "noise_scale",
+    "pacing",
     "per_sample",
-]  # fmt: skip
+]

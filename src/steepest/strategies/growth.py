@@ -1,4 +1,4 @@
-"""A learning rate schedule turned into the schedule of the batch size at equal noise scale."""
+"""A learning rate schedule turned into a batch size schedule with the same noise scale."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ def noise_scale(lr: float, batch_size: int, samples: int, momentum: float = 0.0)
 
 
 class BatchGrowth(LRScheduler):
-    """Do what a schedule of the learning rate asks for by the batch size instead.
+    """Change the batch size where a schedule would change the learning rate.
 
-    Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489. Where the schedule says lr_0 * f, the
-    learning rate stays lr_0 and the batch size becomes B_0 / f, rounded: lr / B is the schedule's.
-    Beyond `largest` (and below 1) the batch size stays there and the learning rate does the rest,
-    lr_0 * f * B / B_0: their hybrid. `BatchGrowth(MultiStepLR(optimizer, [60, 120, 160], 0.2),
-    loader)` grows the batch five-fold at each milestone.
+    Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489. If the schedule asks for lr_0 * f, the
+    learning rate stays lr_0 and the batch size becomes B_0 / f, rounded, so lr / B follows the
+    schedule. Where B_0 / f is above `largest` or below 1, the batch size B stays at that limit and
+    the learning rate becomes lr_0 * f * B / B_0: the paper's hybrid.
+    `BatchGrowth(MultiStepLR(optimizer, [60, 120, 160], 0.2), loader)` multiplies the batch size by
+    5 at each milestone.
 
-    schedule: any scheduler of torch.optim.lr_scheduler, made already; lr_0 is the `initial_lr` that
-    it keeps in each group, and f has to be one for all groups (a limit such as eta_min is a rate:
-    with one, all groups need one lr). A warm-up becomes a large batch that shrinks. loader: a
-    `Loader`, or anything with a `batch_size` that may be set; B_0 is what it has now, so that a
-    schedule that begins below lr_0 begins with more. largest: the whole data if not given; at least
-    B_0.
+    schedule: any scheduler object of torch.optim.lr_scheduler. lr_0 is the `initial_lr` that it
+    keeps in each group. f must be the same for all groups; so with a limit such as eta_min, all
+    groups need the same lr. A warm-up becomes a large batch that shrinks.
+    loader: a `Loader`, or anything with a `batch_size` that can be set. B_0 is its batch size now;
+    a schedule that begins below lr_0 starts with a larger batch.
+    largest: at least B_0; by default the number of samples.
 
-    `step(...)` takes the place of the schedule's own, with its arguments; around a
-    ReduceLROnPlateau this is one itself, to all who ask by isinstance. The momentum is the
-    schedule's. Raises ValueError for another schedule per group, for param groups that are added
-    later, for lr_0 = 0 and for a `largest` below B_0 or above the data.
+    Call `step(...)` instead of the schedule's, with the same arguments. Around a ReduceLROnPlateau
+    this object is itself an instance of ReduceLROnPlateau. Momentum follows the schedule. Raises
+    ValueError if the groups have different schedules, if param groups are added later, if lr_0 is
+    0, or if `largest` is below B_0 or above the number of samples.
     """
 
     def __new__(cls, schedule: LRScheduler | None = None, *_: Any, **__: Any) -> BatchGrowth:
@@ -51,23 +52,26 @@ class BatchGrowth(LRScheduler):
         return super().__new__(_GrowthPlateau if plateau else cls)  # type: ignore[arg-type]
 
     def __init__(self, schedule: LRScheduler, loader: Any, largest: int | None = None) -> None:
-        # as for torch's SequentialLR, all that LRScheduler.__init__ does was done by the schedule
+        # no super().__init__(): the schedule has done its work already, as for SequentialLR
         if not isinstance(schedule, LRScheduler):
             raise TypeError(
-                f"BatchGrowth: a {type(schedule).__name__} was given, expected a scheduler of "
-                "torch.optim.lr_scheduler that is made already"
+                f"BatchGrowth: a {type(schedule).__name__} was given, expected a scheduler object "
+                "of torch.optim.lr_scheduler"
             )
         self.schedule, self.loader, self.optimizer = schedule, loader, schedule.optimizer
         self.batch_size = batch_size("BatchGrowth", loader, 1)
         data = getattr(loader, "dataset", None)
-        most = len(data) if data is not None else None
-        if largest is None and most is None:
-            raise ValueError("BatchGrowth: no largest was given, expected one for this loader")
-        largest = most if largest is None else largest
-        self.largest = whole("BatchGrowth", "largest", largest, self.batch_size)
-        if most is not None and self.largest > most:
+        samples = len(data) if data is not None else None
+        if largest is None and samples is None:
             raise ValueError(
-                f"BatchGrowth: largest={largest} was given, expected at most {most}, all the data"
+                "BatchGrowth: no largest was given, expected one: this loader has no dataset"
+            )
+        largest = samples if largest is None else largest
+        self.largest = whole("BatchGrowth", "largest", largest, self.batch_size)
+        if samples is not None and self.largest > samples:
+            raise ValueError(
+                f"BatchGrowth: largest={largest} was given, expected at most {samples}, the number "
+                "of samples"
             )
         # ReduceLROnPlateau keeps no initial_lr
         groups = self.optimizer.param_groups
@@ -77,50 +81,54 @@ class BatchGrowth(LRScheduler):
         self._apply()
 
     def _apply(self) -> None:
-        """Read what the schedule has set, and set what stands for it."""
+        """Read the lr that the schedule has set, and set batch size and lr instead."""
         groups = self.optimizer.param_groups
         self.wrapped: list[float] = [float(g["lr"]) for g in groups]
         factors = [lr / first for lr, first in zip(self.wrapped, self.initial, strict=True)]
         if not all(math.isclose(f, factors[0], rel_tol=1e-9) for f in factors):
             raise ValueError(
                 f"BatchGrowth: the schedule multiplies the groups by {factors}, expected one "
-                "factor for all, for there is one batch size"
+                "factor for all, since there is only one batch size"
             )
         wanted = self.batch_size / factors[0] if factors[0] > 0 else math.inf
         size = round(min(max(wanted, 1), self.largest))
         self.loader.batch_size = size
-        within = 1 <= wanted <= self.largest and self.loader.batch_size == size
+        reached = 1 <= wanted <= self.largest and self.loader.batch_size == size
         for group, lr, first in zip(groups, self.wrapped, self.initial, strict=True):
-            _set(group, first if within else lr * self.loader.batch_size / self.batch_size)
+            _set_lr(group, first if reached else lr * self.loader.batch_size / self.batch_size)
         self._last_lr = [
             lr.clone() if isinstance(lr := group["lr"], Tensor) else lr for group in groups
         ]
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """One step of the schedule, with its arguments, and the batch size that follows."""
+        """Step the schedule with these arguments, then set the batch size and lr."""
         groups = self.optimizer.param_groups
         if len(groups) != len(self.wrapped):
             raise ValueError(
                 f"BatchGrowth: the optimizer has {len(groups)} param groups, expected the "
-                f"{len(self.wrapped)} that it had; make BatchGrowth when all groups are there"
+                f"{len(self.wrapped)} that it had; make BatchGrowth after adding all groups"
             )
-        # most schedules compute the next lr from the one in the group
+        # restore the schedule's own lr: most schedules compute the next lr from it
         for group, lr in zip(groups, self.wrapped, strict=True):
-            _set(group, lr)
+            _set_lr(group, lr)
         self.schedule.step(*args, **kwargs)
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's state and what it asks for; loader and optimizer save their own."""
+        """The schedule's state and its rates. Loader and optimizer are saved separately."""
         return {
-            "schedule": self.schedule.state_dict(), "wrapped": [*self.wrapped],
-            "initial": [*self.initial], "batch_size": self.batch_size, "largest": self.largest,
-        }  # fmt: skip
+            "schedule": self.schedule.state_dict(),
+            "wrapped": [*self.wrapped],
+            "initial": [*self.initial],
+            "batch_size": self.batch_size,
+            "largest": self.largest,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state; ValueError for one of something else. As with torch's schedulers
-        the learning rates come back with the optimizer's state, and the batch size with the
-        loader's.
+        """Load a saved state. Raises ValueError for any other state.
+
+        As with torch's schedulers, the optimizer's state restores the learning rates; the loader's
+        restores the batch size.
         """
         new = saved("BatchGrowth", state_dict, {*self.state_dict()})
         self.schedule.load_state_dict(new.pop("schedule"))
@@ -128,15 +136,15 @@ class BatchGrowth(LRScheduler):
 
 
 class _GrowthPlateau(BatchGrowth, ReduceLROnPlateau):
-    """Growth around a scheduler that goes by a metric: what BatchGrowth makes then."""
+    """The class of a BatchGrowth around a ReduceLROnPlateau."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "schedule":  # not there yet, while it is unpickled
+        if name == "schedule":  # not set yet, during unpickling
             raise AttributeError(name)
         return getattr(self.schedule, name)  # patience, best and the like
 
 
-def _set(group: dict[str, Any], lr: float) -> None:
+def _set_lr(group: dict[str, Any], lr: float) -> None:
     if isinstance(group["lr"], Tensor):
         with torch.no_grad():
             group["lr"].fill_(lr)

@@ -1,4 +1,4 @@
-"""A DataLoader whose batch size changes while it runs, and that resumes within an epoch."""
+"""A DataLoader whose batch size can change during a run, and that resumes within an epoch."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, default_collate
 
 from ..checks import mixed, saved, whole
-from .drawing import ANOTHER, Batches, Collate, Ours, Rows, Seeded, as_it_is, still
+from .batches import SECOND_ITERATION, Batches, LoaderEpoch
+from .datasets import Collate, Rows, Seeded, identity, is_deterministic
 from .orders import Shuffled
 
 
 class Loader(DataLoader[Any]):
     """A torch DataLoader whose `batch_size` may be changed at any time.
 
-    `loader.batch_size = 64` holds from the very next batch on, whatever the number of workers. They
-    keep running: the up to `prefetch_factor * num_workers` batches that they have prepared in the
-    old size are dropped and drawn again, so change it rarely where loading is dear. The batches do
-    not depend on `num_workers`.
+    `loader.batch_size = 64` applies from the next batch on, for any number of workers. The workers
+    keep running. Up to `prefetch_factor * num_workers` batches that they have prepared in the old
+    size are dropped and loaded again, so change the size rarely if loading is expensive. The
+    batches do not depend on `num_workers`.
 
-    data: a map-style dataset, or a tuple of tensors of one length, which are indexed without going
-    through single samples. batch_size: "all" (batch gradient descent), 1 (stochastic gradient
-    descent) or a whole number (mini-batches); more than there are samples means all of them.
-    shuffle: a new order in each epoch, from (seed, epoch) alone. sampler: an order of its own, with
-    `set_epoch(epoch)` (`Curriculum`, `Levels`, torch's DistributedSampler), for resuming asks for
-    the same order again; it takes the place of shuffle. An epoch that it was told since the last
-    iteration, by `loader.sampler.set_epoch(epoch)`, is the next one; otherwise the loader counts.
-    drop_last, and all other options: those of
-    DataLoader; workers persist unless `persistent_workers=False`.
+    data: a map-style dataset, or a tuple of tensors of one length, which are indexed by whole
+    batches.
+    batch_size: "all" (batch gradient descent), 1 (stochastic gradient descent) or a whole number
+    (mini-batches). A number above the number of samples means all of them.
+    shuffle: a new order in each epoch, which depends on (seed, epoch) only.
+    sampler: an order to use instead of shuffle. It needs `set_epoch(epoch)` (`Curriculum`,
+    `Levels`, torch's DistributedSampler), since a resumed run asks for the same order again. The
+    loader sets its epochs, unless you call `loader.sampler.set_epoch(epoch)` between two
+    iterations: the next iteration is then that epoch.
+    drop_last and all other options are those of DataLoader; workers persist unless
+    `persistent_workers=False`.
 
-    `for batch in loader` is a new epoch, as with any DataLoader: also after a `break` or an error,
-    whose epoch is over then. Only after `load_state_dict` is it the rest of the epoch that was
-    saved, so `loader.load_state_dict(loader.state_dict())` goes on behind a `break`. `epoch` is the
-    number of the epoch that the next batch is of, from 0, `position` how many of its samples were
-    handed out: with the last batch of an epoch they are (epoch + 1, 0). `len(loader)` is the number
-    of batches of a whole epoch at the present size.
+    `for batch in loader` starts a new epoch, as with any DataLoader, even after a `break` or an
+    error. Only after `load_state_dict` does it continue the saved epoch, so
+    `loader.load_state_dict(loader.state_dict())` continues after a `break`. `epoch` is the epoch of
+    the next batch, from 0, and `position` the number of its samples that were handed out; with the
+    last batch of an epoch they become (epoch + 1, 0). `len(loader)` is the number of batches in an
+    epoch at the current size.
 
-    What is random in the data or in `collate_fn` follows from (seed, epoch, position), as far as it
-    is drawn from the global generators of Python, numpy and torch (on the CPU): so it is the same
-    for every number of workers, and after a resume. These generators are left alone, which takes
-    three copies of their states for each batch without workers. A generator that the data keep for
-    themselves is theirs to save. Where anything can be random, `dataset` is a wrapper: it gives the
-    samples of your data, and reads and sets their attributes; `dataset.data` is the data.
+    Randomness in the data or in `collate_fn` depends on (seed, epoch, position) only, if it comes
+    from the global generators of Python, numpy and torch (on the CPU). So it is the same for any
+    number of workers, and after a resume. Your process's generators keep their states; without
+    workers that costs three copies of a state per batch. Generators that the data own are not saved
+    here. If anything can be random, `dataset` is a wrapper around your data, `dataset.data`; it
+    passes samples and attributes through.
 
-    `accelerate.prepare(loader)`, which makes a DataLoader of its own of the parts, advances the
-    order and counts here too, and `load_state_dict` here, before an epoch begins, is where that
-    one goes on. In several processes `position` may be up to a batch per process ahead, and a
-    batch that is made up of repeated samples, to make the processes even, is drawn anew each time.
-    To go through `loader.batch_sampler` begins an epoch, as to go through the loader does.
+    `accelerate.prepare(loader)` makes its own DataLoader from the parts of this one. It advances
+    the order and the counts here too, and continues where a `load_state_dict` here, before an
+    epoch, has put it. With several processes `position` may be up to one batch per process ahead.
+    A batch that is filled up with repeated samples, to make the processes even, is drawn anew each
+    time. Iterating over `loader.batch_sampler` begins an epoch, as iterating over the loader does.
 
-    Raises ValueError for no data, unequal lengths, a size below 1, a sampler without set_epoch;
-    RuntimeError when an iteration goes on after another one began or a state was loaded.
+    Raises ValueError for empty data, unequal lengths, a size below 1, or a sampler without
+    set_epoch. Raises RuntimeError if an iteration goes on after another one began or a state was
+    loaded.
     """
 
     def __init__(
@@ -86,18 +90,18 @@ class Loader(DataLoader[Any]):
             )
         if options.get("in_order") is False:
             raise ValueError(
-                "Loader: in_order=False was given, expected batches in order: they are counted"
+                "Loader: in_order=False was given, expected batches in order: resuming counts them"
             )
         self._batches = Batches(sampler, drop_last, whole("Loader", "seed", seed, 0))
         self._batches.resize(batch_size)
         self._handed = 0
         collate = options.pop("collate_fn", None)
-        known = collate is None and still(data)
-        collate = collate or (as_it_is if rows else default_collate)
-        if not known:  # something may be random in it
+        deterministic = collate is None and is_deterministic(data)
+        collate = collate or (identity if rows else default_collate)
+        if not deterministic:
             data = Seeded(data, collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
-        # a generator of its own: torch draws from it for each iterator, and a resumed run has more
+        # our own generator: torch draws from it for each iterator, and a resumed run makes more
         self._random = torch.Generator()
         super().__init__(
             data,  # type: ignore[arg-type]
@@ -106,90 +110,94 @@ class Loader(DataLoader[Any]):
             generator=self._random,
             **options,
         )
-        self._batches.ahead = self.num_workers * (self.prefetch_factor or 0)
+        self._batches.prefetched = self.num_workers * (self.prefetch_factor or 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "sampler":  # torch's own, which nobody asks: there is a batch sampler
+        if name == "sampler":  # torch's sampler, which is unused beside a batch sampler
             value = self._batches.order
         if name != "batch_size":
             super().__setattr__(name, value)
-        elif value is not None:  # torch sets None, for there is a batch sampler
+        elif value is not None:  # torch sets None beside a batch sampler
             self._batches.resize(value)
 
     @property
     def batch_size(self) -> int:  # type: ignore[override]
-        """Samples in the next batch; set it to a whole number or "all"."""
+        """The number of samples in the next batch; set it to a whole number or "all"."""
         return self._batches.batch_size
 
     @property
     def epoch(self) -> int:
-        """Which epoch the next batch is of, from 0."""
+        """The epoch of the next batch, from 0."""
         return self._batches.epoch
 
     @property
     def position(self) -> int:
-        """Samples of that epoch that were handed out."""
+        """The number of samples of that epoch that were handed out."""
         return self._batches.position
 
     @property
     def handed(self) -> int:
-        """Samples in the batch that was handed out last."""
+        """The number of samples in the last batch that was handed out."""
         return self._handed
 
-    def _setting(self) -> tuple[Any, ...]:
-        """What the next batch depends on: the size, and whatever the order keeps."""
+    def _read_setting(self) -> tuple[Any, ...]:
+        """What the next batch depends on: the batch size and the state of the order."""
         state = getattr(self._batches.order, "state_dict", dict)
         return self.batch_size, state()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = self._batches
-        turn, ended = batches.begin(), False
+        token, ended = batches.begin_iteration(), False
         while not ended:
             self._random.manual_seed(mixed(batches.seed, self.epoch))
-            setting = self._setting()
-            batches.ours = True
+            setting = self._read_setting()
+            batches.called_by_loader = True
             try:
-                drawn = super().__iter__()
+                iterator = super().__iter__()
             finally:
-                batches.ours = False
-            for batch in drawn:
-                self._handed = batches.sent.popleft()
-                ended = batches.hand(self._handed)
+                batches.called_by_loader = False
+            for batch in iterator:
+                self._handed = batches.pending_sizes.popleft()
+                ended = batches.count_batch(self._handed)
                 yield batch
                 if ended:
                     return
-                if batches.turn is not turn:
-                    raise RuntimeError(ANOTHER)
-                if self.num_workers and self._setting() != setting:
-                    break  # what is prefetched is of the old setting
-            else:  # an order that was shorter than it says
-                batches.end()
+                if batches.token is not token:
+                    raise RuntimeError(SECOND_ITERATION)
+                if self.num_workers and self._read_setting() != setting:
+                    break  # the prefetched batches have the old setting: draw them again
+            else:  # the order was shorter than its length
+                batches.end_epoch()
                 return
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, position, batch size, seed, number of samples, and the state of the order."""
         order = getattr(self._batches.order, "state_dict", dict)
         return {
-            "epoch": self.epoch, "position": self.position, "batch_size": self.batch_size,
-            "seed": self._batches.seed, "samples": len(self._batches.order),
-            "order": {k: int(v) if type(v) is Ours else v for k, v in order().items()},
-        }  # fmt: skip
+            "epoch": self.epoch,
+            "position": self.position,
+            "batch_size": self.batch_size,
+            "seed": self._batches.seed,
+            "samples": len(self._batches.order),
+            "order": {k: int(v) if type(v) is LoaderEpoch else v for k, v in order().items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was saved, with the very same batches.
+        """Continue where the state was saved, with the same batches.
 
-        Raises ValueError for a state of something else or of other data; nothing has changed then.
+        Raises ValueError if it is not a Loader's state or belongs to other data; nothing has
+        changed then.
         """
         batches, seed = self._batches, self._batches.seed
-        if isinstance(state, dict) and state:  # there was a time when the seed was not saved
+        if isinstance(state, dict) and state:  # early versions did not save the seed
             state = {"seed": seed, **state}
         keys = {"epoch", "position", "batch_size", "seed", "samples", "order"}
         new = saved("Loader", state, keys)
         samples = len(batches.order)
         if new["samples"] != samples:
             raise ValueError(
-                f"Loader: a state of {new['samples']} samples was given, expected {samples}; load "
-                "it with the data that it was saved with"
+                f"Loader: a state for {new['samples']} samples was given, expected {samples}; use "
+                "the data with which it was saved"
             )
         for key in ("epoch", "position", "seed"):
             whole("Loader", key, new[key], 0)
@@ -198,4 +206,4 @@ class Loader(DataLoader[Any]):
             load(new["order"])
         batches.seed = new["seed"]
         batches.resize(new["batch_size"])
-        batches.go(new["epoch"], new["position"])
+        batches.move_to(new["epoch"], new["position"])

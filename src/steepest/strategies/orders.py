@@ -1,4 +1,4 @@
-"""Orders of the data, as torch Samplers: shuffled, by a curriculum, by levels of difficulty."""
+"""Orders of the data as torch Samplers: shuffled, a curriculum, levels of difficulty."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..checks import choice, number, quietly, saved, slowly, unmoved, whole
 
 
 class Order(Sampler[int]):
-    """A sampler whose order follows from (seed, epoch) and what its `state_dict` holds.
+    """A sampler whose order depends only on (seed, epoch) and on the rest of its `state_dict`.
 
-    `set_epoch(epoch)` chooses the epoch, as for torch's DistributedSampler; a `Loader` calls it.
+    `set_epoch(epoch)` sets the epoch, as for torch's DistributedSampler; a `Loader` calls it.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed, self.epoch = whole(type(self).__name__, "seed", seed, 0), 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is, from 0."""
+        """Set the epoch of the next iteration, from 0."""
         whole(type(self).__name__, "epoch", epoch, 0)
-        self.epoch = epoch  # the very object: a Loader knows its own
+        self.epoch = epoch  # the same object: a Loader recognises its own LoaderEpoch
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -37,12 +37,12 @@ class Order(Sampler[int]):
         return {"seed": self.seed, "epoch": int(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state; ValueError for one of something else."""
+        """Load a saved state. Raises ValueError for any other state."""
         self.__dict__.update(saved(type(self).__name__, state, {*self.state_dict()}))
 
 
 class Shuffled(Order):
-    """All samples once, in an order drawn for each epoch. samples: how many there are."""
+    """All samples once, in a new random order per epoch. samples: how many there are."""
 
     def __init__(self, samples: int, seed: int = 0) -> None:
         super().__init__(seed)
@@ -56,21 +56,22 @@ class Shuffled(Order):
 
 
 class Curriculum(Order):
-    """Mini-batches drawn from the easiest part of the data, which grows with the step.
+    """Mini-batches from the easiest part of the data; that part grows with the step.
 
-    Hacohen and Weinshall 2019, arXiv:1904.03626, Algorithm 1: step t draws batch_size samples, none
-    twice, uniformly from the first pace(t) * n of the sorted data. As in the paper a batch knows
-    nothing of the batches before it: a sample may come twice in an epoch, or not at all.
+    Hacohen and Weinshall 2019, arXiv:1904.03626, Algorithm 1: step t draws batch_size different
+    samples uniformly from the first pace(t) * n of the sorted data. As in the paper, batches are
+    drawn independently: a sample may come twice in an epoch, or not at all.
 
-    scores: difficulty of each sample, shape [n], small is easy (`difficulty` makes them of a
-    model's losses); finite. pace: step (from 0, over all epochs) -> fraction in (0, 1]; see
-    `pacing`. batch_size: samples of a step; at least as many are always open. An epoch is
-    n // batch_size steps. A Loader of another batch size takes the same samples in the same order.
-    first: "easy", "hard" (the paper's anti-curriculum) or "random" (its control: sorted by chance,
-    from the seed).
+    scores: the difficulty of each sample, shape [n], finite, small is easy (`difficulty` computes
+    them from a model's losses).
+    pace: a function from the step (from 0, over all epochs) to a fraction in (0, 1]; see `pacing`.
+    batch_size: samples per step; the part is never smaller. An epoch has n // batch_size steps. A
+    Loader with another batch size gets the same samples in the same order.
+    first: "easy", "hard" (the paper's anti-curriculum) or "random" (its control: a random order,
+    drawn from the seed).
 
-    Raises ValueError for scores that are empty or not finite, for a batch larger than the data, and
-    while it is iterated for a fraction outside (0, 1].
+    Raises ValueError if scores are empty or not finite or batch_size exceeds n, and during
+    iteration if a fraction is outside (0, 1].
     """
 
     def __init__(
@@ -105,9 +106,9 @@ class Curriculum(Order):
         self.scores = -values if first == "hard" else values
 
     def ranking(self) -> np.ndarray:
-        """The indices of all samples, shape [n], in the order in which they are opened."""
+        """The indices of all samples, shape [n], in the order in which they are added."""
         if self.first == "random":
-            # three numbers: no epoch and no step shares this stream
+            # seeded with three numbers: no step, which has two, shares this stream
             return np.random.default_rng((self.seed, 0, 1)).permutation(len(self.scores))
         return np.argsort(self.scores, kind="stable")
 
@@ -115,12 +116,11 @@ class Curriculum(Order):
         steps, ranking = len(self) // self.batch_size, self.ranking()
         for step in range(self.epoch * steps, (self.epoch + 1) * steps):
             fraction = number("Curriculum", f"pace({step})", self.pace(step), "(0, 1]")
-            # rounded up, as in the authors' code; 0.07 * 100 is a little more than 7
-            opened = max(self.batch_size, math.ceil(fraction * len(ranking) - 1e-9))
-            drawn = np.random.default_rng((self.seed, step)).choice(
-                opened, self.batch_size, replace=False
-            )
-            yield from ranking[drawn].tolist()
+            # rounded up, as in the authors' code; less 1e-9, since 0.07 * 100 is just above 7
+            available = max(self.batch_size, math.ceil(fraction * len(ranking) - 1e-9))
+            generator = np.random.default_rng((self.seed, step))
+            chosen = generator.choice(available, self.batch_size, replace=False)
+            yield from ranking[chosen].tolist()
 
     def __len__(self) -> int:
         return len(self.scores) // self.batch_size * self.batch_size
@@ -129,15 +129,15 @@ class Curriculum(Order):
 class Levels(Order):
     """Samples drawn by level of difficulty. Zaremba and Sutskever 2014, arXiv:1410.4615, section 5.
 
-    levels: of each sample, whole numbers from 0 (easiest), shape [n], none without a sample. Two
-    directions of difficulty, such as length and nesting, are one list: number their pairs in the
-    order in which the authors make them harder (all lengths of one nesting, then the next one).
+    levels: the level of each sample, a whole number from 0 (easiest), shape [n]; no level may be
+    empty. Two kinds of difficulty, such as length and nesting, become one list: number their pairs
+    in the order in which the authors make them harder (all lengths of one nesting, then the next
+    nesting).
+    strategy: "baseline" draws from the hardest level, "naive" from the current level, "mix" from a
+    level drawn uniformly. "combined" draws each sample as mix with probability 1/5, otherwise as
+    naive. All samples of a level are equally likely. An epoch has n samples.
 
-    strategy: "baseline" draws samples of the hardest level, "naive" of the present one, "mix" of a
-    level drawn uniformly, "combined" for each sample with probability 1/5 as mix, else as naive.
-    Within a level every sample is as likely. An epoch has n samples.
-
-    `level` is the present one, and may be set. The authors' rule to go on, after each evaluation:
+    `level` is the current level, and may be set. The authors' rule, after each evaluation:
 
         if levels.report(validation, training) and not levels.harder():
             ...  # at the hardest level; the authors multiply the learning rate by 0.8
@@ -146,9 +146,9 @@ class Levels(Order):
     """
 
     STRATEGIES = ("baseline", "naive", "mix", "combined")
-    MIXED = 1 / 5  # the share of mix in combined
-    TARGET = 0.95  # validation accuracy at which a level is learned
-    BACK = 5  # training accuracy is compared with that of so many evaluations earlier
+    MIXED = 1 / 5  # probability of "mix" in "combined"
+    TARGET = 0.95  # validation accuracy above which a level is learned
+    BACK = 5  # training accuracy is compared with the one this many evaluations earlier
 
     def __init__(
         self, levels: Sequence[int] | Tensor, strategy: str = "combined", *, seed: int = 0
@@ -172,7 +172,7 @@ class Levels(Order):
 
     @property
     def level(self) -> int:
-        """The present level; what is drawn next is of it."""
+        """The current level."""
         return self._level
 
     @level.setter
@@ -184,11 +184,11 @@ class Levels(Order):
         self._level = int(level)
 
     def report(self, validation: float, training: float) -> bool:
-        """Whether it is time for the next level, after an evaluation at the present one.
+        """Report an evaluation at the current level. Returns whether the next level is due.
 
-        So it is above a validation accuracy of 0.95, or where the training accuracy is below that
-        of five evaluations earlier at this level. Accuracies are in [0, 1], nan among them, which
-        is neither. What was reported is forgotten then.
+        It is due if the validation accuracy is above 0.95, or if the training accuracy is below
+        that of five evaluations earlier at this level. The reported accuracies are then cleared.
+        Accuracies are in [0, 1]; a nan never makes a level due.
         """
         for name, value in (("validation", validation), ("training", training)):
             if value == value:
@@ -201,16 +201,16 @@ class Levels(Order):
         return due
 
     def harder(self) -> bool:
-        """Go to the next level; False, and nothing changes, at the hardest."""
+        """Move to the next level. Returns False, and changes nothing, at the hardest level."""
         if self.level + 1 == len(self._members):
             return False
         self.level += 1
         return True
 
     def __iter__(self) -> Iterator[int]:
-        # three numbers for each sample, needed or not: a sample does not depend on those before it
-        drawn = np.random.default_rng((self.seed, self.epoch)).random((len(self), 3)).tolist()
-        for mix, which, member in drawn:
+        # always three numbers per sample, so that no sample depends on the ones before it
+        draws = np.random.default_rng((self.seed, self.epoch)).random((len(self), 3)).tolist()
+        for mix, which, member in draws:
             level = self.level
             if self.strategy == "baseline":
                 level = len(self._members) - 1
@@ -223,11 +223,11 @@ class Levels(Order):
         return sum(map(len, self._members))
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, epoch, level and the accuracies that the rule still needs."""
+        """Seed, epoch, level and the accuracies that `report` still needs."""
         return {**super().state_dict(), "level": self.level, "accuracies": [*self._accuracies]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state; ValueError for one of something else."""
+        """Load a saved state. Raises ValueError for any other state."""
         new = saved("Levels", state, {*self.state_dict()})
         self.level = new.pop("level")
         self._accuracies = [*new.pop("accuracies")]
@@ -239,33 +239,39 @@ def difficulty(
 ) -> Tensor:
     """The loss of each sample under a trained model, shape [n], in the order of the data.
 
-    As scores of a `Curriculum`: Hacohen and Weinshall 2019, arXiv:1904.03626, section 2.1, take a
-    network trained on other data ("transfer") or on the same without a curriculum ("bootstrapping",
-    their self-taught scores).
+    For use as the scores of a `Curriculum`. Hacohen and Weinshall 2019, arXiv:1904.03626, section
+    2.1, use a network trained on other data ("transfer") or on the same data without a curriculum
+    ("bootstrapping", their self-taught scores).
 
-    loss(model, batch): a number, the mean over a batch; here of batches of one, by torch.func.vmap,
-    or one after the other where vmap does not take the model, the loss or the data. data: as for
-    `Loader`. The model is in evaluation mode meanwhile, and as before afterwards. Raises ValueError
-    for a loss that is no number and for a model that changes a buffer of its own even so; torch's
-    error where the memory does not suffice.
+    loss(model, batch): a number, the mean over a batch. It is called on batches of one sample, by
+    torch.func.vmap, or one by one if vmap does not support the model, the loss or the data.
+    data: as for `Loader`.
+
+    The model is in evaluation mode during the call; its modes are restored. Raises ValueError if
+    the loss is not a single number, or if the model changes a buffer even in evaluation mode.
+    Raises torch's error if memory runs out.
     """
     from .loading import Loader
 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    alone = torch.func.vmap(lambda sample: loss(model, tree_map(lambda t: t.unsqueeze(0), sample)))
+
+    @torch.func.vmap
+    def sample_losses(sample: Any) -> Tensor:
+        return loss(model, tree_map(lambda t: t.unsqueeze(0), sample))
+
     try:
         with torch.no_grad(), unmoved("difficulty", model):
             try:
                 with quietly():
-                    found = [alone(b) for b in Loader(data, batch_size, shuffle=False)]
-            except Exception as error:  # of many kinds; the loop raises what is not vmap's own
+                    losses = [sample_losses(b) for b in Loader(data, batch_size, shuffle=False)]
+            except Exception as error:  # any type; an error of the model itself recurs in the loop
                 slowly("difficulty", error)
-                found = [loss(model, b) for b in Loader(data, 1, shuffle=False)]
+                losses = [loss(model, b) for b in Loader(data, 1, shuffle=False)]
     finally:
         for module, mode in modes:
             module.training = mode
-    scores = torch.cat([torch.as_tensor(losses).reshape(-1) for losses in found])
+    scores = torch.cat([torch.as_tensor(x).reshape(-1) for x in losses])
     samples = len(Loader(data, 1).dataset)  # type: ignore[arg-type]
     if len(scores) != samples:
         raise ValueError(

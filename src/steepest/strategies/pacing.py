@@ -1,6 +1,6 @@
-"""Pacing functions of a curriculum: which fraction of the data, easiest first, is open at a step.
+"""Pacing functions for a curriculum: which fraction of the data, easiest first, a step may use.
 
-Each returns a function of the step, 0 at the first one, to a fraction in (0, 1] that never falls.
+Each returns a function from the step t, counted from 0, to a fraction in (0, 1] that never falls.
 `start` is the fraction at step 0. All raise ValueError for a start outside (0, 1] and for steps
 below 1.
 """
@@ -19,8 +19,8 @@ Pace = Callable[[int], float]
 def root(start: float, steps: int, power: float = 2.0) -> Pace:
     """min(1, (start**power + t / steps * (1 - start**power)) ** (1 / power)).
 
-    All is open from step `steps` on. Platanios et al. 2019, arXiv:1903.09848: equation 7 is power
-    2, so that new samples come in the more slowly, the more there are; equation 6 is power 1.
+    All data is in use from step `steps` on. Platanios et al. 2019, arXiv:1903.09848: equation 7 has
+    power 2, which adds samples more slowly the more are in use; equation 6 has power 1.
     """
     start, steps = _checked(start, steps)
     power = number("root", "power", power, "(0, inf)")
@@ -46,7 +46,7 @@ def exponential(start: float, increase: float, steps: int) -> Pace:
 
 
 def single_step(start: float, steps: int) -> Pace:
-    """`start` before step `steps`, all from there on: "single step pacing".
+    """`start` before step `steps`, then all data: "single step pacing".
 
     Hacohen and Weinshall 2019, arXiv:1904.03626, equation 4; also Bengio et al. 2009.
     """
@@ -54,7 +54,7 @@ def single_step(start: float, steps: int) -> Pace:
     return partial(_single_step, start, steps)
 
 
-# not lambdas: a sampler that goes to another process is pickled
+# not lambdas: a sampler is pickled when it goes to another process
 def _root(steps: int, power: float, least: float, step: int) -> float:
     return min(1.0, (least + step / steps * (1 - least)) ** (1 / power))
 

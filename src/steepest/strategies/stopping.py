@@ -1,4 +1,4 @@
-"""Stop when nothing gets better, and go back to the best."""
+"""Early stopping: stop when a metric no longer improves, and restore the best weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from ..checks import choice, number, saved, whole
 
 
 class EarlyStopping:
-    """Tell when `patience` evaluations in a row have not been better than the best, and keep that.
+    """Stop after `patience` evaluations in a row without a new best, and keep the best weights.
 
         if stopping.step(validation_loss):
             break
         ...
         stopping.restore()
 
-    model: whose parameters and buffers are copied at each best, on the device where they are.
-    patience: evaluations, at least 1. least: by how much, in units of the metric, one has to be
-    better than the best to count. mode: "min" or "max". A metric that is nan or infinite is never
-    better. Prechelt 1998, "Early stopping - but when?", compares such criteria.
+    model: its parameters and buffers are copied at each new best, on their device.
+    patience: evaluations, at least 1. least: a new best must be better than the old one by more
+    than this, in units of the metric. mode: "min" or "max", which metric is better. A metric that
+    is nan or infinite is never a new best. Prechelt 1998, "Early stopping - but when?", compares
+    such criteria.
     """
 
     def __init__(
@@ -35,11 +36,11 @@ class EarlyStopping:
         self.best: float | None = None
         """The best metric; None before the first finite one."""
         self.evaluations = self.best_at = 0
-        """How many there were, and which of them was the best, from 1."""
+        """How many evaluations there were, and the number of the best one, counted from 1."""
         self._weights: dict[str, Any] = {}
 
     def step(self, metric: Any) -> bool:
-        """Take an evaluation's metric (a number, or a tensor of one element); whether to stop."""
+        """Report a metric, a number or a tensor of one element. Returns whether to stop."""
         value = float(metric.detach() if isinstance(metric, Tensor) else metric)
         self.evaluations += 1
         better = self.best is None or (
@@ -51,9 +52,9 @@ class EarlyStopping:
         return self.evaluations - self.best_at >= self.patience
 
     def restore(self) -> None:
-        """Put the parameters and buffers of the best evaluation into the model.
+        """Load the parameters and buffers of the best evaluation into the model.
 
-        RuntimeError if no evaluation was finite; the model is as before then.
+        Raises RuntimeError if no metric was finite; the model is unchanged then.
         """
         if self.best is None:
             raise RuntimeError(
@@ -65,12 +66,14 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Any]:
         """The best metric with its weights, and the counts."""
         return {
-            "best": self.best, "best_at": self.best_at, "evaluations": self.evaluations,
+            "best": self.best,
+            "best_at": self.best_at,
+            "evaluations": self.evaluations,
             "weights": self._weights,
-        }  # fmt: skip
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved state; ValueError for one of something else."""
+        """Load a saved state. Raises ValueError for any other state."""
         new = saved("EarlyStopping", state, {"best", "best_at", "evaluations", "weights"})
         self._weights = copy.deepcopy(new.pop("weights"))
         self.__dict__.update(new)

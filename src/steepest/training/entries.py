@@ -339,7 +339,7 @@ def make(
     optimizer, _ = split(name)
     own = {knob: value for knob, value in hyper.items() if "." not in knob}
     if optimizer in WHOLE:
-        from steepest import whole as methods
+        from steepest import full_batch as methods
 
         method = WHOLE[optimizer]
         kind: Any = getattr(methods, method.called)

@@ -14,7 +14,7 @@ from steepest.training.parts import PARTS, Knobs
 
 @dataclass(frozen=True)
 class Method:
-    """called: its class in `steepest.whole`; options of it. The others as of a part."""
+    """called: its class in `steepest.full_batch`; options of it. The others as of a part."""
 
     called: str
     about: str

@@ -19,21 +19,23 @@ WAYS = ("vmap", "loop")
 
 
 class Population:
-    """n members of one architecture; their parameters stacked, the first dimension is the member.
+    """n models of one architecture with stacked parameters; the first dimension is the member.
 
     `Population(model, n)` makes n copies; `Population(make, n)` calls make(k) for k = 0 ... n-1.
-    An optimizer over `population.parameters()` steps all members at once, each as if alone, if its
-    rule is elementwise (SGD, Adam, ...; not LARS, Muon or a clip by the global norm).
+    An optimizer over `population.parameters()` steps all members at once. Each member is stepped
+    as if alone if the rule is elementwise (SGD, Adam, ...; not LARS, Muon, or clipping by the
+    global norm).
 
-    A call runs all members together (torch.func.vmap) or one after the other, whichever is quicker:
-    that is measured at the first call with the shapes of the data, for `losses` and for `backward`,
-    and kept; a model that vmap does not take goes one after the other. `way="vmap"` or "loop"
-    decides without measuring. Members' losses and gradients agree to rounding between both, not to
-    the bit; `state_dict` keeps the choices, so that a run that is resumed computes the same bits.
+    A call runs all members together (torch.func.vmap) or one after the other. With way=None the
+    first call with data of a new shape measures both, separately for `losses` and `backward`, and
+    keeps the faster one. A model that vmap does not support runs in the loop. `way="vmap"` or
+    "loop" fixes the choice. Both give the same losses and gradients up to rounding, not to the bit.
+    `state_dict` holds the choices, so a resumed run computes the same bits.
 
-    Dropout draws anew for each member. Buffers are stacked too, and updated.
+    Dropout draws a different mask for each member. Buffers are stacked and updated too.
 
-    Raises TypeError and ValueError for what is no module, n below 1, members that differ in shape.
+    Raises TypeError or ValueError if a member is not a module, if n is below 1, or if the members'
+    shapes differ.
     """
 
     def __init__(
@@ -43,28 +45,29 @@ class Population:
         if way not in (*WAYS, None):
             raise ValueError(f"Population: way={way!r} was given, expected 'vmap', 'loop' or None")
         single = isinstance(model, nn.Module)
-        made: Sequence[Any] = [deepcopy(model) if single else model(k) for k in range(n)]
-        shapes = [[(k, v.shape) for k, v in m.state_dict().items()]
-                  for m in made if isinstance(m, nn.Module)]  # fmt: skip
+        members: Sequence[Any] = [deepcopy(model) if single else model(k) for k in range(n)]
+        modules = [m for m in members if isinstance(m, nn.Module)]
+        shapes = [[(k, v.shape) for k, v in m.state_dict().items()] for m in modules]
         if len(shapes) < n or any(s != shapes[0] for s in shapes):
             raise TypeError(
-                "Population: members of several kinds were given, expected a module, or a function "
-                "of the member's number that returns modules with the same shapes"
+                "Population: members of different types or shapes were given, expected a module, "
+                "or a function of the member's number that returns modules with the same shapes"
             )
         self.n, self.way = n, way
-        self._members: list[nn.Module] = list(made)
+        self._members: list[nn.Module] = modules
         params, buffers = stack_module_state(self._members)
-        frozen = {k for k, p in made[0].named_parameters() if not p.requires_grad}
+        frozen = {k for k, p in members[0].named_parameters() if not p.requires_grad}
         self._params = {
             k: nn.Parameter(v.detach().contiguous(), k not in frozen) for k, v in params.items()
         }
         self._buffers: dict[str, Tensor] = dict(buffers)
-        self._frame = deepcopy(made[0])
+        self._frame = deepcopy(members[0])
         self._ways: dict[str, str] = {}
         self._tie()
 
     def _tie(self) -> None:
-        for k, member in enumerate(self._members):  # views: one memory for both ways
+        """Make the members' tensors views of the stacked ones: one memory for vmap and loop."""
+        for k, member in enumerate(self._members):
             for name, p in member.named_parameters():
                 p.data = self._params[name].data[k]
             for name, b in member.named_buffers():
@@ -72,18 +75,18 @@ class Population:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._tie()  # a copy of a view has memory of its own
+        self._tie()  # copying and unpickling give each view its own memory
 
     def parameters(self) -> list[nn.Parameter]:
         """The stacked parameters, each (n, *shape), in the model's order."""
         return [*self._params.values()]
 
     def member(self, k: int) -> nn.Module:
-        """A copy of the k-th member, with memory of its own."""
-        made = deepcopy(self._members[k])
-        for b in made.buffers():  # a deep copy of a view is as large as the whole
+        """A copy of the k-th member, with its own memory."""
+        copy = deepcopy(self._members[k])
+        for b in copy.buffers():  # a deep copy of a view copies the whole stacked tensor
             b.data = b.data.clone()
-        return made
+        return copy
 
     def train(self, mode: bool = True) -> None:
         """Put all members into training mode."""
@@ -95,13 +98,13 @@ class Population:
         self.train(False)
 
     def losses(self, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-        """The n members' losses, loss(output, y) each, on the same data; without gradients."""
+        """The n losses loss(output, y) on the same data, without gradients."""
         with torch.no_grad():
-            return self._quicker("losses", self._losses, loss, x, y)
+            return self._run_faster("losses", self._compute_losses, loss, x, y)
 
     def backward(self, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-        """The n losses, and each member's gradient in `.grad` of the parameters, written over."""
-        return self._quicker("backward", self._gradients, loss, x, y)
+        """The n losses; the gradients replace `.grad` of the stacked parameters."""
+        return self._run_faster("backward", self._compute_gradients, loss, x, y)
 
     @torch.no_grad()
     def assign(self, stacked: Sequence[Tensor]) -> None:
@@ -116,90 +119,89 @@ class Population:
             p.copy_(value)
 
     def losses_of(self, loss: Loss, x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:
-        """What Genetic.step(losses=...) takes: the losses of up to n genomes on this data.
+        """A function for Genetic.step(losses=...): the losses of up to n genomes on this data.
 
-        The members' parameters are written over.
+        It overwrites the members' parameters.
         """
 
         def losses(stacked: Sequence[Tensor]) -> Tensor:
             count = len(stacked[0])
-            if count < self.n:  # the places of an elite, which is not computed again
-                stacked = [
-                    torch.cat([s, s[:1].expand(self.n - count, *s.shape[1:])]) for s in stacked
-                ]
+            missing = self.n - count  # the elite, which is not evaluated again
+            if missing > 0:
+                stacked = [torch.cat([s, s[:1].expand(missing, *s.shape[1:])]) for s in stacked]
             self.assign(stacked)
             return self.losses(loss, x, y)[:count]
 
         return losses
 
-    # the two ways
+    # vmap or loop
 
-    def _losses(self, way: str, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
+    def _compute_losses(self, way: str, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
         if way == "loop":
             return torch.stack([loss(member(x), y).detach() for member in self._members])
-        return vmap(self._one(loss, x, y), randomness="different")(self._params, self._buffers)
+        member_loss = vmap(self._make_member_loss(loss, x, y), randomness="different")
+        return member_loss(self._params, self._buffers)
 
-    def _gradients(self, way: str, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-        wanted = {k: p for k, p in self._params.items() if p.requires_grad}
+    def _compute_gradients(self, way: str, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
+        trainable = {k: p for k, p in self._params.items() if p.requires_grad}
         if way == "loop":
-            for p in wanted.values():
+            for p in trainable.values():
                 p.grad = torch.zeros_like(p)
-            found = []
+            losses = []
             for k, member in enumerate(self._members):
                 for name, p in member.named_parameters():
-                    # autograd adds to a gradient that is there, in its place
-                    p.grad = wanted[name].grad[k] if name in wanted else None  # type: ignore[index]
+                    # backward() adds to an existing gradient in place: here a view of the stack
+                    p.grad = trainable[name].grad[k] if name in trainable else None  # type: ignore[index]
                 value = loss(member(x), y)
                 value.backward()
-                found.append(value.detach())
-            return torch.stack(found)
-        rest = {k: p.detach() for k, p in self._params.items() if k not in wanted}
-        one = self._one(loss, x, y)
+                losses.append(value.detach())
+            return torch.stack(losses)
+        frozen = {k: p.detach() for k, p in self._params.items() if k not in trainable}
+        member_loss = self._make_member_loss(loss, x, y)
 
-        def split(some: dict[str, Tensor], others: dict[str, Tensor], b: Any) -> Tensor:
-            return one(some | others, b)
+        def loss_of(params: dict[str, Tensor], frozen: dict[str, Tensor], buffers: Any) -> Tensor:
+            return member_loss(params | frozen, buffers)
 
-        given = {k: p.detach() for k, p in wanted.items()}
-        grads, values = vmap(grad_and_value(split), randomness="different")(
-            given, rest, self._buffers
-        )
-        for k, p in wanted.items():
+        params = {k: p.detach() for k, p in trainable.items()}
+        gradients = vmap(grad_and_value(loss_of), randomness="different")
+        grads, values = gradients(params, frozen, self._buffers)
+        for k, p in trainable.items():
             p.grad = grads[k]
         return values
 
-    def _one(self, loss: Loss, x: Tensor, y: Tensor) -> Callable[..., Tensor]:
-        def one(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensor:
+    def _make_member_loss(self, loss: Loss, x: Tensor, y: Tensor) -> Callable[..., Tensor]:
+        def member_loss(params: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Tensor:
             return loss(functional_call(self._frame, {**params, **buffers}, (x,)), y)
 
-        return one
+        return member_loss
 
-    def _quicker(self, name: str, run: Callable[..., Tensor], *data: Any) -> Tensor:
+    def _run_faster(self, name: str, run: Callable[..., Tensor], *data: Any) -> Tensor:
         x, y = data[1:]
         key = f"{name} {tuple(x.shape)} {x.dtype} {tuple(y.shape)} {self._frame.training}"
         way = self.way or self._ways.get(key)
         if way is None:
-            way = self._ways[key] = self._measured(run, data)
+            way = self._ways[key] = self._measure_faster(run, data)
         return run(way, *data)
 
-    def _measured(self, run: Callable[..., Tensor], data: tuple[Any, ...]) -> str:
+    def _measure_faster(self, run: Callable[..., Tensor], data: tuple[Any, ...]) -> str:
         seconds: dict[str, list[float]] = {w: [] for w in WAYS}
-        with self._unchanged():
+        with self._restored():
             for _ in range(3):
                 for way in WAYS:
                     start = perf_counter()
                     try:
-                        float(run(way, *data).sum())  # waits for a device
+                        float(run(way, *data).sum())  # float() waits for the device
                     except Exception:
                         if way == "loop":
                             raise
-                        return "loop"  # vmap does not take every model, the loop does
+                        return "loop"  # vmap does not support every model
                     seconds[way].append(perf_counter() - start)
-        # the first of each warms up
+        # the first run of each is a warm-up
         return min(WAYS, key=lambda way: min(seconds[way][1:]))
 
     @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Buffers and the random numbers are afterwards what they were."""
+    def _restored(self) -> Iterator[None]:
+        """Restore the buffers and the random state on exit."""
         buffers = {k: b.clone() for k, b in self._buffers.items()}
         device = self.parameters()[0].device
         try:
@@ -212,7 +214,7 @@ class Population:
     # checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Stacked parameters and buffers, and which way was chosen for which data."""
+        """Stacked parameters and buffers, and the choice of vmap or loop per shape of data."""
         return {
             "params": {k: p.detach().clone() for k, p in self._params.items()},
             "buffers": {k: b.clone() for k, b in self._buffers.items()},
@@ -221,7 +223,10 @@ class Population:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over what state_dict() gave; ValueError for another shape, nothing changed then."""
+        """Load what state_dict() returned.
+
+        Raises ValueError if names or shapes differ; nothing has changed then.
+        """
         pairs = []
         for name, own in (("params", self._params), ("buffers", self._buffers)):
             saved = state_dict.get(name)
@@ -229,8 +234,8 @@ class Population:
                 k: v.shape for k, v in own.items()
             }:
                 raise ValueError(
-                    f"Population: {name} of a different population were given, expected those of "
-                    f"{self.n} members of this model"
+                    f"Population: {name} of a different population were given, expected the "
+                    f"state_dict of {self.n} members of this model"
                 )
             pairs += [(own[k], saved[k]) for k in own]
         for own, value in pairs:

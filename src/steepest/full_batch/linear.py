@@ -1,4 +1,4 @@
-"""Linear least squares in closed form, in memory or as a stream."""
+"""Linear least squares in closed form, for data in memory or as a stream."""
 
 from __future__ import annotations
 
@@ -15,44 +15,47 @@ from ..checks import number
 
 @dataclass(frozen=True)
 class LinearFit:
-    """What least_squares found, in float64: the model y = X @ coefficients + intercept.
+    """The result of least_squares, in float64: the model y = X @ coefficients + intercept.
 
-    `predict` computes it.
+    `predict` evaluates the model at new points.
     """
 
     coefficients: Tensor
     """Shape (p), or (p, k) if y has k columns."""
     intercept: Tensor
-    """Shape (), or (k); zero if none was asked for."""
+    """Shape (), or (k); zero with intercept=False."""
     rank: int
-    """Rank of X, of its centred columns if there is an intercept; below p the columns depend on
-    each other, and of all best coefficients these are the shortest."""
+    """Rank of X, with centred columns if there is an intercept. Below p the columns depend on each
+    other, and the coefficients are the shortest of all solutions."""
     singular_values: Tensor
-    """Of X, centred alike, the largest first."""
+    """Singular values of X, centred in the same way, in descending order."""
     residual: Tensor
     """Sum of squares of y - prediction, shape () or (k)."""
     rows: int
-    """How many rows there were."""
+    """The number of rows."""
 
     def predict(self, x: Any) -> Tensor:
-        """The model's values at x, shape (n, p), in float64."""
-        return _matrix(x, "X") @ self.coefficients + self.intercept
+        """The predictions for x, shape (n, p), in float64: shape (n) or (n, k)."""
+        return _to_matrix(x, "X") @ self.coefficients + self.intercept
 
 
 def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = True) -> LinearFit:
     """The coefficients w and intercept b that minimise |X w + b - y|^2 + ridge |w|^2.
 
-    x: (n, p) and y: (n) or (n, k), tensors or arrays of real numbers; or, for data that does not
-    fit in memory, y left out and x an iterable of such pairs. Each piece is reduced with what came
-    before to one triangular factor (QR of stacked factors, TSQR: Demmel et al. 2012,
-    arXiv:0808.2664), so memory holds one piece and (p + k + 1)^2 numbers. The singular values of
-    that factor give the solution; X^T X, which squares the condition number, is never formed (Golub
-    & Van Loan, Matrix Computations, sections 5.3 and 5.5). Singular values below eps max(n, p) of
-    the largest count as zero; X of deficient rank gives the shortest solution, and `rank` says so.
-    The intercept is not penalised, and not counted in that length.
+    x: shape (n, p). y: shape (n) or (n, k). Both are tensors or arrays of real numbers. For data
+    that does not fit in memory, leave y out and pass an iterable of pairs (x, y).
+    ridge: the penalty, at least 0. The intercept is not penalised.
 
-    Raises TypeError and ValueError for empty data, numbers that are not finite, shapes that do not
-    fit, a ridge below 0.
+    Each piece of data is merged into one triangular factor (QR of stacked factors, TSQR: Demmel et
+    al. 2012, arXiv:0808.2664), so memory holds one piece and (p + k + 1)^2 numbers. The solution
+    comes from the singular values of that factor. X^T X, which squares the condition number, is
+    never formed (Golub & Van Loan, Matrix Computations, sections 5.3 and 5.5).
+
+    Singular values below eps max(n, p) times the largest count as zero. If X is rank-deficient, the
+    solution is the one with the shortest w, and `rank` is below p.
+
+    Raises TypeError or ValueError for empty data, numbers that are not finite, shapes that do not
+    match, and a ridge below 0.
     """
     ridge = number("least_squares", "ridge", ridge, "[0, inf)")
     if y is None and hasattr(x, "shape"):
@@ -61,14 +64,14 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
         )
     factor, rows, width, flat = None, 0, 0, False
     for piece_x, piece_y in [(x, y)] if y is not None else x:
-        a, b = _matrix(piece_x, "X"), _matrix(piece_y, "y")
+        a, b = _to_matrix(piece_x, "X"), _to_matrix(piece_y, "y")
         if factor is None:
-            width, flat = a.shape[1], _dims(piece_y) == 1
+            width, flat = a.shape[1], _count_dims(piece_y) == 1
         b = b[:, None] if b.dim() == 1 else b
         if len(a) != len(b) or a.shape[1] != width or a.dim() != 2:
             raise ValueError(
                 f"least_squares: X of shape {tuple(a.shape)} and y of shape {tuple(b.shape)} were "
-                f"given, expected as many rows in both and {width} columns in X"
+                f"given, expected the same number of rows in both and {width} columns in X"
             )
         if factor is not None and factor.shape[1] != 1 + width + b.shape[1]:
             raise ValueError(
@@ -82,23 +85,23 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
         raise ValueError(
             f"least_squares: {rows} rows of {width} columns were given, expected one or more"
         )
-    return _solved(factor, rows, width, float(ridge), intercept, flat)
+    return _solve(factor, rows, width, float(ridge), intercept, flat)
 
 
 def stack(factor: Tensor | None, rows: Tensor) -> Tensor:
-    """The triangular factor of the rows below those that `factor` stands for."""
-    whole = rows if factor is None else torch.cat([factor, rows])
-    return torch.linalg.qr(whole, mode="r").R
+    """Merge more rows into a triangular factor (None: there is none yet)."""
+    matrix = rows if factor is None else torch.cat([factor, rows])
+    return torch.linalg.qr(matrix, mode="r").R
 
 
-def _solved(
+def _solve(
     factor: Tensor, rows: int, width: int, ridge: float, intercept: bool, flat: bool
 ) -> LinearFit:
-    # with a first column of ones, the factor of the centred data stands below its first row
+    # the first column was all ones: below its first row, the factor is that of the centred data
     head = factor[0]
     rest = factor[1:] if intercept else factor
     a, b = rest[:, 1 : 1 + width], rest[:, 1 + width :]
-    if intercept:  # of a constant column centring leaves rounding alone
+    if intercept:  # centring leaves only rounding errors of a constant column
         rounding = 100 * torch.finfo(a.dtype).eps * factor[:, 1 : 1 + width].norm(dim=0)
         a = torch.where(a.norm(dim=0) > rounding, a, 0)
     if not len(a):  # one row and an intercept
@@ -118,28 +121,28 @@ def _solved(
     return LinearFit(coefficients, constant, int(kept.sum()), values, residual, rows)
 
 
-def _dims(data: Any) -> int:
+def _count_dims(data: Any) -> int:
     return torch.as_tensor(data).dim()
 
 
-def _matrix(data: Any, name: str) -> Tensor:
+def _to_matrix(data: Any, name: str) -> Tensor:
     try:
-        # numpy takes a list of Python's floats for float64, torch for float32
-        found = data if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data))
+        # through numpy: it reads Python floats as float64, torch as float32
+        matrix = data if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"least_squares: {name} is a {type(data).__name__}, expected a tensor or an array of "
             "real numbers"
         ) from error
-    if found.is_complex() or found.dim() not in ((2,) if name == "X" else (1, 2)):
+    if matrix.is_complex() or matrix.dim() not in ((2,) if name == "X" else (1, 2)):
         raise ValueError(
-            f"least_squares: {name} of shape {tuple(found.shape)} and {found.dtype} was given, "
+            f"least_squares: {name} of shape {tuple(matrix.shape)} and {matrix.dtype} was given, "
             f"expected real numbers in {'two' if name == 'X' else 'one or two'} dimensions"
         )
-    found = found.detach().double()
-    if not math.isfinite(float(found.abs().sum())):
+    matrix = matrix.detach().double()
+    if not math.isfinite(float(matrix.abs().sum())):
         raise ValueError(
             f"least_squares: {name} holds numbers that are not finite, expected finite ones; leave "
             "those rows out"
         )
-    return found
+    return matrix
