@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from steepest.race import statistics
+from steepest.tasks.images import split_digits
 
 
 @dataclass
@@ -63,13 +63,10 @@ def _row(name: str, values: list[float]) -> dict[str, Any]:
 
 
 def digits(seed: int, train: int, validation: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """scikit-learn's 1,797 digits, pixels in [0, 1], split anew by each seed; the rest is test."""
-    from sklearn.datasets import load_digits
-
-    pixels, classes = load_digits(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(classes))
-    images = torch.tensor(pixels[order] / 16, dtype=torch.float32)
-    labels = torch.tensor(classes[order])
-    last = train + validation
-    cuts = {"train": (0, train), "validation": (train, last), "test": (last, len(classes))}
-    return {name: (images[a:b], labels[a:b]) for name, (a, b) in cuts.items() if a < b}
+    """scikit-learn's digits, [n, 64] in [0, 1], split by the seed; empty splits are left out."""
+    splits = split_digits(train, validation, seed)
+    return {
+        name: (images.flatten(1), labels)
+        for name, (images, labels) in splits.items()
+        if len(labels)
+    }

@@ -130,7 +130,7 @@ def race(
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")
     with tasks.held(task):  # what is checked is what runs
         request.check()
-        folder = out or Path(f"race-{tasks.words(task)}")
+        folder = out or Path(f"race-{tasks.folder_name(task)}")
         with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
             from steepest.race import conduct, terminal  # scipy, optuna, matplotlib: meanwhile

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steepest.race import drawing, figures, report
+from steepest.race import figures, report
 from steepest.race.protocol import Plan
 from steepest.race.summary import summarise
 from steepest.race.wording import verdict
+from steepest.report import drawing, styles
 from tests.race.invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from tests.report import browser as chromium
 from tests.report.page import Page
@@ -36,7 +37,9 @@ def hostile():
 
 
 def drawings(summary):
-    return {f["title"]: [svg for svg, *_ in f["drawings"]] for f in figures.figures(summary)}
+    return {
+        f.title: [each.svg for each in (*f.drawings, *f.panels)] for f in figures.figures(summary)
+    }
 
 
 def part(svg, name):
@@ -239,12 +242,14 @@ def test_differences_are_those_of_the_seeds():
 
 
 def test_one_run_gone_astray_does_not_flatten_the_others():
-    low, high = figures._limits({"maximize": False, "proportion": False}, [2, 2.1, 2.2, 2.3, 1e6])
+    low, high = figures._choose_limits(
+        {"maximize": False, "proportion": False}, [2, 2.1, 2.2, 2.3, 1e6]
+    )
     assert low < 2
     assert 2.3 < high < 4
-    low, high = figures._limits({"maximize": True, "proportion": True}, [96, 95, 95, 94, 10])
+    low, high = figures._choose_limits({"maximize": True, "proportion": True}, [96, 95, 95, 94, 10])
     assert low < 10 < 96 < high < 103
-    assert figures._limits({"maximize": True, "proportion": True}, [math.nan]) == (0, 1)
+    assert figures._choose_limits({"maximize": True, "proportion": True}, [math.nan]) == (0, 1)
 
 
 def test_sensitivity_has_a_panel_for_each_entry_on_one_scale():
@@ -305,7 +310,7 @@ def test_every_line_has_its_name_beside_it():
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_labels_stay_in_order_inside_and_apart(heights):
-    placed = drawing.apart(heights)
+    placed = drawing.spread_labels(heights)
     gap = min(drawing.GAP, 1 / max(1, len(heights) - 1))
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     assert all(placed[b] - placed[a] > gap - 1e-9 for a, b in pairwise(order))
@@ -368,8 +373,7 @@ def test_colours_are_told_apart_by_every_eye_in_light_and_in_dark():
 
 def test_no_two_entries_look_the_same():
     names = [*FIELD, "nadam", "radam", "rmsprop", "adabound", "sgd", "lion", "adamax", "adagrad"]
-    summary = {"entries": {name: {} for name in names}, "baseline": "adamw"}
-    looks = [(x["color"], str(x["ls"]), x["marker"]) for x in drawing.looks(summary)]
+    looks = [(x.color, str(x.dashes), x.marker) for x in styles.choose_styles(names, "adamw")]
     assert len(set(looks)) == len(names)
     assert len({(dashes, marker) for _, dashes, marker in looks}) == len(
         names
@@ -480,7 +484,7 @@ def test_light_and_dark(browser, pages, dark):
     assert contrast(paper, ink) > 7
     assert rgb(browser.ask(STYLE.format("figure svg text", "fill"))) == ink
     line = rgb(browser.ask(STYLE.format('[id="e1-slin"] path', "stroke")))
-    assert line == (drawing.DARK if dark else drawing.LIGHT)[0]
+    assert line == (styles.DARK if dark else styles.LIGHT)[0]
     for title in ("figure small", ".keys small", "td", "code"):
         found = browser.ask(f"document.querySelector('{title}') && {STYLE.format(title, 'color')}")
         assert found is None or contrast(paper, rgb(found)) > 4.5

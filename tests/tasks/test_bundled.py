@@ -118,9 +118,9 @@ def idx(tmp_path, monkeypatch):
         pixels = 25 * labels[:, None, None] + rng.integers(0, 20, (count, 28, 28))
         write_idx(folder / f"{part}-images-idx3-ubyte{end}", pixels)
         write_idx(folder / f"{part}-labels-idx1-ubyte{end}", labels)
-    tasks._on_data.cache_clear()
+    tasks._make_data_task.cache_clear()
     yield folder
-    tasks._on_data.cache_clear()
+    tasks._make_data_task.cache_clear()
 
 
 def test_a_task_on_published_files(idx):
@@ -135,7 +135,7 @@ def test_a_task_on_published_files(idx):
     digest = task.data_hash()
     raw = gzip.decompress((idx / "train-labels-idx1-ubyte.gz").read_bytes())
     (idx / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(raw, 1))
-    tasks._on_data.cache_clear()
+    tasks._make_data_task.cache_clear()
     assert tasks.get("fashion-mnist", str(idx)).data_hash() == digest  # of what is in it
     result = trials.run(trial("mnist", steps=3, data=str(idx)))
     assert 0 <= result.test <= 1

@@ -28,7 +28,7 @@ from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
 from steepest.race.wording import caveats
-from steepest.tasks import user_file
+from steepest.tasks import seeding
 from steepest.training import entries
 from steepest.training.randomness import Apart
 
@@ -190,9 +190,9 @@ def test_an_optimizer_draws_from_states_of_its_own():
     made = Drawing([nn.Parameter(torch.ones(2))], lr=0.1)
     apart, all_drawn = Apart(made, 5), []
     draw = lambda: [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: E731
-    user_file.seed_everything(3, sys)
+    seeding.seed_everything(3, sys)
     expected = [draw() for _ in range(6)]
-    user_file.seed_everything(3, sys)
+    seeding.seed_everything(3, sys)
     found = [draw()]
     for _ in range(2):
         with apart.turned():

@@ -12,7 +12,7 @@ import torch
 from steepest import tasks
 from steepest.race import trials
 from steepest.race.protocol import FRESH, Trial
-from steepest.tasks import user_file, user_modules
+from steepest.tasks import seeding, user_file, user_modules
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def test_no_generator_has_the_stream_of_torch_or_of_another(elsewhere):
     )
     module = loaded(elsewhere, made)
     for seed in (0, 3, 2**32 + 3):
-        user_file.seed_everything(seed, module)
+        seeding.seed_everything(seed, module)
         torchs = [torch.rand(9, generator=g).tolist() for g in (None, module.A, module.B)]
         numpys = [g.random_sample(9).tolist() for g in (np.random, module.C, module.D)]
         pythons = [[g.random() for _ in range(9)] for g in (random, module.E, module.F)]
@@ -71,7 +71,7 @@ def test_no_generator_has_the_stream_of_torch_or_of_another(elsewhere):
 def test_what_is_everybodys_has_the_seed_of_the_run(elsewhere):
     """`random_split` has torch's generator as a default; the methods of `random` have Python's."""
     module = loaded(elsewhere, "from random import shuffle\nfrom numpy.random import rand")
-    assert user_file.generators(module) == []
+    assert seeding.generators_of(module) == []
 
 
 HOLDS = {
@@ -99,7 +99,7 @@ def test_where_generators_are_found(how, elsewhere):
     (elsewhere / "seeded_helper.py").write_text(
         "import numpy as np\nrng = np.random.default_rng(0)\ndef mix(): return rng.random()\n"
     )
-    ((path, _),) = user_file.generators(loaded(elsewhere, HOLDS[how]))
+    ((path, _),) = seeding.generators_of(loaded(elsewhere, HOLDS[how]))
     assert path
 
 

@@ -121,7 +121,7 @@ def _found(
         if study is not None:
             raise BadCall(f"--study {study}: names a study in a database; expected --storage too")
         return place.own(folder)
-    new = f"race-{tasks.words(request.task)}-{uuid.uuid4().hex[:8]}"
+    new = f"race-{tasks.folder_name(request.task)}-{uuid.uuid4().hex[:8]}"
     where = place.at(storage, study or new)
     if "plan" not in (where.attributes() or {}):
         return where

@@ -4,42 +4,58 @@ from __future__ import annotations
 
 import math
 import statistics as st
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from steepest.race.drawing import INK, SIZE, draw, lines, looks, short
 from steepest.race.wording import counted, judged_on, spread
+from steepest.report.drawing import SIZE, Series, draw, draw_lines, shorten
+from steepest.report.pages import Drawing, Figure, Panel
+from steepest.report.styles import INK, Style, choose_styles
 
 PANEL = (2.5, 1.9)
+"""Inches."""
 FAR = 4.0
-"""Times the median distance to the best: what lies farther off is drawn at the edge."""
+"""A value farther from the best than this many median distances is drawn at the edge."""
 
 
-def figures(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each figure as title, text, and its drawings: (SVG, class in the page, head or None)."""
+def figures(summary: dict[str, Any]) -> list[Figure]:
+    """Every figure that the finished runs allow."""
     entries = list(summary["entries"].values())
     if not any(entry["tuning"] for entry in entries):
         return []
-    made = [_differences(summary), *_by_training(summary), _by_trials(summary)]
-    return [figure for figure in (*made, _sensitivity(summary)) if figure]
+    candidates = [
+        _draw_differences(summary),
+        *_draw_training(summary),
+        _draw_expected_best(summary),
+        _draw_sensitivity(summary),
+    ]
+    return [figure for figure in candidates if figure]
 
 
-def _scaled(summary: dict[str, Any], values: Iterable[float | None]) -> list[float]:
-    """Metrics as they are shown; what is not finite is not drawn."""
+def styles_of(summary: dict[str, Any]) -> list[Style]:
+    """The style of each entry; entries that were not tuned are grey."""
+    entries = summary["entries"]
+    untuned = [name for name, entry in entries.items() if entry.get("untuned")]
+    return choose_styles(list(entries), summary["baseline"], untuned)
+
+
+def _shown(summary: dict[str, Any], values: Iterable[float | None]) -> list[float]:
+    """Metrics as they are drawn, shares in %; nan, which is not drawn, for what is not finite."""
     scale = 100.0 if summary["proportion"] else 1.0
     return [math.nan if v is None or not math.isfinite(v) else scale * v for v in values]
 
 
-def _score(summary: dict[str, Any], split: str = "validation") -> str:
-    return f"{split} {summary['metric']}{' (%)' if summary['proportion'] else ''}"
+def _name_score(summary: dict[str, Any]) -> str:
+    return f"validation {summary['metric']}{' (%)' if summary['proportion'] else ''}"
 
 
-def _limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[float, float]:
-    """Ends of a metric's axis. One run that went astray does not flatten the others."""
+def _choose_limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[float, float]:
+    """Ends of a metric's axis, such that one run that went astray does not flatten the others."""
     known = sorted((v for v in values if math.isfinite(v)), reverse=summary["maximize"])
     if not known:
         return 0.0, 1.0
@@ -55,8 +71,8 @@ def _limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[float, fl
 # --- one figure each
 
 
-def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
-    """Per-seed differences to the baseline: what the verdict is about."""
+def _draw_differences(summary: dict[str, Any]) -> Figure | None:
+    """Per-seed differences to the baseline: the verdict is about these."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
     baseline = summary["entries"][base]["test"]
     names = list(summary["entries"])
@@ -67,175 +83,229 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
         key=lambda n: summary["entries"][n]["difference"]["mean"], reverse=not summary["maximize"]
     )
 
-    ends = {}
+    spans = {}
     for name in rivals:
         entry = summary["entries"][name]
-        each = [scale * (a - b) for a, b in zip(entry["test"], baseline, strict=True)]
-        d = {k: entry["difference"][k] for k in ("low", "mean", "high")}
-        ends[name] = each, *(None if v is None else scale * v for v in d.values())
-    widest = [max(abs(v) for v in (*each, *rest) if v is not None) for each, *rest in ends.values()]
+        seeds = [scale * (a - b) for a, b in zip(entry["test"], baseline, strict=True)]
+        ends = (entry["difference"][end] for end in ("low", "mean", "high"))
+        spans[name] = seeds, *(None if v is None else scale * v for v in ends)
+    widest = [
+        max(abs(v) for v in (*each, *rest) if v is not None) for each, *rest in spans.values()
+    ]
     edge = 1.08 * (min(max(widest), FAR * st.median(widest) or max(widest)) or 1.0)
+    styles = styles_of(summary)
 
     def paint(axes: Axes) -> None:
         axes.axvline(0, color=INK, lw=1.5)
         axes.set(xlim=(-edge, edge), ylim=(-0.6, len(rivals) - 0.4), yticks=[])
         for y, name in enumerate(rivals):
             i = names.index(name)
-            each, low, mean, high = ends[name]
-            style = looks(summary)[i]
-            look = {"color": style["color"], "ls": "none"}
-            for value, height in zip(each, y + np.linspace(-0.25, 0.25, len(each)), strict=True):
-                beyond, sign = abs(value) > edge, ">" if value > 0 else "<"
+            seeds, low, mean, high = spans[name]
+            color, marker = styles[i].color, styles[i].marker
+            heights = y + np.linspace(-0.25, 0.25, len(seeds))
+            for value, height in zip(seeds, heights, strict=True):
+                beyond, arrowhead = abs(value) > edge, ">" if value > 0 else "<"
                 axes.plot(
-                    np.clip(value, -0.98 * edge, 0.98 * edge), height, **look, alpha=0.5, mew=0,
-                    marker=sign if beyond else style["marker"], ms=6 if beyond else 4,
+                    np.clip(value, -0.98 * edge, 0.98 * edge),
+                    height,
+                    color=color,
+                    ls="none",
+                    alpha=0.5,
+                    mew=0,
+                    marker=arrowhead if beyond else marker,
+                    ms=6 if beyond else 4,
                     gid=f"e{i}-d-seed",
-                )  # fmt: skip
+                )
             if low is not None and high is not None:
-                axes.plot((low, high), (y, y), color=style["color"], lw=2.4, gid=f"e{i}-d-interval")
-            axes.plot(mean, y, **look, marker=style["marker"], ms=8, gid=f"e{i}-d-mean")
+                axes.plot((low, high), (y, y), color=color, lw=2.4, gid=f"e{i}-d-interval")
+            axes.plot(mean, y, color=color, ls="none", marker=marker, ms=8, gid=f"e{i}-d-mean")
             axes.annotate(
-                short(name), (0, y), (-6, 0), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", va="center", gid=f"e{i}-d-label",
-            )  # fmt: skip
+                shorten(name),
+                (0, y),
+                (-6, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                gid=f"e{i}-d-label",
+            )
         side = "right" if summary["maximize"] else "left"
         unit = " (points)" if summary["proportion"] else ""
         axes.set_xlabel(
             f"difference in {judged_on(summary)} {summary['metric']}{unit}\nbetter is to the {side}"
         )
 
-    return {
-        "title": f"Difference to {base}, seed by seed",
-        "text": f"Small marks: each of n={counted(summary, 'test', 'fresh seed')}, the entry less "
+    return Figure(
+        title=f"Difference to {base}, seed by seed",
+        text=f"Small marks: each of n={counted(summary, 'test', 'fresh seed')}, the entry less "
         f"{base} on the same seed. Large marks and bars: mean and "
         f"interval, as in the table. Arrowhead at the edge: beyond the scale.",
-        "drawings": [(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"), "", None)],
-    }
+        drawings=[Drawing(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"))],
+    )
 
 
-def _by_training(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _draw_training(summary: dict[str, Any]) -> list[Figure]:
     """The validation metric by step and by second, each on linear and on logarithmic axes."""
     entries, n = list(summary["entries"].values()), counted(summary, "test", "fresh seed")
     curves = [
-        {k: _scaled(summary, v) for k, v in e["curve"].items() if k != "steps"} for e in entries
+        {k: _shown(summary, v) for k, v in e["curve"].items() if k != "steps"} for e in entries
     ]
     late = [v for c in curves for v in c["median"][len(c["median"]) // 4 :]]
     if not late:
         return []
-    limits = _limits(summary, late)
+    limits = _choose_limits(summary, late)
     seconds = [e["timing"]["curve_seconds"] for e in entries]
-    bands = [
-        (e["curve"]["steps"], c["median"], c["low"], c["high"])
+    by_step = [
+        Series(e["curve"]["steps"], c["median"], c["low"], c["high"])
         for e, c in zip(entries, curves, strict=True)
     ]
-    plain = [(x, c["median"][: len(x)], None, None) for x, c in zip(seconds, curves, strict=True)]
-    score = _score(summary)
+    by_second = [Series(x, c["median"][: len(x)]) for x, c in zip(seconds, curves, strict=True)]
 
-    def both(curves: list[Any], xlabel: str, key: str) -> list[tuple[str, str, None]]:
-        return [
-            (
-                lines(summary, curves, xlabel, score, limits, key + kind[:3], kind == "log"),
-                kind,
-                None,
+    def draw_both(series: Sequence[Series], xlabel: str, key: str) -> list[Drawing]:
+        drawings = []
+        for axes in ("linear", "log"):
+            svg = _draw_entries(
+                summary, series, xlabel=xlabel, limits=limits, key=key + axes[:3], log=axes == "log"
             )
-            for kind in ("linear", "log")
-        ]
+            drawings.append(Drawing(svg, axes))
+        return drawings
 
     return [
-        {
-            "title": "By step",
-            "text": f"Median and quartiles of n={n}.",
-            "drawings": both(bands, "step", "s"),
-        },
-        {
-            "title": "By second",
-            "text": f"Median of n={n} against {_training_time(entries)} on one thread, "
+        Figure(
+            title="By step",
+            text=f"Median and quartiles of n={n}.",
+            drawings=draw_both(by_step, "step", "s"),
+        ),
+        Figure(
+            title="By second",
+            text=f"Median of n={n} against {_describe_seconds(entries)} on one thread, "
             f"evaluation left out.",
-            "drawings": both(plain, "seconds of training", "t"),
-        },
+            drawings=draw_both(by_second, "seconds of training", "t"),
+        ),
     ]
 
 
-def _by_trials(summary: dict[str, Any]) -> dict[str, Any] | None:
+def _draw_entries(
+    summary: dict[str, Any],
+    series: Sequence[Series],
+    *,
+    xlabel: str,
+    limits: tuple[float, float],
+    key: str,
+    log: bool,
+) -> str:
+    """A curve of the validation metric for each entry. log: both axes, y only for a loss."""
+    return draw_lines(
+        list(summary["entries"]),
+        series,
+        styles_of(summary),
+        xlabel=xlabel,
+        ylabel=_name_score(summary),
+        limits=limits,
+        key=key,
+        log_x=log,
+        log_y=log and not summary["maximize"],
+    )
+
+
+def _draw_expected_best(summary: dict[str, Any]) -> Figure | None:
     """Expected best validation metric against the number of tuning trials."""
-    found = [e.get("expected_best") or [] for e in summary["entries"].values()]
-    if max(map(len, found)) < 2:
+    expected = [e.get("expected_best") or [] for e in summary["entries"].values()]
+    if max(map(len, expected)) < 2:
         return None
-    curves = [_scaled(summary, values) for values in found]
-    counted_up = [(list(range(1, len(c) + 1)), c, None, None) for c in curves]
-    limits = _limits(summary, (v for c in curves for v in c))
-    return {
-        "title": "By trials",
-        "text": f"The best {_score(summary)} to expect of so many tuning trials, were they drawn "
+    curves = [_shown(summary, values) for values in expected]
+    series = [Series(list(range(1, len(c) + 1)), c) for c in curves]
+    limits = _choose_limits(summary, (v for c in curves for v in c))
+    svg = _draw_entries(summary, series, xlabel="tuning trials", limits=limits, key="k", log=True)
+    return Figure(
+        title="By trials",
+        text=f"The best {_name_score(summary)} to expect of so many tuning trials, were they drawn "
         f"from the n={counted(summary, 'tuning')} that each entry had "
         f"(Dodge et al. 2019, arXiv:1909.03004).",
-        "drawings": [
-            (
-                lines(summary, counted_up, "tuning trials", _score(summary), limits, "k", True),
-                "",
-                None,
-            )
-        ],
-    }
+        drawings=[Drawing(svg)],
+    )
 
 
-def _sensitivity(summary: dict[str, Any]) -> dict[str, Any] | None:
+def _draw_sensitivity(summary: dict[str, Any]) -> Figure | None:
     """The metric of every tuning trial over its learning rate: a panel for each entry."""
-    found = []
+    points = []  # of each entry: (learning rate, metric, diverged, chosen) of each trial
     for entry in summary["entries"].values():
-        tried = [t for t in entry["tuning"] if t["hyperparameters"].get("lr", 0) > 0]
-        scores = _scaled(summary, (t["validation"] for t in tried))
-        lost = [bool(t["diverged"]) or math.isnan(v) for t, v in zip(tried, scores, strict=True)]
+        trials = [t for t in entry["tuning"] if t["hyperparameters"].get("lr", 0) > 0]
+        scores = _shown(summary, (t["validation"] for t in trials))
+        lost = [bool(t["diverged"]) or math.isnan(v) for t, v in zip(trials, scores, strict=True)]
         best = [id(entry["tuning"][i]) for i in entry["chosen"] or ()]
-        chosen = [id(t) in best for t in tried]
-        rates = [t["hyperparameters"]["lr"] for t in tried]
-        found.append(list(zip(rates, scores, lost, chosen, strict=True)))
-    rates = [rate for tried in found for rate, *_ in tried]
+        chosen = [id(t) in best for t in trials]
+        rates = [t["hyperparameters"]["lr"] for t in trials]
+        points.append(list(zip(rates, scores, lost, chosen, strict=True)))
+    rates = [rate for trials in points for rate, *_ in trials]
     if not rates:
         return None
-    low, high = _limits(summary, (v for tried in found for _, v, lost, _ in tried if not lost))
-    edge = 0.05 if summary["maximize"] else 0.95
-
-    def panel(i: int, style: dict[str, Any]) -> str:
-        def paint(axes: Axes) -> None:
-            color, marker = style["color"], style["marker"]
-            for rate, score, lost, chosen in found[i]:
-                if lost or not low <= score <= high:
-                    sign = "x" if lost else "v" if summary["maximize"] else "^"
-                    axes.plot(
-                        rate, edge, sign, color=color, ms=6, gid=f"e{i}-l",
-                        transform=axes.get_xaxis_transform(),
-                    )  # fmt: skip
-                    continue
-                axes.plot(rate, score, marker, color=color, ms=4.5, gid=f"e{i}-l")
-                if chosen:
-                    axes.plot(rate, score, "o", ms=11, mfc="none", mec=INK, mew=1.2)
-            axes.set_xscale("log")
-            axes.set_xlim(min(rates) / 1.6, max(rates) * 1.6)
-            axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
-            axes.xaxis.set_minor_locator(ticker.NullLocator())
-            axes.xaxis.set_major_formatter(lambda x, _: f"1e{math.log10(x):.0f}")
-            axes.set_ylim(low, high)
-
-        return draw(PANEL, paint, f"l{i}")
-
-    drawings = []
-    for i, (name, style) in enumerate(zip(summary["entries"], looks(summary), strict=True)):
-        gone = sum(lost for _, _, lost, _ in found[i])
-        head = f"{name} (n={len(found[i])}{f', {gone} diverged' if gone else ''})"
-        drawings.append((panel(i, style), f"e{i}-panel", head))
-    return {
-        "title": "Sensitivity",
-        "text": f"{_score(summary).capitalize()} of every tuning trial "
+    limits = _choose_limits(
+        summary, (v for trials in points for _, v, lost, _ in trials if not lost)
+    )
+    panels = []
+    for i, (name, style) in enumerate(zip(summary["entries"], styles_of(summary), strict=True)):
+        paint = partial(
+            _paint_panel,
+            points=points[i],
+            style=style,
+            limits=limits,
+            rates=(min(rates) / 1.6, max(rates) * 1.6),
+            maximize=summary["maximize"],
+            gid=f"e{i}-l",
+        )
+        diverged = sum(lost for _, _, lost, _ in points[i])
+        note = f", {diverged} diverged" if diverged else ""
+        heading = f"{name} (n={len(points[i])}{note})"
+        panels.append(Panel(draw(PANEL, paint, f"l{i}"), f"e{i}-panel", heading))
+    return Figure(
+        title="Sensitivity",
+        text=f"{_name_score(summary).capitalize()} of every tuning trial "
         f"(n={counted(summary, 'tuning')} per entry, one seed each) against its learning rate, all "
         f"of its hyperparameters varied at once; one scale for all. Ringed: chosen for a fresh "
         f"seed. Crosses at the edge: diverged; arrowhead at the edge: beyond the scale.",
-        "drawings": drawings,
-    }
+        panels=panels,
+    )
 
 
-def _training_time(entries: list[dict[str, Any]]) -> str:
-    """What stands on the axis of seconds: without the runs that diverged, which have no end."""
+def _paint_panel(
+    axes: Axes,
+    *,
+    points: Sequence[tuple[float, float, bool, bool]],
+    style: Style,
+    limits: tuple[float, float],
+    rates: tuple[float, float],
+    maximize: bool,
+    gid: str,
+) -> None:
+    """Paint one entry's tuning trials. limits, rates: ends of the two axes."""
+    edge = 0.05 if maximize else 0.95
+    for rate, score, lost, chosen in points:
+        if lost or not limits[0] <= score <= limits[1]:
+            arrowhead = "v" if maximize else "^"
+            axes.plot(
+                rate,
+                edge,
+                "x" if lost else arrowhead,
+                color=style.color,
+                ms=6,
+                gid=gid,
+                transform=axes.get_xaxis_transform(),
+            )
+            continue
+        axes.plot(rate, score, style.marker, color=style.color, ms=4.5, gid=gid)
+        if chosen:
+            axes.plot(rate, score, "o", ms=11, mfc="none", mec=INK, mew=1.2)
+    axes.set_xscale("log")
+    axes.set_xlim(*rates)
+    axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter(lambda x, _: f"1e{math.log10(x):.0f}")
+    axes.set_ylim(*limits)
+
+
+def _describe_seconds(entries: list[dict[str, Any]]) -> str:
+    """What the axis of seconds shows. Runs that diverged have no end and are left out of it."""
     if not any(entry["diverged"]["fresh"] for entry in entries):
         return "training time"
     finished = spread([len(e["test"]) - e["diverged"]["fresh"] for e in entries])

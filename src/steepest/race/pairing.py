@@ -1,7 +1,7 @@
-"""What makes the runs of one seed comparable: the same batches, and no draw that shifts another's.
+"""Evidence that the runs of one seed are paired: hashes of their batches and random states.
 
-The entries of a seed train on the same batches unless it is the batches that they change. That is
-promised by the task and checked here: a hash that runs on over every batch is compared.
+Entries of one seed must train on the same batches, unless it is the batches that an entry changes.
+The task promises that; a running hash over all batches checks it.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ import torch
 from steepest.tasks.randomness import STATES
 
 MOST = 2000
-"""Things in a batch that are looked at, the nearest first: one may know its whole dataset."""
+"""Objects of a batch that are hashed, outermost first: a batch may refer to its whole dataset."""
 KEPT = 32
-"""Things in the first batch that are kept one by one, to name what differs."""
+"""Objects of the first batch whose hashes are kept, to name the one that differs."""
 DIGITS = 12
-"""Of a hash that is kept, in hexadecimals: 48 bits."""
+"""Hexadecimal digits that are kept of a hash: 48 bits."""
 SIMPLE = (str, int, float, complex, bool, type(None))
 ARRAY = "array "
 
 
 class Seen:
-    """A hash of all batches so far: arrays bit by bit, all else by what it is made of."""
+    """A running hash of all batches: of the bytes of arrays and the contents of other objects."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
         self._begun = False
         self.first: dict[str, str] = {}
-        """What the first batch had where: arrays as "array ...", all else by its type."""
+        """Path -> description of each object in the first batch; arrays begin with "array "."""
         self.unread = ""
-        """What could not be looked into, so that batches are unchecked; empty where all was."""
+        """What could not be hashed, so that the batches are unchecked; "" if nothing."""
 
     def add(self, batch: Any) -> None:
-        """Take in a batch. Never raises: what trains must not end by a check."""
-        left: deque[tuple[str, Any]] = deque([("", batch)])
-        taken = 0
-        while left:
-            if taken == MOST:
+        """Hash a batch. Never raises: a check must not end a training."""
+        queue: deque[tuple[str, Any]] = deque([("", batch)])
+        count = 0
+        while queue:
+            if count == MOST:
                 self.unread = self.unread or f"more than {MOST:,} things in a batch"
                 break
-            taken += 1
-            path, value = left.popleft()
+            count += 1
+            path, value = queue.popleft()
             try:
-                text, inside = _read(value)
-                left += [(f"{path}{name}", each) for name, each in inside]
+                text, contents = _describe(value)
+                queue += [(f"{path}{name}", item) for name, item in contents]
             except Exception:
                 text = type(value).__qualname__
                 self.unread = self.unread or f"a {text} in a batch cannot be read"
@@ -62,83 +62,91 @@ class Seen:
         self._begun = True
 
     def so_far(self) -> str:
+        """The hash of all batches until now."""
         return self._hash.hexdigest()[:DIGITS]
 
 
-def _read(value: Any) -> tuple[str, Iterable[tuple[str, Any]]]:
-    """A value as a text, and what is in it; any error for what cannot be read."""
-    kind = type(value).__qualname__
+def _describe(value: Any) -> tuple[str, Iterable[tuple[str, Any]]]:
+    """A text that identifies a value, and (name, value) of what is inside it.
+
+    Raises any error for a value that cannot be described.
+    """
+    type_name = type(value).__qualname__
     if isinstance(value, torch.Tensor):
-        return _tensor(value.detach())
+        return _describe_tensor(value.detach())
     if type(value) is np.ndarray or isinstance(value, np.generic):
         if value.dtype.hasobject:
-            return f"{kind}{value.shape}", [("", value.tolist())]
-        # a checksum: it is four times as fast as a hash, and nobody forges batches here
-        return _array(
+            return f"{type_name}{value.shape}", [("", value.tolist())]
+        # a checksum is four times as fast as a hash, and nobody forges batches here
+        return _describe_array(
             value.dtype, value.shape, np.ascontiguousarray(value).reshape(-1).view(np.uint8)
         )
     if isinstance(value, SIMPLE):
-        return f"{kind} {zlib.crc32(repr(value).encode()):x}", ()
+        return f"{type_name} {zlib.crc32(repr(value).encode()):x}", ()
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return f"{kind} {len(value)} {zlib.crc32(bytes(value)):x}", ()
+        return f"{type_name} {len(value)} {zlib.crc32(bytes(value)):x}", ()
     if isinstance(value, Mapping):
-        items = [(_key(key), each) for key, each in islice(value.items(), MOST)]
-        # a dict that was made by going through a set has another order in each process
-        return f"{kind} {len(value)} {sorted(k for k, _ in items)}", sorted(items, key=_first)
+        pairs = [(_describe_key(key), item) for key, item in islice(value.items(), MOST)]
+        # sorted, since a dict made from a set has another order in each process
+        return f"{type_name} {len(value)} {sorted(k for k, _ in pairs)}", sorted(pairs, key=_first)
     if isinstance(value, (list, tuple)):
-        if all(type(each) in SIMPLE for each in value):  # many numbers are one thing
-            return f"{kind} {len(value)} {zlib.crc32(repr(value).encode()):x}", ()
-        return f"{kind} {len(value)}", [(f"[{i}]", v) for i, v in enumerate(islice(value, MOST))]
+        if all(type(each) in SIMPLE for each in value):  # a list of numbers counts as one object
+            return f"{type_name} {len(value)} {zlib.crc32(repr(value).encode()):x}", ()
+        return f"{type_name} {len(value)}", [
+            (f"[{i}]", v) for i, v in enumerate(islice(value, MOST))
+        ]
     if isinstance(value, (set, frozenset)) and len(value) <= MOST:
-        return f"{kind} {len(value)} {sorted(_alone(each) for each in value)}", ()
+        return f"{type_name} {len(value)} {sorted(_hash_alone(item) for item in value)}", ()
     if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
-        return f"{kind} {value.__module__}.{value.__qualname__}", ()
+        return f"{type_name} {value.__module__}.{value.__qualname__}", ()
     if isinstance(value, (torch.nn.Module, set, frozenset)):
-        raise TypeError(value)  # what is trained is no data, and a large set takes too long
-    made = value.__reduce_ex__(4)  # what pickle would keep of it
-    if isinstance(made, str):
-        return f"{kind} {made}", ()
-    made = *made, None, None, None
-    calls, given, state, items, pairs = made[:5]
-    inside = chain([(" call", calls), (" of", given)], _named(state))
-    many = islice(items or (), MOST), islice(pairs or (), MOST)
-    return kind, [*inside, *(("[]", v) for v in chain(*many))]
+        raise TypeError(value)  # a model is no data, and a large set takes too long
+    reduced = value.__reduce_ex__(4)  # what pickle would save
+    if isinstance(reduced, str):
+        return f"{type_name} {reduced}", ()
+    reduced = *reduced, None, None, None
+    function, arguments, state, items, mapping = reduced[:5]
+    contents = chain([(" call", function), (" of", arguments)], _list_attributes(state))
+    elements = chain(islice(items or (), MOST), islice(mapping or (), MOST))
+    return type_name, [*contents, *(("[]", element) for element in elements)]
 
 
-def _tensor(value: torch.Tensor) -> tuple[str, Iterable[tuple[str, Any]]]:
-    kind = f"{value.layout} {value.dtype} "
+def _describe_tensor(value: torch.Tensor) -> tuple[str, Iterable[tuple[str, Any]]]:
+    prefix = f"{value.layout} {value.dtype} "
     if value.is_nested:
-        return kind, [(f"[{i}]", each) for i, each in enumerate(value.unbind())]
+        return prefix, [(f"[{i}]", item) for i, item in enumerate(value.unbind())]
     if value.is_quantized:
-        return kind + str(value.qscheme()), [("", value.int_repr()), ("", value.dequantize())]
-    if value.layout != torch.strided:  # as it is kept: made dense it may not fit
+        return prefix + str(value.qscheme()), [("", value.int_repr()), ("", value.dequantize())]
+    if value.layout != torch.strided:  # as it is stored: as a dense tensor it may not fit
         names = _SPARSE[value.layout]
-        return f"{kind}{tuple(value.shape)}", [(f".{n}", getattr(value, n)()) for n in names]
+        return f"{prefix}{tuple(value.shape)}", [(f".{n}", getattr(value, n)()) for n in names]
     value = value.cpu().resolve_conj().resolve_neg()
     raw = value.contiguous().reshape(-1).view(torch.uint8).numpy()
-    return _array(value.dtype, value.shape, raw)
+    return _describe_array(value.dtype, value.shape, raw)
 
 
-def _array(dtype: Any, shape: Sequence[int], raw: Any) -> tuple[str, Iterable[tuple[str, Any]]]:
+def _describe_array(
+    dtype: Any, shape: Sequence[int], raw: Any
+) -> tuple[str, Iterable[tuple[str, Any]]]:
     size = np.prod(shape, dtype=int)
     return f"{ARRAY if size > 1 else ''}{dtype} {tuple(shape)} {zlib.crc32(raw):x}", ()
 
 
-def _named(state: Any) -> Iterable[tuple[str, Any]]:
-    """The attributes that pickle keeps: a dict, or with slots two."""
+def _list_attributes(state: Any) -> Iterable[tuple[str, Any]]:
+    """The attributes in the state that pickle saves: one dict, or two if there are slots."""
     if isinstance(state, dict):
-        return [(f".{name}", each) for name, each in state.items()]
+        return [(f".{name}", value) for name, value in state.items()]
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):
-        return [*_named(state[0] or {}), *_named(state[1])]
+        return [*_list_attributes(state[0] or {}), *_list_attributes(state[1])]
     return [("", state)]
 
 
-def _key(key: Any) -> str:
-    return f"[{key!r}]" if isinstance(key, SIMPLE) else f"[{_alone(key)}]"
+def _describe_key(key: Any) -> str:
+    return f"[{key!r}]" if isinstance(key, SIMPLE) else f"[{_hash_alone(key)}]"
 
 
-def _alone(value: Any) -> str:
-    """A value in a set, or a key: its hash does not depend on what stands before it."""
+def _hash_alone(value: Any) -> str:
+    """The hash of a key, or of a value in a set, whatever was hashed before it."""
     seen = Seen()
     seen.add(value)
     if seen.unread:
@@ -160,34 +168,37 @@ _SPARSE = {
 
 
 def states(generators: Iterable[Any] = ()) -> str:
-    """A hash of the random states of torch and numpy, and of these generators.
+    """A hash of the random states of torch, of numpy and of these generators.
 
-    Not of `random`: modules draw from it as they are imported, in whichever run comes first.
+    `random` is left out: modules draw from it when they are imported, in whichever run is first.
     """
     seen = Seen()
     seen.add([get() for get, _ in STATES[:2]])
-    for each in generators:
-        if isinstance(each, torch.Generator):
-            seen.add(each.get_state())
-        elif isinstance(each, np.random.Generator):
-            seen.add(each.bit_generator.state)
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            seen.add(generator.get_state())
+        elif isinstance(generator, np.random.Generator):
+            seen.add(generator.bit_generator.state)
         else:
-            seen.add(each.get_state() if hasattr(each, "get_state") else each.getstate())
+            seen.add(
+                generator.get_state() if hasattr(generator, "get_state") else generator.getstate()
+            )
     return seen.so_far()
 
 
 def parted(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
-    """The first evaluation at which two runs differ, as far as both go; None where none."""
-    both = zip(ours, theirs, strict=False)
+    """Index of the first evaluation at which two runs differ; None if they do not."""
+    both = zip(ours, theirs, strict=False)  # one of the runs may have ended earlier
     return next((i for i, (a, b) in enumerate(both) if a != b), None)
 
 
 def field(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
-    """What differs first in the first batches: an array if one does, since it is data."""
+    """Path of the first object that differs in the first batches; an array, if one differs."""
     names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     arrays = [n for n in names if is_array(ours, n) or is_array(theirs, n)]
     return next(iter(arrays or names), None)
 
 
 def is_array(batch: Mapping[str, str], name: str) -> bool:
+    """Whether the object at that path of a first batch is an array of several elements."""
     return batch.get(name, "").startswith(ARRAY)

@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from steepest.errors import BadCall
-from steepest.race.drawing import lines
-from steepest.race.report import keys, rendered
 from steepest.race.wording import UNKNOWN
+from steepest.report.drawing import Series, draw_lines
+from steepest.report.pages import render
+from steepest.report.styles import choose_styles, make_legend
 
 WITHIN = (1.0, 2.0, 4.0)
 """Times the fewest steps of the entries compared; the profile is drawn to the last of them."""
@@ -172,30 +173,28 @@ def table(found: dict[str, Any]) -> Table:
 def page(found: dict[str, Any]) -> str:
     """The profile as a page without scripts or requests."""
     names = list(found["entries"])
-    fields = {"diverged": {"fresh": 0}, "test": ()}
-    drawn = {
-        "entries": dict.fromkeys(names, fields),
-        "baseline": "adamw" if "adamw" in names else names[0],
-        "maximize": True,
-    }
-    curves = [(*_stairs(found["entries"][name]["ratios"]), None, None) for name in names]
-    limits = (-5.0, 105.0)
-    return rendered(
+    baseline = "adamw" if "adamw" in names else names[0]
+    styles = choose_styles(names, baseline)
+    figure = draw_lines(
+        names,
+        [Series(*_stairs(found["entries"][name]["ratios"])) for name in names],
+        styles,
+        xlabel="times the fewest steps of the entries compared",
+        ylabel="races (%)",
+        limits=(-5.0, 105.0),
+        key="p",
+    )
+    notes_of_keys = ["baseline" if name == baseline else "" for name in names]
+    return render(
+        "steepest.race",
         "profile.html.jinja",
-        s=drawn,
-        keys=keys(drawn),
+        names=names,
+        keys=make_legend(names, styles, notes_of_keys),
         found=found,
         notes=notes(found),
         columns=COLUMNS,
         rows=rows(found),
-        figure=lines(
-            drawn,
-            curves,
-            "times the fewest steps of the entries compared",
-            "races (%)",
-            limits,
-            "p",
-        ),
+        figure=figure,
     )
 
 

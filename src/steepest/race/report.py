@@ -6,10 +6,7 @@ import statistics as st
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
-
-from steepest.race.drawing import DARK, LIGHT, PAGE, looks, untuned
-from steepest.race.figures import figures
+from steepest.race.figures import figures, styles_of
 from steepest.race.wording import (
     UNKNOWN,
     beside,
@@ -22,25 +19,23 @@ from steepest.race.wording import (
     rows,
     units,
 )
-
-
-def rendered(template: str, **known: Any) -> str:
-    """A page of this room as HTML. Every text from a race is escaped."""
-    pages = Environment(autoescape=True, loader=PackageLoader("steepest.race", ""))
-    return pages.get_template(template).render(light=LIGHT, dark=DARK, **known)
+from steepest.report.pages import render
+from steepest.report.styles import Key, make_legend
 
 
 def page(summary: dict[str, Any]) -> str:
     """The whole report as HTML."""
     target = summary["target"]
-    return rendered(
+    return render(
+        "steepest.race",
         "report.html.jinja",
+        names=list(summary["entries"]),
+        keys=_make_legend(summary),
         s=summary,
         plan=summary["plan"],
         caveats=caveats(summary),
         columns=columns(summary),
         rows=rows(summary),
-        keys=keys(summary),
         tested=summary.get("test_data", True),
         bests={
             name: number(summary, entry["best"]["validation"]) + units(summary)[0]
@@ -78,22 +73,15 @@ def _known(
     return {name: text for name, text in said.items() if text}
 
 
-def keys(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _make_legend(summary: dict[str, Any]) -> list[Key]:
     """One line of the legend for each entry, in the order of the entries."""
-    grey, found = untuned(summary), []
-    for (name, entry), look in zip(summary["entries"].items(), looks(summary), strict=True):
-        lost, n = entry["diverged"]["fresh"], len(entry["test"])
-        notes = ["baseline"] if name == summary["baseline"] else []
-        notes += ["untuned"] if name in grey else []
-        notes += [f"{lost} of {n} diverged"] if lost else []
-        dashes = "none" if look["ls"] == "-" else " ".join(map(str, look["ls"][1]))
-        found.append(
-            {
-                "name": name,
-                "note": ", ".join(notes),
-                "color": PAGE[look["color"]],
-                "dashes": dashes,
-                "width": look["lw"],
-            }
-        )
-    return found
+    notes = []
+    for name, entry in summary["entries"].items():
+        diverged, n = entry["diverged"]["fresh"], len(entry["test"])
+        words = ["baseline"] if name == summary["baseline"] else []
+        if entry.get("untuned"):
+            words.append("untuned")
+        if diverged:
+            words.append(f"{diverged} of {n} diverged")
+        notes.append(", ".join(words))
+    return make_legend(list(summary["entries"]), styles_of(summary), notes)

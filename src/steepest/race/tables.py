@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from steepest.race.protocol import Result, Trial, final, tested
 from steepest.race.summary import _target_index
+from steepest.report.tables import csv_text
 from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""A text that begins so may be taken for a formula by a spreadsheet."""
 KEY = ("phase", "entry", "index", "seed")
 RUN = (
     "final_validation", "best_validation", "test", "diverged", "steps_to_target",
@@ -57,7 +54,7 @@ def runs(task: Task, pairs: Pairs) -> str:
             ]
         )
     extra = (f"hyper.{knob}" for knob in knobs), (f"measure.{name}" for name in measures)
-    return _csv((*KEY, *extra[0], *RUN, *extra[1]), rows)
+    return csv_text((*KEY, *extra[0], *RUN, *extra[1]), rows)
 
 
 def curves(pairs: Pairs) -> str:
@@ -67,19 +64,8 @@ def curves(pairs: Pairs) -> str:
         for trial, result in pairs
         for point in zip(result.steps, result.seconds, result.validation, strict=True)
     )
-    return _csv((*KEY, "step", "seconds", "validation"), rows)
+    return csv_text((*KEY, "step", "seconds", "validation"), rows)
 
 
 def _key(trial: Trial) -> tuple[str, str, int, int]:
     return trial.phase, trial.entry, trial.index, trial.seed
-
-
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    out = io.StringIO()
-    csv.writer(out).writerows([_safe(cell) for cell in row] for row in (head, *rows))
-    return out.getvalue()
-
-
-def _safe(cell: object) -> object:
-    """An apostrophe keeps a spreadsheet from running a text; numbers stay numbers."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,4 +1,8 @@
-"""What is trained in a race: bundled tasks, tasks on the user's data, tasks in the user's file."""
+"""What is trained: bundled tasks, tasks on data of the user's, tasks in a file of the user's.
+
+A task file imports nothing of the package but `steepest.errors` and `steepest.tasks`. A new bundled
+task is one file with a `Task`, and one line in `TASKS`.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +16,43 @@ from typing import Any
 
 from steepest.errors import BadCall
 from steepest.tasks import gan, images, sparse, tables, text, user_file
+from steepest.tasks.seeding import generators_of
 from steepest.tasks.task import Setup, Task
 from steepest.tasks.task import facts as facts
 
-__all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "get", "held", "is_file", "words"]
+__all__ = ["DATA_TASKS", "TASKS", "Setup", "Task", "facts", "folder_name", "get", "held", "is_file"]
 
 TASKS = {
     task.name: task
     for task in (images.DIGITS, tables.DIABETES, text.TOPICS, gan.DIGITS_GAN, sparse.BAG)
 }
-"""Without a download."""
+"""Tasks that need no download."""
 DATA_TASKS: dict[str, Callable[[Path], Task]] = {
     "fashion-mnist": lambda folder: images.idx_task("fashion-mnist", folder),
     "mnist": lambda folder: images.idx_task("mnist", folder),
     "tinyshakespeare": text.shakespeare,
 }
-"""On files that the user has: `--data`."""
+"""Name -> a function that makes the task from the folder given by `--data`."""
 
 
 def is_file(name: str) -> bool:
-    """Whether a task's name means a file of the user's own."""
+    """Whether a task's name is the path of a file of the user's."""
     return name.endswith(".py") or bool(re.search(r"[/\\]", name))
 
 
 def held(name: str) -> AbstractContextManager[bytes | None]:
-    """Meanwhile a task in a file is what the file says now; its source."""
+    """Until the end, a task in a file stays what the file says now. Yields its source."""
     return user_file.held(Path(name)) if is_file(name) else nullcontext()
 
 
 def generators(task: Task) -> list[Any]:
-    """The random generators that the task's file has made at its top; none of a bundled task."""
+    """The random generators that the task's file holds once imported; none for a bundled task."""
     module = user_file.module_of(Path(task.file)) if task.file else None
-    return [generator for _, generator in user_file.generators(module)] if module else []
+    return [generator for _, generator in generators_of(module)] if module else []
 
 
 def edited(name: str) -> str | None:
-    """What to say where the file of a task is no longer what is held of it."""
+    """A sentence for the user, if the task's file differs from the source that `held` keeps."""
     if not is_file(name):
         return None
     with user_file.held(Path(name)) as source:
@@ -58,43 +63,43 @@ def edited(name: str) -> str | None:
     if same:
         return None
     return (
-        f"{Path(name).name} was changed during the race: all runs are of the source that it began "
-        f"with, and --resume wants that one"
+        f"{Path(name).name} was changed during the race: all runs use the source that the race "
+        f"began with, and --resume needs that source"
     )
 
 
 def get(name: str, data: str | None = None) -> Task:
-    """The task called `name`, or in the file `name`; BadCall names what is wrong with either.
+    """The task called `name`, or the one in the file `name`; BadCall if there is none.
 
-    data: the folder that a task on the user's data reads.
+    data: the folder of a task in `DATA_TASKS`.
     """
     if name in DATA_TASKS:
         if data is None:
-            raise BadCall(f"task {name!r} reads files of yours: say with --data DIR where they lie")
-        return _on_data(name, data)
+            raise BadCall(f"task {name!r} reads your files: say with --data DIR where they are")
+        return _make_data_task(name, data)
     if data is not None:
         raise BadCall(
-            f"--data {data} with the task {name!r}, which reads none: leave it out, or choose one "
-            f"of {', '.join(DATA_TASKS)}"
+            f"--data {data} was given for the task {name!r}, which reads none: leave it out, or "
+            f"choose one of {', '.join(DATA_TASKS)}"
         )
     if name in TASKS:
         return TASKS[name]
     if is_file(name):
         return user_file.load(Path(name))
     known = [*TASKS, *DATA_TASKS]
-    mine = [f"{name}.py"] if Path(f"{name}.py").is_file() else []
-    near = mine or get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    file = [f"{name}.py"] if Path(f"{name}.py").is_file() else []
+    similar = file or get_close_matches(name, known, n=1)
+    hint = f"; did you mean {similar[0]!r}?" if similar else ""
     raise BadCall(
         f"unknown task {name!r}: expected one of {', '.join(known)}, or a Python file{hint}"
     )
 
 
 @lru_cache(maxsize=2)
-def _on_data(name: str, data: str) -> Task:
+def _make_data_task(name: str, data: str) -> Task:
     return DATA_TASKS[name](Path(data))
 
 
-def words(name: str) -> str:
-    """A name for the folder of a race of this task."""
+def folder_name(name: str) -> str:
+    """The task's name as part of a folder's name: for a file, without path and ending."""
     return Path(name).stem if is_file(name) else name

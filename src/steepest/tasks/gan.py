@@ -11,21 +11,24 @@ from torch import Tensor, nn
 from steepest.tasks.images import BATCH, digits, hash_of
 from steepest.tasks.task import Make, Reporter, Samples, Task, evaluating
 
-NOISE, SAMPLES, STEPS, EVERY = 16, 1000, 1000, 100
+NOISE = 16
+"""Inputs of the generator."""
+SAMPLES, STEPS, EVERY = 1000, 1000, 100
 PRESENT = 0.02
-"""Share of the samples from which on a digit counts as drawn; a fair share is 0.1."""
+"""A digit counts as drawn if this share of the samples shows it; a fair share is 0.1."""
 
 
 def _classifier() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(),
-                         nn.Linear(32, 10))  # fmt: skip
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
 
 
 @lru_cache(maxsize=1)
 def judge() -> nn.Sequential:
-    """The classifier whose last hidden layer gives the features: 400 steps on the training digits.
+    """The classifier whose last hidden layer gives the features, after 400 steps on the digits.
 
-    By plain torch, seeded, so that it depends on no entry.
+    It is trained by plain torch from a fixed seed, so that it depends on no entry of the race.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -42,10 +45,11 @@ def judge() -> nn.Sequential:
 
 
 def frechet(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared Frechet distance of the Gaussians with the moments of the rows of `a` and of `b`.
+    """Squared Frechet distance between Gaussians fitted to the rows of `a` and of `b`.
 
-    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017, arXiv:1706.08500); the
-    trace of the root is the sum of the roots of the eigenvalues of A B, which are not negative.
+    |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)), with covariances A and B (Heusel et al.
+    2017, arXiv:1706.08500). The trace of the root is the sum of the roots of the eigenvalues of
+    A B, which are not negative.
     """
     difference = a.mean(0) - b.mean(0)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -54,31 +58,52 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @lru_cache(maxsize=2)
-def _real(split: str) -> np.ndarray:
+def _real_features(split: str) -> np.ndarray:
     return judge()[:-1](digits()[split][0]).double().numpy()
 
 
 @torch.no_grad()
 def judged(images: Tensor, split: str) -> tuple[float, float]:
-    """(Frechet distance to the real images of `split`, share of the ten digits that are drawn)."""
+    """(Frechet distance to the real images of `split`, share of the ten digits that are drawn).
+
+    Both are nan if a feature is not finite.
+    """
     features = judge()[:-1](images)
     if not features.isfinite().all():
         return float("nan"), float("nan")
     drawn = judge()[-1](features).argmax(1).bincount(minlength=10) >= PRESENT * len(images)
-    return frechet(features.double().numpy(), _real(split)), drawn.double().mean().item()
+    return frechet(features.double().numpy(), _real_features(split)), drawn.double().mean().item()
+
+
+def _make_generator() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(NOISE, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.Sigmoid(),
+    )
+
+
+def _make_critic() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(64, 64),
+        nn.LeakyReLU(0.2),
+        nn.Dropout(0.3),
+        nn.Linear(64, 64),
+        nn.LeakyReLU(0.2),
+        nn.Dropout(0.3),
+        nn.Linear(64, 1),
+    )
 
 
 def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None:
     torch.manual_seed(seed)
-    generator = nn.Sequential(
-        nn.Linear(NOISE, 64), nn.BatchNorm1d(64), nn.ReLU(),
-        nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.Sigmoid(),
-    )  # fmt: skip
-    critic = nn.Sequential(
-        nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Dropout(0.3),
-        nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Dropout(0.3), nn.Linear(64, 1),
-    )  # fmt: skip
-    fooling, telling = make_optimizer(generator), make_optimizer(critic)
+    generator, critic = _make_generator(), _make_critic()
+    generator_optimizer, critic_optimizer = make_optimizer(generator), make_optimizer(critic)
     images = digits()["train"][0].flatten(1)
     batches = Samples((images,), BATCH).batched(seed)
     noise = torch.Generator().manual_seed(seed)
@@ -92,14 +117,14 @@ def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> Non
     for step in range(1, steps + 1):
         (real,) = next(batches)
         fake = generator(torch.randn(len(real), NOISE, generator=noise))
-        telling.zero_grad()
+        critic_optimizer.zero_grad()
         (cost(real, True) + cost(fake.detach(), False)).backward()
-        telling.step()
-        fooling.zero_grad()
+        critic_optimizer.step()
+        generator_optimizer.zero_grad()
         cost(fake, True).backward()
-        fooling.step()
+        generator_optimizer.step()
         if step % EVERY == 0 or step == steps:
-            with torch.no_grad(), evaluating(fooling, telling):
+            with torch.no_grad(), evaluating(generator_optimizer, critic_optimizer):
                 drawn = generator.eval()(fixed)
             generator.train()
             validation, modes = judged(drawn, "validation")
@@ -110,7 +135,7 @@ DIGITS_GAN = Task(
     name="digits-gan",
     metric="Frechet distance",
     maximize=False,
-    worst=200.0,  # one digit drawn again and again; noise has about 65
+    worst=200.0,  # a generator that draws one digit only; noise has about 65
     target=60.0,
     steps=STEPS,
     every=EVERY,

@@ -20,7 +20,7 @@ from steepest.tasks.task import Samples, Setup, Task
 Split = dict[str, tuple[Tensor, Tensor]]
 
 TRAIN, VALIDATION, TEST = 800, 400, 597
-"""Images of the digits task; few for training, so that the race does not end at 100 %."""
+"""Images of each split of the digits; few to train on, so that no entry reaches 100 %."""
 BATCH = 32
 IDX_VALIDATION, IDX_BATCH, IDX_STEPS, IDX_EVERY = 5000, 64, 1000, 200
 SWITCHES = ("batchnorm", "dropout")
@@ -28,27 +28,36 @@ EVALUATED = 1000
 """Images evaluated at once."""
 
 
-@lru_cache(maxsize=1)
-def digits() -> Split:
-    """Split -> (images [n, 1, 8, 8] in [0, 1], classes)."""
-    from sklearn.datasets import load_digits  # heavy: only when raced
+def split_digits(train: int, validation: int, seed: int = 0) -> Split:
+    """scikit-learn's 1,797 digits: split -> (images [n, 1, 8, 8] in [0, 1], classes [n]).
+
+    The first `train` images of an order drawn from the seed, then `validation` more; the rest is
+    "test".
+    """
+    from sklearn.datasets import load_digits  # slow to import
 
     pixels, classes = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(TRAIN + VALIDATION + TEST)
+    order = np.random.default_rng(seed).permutation(len(classes))
     images = torch.tensor(pixels[order] / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     labels = torch.tensor(classes[order])
     ends = {
-        "train": (0, TRAIN),
-        "validation": (TRAIN, TRAIN + VALIDATION),
-        "test": (TRAIN + VALIDATION, len(order)),
+        "train": (0, train),
+        "validation": (train, train + validation),
+        "test": (train + validation, len(order)),
     }
     return {name: (images[a:b], labels[a:b]) for name, (a, b) in ends.items()}
 
 
+@lru_cache(maxsize=1)
+def digits() -> Split:
+    """The digits as the bundled tasks split them."""
+    return split_digits(TRAIN, VALIDATION)
+
+
 def chance(data: Split) -> float:
-    """The most that naming one class for all cases reaches: where a run ends that collapses."""
-    judged = (data[split][1] for split in ("validation", "test"))
-    return max(labels.bincount().max().item() / len(labels) for labels in judged)
+    """The best accuracy of a model that names the same class for every image."""
+    evaluated = (data[split][1] for split in ("validation", "test"))
+    return max(labels.bincount().max().item() / len(labels) for labels in evaluated)
 
 
 def hash_of(splits: Callable[[], Split]) -> str:
@@ -61,14 +70,24 @@ def hash_of(splits: Callable[[], Split]) -> str:
 
 
 def _network(side: int, hidden: int, batchnorm: bool, dropout: float) -> nn.Module:
+    """Two convolutions and one or two linear layers. side: of the images, in pixels.
+
+    hidden: width of the layer before the last one; 0 for none.
+    """
     flat = 32 * (side // 4) ** 2
-    norms = [[nn.BatchNorm2d(width)] * batchnorm for width in (16, 32)]
+    # made first: the order in which layers are made decides their initial weights
     head = [nn.Linear(flat, hidden), nn.ReLU()] if hidden else []
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride=2, padding=1), *norms[0], nn.ReLU(),  # pooling takes twice
-        nn.Conv2d(16, 32, 3, stride=2, padding=1), *norms[1], nn.ReLU(),  # the time
-        nn.Flatten(), *head, *[nn.Dropout(dropout)] * (dropout > 0), nn.Linear(hidden or flat, 10),
-    )  # fmt: skip
+    layers: list[nn.Module] = []
+    for channels, width in ((1, 16), (16, 32)):
+        # a stride, since pooling takes twice the time
+        layers.append(nn.Conv2d(channels, width, 3, stride=2, padding=1))
+        if batchnorm:
+            layers.append(nn.BatchNorm2d(width))
+        layers.append(nn.ReLU())
+    layers += [nn.Flatten(), *head]
+    if dropout > 0:
+        layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers, nn.Linear(hidden or flat, 10))
 
 
 def _setup(
@@ -89,7 +108,7 @@ def _setup(
     @torch.no_grad()
     def evaluate(model: nn.Module, split: str) -> float:
         images, labels = data[split]
-        scores = torch.cat([model(part) for part in images.split(EVALUATED)])
+        scores = torch.cat([model(chunk) for chunk in images.split(EVALUATED)])
         if not scores.isfinite().all():
             return float("nan")
         return (scores.argmax(1) == labels).double().mean().item()
@@ -102,7 +121,7 @@ DIGITS = Task(
     name="digits",
     metric="accuracy",
     maximize=True,
-    worst=46 / VALIDATION,  # `chance`, without the data
+    worst=46 / VALIDATION,  # what `chance` gives, without loading the data
     target=0.92,
     steps=200,
     every=TRAIN // BATCH,
@@ -115,7 +134,7 @@ DIGITS = Task(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file, gzipped or not; BadCall names a bad one.
+    """The array of unsigned bytes in an IDX file, gzipped or not; BadCall for any other file.
 
     Format: http://yann.lecun.com/exdb/mnist/ : two zero bytes, type 8, the number of dimensions,
     each dimension as a big-endian 32-bit integer, then the bytes.
@@ -130,41 +149,46 @@ def read_idx(path: Path) -> np.ndarray:
     shape = tuple(np.frombuffer(raw[4:head][: (len(raw[4:head]) // 4) * 4], ">u4").tolist())
     if raw[:3] != b"\0\0\x08" or len(raw) != head + math.prod(shape):
         raise BadCall(
-            f"'{path}' is no IDX file of bytes, or cut short ({len(raw):,} bytes): get it again"
+            f"'{path}' is no IDX file of bytes, or is cut short ({len(raw):,} bytes): download it "
+            f"again"
         )
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
 
-def _idx_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    found = []
-    for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
-        names = [f"{part}-{kind}.gz", f"{part}-{kind}"]
+def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
+    """The images and the labels of the two files with this prefix: "train" or "t10k"."""
+    arrays: list[np.ndarray] = []
+    for ending, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
+        names = [f"{prefix}-{ending}.gz", f"{prefix}-{ending}"]
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is None:
-            raise BadCall(f"--data {folder}: it has no {names[0]} (or {names[1]}), which is needed")
-        found.append(read_idx(path))
-        if found[-1].ndim != len(found[0].shape) - 2 * (len(found) - 1) or len(found[-1]) == 0:
-            raise BadCall(f"'{path}' has the shape {found[-1].shape}: expected {kind}")
-    images, labels = found
+            raise BadCall(f"--data {folder}: it has no {names[0]} (or {names[1]}); add the file")
+        array = read_idx(path)
+        if array.ndim != dimensions or len(array) == 0:
+            raise BadCall(
+                f"'{path}' has the shape {array.shape}: expected {dimensions} dimensions, the "
+                f"first of them not 0"
+            )
+        arrays.append(array)
+    images, labels = arrays
     if len(images) != len(labels) or labels.max() > 9 or images.shape[1:] != (28, 28):
         raise BadCall(
-            f"--data {folder}: {part} has images {images.shape} and labels {labels.shape} up to "
+            f"--data {folder}: {prefix} has images {images.shape} and labels {labels.shape} up to "
             f"{labels.max()}: expected as many labels as images of 28 x 28, from 0 to 9"
         )
-    return torch.from_numpy(images / np.float32(255))[:, None], torch.tensor(
-        labels, dtype=torch.long
-    )
+    pixels = torch.from_numpy(images / np.float32(255))[:, None]
+    return pixels, torch.tensor(labels, dtype=torch.long)
 
 
 def idx_task(name: str, folder: Path) -> Task:
     """A convolutional network of 106,000 parameters on the four published files in `folder`."""
-    images, labels = _idx_part(folder, "train")
+    images, labels = _read_pair(folder, "train")
     if len(images) <= IDX_VALIDATION:
-        raise BadCall(f"--data {folder}: {len(images)} training images, expected over 5,000")
+        raise BadCall(f"--data {folder}: {len(images)} training images: expected over 5,000")
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    parts = {"validation": order[:IDX_VALIDATION], "train": order[IDX_VALIDATION:]}
-    data = {split: (images[rows], labels[rows]) for split, rows in parts.items()}
-    data["test"] = _idx_part(folder, "t10k")
+    indices = {"validation": order[:IDX_VALIDATION], "train": order[IDX_VALIDATION:]}
+    data = {split: (images[rows], labels[rows]) for split, rows in indices.items()}
+    data["test"] = _read_pair(folder, "t10k")
     return Task(
         name=name,
         metric="accuracy",

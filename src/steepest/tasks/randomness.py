@@ -1,4 +1,4 @@
-"""The random states of a process: seeding them, and keeping draws from shifting others."""
+"""The random states of the process: seed them, and restore them after a block of code."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+# (read, write) of torch, numpy and `random`
 STATES: tuple[tuple[Any, Any], ...] = (
     (torch.get_rng_state, torch.set_rng_state),
     (np.random.get_state, np.random.set_state),
@@ -18,7 +19,7 @@ STATES: tuple[tuple[Any, Any], ...] = (
 
 
 def begin(seed: int) -> None:
-    """torch, numpy and `random` from the seed: a run depends on it alone, not on those before."""
+    """Seed torch, numpy and `random`, so that a run does not depend on the runs before it."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -26,7 +27,7 @@ def begin(seed: int) -> None:
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """What is drawn inside shifts nothing behind."""
+    """Restore the random states at the end: what the block draws shifts no later draw."""
     before = [get() for get, _ in STATES]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which topic a passage is from: a bag of words, whose gradient is sparse, and most words rare."""
+"""Classify passages by topic from a bag of words: sparse gradients, and most words are rare."""
 
 from __future__ import annotations
 
@@ -15,40 +15,44 @@ from torch import Tensor, nn
 from steepest.tasks.task import Make, Reporter, Task, evaluating
 
 LENGTH, BATCH = 12, 32
-"""Words of a passage, passages of a batch."""
+"""Words in a passage, passages in a batch."""
 LEAST = 640
-"""Words of a topic that is taken: a tenth of them is a few passages."""
+"""Shorter topics are left out. A tenth of so many words is a few passages."""
 EVALUATED = 320
-"""Passages of validation and of test data."""
+"""Passages of the validation data, and of the test data."""
 EVERY = 25
 
 
 @dataclass(frozen=True)
 class Passages:
-    """split -> (words [n, LENGTH] as numbers, topics [n])."""
+    """Passages of several topics, their words as numbers."""
 
     splits: dict[str, tuple[Tensor, Tensor]]
+    """Split -> (words [n, LENGTH], topics [n])."""
     words: int
-    """Distinct numbers; 0 is whatever the training part does not have."""
+    """How many different numbers there are; 0 is any word that the training data lacks."""
     topics: int
+    """How many topics there are."""
     sha256: str
+    """Of the text."""
 
 
 @lru_cache(maxsize=1)
 def documentation() -> Passages:
-    """Python's own documentation: of each topic eight tenths to learn, a tenth each to choose and
-    to test.
+    """Python's own documentation: 80 % of each topic for training, 10 % each to validate and test.
 
-    A paragraph that several topics share is the first one's; within a topic they stand in a fixed
-    random order.
+    A paragraph that several topics share counts for the first of them. The paragraphs of a topic
+    are in a fixed random order.
     """
     from pydoc_data.topics import topics  # 0.7 MB
 
     random, seen = np.random.default_rng(0), set[str]()
     texts: list[list[str]] = []
     for name in sorted(topics):
-        found = (" ".join(re.findall("[a-z_]+", x.lower())) for x in topics[name].split("\n\n"))
-        new: list[str] = [x for x in dict.fromkeys(found) if x not in seen]
+        paragraphs = (
+            " ".join(re.findall("[a-z_]+", x.lower())) for x in topics[name].split("\n\n")
+        )
+        new: list[str] = [x for x in dict.fromkeys(paragraphs) if x not in seen]
         seen.update(new)
         words = [w for i in random.permutation(len(new)) for w in new[i].split()]
         if len(words) >= LEAST:
@@ -60,7 +64,7 @@ def documentation() -> Passages:
         ends = (len(words) * 8 // 10, len(words) * 9 // 10)
         parts = torch.tensor([number.get(w, 0) for w in words]).tensor_split(ends)
         for (split, row), part in zip(rows.items(), parts, strict=True):
-            # those to learn from overlap, those to judge by have no word in common
+            # only training passages overlap
             row.append(part.unfold(0, LENGTH, LENGTH // 2 if split == "train" else LENGTH))
     splits = {}
     for split, row in rows.items():
@@ -82,7 +86,7 @@ def _model(data: Passages) -> nn.Module:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: str) -> float:
-    """The share of passages whose topic is found; nan if a score is not finite."""
+    """The share of passages whose topic is predicted; nan if a score is not finite."""
     words, topics = documentation().splits[split]
     scores = model(words)
     right = (scores.argmax(1) == topics).float().mean().item()
@@ -90,14 +94,15 @@ def evaluate(model: nn.Module, split: str) -> float:
 
 
 class Stepper:
-    """Steps an optimizer on sparse gradients, or on the same as dense tensors if it refuses them.
+    """Steps an optimizer on sparse gradients, or on dense ones if it refuses them.
 
-    It is asked at the first step: what that leaves half done is put back.
+    The first step finds out. If it fails, parameters and gradients are restored, the optimizer's
+    state is cleared, and the step is repeated on dense gradients.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
-        self.sparse: bool | None = None
+        self.sparse: bool | None = None  # not known before the first step
         self.params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def step(self) -> None:
@@ -108,7 +113,7 @@ class Stepper:
                 self.optimizer.step()
                 self.sparse = True
                 return
-            except Exception:  # each package has its own; what is no refusal is raised again below
+            except Exception:  # each package raises its own; another error is raised again below
                 self.sparse = False
                 self.optimizer.state.clear()
                 with torch.no_grad():
@@ -122,7 +127,7 @@ class Stepper:
 
 
 def train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None:
-    """The training loop, on sparse gradients where the optimizer takes them."""
+    """The training loop, on sparse gradients if the optimizer takes them."""
     torch.manual_seed(seed)
     data = documentation()
     words, topics = data.splits["train"]
@@ -140,17 +145,17 @@ def train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None
         if step % EVERY == 0 or step == steps:
             splits = ("validation", "test") if step == steps else ("validation",)
             with evaluating(stepper.optimizer):
-                found = {split: evaluate(model, split) for split in splits}
+                metrics = {split: evaluate(model, split) for split in splits}
             if step == steps:
-                found["sparse_gradients"] = float(bool(stepper.sparse))
-            report(step, **found)
+                metrics["sparse_gradients"] = float(bool(stepper.sparse))
+            report(step, **metrics)
 
 
 BAG = Task(
     name="bag-of-words",
     metric="accuracy",
     maximize=True,
-    worst=46 / EVALUATED,  # the largest topic's share of the passages to judge by
+    worst=46 / EVALUATED,  # the largest topic's share of these passages
     target=0.5,
     steps=300,
     every=EVERY,

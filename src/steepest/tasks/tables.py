@@ -12,26 +12,25 @@ from torch import Tensor, nn
 from steepest.tasks.task import Samples, Setup, Task
 
 TRAIN, VALIDATION, TEST = 222, 110, 110
-"""Patients of 442."""
+"""Patients of each split; 442 in all."""
 BATCH = 32
 
 
 @lru_cache(maxsize=1)
 def diabetes() -> dict[str, tuple[Tensor, Tensor]]:
-    """Split -> (features [n, 10], targets [n]), both standardised by the training part."""
-    from sklearn.datasets import load_diabetes  # heavy: only when raced
+    """Split -> (features [n, 10], targets [n]), standardised by mean and deviation of "train"."""
+    from sklearn.datasets import load_diabetes  # slow to import
 
     features, targets = load_diabetes(return_X_y=True)
     order = np.random.default_rng(0).permutation(TRAIN + VALIDATION + TEST)
     table = np.column_stack([features, targets])[order]
     table = (table - table[:TRAIN].mean(0)) / table[:TRAIN].std(0)
-    found = torch.tensor(table, dtype=torch.float32)
-    parts = found.split([TRAIN, VALIDATION, TEST])
+    splits = torch.tensor(table, dtype=torch.float32).split([TRAIN, VALIDATION, TEST])
     names = ("train", "validation", "test")
-    return {name: (part[:, :-1], part[:, -1]) for name, part in zip(names, parts, strict=True)}
+    return {name: (rows[:, :-1], rows[:, -1]) for name, rows in zip(names, splits, strict=True)}
 
 
-def _hash() -> str:
+def _hash_data() -> str:
     digest = hashlib.sha256()
     for features, targets in diabetes().values():
         digest.update(features.contiguous().numpy().tobytes())
@@ -41,11 +40,15 @@ def _hash() -> str:
 
 def _setup(seed: int, batchnorm: bool = False, dropout: float = 0.0) -> Setup:
     torch.manual_seed(seed)
-    more = lambda: [  # noqa: E731
-        *[nn.BatchNorm1d(32)] * batchnorm, nn.Tanh(), *[nn.Dropout(dropout)] * (dropout > 0)
-    ]  # fmt: skip
-    model = nn.Sequential(nn.Linear(10, 32), *more(), nn.Linear(32, 32), *more(),
-                          nn.Linear(32, 1), nn.Flatten(0))  # fmt: skip
+    layers: list[nn.Module] = []
+    for width in (10, 32):
+        layers.append(nn.Linear(width, 32))
+        if batchnorm:
+            layers.append(nn.BatchNorm1d(32))
+        layers.append(nn.Tanh())
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+    model = nn.Sequential(*layers, nn.Linear(32, 1), nn.Flatten(0))
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.mse_loss(model(batch[0]), batch[1])
@@ -55,14 +58,16 @@ def _setup(seed: int, batchnorm: bool = False, dropout: float = 0.0) -> Setup:
         features, targets = diabetes()[split]
         return loss(model, (features, targets)).item()
 
+    def residuals(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return model(batch[0]) - batch[1]
+
     samples = Samples(diabetes()["train"], BATCH)
-    residuals = lambda model, batch: model(batch[0]) - batch[1]  # noqa: E731
     return Setup(model, samples.batched(seed), loss, evaluate, residuals=residuals, samples=samples)
 
 
 DIABETES = Task(
     name="diabetes",
-    metric="mean squared error",  # of standardised targets: 1 - R2 on the training part's scale
+    metric="mean squared error",  # 1 - R2, since the targets are standardised
     maximize=False,
     worst=1.0,  # as good as the mean of the training targets
     target=0.55,
@@ -71,6 +76,6 @@ DIABETES = Task(
     test_size=TEST,
     proportion=False,
     build=_setup,
-    data_hash=_hash,
+    data_hash=_hash_data,
     switches=("batchnorm", "dropout"),
 )

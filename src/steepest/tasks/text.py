@@ -1,4 +1,4 @@
-"""The next character of a text: an LSTM on Python's own documentation, or on the user's text."""
+"""Predict the next character: an LSTM on Python's own documentation, or on the user's text."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from steepest.errors import BadCall
 from steepest.tasks.task import Setup, Task
 
 EVALUATED = 16_384
-"""Characters of validation and of test data that one evaluation reads, from their beginning."""
+"""An evaluation reads the first so many characters of the validation or test data."""
 LEAST = 20 * EVALUATED
-"""Characters of a text that leave as many for a twentieth of it."""
+"""Least characters of a text, so that a twentieth of it has EVALUATED."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text as numbers: nine tenths for training, then a twentieth each to choose and to test."""
+    """A text as numbers: 90 % for training, then 5 % each to validate and to test."""
 
     splits: dict[str, Tensor]
     characters: int
-    """Distinct ones."""
+    """How many different characters there are."""
     sha256: str
+    """Of the text in UTF-8."""
 
 
 def encode(text: str) -> Text:
-    """The text as numbers of its sorted distinct characters."""
+    """The text with each character replaced by its rank among all that occur."""
     known = {character: i for i, character in enumerate(sorted(set(text)))}
     numbers = torch.tensor([known[character] for character in text])
     ends = (len(text) * 18 // 20, len(text) * 19 // 20)
@@ -44,13 +45,16 @@ def encode(text: str) -> Text:
 @lru_cache(maxsize=1)
 def topics() -> Text:
     """The documentation that `help()` shows, in the order of its names."""
-    from pydoc_data.topics import topics as found  # 0.7 MB
+    from pydoc_data.topics import topics as pages  # 0.7 MB
 
-    return encode("\n".join(found[name] for name in sorted(found)))
+    return encode("\n".join(pages[name] for name in sorted(pages)))
 
 
 class Characters(nn.Module):
-    """Embedding, one LSTM layer, a linear layer: [batch, length] -> [batch, length, characters]."""
+    """Embedding, one LSTM layer, a linear layer: [batch, length] -> [batch, length, characters].
+
+    The output is the scores of the next character.
+    """
 
     def __init__(self, characters: int, width: int, hidden: int) -> None:
         super().__init__()
@@ -64,7 +68,10 @@ class Characters(nn.Module):
 
 @dataclass(frozen=True)
 class Size:
-    """Of the model and its windows."""
+    """Sizes of the model and of its batches.
+
+    width: of the embedding. hidden: of the LSTM. length: characters of a window.
+    """
 
     width: int
     hidden: int
@@ -90,9 +97,9 @@ def _setup(read: Callable[[], Text], size: Size, seed: int) -> Setup:
 
     @torch.no_grad()
     def evaluate(model: nn.Module, split: str) -> float:
-        part = text.splits[split]
-        count = min(EVALUATED, len(part) - 1) // size.length
-        rows = part[torch.arange(count)[:, None] * size.length + window]
+        characters = text.splits[split]
+        count = min(EVALUATED, len(characters) - 1) // size.length
+        rows = characters[torch.arange(count)[:, None] * size.length + window]
         return loss(model, rows).item() / math.log(2)
 
     model = Characters(text.characters, size.width, size.hidden)
@@ -104,7 +111,7 @@ def _task(name: str, read: Callable[[], Text], size: Size, steps: int, target: f
         name=name,
         metric="bits per character",
         maximize=False,
-        worst=8.0,  # a byte for a character
+        worst=8.0,  # each character as a byte
         target=target,
         steps=steps,
         every=max(1, steps // 12),
@@ -119,16 +126,16 @@ TOPICS = _task("text", topics, Size(width=16, hidden=64, length=32, batch=16), 2
 
 
 def shakespeare(path: Path) -> Task:
-    """The published input.txt, in the folder `path` or at it."""
+    """Next characters of the published input.txt. path: the file, or its folder."""
     file = path / "input.txt" if path.is_dir() else path
     if not file.is_file():
-        raise BadCall(f"--data {path}: it has no input.txt, the published text, which is needed")
+        raise BadCall(f"--data {path}: it has no input.txt; add the published text")
     try:
         text = file.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadCall(f"cannot read '{file}' ({error}): expected a text in UTF-8") from error
     if len(text) < LEAST:
         raise BadCall(f"'{file}' has {len(text):,} characters: expected {LEAST:,} or more")
-    found = encode(text)
+    encoded = encode(text)
     size = Size(width=32, hidden=128, length=64, batch=32)
-    return _task("tinyshakespeare", lambda: found, size, 600, 2.6)
+    return _task("tinyshakespeare", lambda: encoded, size, 600, 2.6)

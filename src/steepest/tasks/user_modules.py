@@ -1,6 +1,6 @@
-"""The modules of the user's own that a task's file and entries import: what they were at the start.
+"""Hashes of the user's own modules, which must not change during a race.
 
-A worker that starts later imports them anew, and would run another program where one was edited.
+A worker that starts later imports them again: an edit meanwhile would make it run other code.
 """
 
 from __future__ import annotations
@@ -15,52 +15,54 @@ from pathlib import Path
 from steepest.errors import TaskError
 
 PYTHONS = os.path.join(os.path.realpath(os.path.dirname(os.__file__)), "")
-"""Where the standard library lies."""
+"""The folder of the standard library."""
 INSTALLED = f"-packages{os.sep}"
 OURS = ("steepest", "steepest_task", "__main__")
-"""No module of the user's own, or the task's file itself."""
+"""Top names of modules that are not the user's, or are the task's file itself."""
 
 _hashes: dict[tuple[str, str], str] = {}
 
 
 def modules(task: str, optimizers: str | None = None, *, anew: bool = False) -> dict[str, str]:
-    """Name -> sha256 of each module so far that lies beside the task's file or, where one of the
-    optimizers is a module:Class, where we are.
+    """Name -> sha256 of the user's modules that have been imported so far.
 
-    anew: a race begins, whose workers are to import what there is now.
+    These are modules below the folder of the task's file and, if an optimizer is given as
+    module:Class, below the current folder. anew: forget earlier hashes, since a race begins.
     """
     if anew:
         _hashes.clear()
     roots = [Path(task).resolve().parent] if task.endswith(".py") else []
     roots += [Path.cwd()] if ":" in (optimizers or "") else []
-    return {name: known for name, file in under(roots, task) if (known := _hash(name, Path(file)))}
+    hashes = {name: _hash_first_seen(name, Path(file)) for name, file in under(roots, task)}
+    return {name: digest for name, digest in hashes.items() if digest}
 
 
 def under(roots: Iterable[Path], task: str) -> Iterator[tuple[str, str]]:
-    """Name and file of the modules below one of `roots`, by name: none that is installed, and not
-    the task's own file.
+    """(name, file) of the imported modules below one of `roots`, sorted by name.
+
+    Installed modules and the task's own file are left out.
     """
     starts = tuple(os.path.join(os.path.realpath(root), "") for root in roots)
-    mine = os.path.realpath(task)
+    task_file = os.path.realpath(task)
     for name, module in sorted(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py"):
             continue
-        whole = _whole(file)
-        if not whole.startswith(starts) or whole.startswith(PYTHONS) or INSTALLED in whole:
+        path = _real_path(file)
+        if not path.startswith(starts) or path.startswith(PYTHONS) or INSTALLED in path:
             continue
-        if whole != mine and name.partition(".")[0] not in OURS:
+        if path != task_file and name.partition(".")[0] not in OURS:
             yield name, file
 
 
 @cache
-def _whole(file: str) -> str:
-    """A module's file without links in its path: to ask the disk at every run takes long."""
+def _real_path(file: str) -> str:
+    """The path without links, cached: to ask the disk in every run is slow."""
     return os.path.realpath(file)
 
 
-def _hash(name: str, path: Path) -> str | None:
-    """As it was when it was first seen here: what is imported stays as it was."""
+def _hash_first_seen(name: str, path: Path) -> str | None:
+    """The hash of the file when it was first seen: an imported module does not change either."""
     key = name, str(path)
     if key not in _hashes:
         try:
@@ -71,11 +73,11 @@ def _hash(name: str, path: Path) -> str | None:
 
 
 def agree(began: Mapping[str, str]) -> None:
-    """BadCall for a module that is another one here than where the race began."""
-    for name, known in began.items():
+    """TaskError for a module whose file here differs from the one that the race began with."""
+    for name, digest in began.items():
         file = getattr(sys.modules.get(name), "__file__", None)
-        if isinstance(file, str) and _hash(name, Path(file)) not in (known, None):
+        if isinstance(file, str) and _hash_first_seen(name, Path(file)) not in (digest, None):
             raise TaskError(
                 f"the module {name!r}, which the task or an entry imports, was changed during the "
-                f"race: restore it and go on with --resume, or start a new race"
+                f"race: restore it and continue with --resume, or start a new race"
             )

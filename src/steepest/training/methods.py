@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from steepest.report.tables import align
 from steepest.training.parts import PARTS, Knobs
 
 
@@ -77,8 +78,4 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """`listing()` in lines of at most 100 columns, below a head; ranges are in the JSON."""
     heads = ("name", "about", "tuned", "source")
     rows = [heads, *((f["name"], f["about"], ", ".join(f["tuned"]), f["source"]) for f in found)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        " ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    return align(rows)

@@ -1,0 +1,6 @@
+"""Pages, figures and tables for anything that has results to show.
+
+`styles` gives every line its colour, dashes and marker; `drawing` draws SVG; `pages` fills HTML
+templates; `tables` aligns text and writes CSV. All of them take names, series and styles: this
+folder imports nothing else of the package, and computes no statistics.
+"""

@@ -1,0 +1,203 @@
+"""SVG figures by matplotlib, coloured by the style sheet of the page that they stand in."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from steepest.report.styles import INK, PAGE, Style
+
+SIZE = (5.0, 3.4)
+"""Inches. At 72 points an inch, a phone shows the 10 point text at about its own size."""
+GAP = 0.065
+"""Least distance between two labels, as a share of the figure's height."""
+POINTS = 200
+"""Points drawn of a curve: more cannot be seen and would make the page large."""
+LONGEST = 22
+"""Characters of a name in a figure."""
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+}
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve, with a band around it if `low` and `high` are given."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def draw_lines(
+    names: Sequence[str],
+    series: Sequence[Series],
+    styles: Sequence[Style],
+    *,
+    xlabel: str,
+    ylabel: str,
+    limits: tuple[float, float],
+    key: str,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> str:
+    """Curves, each with its name at its end, as SVG.
+
+    limits: ends of the y axis. key: a short text that no other figure of the page has; the curve of
+    `names[i]` is the SVG group "e{i}-{key}". log_y needs values above zero: with others the axis
+    stays linear.
+    """
+    finite = [v for curve in series for v in curve.y if math.isfinite(v)]
+    log_y = log_y and min(finite, default=0) > 0
+
+    def paint(axes: Axes) -> None:
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+        axes.set_ylim(*limits)
+        if log_x:
+            _make_logarithmic(axes.xaxis)
+        if log_y:
+            _make_logarithmic(axes.yaxis)
+            axes.set_ylim(min(finite) / 1.1, max(limits[1], min(finite)) * 1.1)
+        ends = []
+        for i, (curve, style) in enumerate(zip(series, styles, strict=True)):
+            if not curve.x:
+                continue
+            count = len(curve.x)
+            drawn = np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(int))
+            x, y = np.asarray(curve.x)[drawn], np.asarray(curve.y, float)[drawn]
+            first = i % 3 * len(drawn) // 24  # so that markers of neighbours lie apart
+            every = max(1, len(drawn) // 8)
+            axes.plot(x, y, **style.keywords(), markevery=(first, every), gid=f"e{i}-{key}")
+            if curve.low is not None:
+                low, high = (np.asarray(v, float)[drawn] for v in (curve.low, curve.high))
+                axes.fill_between(
+                    x, low, high, color=style.color, alpha=0.1, lw=0, gid=f"e{i}-{key}-quartiles"
+                )
+            known = np.flatnonzero(np.isfinite(y))
+            if len(known):
+                ends.append((i, x[known[-1]], y[known[-1]], style.color))
+        _label_ends(axes, ends, names, key)
+
+    return draw(SIZE, paint, key)
+
+
+def draw(size: tuple[float, float], paint: Callable[[Axes], None], key: str) -> str:
+    """What `paint` draws on a pair of axes, as SVG. size: inches.
+
+    key: a text that no other figure of the page has. It is the salt of the SVG's ids, so that the
+    same figure always has the same bytes and no two figures of a page share an id.
+    """
+    with (
+        matplotlib.rc_context({**STYLE, "svg.hashsalt": f"steepest-{key}"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has it
+        figure = Figure(size, layout="constrained")
+        FigureCanvasSVG(figure)
+        paint(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for drawn, shown in PAGE.items():
+        svg = svg.replace(drawn, shown)
+    return svg
+
+
+def _make_logarithmic(axis: XAxis | YAxis) -> None:
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=8))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def _label_ends(
+    axes: Axes, ends: Sequence[tuple[int, float, float, str]], names: Sequence[str], key: str
+) -> None:
+    """Write each name at the right edge, near the end of its line, without overlaps.
+
+    ends: (index of the name, x, y, colour) of the last point of each line.
+    """
+    if not ends:
+        return
+    to_share = axes.transAxes.inverted().transform
+    heights = [
+        min(1.0, max(0.0, float(to_share(axes.transData.transform((x, y)))[1])))
+        for _, x, y, _ in ends
+    ]
+    for (i, x, y, color), height in zip(ends, spread_labels(heights), strict=True):
+        leader = {
+            "arrowstyle": "-",
+            "color": color,
+            "lw": 0.6,
+            "relpos": (0, 0.5),
+            "shrinkA": 1,
+            "shrinkB": 2,
+        }
+        label = axes.annotate(
+            shorten(names[i]),
+            (x, np.clip(y, *axes.get_ylim())),
+            (1.03, height),
+            textcoords="axes fraction",
+            color=color,
+            va="center",
+            annotation_clip=False,
+            gid=f"e{i}-{key}-label",
+            arrowprops=leader,
+        )
+        assert label.arrow_patch is not None
+        label.arrow_patch.set_gid(f"e{i}-{key}-leader")
+        label.arrow_patch.set_clip_on(False)
+
+
+def spread_labels(heights: Sequence[float]) -> list[float]:
+    """`heights`, in [0, 1], moved as little as makes them GAP apart, in the same order.
+
+    Where so many do not fit, they are as far apart as they can be.
+    """
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    gap = min(GAP, 1 / max(1, len(heights) - 1))
+    placed = list(heights)
+    floor = 0.0
+    for i in order:
+        placed[i] = floor = max(floor, placed[i])
+        floor += gap
+    ceiling = 1.0
+    for i in reversed(order):
+        placed[i] = ceiling = min(ceiling, placed[i])
+        ceiling -= gap
+    return placed
+
+
+def shorten(name: str) -> str:
+    """`name` in one line of at most LONGEST characters."""
+    name = " ".join(name.split())
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"

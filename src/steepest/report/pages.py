@@ -1,0 +1,59 @@
+"""HTML pages without scripts or requests: they open offline and print.
+
+A template of another folder extends `page.html.jinja`, which brings the head and the style sheet,
+and imports the macros `figure` and `legend` from `parts.html.jinja`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader
+
+from steepest.report.styles import DARK, LIGHT, Key
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One SVG of a figure."""
+
+    svg: str
+    axes: str = ""
+    """"linear" or "log": the page's switch shows one or the other. "": always shown."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of several small SVGs of a figure, with a heading of its own.
+
+    `make_legend`'s checkbox number i hides the panel with the id "e{i}-panel".
+    """
+
+    svg: str
+    id: str
+    heading: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A title, the drawings or the panels, and the text below them."""
+
+    title: str
+    text: str
+    drawings: Sequence[Drawing] = ()
+    panels: Sequence[Panel] = ()
+
+
+def render(
+    package: str, template: str, names: Sequence[str], keys: Sequence[Key], **values: Any
+) -> str:
+    """The page that a template of `package` makes of `values`. Every text in them is escaped.
+
+    names: of the rows of its tables, which set the width of their first column. keys: the lines of
+    its legend.
+    """
+    loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("steepest.report", "")])
+    page = Environment(autoescape=True, loader=loader).get_template(template)
+    return page.render(light=LIGHT, dark=DARK, names=names, keys=keys, **values)

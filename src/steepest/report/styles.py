@@ -1,0 +1,84 @@
+"""How each line of a figure looks: its colour, dashes and marker, on the page and in the legend."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LIGHT = ("#0075af", "#ef6b03", "#305863", "#d34bfe", "#726008", "#541679")
+DARK = ("#70bee1", "#d06a0b", "#5ef199", "#ae20bf", "#ffcc33", "#c568ff")
+"""The colours on light and on dark paper. They were searched for: with every common colour
+blindness they differ from each other and from ink, grey and paper."""
+DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
+MARKERS = "os^DvPX"
+# Figures are drawn in these colours. `drawing.draw` replaces them by those in PAGE, so that the
+# style sheet decides about light, dark and print.
+INK, MUTED = "#010203", "#010204"
+COLORS = tuple(f"#01030{i}" for i in range(len(LIGHT)))
+PAGE = {INK: "currentColor", MUTED: "var(--untuned)"} | {
+    color: f"var(--c{i})" for i, color in enumerate(COLORS)
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one line is drawn, in matplotlib's terms."""
+
+    color: str
+    dashes: Any
+    """matplotlib's line style: "-" or (offset, (points on, points off, ...))."""
+    marker: str
+    width: float
+    """In points."""
+
+    def keywords(self) -> dict[str, Any]:
+        """The keyword arguments of `Axes.plot`."""
+        return {
+            "color": self.color,
+            "ls": self.dashes,
+            "marker": self.marker,
+            "lw": self.width,
+            "ms": 4.5,
+        }
+
+
+@dataclass(frozen=True)
+class Key:
+    """One line of a page's legend, in CSS's terms."""
+
+    name: str
+    note: str
+    color: str
+    dashes: str
+    width: float
+
+
+def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = ()) -> list[Style]:
+    """A style for each name, no two alike: the baseline is a thick line of ink, `muted` are grey.
+
+    baseline: what the others are compared to. muted: what is not to be compared.
+    """
+    styles, rivals = [], 0
+    for name in names:
+        color, dashes, marker, width = INK, DASHES[0], MARKERS[0], 2.4
+        if name != baseline:
+            color, dashes = COLORS[rivals % len(COLORS)], DASHES[rivals % len(DASHES)]
+            marker, width = MARKERS[(rivals + 1) % len(MARKERS)], 1.6
+            rivals += 1
+        styles.append(Style(MUTED if name in muted else color, dashes, marker, width))
+    return styles
+
+
+def make_legend(names: Sequence[str], styles: Sequence[Style], notes: Sequence[str]) -> list[Key]:
+    """A line of the legend for each name. notes: what stands in brackets behind it, or ""."""
+    return [
+        Key(
+            name,
+            note,
+            PAGE[style.color],
+            "none" if style.dashes == "-" else " ".join(map(str, style.dashes[1])),
+            style.width,
+        )
+        for name, style, note in zip(names, styles, notes, strict=True)
+    ]

@@ -1,0 +1,133 @@
+"""Seeds a run of the user's file: the generators of the process and those that the file holds."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+from collections import deque
+from collections.abc import Container
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from steepest.tasks import user_modules
+from steepest.tasks.randomness import begin
+
+LONGEST = 1000
+"""Items of a list, tuple or dict; longer ones are not searched for generators."""
+MOST_OBJECTS = 100_000
+"""Objects of a file that are searched for generators."""
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+_generators: dict[int, list[tuple[str, Any]]] = {}
+"""id of a file's module, which is kept for ever -> (path, generator) of each."""
+
+
+def remember_generators(module: ModuleType) -> None:
+    """Search a file that has just been imported, before a run adds generators to it."""
+    _generators[id(module)] = _find_generators(module)
+
+
+def generators_of(module: ModuleType) -> list[tuple[str, Any]]:
+    """(path, generator) of each that the file held when it had been imported.
+
+    Those that it makes later, such as in a cache that the first run fills, are not among them.
+    """
+    return _generators.get(id(module), [])
+
+
+def seed_everything(seed: int, module: ModuleType) -> None:
+    """Seed torch, numpy, `random` and the file's generators: a run depends on its seed alone.
+
+    Each generator of the file gets a stream of its own, derived from the path to it. No two of them
+    draw the same numbers, and none draws what torch draws.
+    """
+    begin(seed)
+    for path, generator in generators_of(module):
+        derived = hashlib.sha256(f"{seed} {path}".encode()).digest()[:4]
+        own_seed = int.from_bytes(derived, "big")
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(own_seed)
+        elif isinstance(generator, np.random.Generator):
+            bits: Any = generator.bit_generator
+            bits.state = type(bits)(own_seed).state
+        else:
+            generator.seed(own_seed)
+
+
+def _find_generators(module: ModuleType) -> list[tuple[str, Any]]:
+    """The generators that can be reached from the top of the file and of the modules beside it.
+
+    Breadth first, so that each is found by its shortest path.
+    """
+    file = Path(str(module.__file__))
+    neighbours = {
+        name: sys.modules[name]
+        for name, _ in user_modules.under((file.parent, Path.cwd()), str(file))
+    }
+    seen = {id(generator) for generator in _process_generators()}
+    searchable = {module.__name__, *neighbours}
+    queue: deque[tuple[str, Any]] = deque([("", vars(module))])
+    queue += [(f"{name}:", vars(neighbour)) for name, neighbour in neighbours.items()]
+    generators: list[tuple[str, Any]] = []
+    while queue and len(seen) < MOST_OBJECTS:
+        path, value = queue.popleft()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, GENERATORS):
+            generators.append((path, value))
+        else:
+            queue += [(f"{path}.{name}", item) for name, item in _contents(value, searchable)]
+    return generators
+
+
+def _process_generators() -> list[Any]:
+    """The generators of torch, numpy and Python themselves, which `begin` seeds."""
+    private: list[Any] = [np.random.mtrand._rand, random._inst]  # type: ignore[attr-defined]
+    return [torch.default_generator, *torch.cuda.default_generators, *private]
+
+
+def _contents(value: Any, searchable: Container[str]) -> list[tuple[object, Any]]:
+    """(name, value) of everything inside `value` that may be or hold a generator.
+
+    searchable: names of the modules whose classes and functions are looked into.
+    """
+    if isinstance(value, dict):
+        return list(value.items()) if len(value) <= LONGEST else []
+    if isinstance(value, (list, tuple, deque)):
+        return list(enumerate(value)) if len(value) <= LONGEST else []
+    if isinstance(value, partial):
+        return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
+    if isinstance(value, FunctionType):
+        defaults = [*enumerate(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
+        return [*defaults, *_closure(value), *vars(value).items()]
+    if isinstance(value, (MethodType, BuiltinMethodType)):
+        return [("self", value.__self__)] if not isinstance(value.__self__, ModuleType) else []
+    modules = type(value).__module__, getattr(value, "__module__", "")
+    loads_data = isinstance(value, (DataLoader, Dataset, Sampler))
+    if loads_data or any(module in searchable for module in modules):
+        slots = [name for cls in type(value).__mro__ for name in _slots(cls)]
+        in_slots = [(name, getattr(value, name)) for name in slots if hasattr(value, name)]
+        return [*getattr(value, "__dict__", {}).items(), *in_slots]
+    return []
+
+
+def _closure(function: FunctionType) -> list[tuple[object, Any]]:
+    variables = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # a cell that is still empty
+            variables.append((name, cell.cell_contents))
+    return variables
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    names = vars(cls).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(n for n in names if n[:2] != "__")
