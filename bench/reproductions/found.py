@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from steepest.race import statistics
+from steepest.tasks import images
 
 
 @dataclass
@@ -63,13 +63,6 @@ def _row(name: str, values: list[float]) -> dict[str, Any]:
 
 
 def digits(seed: int, train: int, validation: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """scikit-learn's 1,797 digits, pixels in [0, 1], split anew by each seed; the rest is test."""
-    from sklearn.datasets import load_digits
-
-    pixels, classes = load_digits(return_X_y=True)
-    order = np.random.default_rng(seed).permutation(len(classes))
-    images = torch.tensor(pixels[order] / 16, dtype=torch.float32)
-    labels = torch.tensor(classes[order])
-    last = train + validation
-    cuts = {"train": (0, train), "validation": (train, last), "test": (last, len(classes))}
-    return {name: (images[a:b], labels[a:b]) for name, (a, b) in cuts.items() if a < b}
+    """The digits with flat images [n, 64], split differently for each seed; the rest is test."""
+    splits = images.digits(train, validation, seed)
+    return {name: (pixels.flatten(1), classes) for name, (pixels, classes) in splits.items()}
