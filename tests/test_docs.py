@@ -10,9 +10,8 @@ import pytest
 import steepest
 from steepest import cli
 from steepest.errors import BadCall
-from steepest.race import conduct, trials
+from steepest.race import conduct, field, trials
 from steepest.race.protocol import FRESH, Trial
-from steepest.training import entries
 
 DOCS = Path(__file__).parents[1] / "docs"
 CHOOSE = (DOCS / "how-to-choose.md").read_text(encoding="utf-8")
@@ -117,7 +116,7 @@ def test_a_command_is_taken_as_it_stands(command, tmp_path, monkeypatch, capsys)
 
     def race(request, *rest, **options):
         request.check()
-        entries.parse(request.optimizers)
+        field.parse(request.optimizers)
         ran.append(request.task)
         raise BadCall("far enough")
 
