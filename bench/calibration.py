@@ -5,7 +5,7 @@ shared ones the two are the same run to the bit, and nothing could fail). Every 
 the protocol: tuning trials, the choice by validation, fresh seeds, the verdict's statistics.
 
 --task synthetic puts a fast function in place of training, with a peak over the learning rate
-like that of a small network; --task digits trains logistic regression with the compiled loop;
+like that of a small network; --task digits trains logistic regression in the loop of a race;
 --task network runs the race's own digits task, 50 steps of a CNN (--first shares races out).
 --once tunes once and runs the choice on all fresh seeds, which is not the protocol: it shows what
 luck in tuning does. --copies K races K copies with one baseline, Holm's procedure over them.
@@ -20,20 +20,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
+from torch import Tensor, nn
 
-import steepest
 from steepest.race import conduct, planning, protocol, statistics
 from steepest.race.protocol import Plan, Result, Trial
-from steepest.training import entries
+from steepest.tasks import images
+from steepest.tasks.task import Setup
+from steepest.training import loop
+from steepest.training.recipe import Recipe
 
 ENTRY = "adam"
 TASK: Any = SimpleNamespace(maximize=True, worst=0.0, measured=None, better=float.__gt__)
@@ -84,51 +87,58 @@ def synthetic(shape: str, noise: Noise) -> Train:
     return train
 
 
-@lru_cache(maxsize=1)
-def _digits() -> dict[str, tuple[Any, Any]]:
-    import torch
-    from sklearn.datasets import load_digits
+class Logistic(nn.Module):
+    """Logistic regression on images of 64 pixels."""
 
-    torch.set_num_threads(1)
-    pixels, classes = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(classes))
-    images = torch.tensor(pixels[order] / 16, dtype=torch.float32)
-    labels = torch.tensor(classes[order])
-    cuts = {"train": (0, 600), "validation": (600, 1200), "test": (1200, 1797)}
-    return {name: (images[a:b], labels[a:b]) for name, (a, b) in cuts.items()}
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.1 * torch.randn(64, 10, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(10))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images @ self.weight + self.bias
+
+
+def logistic(seed: int) -> Setup:
+    """600 images to train on, drawn with replacement, 600 for validation and 597 for test."""
+    generator = torch.Generator().manual_seed(seed)
+    splits = images.digits(600, 600)
+    data = {name: (pixels.flatten(1), classes) for name, (pixels, classes) in splits.items()}
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        pixels, classes = data["train"]
+        while True:
+            rows = torch.randint(600, (32,), generator=generator)
+            yield pixels[rows], classes[rows]
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    @torch.no_grad()
+    def accuracy(model: nn.Module, split: str) -> float:
+        pixels, classes = data[split]
+        return (model(pixels).argmax(1) == classes).double().mean().item()
+
+    return Setup(Logistic(generator), batches(), loss, accuracy)
 
 
 def digits(noise: Noise) -> Train:
     """Logistic regression, 40 steps of 32 images, about 10 ms a run."""
-    import torch
-    from torch import nn
-
-    data = _digits()
-
-    def accuracy(weight: Any, bias: Any, split: str) -> float:
-        images, labels = data[split]
-        with torch.no_grad():
-            scores = images @ weight + bias
-            return (scores.argmax(1) == labels).double().mean().item()
+    torch.set_num_threads(1)
+    task = replace(images.DIGITS, name="logistic", build=logistic, switches=(), every=40)
 
     def train(trial: Trial) -> Result:
-        generator = torch.Generator().manual_seed(trial.seed)
+        ends: dict[str, float] = {}
+        recipe = Recipe.read(ENTRY)
+        loop.train(
+            task, recipe, trial.hyper, trial.seed, 40, lambda _, **m: ends.update(m), test=True
+        )
         rng = np.random.default_rng(trial.seed)
-        weight = nn.Parameter(0.1 * torch.randn(64, 10, generator=generator))
-        bias = nn.Parameter(torch.zeros(10))
-        optimizer = steepest.optimizer(ENTRY, [weight, bias], **trial.hyper)
-        images, labels = data["train"]
-        for _ in range(40):
-            rows = torch.randint(600, (32,), generator=generator)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(images[rows] @ weight + bias, labels[rows]).backward()
-            optimizer.step()
         if rng.random() < noise.diverge:
             return Result([1], [], [], TASK.worst, "injected")
         luck = 0.01 * rng.standard_t(2, 2) if noise.heavy else np.zeros(2)
         validation, test = (
-            accuracy(weight, bias, split) + float(x)
-            for split, x in zip(("validation", "test"), luck, strict=True)
+            ends[split] + float(x) for split, x in zip(("validation", "test"), luck, strict=True)
         )
         return Result([40], [validation], [0.0], test)
 
@@ -198,9 +208,9 @@ def simulated(
     The synthetic task as above; `rates` of divergence of the entries, in tuning as on fresh seeds.
     """
     height, fall, peak, sd = SHAPES["middling"]
-    low, high = np.log10(entries.space(ENTRY)["lr"])
+    low, high = np.log10(Recipe.read(ENTRY).space["lr"])
     tried = rng.uniform(low, high, (*shape, trials))
-    tried[..., 0] = math.log10(entries.defaults(ENTRY)["lr"])
+    tried[..., 0] = math.log10(Recipe.read(ENTRY).defaults["lr"])
 
     def run(rate: np.ndarray) -> np.ndarray:
         luck = rng.standard_t(2, rate.shape) if noise == "heavy" else rng.normal(size=rate.shape)
@@ -274,7 +284,7 @@ def failures(races: int, seeds: int, trials: int) -> dict[str, Any]:
 
 def untuned(train: Train, count: int = UNTUNED) -> float:
     """Standard deviation of the difference of two runs with the defaults, as `--plan` sees it."""
-    hyper = entries.defaults(ENTRY)
+    hyper = Recipe.read(ENTRY).defaults
     runs = [
         train(Trial("calibration", "pilot", ENTRY, i, protocol.derive(i, "untuned"), 1, hyper))
         for i in range(count)

@@ -18,8 +18,8 @@ from steepest import tasks
 from steepest.race import trials
 from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
-from steepest.training import entries
-from steepest.training.randomness import Apart
+from steepest.training.randomness import OwnRandomness
+from steepest.training.recipe import Recipe
 
 TASKS, COUNT = ("diabetes", "digits", "text"), 300
 IMAGES = (64, 3, 224, 224)
@@ -42,10 +42,10 @@ def timed(work: Callable[[], Any], count: int = COUNT) -> float:
 
 def turn(kind: type[torch.optim.Optimizer]) -> float:
     """Of both turns around a step."""
-    apart = Apart(kind([torch.nn.Parameter(torch.ones(1))], lr=0.1), 0)  # type: ignore[call-arg]
+    apart = OwnRandomness(kind([torch.nn.Parameter(torch.ones(1))], lr=0.1), 0)  # type: ignore[call-arg]
 
     def both() -> None:
-        with apart.turned():
+        with apart.active():
             pass
 
     return timed(both)
@@ -64,7 +64,7 @@ def main() -> int:
         size = sum(t.numel() * t.element_size() for t in parts)
         taken = timed(lambda: seen.add(next(batches)))  # noqa: B023
         drawn = timed(lambda: next(batches))  # noqa: B023
-        run = trials.run(Trial(name, FRESH, "adamw", 0, 0, COUNT, entries.defaults("adamw")))
+        run = trials.run(Trial(name, FRESH, "adamw", 0, 0, COUNT, Recipe.read("adamw").defaults))
         step = 1e6 * run.train_seconds
         print(f"| {name} | {size:,} | {taken - drawn:.0f} | {ours:.0f} | {step:.0f} |")
     image, seen = torch.randn(IMAGES), Seen()

@@ -10,10 +10,10 @@ from statistics import median
 from time import perf_counter
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 from steepest.full_batch import Population
+from steepest.tasks.images import digits
 
 LOSS = nn.functional.cross_entropy
 
@@ -30,9 +30,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    digits = load_digits()
-    data = torch.tensor(digits.data, dtype=torch.float32) / 16
-    targets = torch.tensor(digits.target)
+    images, targets = digits(train=1797, validation=0)["train"]
+    data = images.flatten(1)
 
     population = Population(network, options.members)
     optimizer = torch.optim.SGD(population.parameters(), lr=0.1)

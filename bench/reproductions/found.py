@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from steepest.race import statistics
-from steepest.tasks.images import split_digits
+from steepest.tasks import images
 
 
 @dataclass
@@ -63,10 +63,6 @@ def _row(name: str, values: list[float]) -> dict[str, Any]:
 
 
 def digits(seed: int, train: int, validation: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """scikit-learn's digits, [n, 64] in [0, 1], split by the seed; empty splits are left out."""
-    splits = split_digits(train, validation, seed)
-    return {
-        name: (images.flatten(1), labels)
-        for name, (images, labels) in splits.items()
-        if len(labels)
-    }
+    """The digits with flat images [n, 64], split differently for each seed; the rest is test."""
+    splits = images.digits(train, validation, seed)
+    return {name: (pixels.flatten(1), classes) for name, (pixels, classes) in splits.items()}

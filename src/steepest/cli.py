@@ -214,7 +214,7 @@ def list_(
 ) -> int:
     """List the optimizers: name, class, year, states and their bytes, kind, oracle, paper."""
     if parts:
-        from steepest.training.methods import listing, table
+        from steepest.training.listing import listing, table
     else:
         from steepest.catalogue import listing, table
 

@@ -10,9 +10,8 @@ import pytest
 import steepest
 from steepest import cli
 from steepest.errors import BadCall
-from steepest.race import conduct, trials
+from steepest.race import conduct, field, trials
 from steepest.race.protocol import FRESH, Trial
-from steepest.training import entries
 from tests.blocks import ROOT
 
 DOCS = ROOT / "docs"
@@ -118,7 +117,7 @@ def test_a_command_is_taken_as_it_stands(command, tmp_path, monkeypatch, capsys)
 
     def race(request, *rest, **options):
         request.check()
-        entries.parse(request.optimizers)
+        field.parse(request.optimizers)
         ran.append(request.task)
         raise BadCall("far enough")
 

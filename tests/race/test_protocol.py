@@ -15,7 +15,7 @@ from steepest.errors import BadCall
 from steepest.race import conduct, protocol
 from steepest.race.claims import Alone
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 DIGITS = tasks.get("digits")
 SPACE = {"lr": (1e-5, 1e-1), "eps": (1e-9, 1e-3)}
@@ -57,7 +57,7 @@ def test_the_points_of_every_tuning_lie_spread_over_the_range_that_the_rule_decl
     for entry in plan.entries:
         for i in range(plan.seeds):
             tried = [trial.hyper for (j, k), trial in turns(plan, entry).items() if j == i and k]
-            for knob, (low, high) in entries.space(entry).items():
+            for knob, (low, high) in Recipe.read(entry).space.items():
                 logs = [math.log(hyper[knob] / low) / math.log(high / low) for hyper in tried]
                 assert sorted(math.floor(8 * u) for u in logs) == list(range(8))
 
@@ -72,10 +72,10 @@ def test_every_entry_is_tuned_anew_for_every_fresh_seed():
     for entry in PLAN.entries:
         found = turns(PLAN, entry)
         assert sorted(found) == [(i, k) for i in range(3) for k in range(4)]
-        assert [found[i, 0].hyper for i in range(3)] == [entries.defaults(entry)] * 3
+        assert [found[i, 0].hyper for i in range(3)] == [Recipe.read(entry).defaults] * 3
         points = [tuple(trial.hyper.values()) for (_, k), trial in found.items() if k]
         assert len(set(points)) == 3 * 3  # no point of one seed is tried for another
-        assert not set(points) & {tuple(entries.defaults(entry).values())}
+        assert not set(points) & {tuple(Recipe.read(entry).defaults.values())}
 
 
 def test_no_seed_is_used_twice_and_all_are_shared_by_the_entries():

@@ -8,12 +8,13 @@ import pytest
 
 from steepest.errors import BadCall
 from steepest.race import conduct, protocol, report, searching
+from steepest.race.field import DEFAULT
 from steepest.race.protocol import Plan
 from steepest.race.request import Request
 from steepest.race.store import Store
 from steepest.race.summary import reproduce, summarise
 from steepest.race.wording import caveats
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 from tests.race.invented import DIGITS, PROVENANCE, pairs
 from tests.report.page import Page
 
@@ -89,7 +90,7 @@ def test_the_trials_lie_in_the_ranges_that_were_asked_for():
     assert [math.floor(at) for at in places] == list(range(8))
     for i, hyper in enumerate(tuned["adam"]):
         assert i % 9 == 0 or 1e-3 <= hyper["lr"] <= 1e-1
-    assert tuned["adam"][0] == entries.defaults("adam")
+    assert tuned["adam"][0] == Recipe.read("adam").defaults
 
 
 @pytest.mark.parametrize("entry", ["adamw", "torch.optim:AdamW", "lion", "muon", "sgd"])
@@ -99,7 +100,7 @@ def test_a_searched_knob_arrives_in_the_optimizer(entry):
     ranges = searching.parse(f"{entry}.weight_decay=0.2:0.4", (entry,))
     one = Plan("digits", (entry,), 2, 1, 1, 0, search=ranges)
     hyper = protocol.tuning(one)[1].hyper
-    made = entries.make(entry, [torch.nn.Parameter(torch.ones(2, 2))], hyper)
+    made = Recipe.read(entry).optimizer([torch.nn.Parameter(torch.ones(2, 2))], hyper)
     assert made.param_groups[0].get("weight_decay") == hyper["weight_decay"]
 
 
@@ -144,8 +145,8 @@ def test_the_pages_say_what_was_tuned_over_what_and_how_to_get_the_same_again():
         ("lion,sgd", None, ("lion", "sgd"), "lion"),
         ("lion,adamw", "lion", ("lion", "adamw"), "lion"),
         ("lion", "adamw", ("lion", "adamw"), "adamw"),
-        (None, "lion", (*entries.DEFAULT, "lion"), "lion"),
-        (None, None, entries.DEFAULT, "adamw"),
+        (None, "lion", (*DEFAULT, "lion"), "lion"),
+        (None, None, DEFAULT, "adamw"),
     ],
 )
 def test_the_baseline_takes_part(optimizers, baseline, field, base):

@@ -12,7 +12,7 @@ from steepest import tasks
 from steepest.race import protocol, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.tasks import images
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 DIGITS = tasks.get("digits")
 
@@ -26,7 +26,7 @@ def trial(**changes):
 def stock(monkeypatch):
     """Trials with torch's own SGD in place of every entry."""
     monkeypatch.setattr(
-        entries, "make", lambda name, params, hyper, *_: torch.optim.SGD(params, lr=hyper["lr"])
+        Recipe, "optimizer", lambda self, params, hyper, *_: torch.optim.SGD(params, lr=hyper["lr"])
     )
 
 
@@ -106,7 +106,7 @@ def test_an_arithmetic_error_of_an_optimizer_is_divergence(error, monkeypatch):
         def step(self, closure=None):
             raise error
 
-    monkeypatch.setattr(entries, "make", lambda name, params, *_: Failing(params, lr=1.0))
+    monkeypatch.setattr(Recipe, "optimizer", lambda self, params, *_: Failing(params, lr=1.0))
     assert trials.run(trial()).diverged == error.__name__
 
 
@@ -118,7 +118,7 @@ def test_the_first_step_that_compiles_is_not_training_time(monkeypatch):
 
     slow = [0.5]
     monkeypatch.setattr(trials, "_warm", set())
-    monkeypatch.setattr(entries, "make", lambda name, params, *_: Compiled(params, lr=0.1))
+    monkeypatch.setattr(Recipe, "optimizer", lambda self, params, *_: Compiled(params, lr=0.1))
     result = trials.run(trial(steps=2))
     assert result.warm_seconds >= 0.5
     assert result.seconds[-1] < 0.5
@@ -126,7 +126,7 @@ def test_the_first_step_that_compiles_is_not_training_time(monkeypatch):
 
 
 def test_a_bug_is_not_divergence(monkeypatch):
-    monkeypatch.setattr(entries, "make", lambda *_: 1 / 0)
+    monkeypatch.setattr(Recipe, "optimizer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         trials.run(trial())
 

@@ -21,16 +21,18 @@ from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.race.request import Request
 from steepest.strategies import adaptive
 from steepest.tasks.tables import DIABETES, diabetes
-from steepest.training import entries, methods, parts
+from steepest.training.full_batch import METHODS
+from steepest.training.parts import PARTS
+from steepest.training.recipe import Recipe
 
 SAMPLES, BATCH = 222, 32
-PARTS = [f"momentum+{word}" for word in parts.PARTS]
+WITH_PARTS = [f"momentum+{word}" for word in PARTS]
 SLOW = ("newton", "saddle-free-newton")
 """A second a step."""
 
 
 def trial(entry, steps=30, seed=7, **changes):
-    hyper = entries.defaults(entry)
+    hyper = Recipe.read(entry).defaults
     hyper |= {"lr": 0.03} if entry[:5] in ("momen", "torch") else {}
     return Trial("diabetes", FRESH, entry, 0, seed, steps, hyper | changes)
 
@@ -50,7 +52,7 @@ def spy(monkeypatch):
         def sizes(self):
             return [len(x) for x, _ in self.batches]
 
-    seen, make = Seen(), entries.make
+    seen, make = Seen(), Recipe.optimizer
 
     def build(seed, **switches):
         setup = DIABETES.build(seed, **switches)
@@ -77,7 +79,7 @@ def spy(monkeypatch):
 
     monkeypatch.setattr(trials, "_warm_up", lambda _: None)
     monkeypatch.setitem(tasks.TASKS, "diabetes", replace(DIABETES, build=build))
-    monkeypatch.setattr(entries, "make", made)
+    monkeypatch.setattr(Recipe, "optimizer", made)
     return seen
 
 
@@ -88,7 +90,7 @@ def orders(seed, epochs):
     return torch.cat([x[torch.randperm(SAMPLES, generator=generator)] for _ in range(epochs)])
 
 
-@pytest.mark.parametrize("entry", [*PARTS, *(m for m in methods.WHOLE if m not in SLOW)])
+@pytest.mark.parametrize("entry", [*WITH_PARTS, *(m for m in METHODS if m not in SLOW)])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_every_entry_runs_however_short(entry, steps):
     result = trials.run(trial(entry, steps))
@@ -98,7 +100,7 @@ def test_every_entry_runs_however_short(entry, steps):
     assert result.measures["gradients"] > 0
 
 
-@pytest.mark.parametrize("entry", [*PARTS, *methods.WHOLE])
+@pytest.mark.parametrize("entry", [*WITH_PARTS, *METHODS])
 def test_a_loss_that_is_not_finite_is_divergence(entry, spy):
     spy.spoil = lambda call: math.nan
     assert trials.run(trial(entry, 3)).diverged
@@ -170,7 +172,7 @@ def test_a_clipped_gradient_is_torchs():
 def test_clip_refuses_a_closure():
     weight = nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    entries.equip("torch.optim:SGD+clip", optimizer, 1, {"clip.norm": 1.0}, 0)
+    Recipe.read("torch.optim:SGD+clip").equip(optimizer, 1, {"clip.norm": 1.0}, 0)
     with pytest.raises(BadCall, match=r"\+clip was given step\(closure\)"):
         optimizer.step(lambda: weight.sum())
 
@@ -179,7 +181,7 @@ def test_noise_has_its_variance_and_is_not_clipped():
     weight = nn.Parameter(torch.zeros(100_000))
     optimizer = torch.optim.SGD([weight], lr=1.0)
     hyper = {"noise.eta": 0.25, "clip.norm": 0.03}
-    entries.equip("torch.optim:SGD+noise+clip", optimizer, 10, hyper, 3)
+    Recipe.read("torch.optim:SGD+noise+clip").equip(optimizer, 10, hyper, 3)
     for t in range(10):
         before = weight.detach().clone()
         weight.grad = torch.zeros_like(weight)
@@ -191,8 +193,10 @@ def test_noise_has_its_variance_and_is_not_clipped():
 
 def test_the_first_steps_imports_and_compilers_are_no_training(monkeypatch):
     monkeypatch.setattr(trials, "_warm", set())
-    seen, original = [], trials.declared
-    monkeypatch.setattr(trials, "declared", lambda *a: seen.append(a[1].entry) or original(*a))
+    seen, original = [], trials.train
+    monkeypatch.setattr(
+        trials, "train", lambda *a, **k: seen.append(a[1].name) or original(*a, **k)
+    )
     for entry in ("momentum+adaptive-batch", "levenberg-marquardt", "momentum+batchnorm"):
         seen.clear()
         monkeypatch.setattr(trials, "suppress", lambda *_: nullcontext())  # nothing is hidden
@@ -213,7 +217,7 @@ def test_two_optimizers_of_a_loop_have_two_noises(tmp_path):
         "            p.grad = torch.zeros(4)\n            optimizer.step()\n"
         "        report(step, validation=1.0, a=both[0][0].item(), b=both[1][0].item())\n"
     )
-    kept = replace(trial("torch.optim:SGD+noise+cosine", 3), task=str(file))
+    kept = replace(trial("torch.optim:SGD+cosine+noise", 3), task=str(file))
     found = trials.run(kept).measures
     assert 0 != found["a"] != found["b"] != 0
     assert trials.run(kept).measures == found
@@ -295,7 +299,7 @@ def test_switches_change_the_model_and_not_its_weights(spy):
         assert all(torch.equal(a, b) for a, b in zip(*linear, strict=True))
 
 
-@pytest.mark.parametrize("entry", methods.WHOLE)
+@pytest.mark.parametrize("entry", METHODS)
 def test_a_method_on_the_whole_loss_sees_all_data_and_counts_what_it_costs(entry, spy):
     steps = 1 if entry in SLOW else 4
     result = trials.run(trial(entry, steps))
@@ -338,7 +342,7 @@ def test_lbfgs_is_torchs():
 @pytest.mark.parametrize("entry", ["momentum+clip+noise", "adam+clip", "momentum+noise+cosine"])
 @pytest.mark.parametrize("task", ["digits-gan", "bag-of-words", "text", "digits"])
 def test_what_acts_at_the_step_runs_in_every_task(task, entry, monkeypatch):
-    entry = "+".join([entry.split("+")[0], *(w for w in parts.PARTS if w in entry.split("+"))])
+    entry = "+".join([entry.split("+")[0], *(w for w in PARTS if w in entry.split("+"))])
     run = replace(trial(entry, 2), task=task, phase=TUNING)
     result = trials.run(run)
     assert (result.diverged, result.steps) == (None, [2])
@@ -354,7 +358,7 @@ def test_a_race_with_parts_is_stored_and_shown(tmp_path):
     found = summary["entries"]
     assert found["momentum+batch-growth"]["gradients"] > 7 == found["adamw"]["gradients"]
     assert {*found["adamw+noise"]["hyperparameters"]} == {"lr", "weight_decay", "noise.eta"} & {
-        *entries.space("adamw+noise")
+        *Recipe.read("adamw+noise").space
     }
     assert "cost" in {finding["name"] for finding in summary["lint"]}
     rows = [*csv.DictReader((tmp_path / "race" / "runs.csv").read_text().splitlines())]

@@ -8,16 +8,18 @@ from torch import nn
 
 import steepest
 from steepest.errors import BadCall
-from steepest.race import trials
+from steepest.race import field, trials
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.request import Request
-from steepest.training import entries, methods, parts
+from steepest.training.full_batch import METHODS
+from steepest.training.parts import PARTS
+from steepest.training.recipe import Recipe, backends
 
 
 def test_nobody_is_added_to_the_entries_that_are_named():
-    assert entries.parse("adam") == ("adam",)
-    assert entries.parse("eadam, adamw+cosine") == ("eadam", "adamw+cosine")
-    assert {"adamw", "momentum", "eadam"} <= set(entries.parse(None))
+    assert field.parse("adam") == ("adam",)
+    assert field.parse("eadam, adamw+cosine") == ("eadam", "adamw+cosine")
+    assert {"adamw", "momentum", "eadam"} <= set(field.parse(None))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_nobody_is_added_to_the_entries_that_are_named():
 )
 def test_a_bad_entry_gets_one_helpful_line(text, said, strangers):
     with pytest.raises(BadCall, match=said):
-        entries.parse(text)
+        field.parse(text)
 
 
 @pytest.fixture
@@ -88,16 +90,16 @@ def strangers(tmp_path, monkeypatch):
 
 
 def test_a_class_is_tuned_in_lr_around_its_default(strangers):
-    assert entries.parse("stranger:Mine")[0] == "stranger:Mine"
-    assert entries.defaults("stranger:Mine") == {"lr": 0.5}
-    assert entries.space("stranger:Mine")["lr"] == pytest.approx((0.5 / 30, 15))
-    assert entries.space("stranger:Free") == entries.defaults("stranger:Free") == {}
+    assert field.parse("stranger:Mine")[0] == "stranger:Mine"
+    assert Recipe.read("stranger:Mine").defaults == {"lr": 0.5}
+    assert Recipe.read("stranger:Mine").space["lr"] == pytest.approx((0.5 / 30, 15))
+    assert Recipe.read("stranger:Free").space == Recipe.read("stranger:Free").defaults == {}
     weight = nn.Parameter(torch.ones(2))
-    made = entries.make("stranger:Mine+cosine", [weight], {"lr": 0.25}, seed=1)
+    made = Recipe.read("stranger:Mine+cosine").optimizer([weight], {"lr": 0.25}, seed=1)
     assert type(made).__name__ == "Mine"
     assert made.param_groups[0]["lr"] == 0.25
-    assert entries.backends(made) == {"stranger:Mine"}
-    assert entries.make("stranger:Free", [weight], {}).param_groups[0]["lr"] == 0.1
+    assert backends(made) == {"stranger:Mine"}
+    assert Recipe.read("stranger:Free").optimizer([weight], {}).param_groups[0]["lr"] == 0.1
 
 
 KNOWN = {
@@ -128,8 +130,8 @@ def test_a_class_of_a_known_name_is_tuned_as_the_rule(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for entry, rule in KNOWN.items():
-        assert entries.space(entry) == entries.space(rule), entry
-        assert entries.defaults(entry) == entries.defaults(rule), entry
+        assert Recipe.read(entry).space == Recipe.read(rule).space, entry
+        assert Recipe.read(entry).defaults == Recipe.read(rule).defaults, entry
     sys.modules.pop("known", None)
 
 
@@ -147,7 +149,7 @@ def test_an_own_class_and_an_own_rule_may_stand_in_one_file(tmp_path, monkeypatc
     try:
         Request("both_in.py", "both_in:Mine,of_both").check()
         for entry in ("both_in:Mine", "of_both"):
-            run = Trial("both_in.py", FRESH, entry, 0, 1, 2, entries.defaults(entry))
+            run = Trial("both_in.py", FRESH, entry, 0, 1, 2, Recipe.read(entry).defaults)
             assert trials.run(run).diverged is None
         assert sys.modules["steepest_task"].MADE  # that of the task, and no second one
         assert "both_in" not in sys.modules
@@ -159,28 +161,30 @@ def test_an_own_class_and_an_own_rule_may_stand_in_one_file(tmp_path, monkeypatc
 def test_what_needs_a_learning_rate_says_so(strangers):
     for word in ("cosine", "warmup", "batch-growth", "adaptive-batch", "restarts"):
         entry, weight = f"stranger:Rateless+{word}", nn.Parameter(torch.ones(2))
-        made = entries.make(entry, [weight], {})
+        made = Recipe.read(entry).optimizer([weight], {})
         with pytest.raises(BadCall, match=rf"\+{word} needs a learning rate.*no option lr"):
-            entries.equip(entry, made, 10, {}, 0)
-    entries.equip("stranger:Rateless+noise+clip", made, 10, {"noise.eta": 1.0, "clip.norm": 1.0}, 0)
+            Recipe.read(entry).equip(made, 10, {}, 0)
+    Recipe.read("stranger:Rateless+noise+clip").equip(
+        made, 10, {"noise.eta": 1.0, "clip.norm": 1.0}, 0
+    )
 
 
 def test_knobs_of_parts_are_tuned_beside_the_optimizers():
-    both = entries.space("adam+polynomial+noise+clip")
+    both = Recipe.read("adam+polynomial+noise+clip").space
     assert both == {
-        **entries.space("adam"), "polynomial.power": (0.5, 4.0), "noise.eta": (1e-4, 1.0),
+        **Recipe.read("adam").space, "polynomial.power": (0.5, 4.0), "noise.eta": (1e-4, 1.0),
         "clip.norm": (0.03, 30.0),
     }  # fmt: skip
     assert next(iter(both)) == "lr"  # the coordinate of the points that it shares with others
-    known = entries.defaults("adam+polynomial+noise+clip")
+    known = Recipe.read("adam+polynomial+noise+clip").defaults
     assert known.keys() == both.keys()
     assert (known["polynomial.power"], known["noise.eta"], known["clip.norm"]) == (1, 0.01, 1)
-    assert entries.space("newton") == {"damping": (1e-4, 10.0)}
-    assert entries.defaults("annealing") == {"sigma": 0.01, "temperature": 0.01}
-    for name in (*parts.PARTS, *methods.WHOLE):
-        entry = name if name in methods.WHOLE else f"adam+{name}"
-        for knob, (low, high) in entries.space(entry).items():
-            assert 0 < low <= entries.defaults(entry)[knob] <= high, (entry, knob)
+    assert Recipe.read("newton").space == {"damping": (1e-4, 10.0)}
+    assert Recipe.read("annealing").defaults == {"sigma": 0.01, "temperature": 0.01}
+    for name in (*PARTS, *METHODS):
+        entry = name if name in METHODS else f"adam+{name}"
+        for knob, (low, high) in Recipe.read(entry).space.items():
+            assert 0 < low <= Recipe.read(entry).defaults[knob] <= high, (entry, knob)
 
 
 @pytest.mark.parametrize(
@@ -208,16 +212,16 @@ def test_what_acts_at_the_step_fits_every_task(task):
 
 
 def test_a_schedule_changes_neither_space_nor_defaults():
-    assert entries.space("adam+warmup+cosine") == entries.space("adam")
-    assert entries.defaults("adam+cosine") == entries.defaults("adam")
+    assert Recipe.read("adam+warmup+cosine").space == Recipe.read("adam").space
+    assert Recipe.read("adam+cosine").defaults == Recipe.read("adam").defaults
 
 
 def rates(entry, steps):
     """The learning rate of each step of an entry."""
     weight = nn.Parameter(torch.ones(2))
-    optimizer = entries.make(entry, [weight], {"lr": 1.0})
+    optimizer = Recipe.read(entry).optimizer([weight], {"lr": 1.0})
     found = []
-    entries.equip(entry, optimizer, steps, {}, 0)
+    Recipe.read(entry).equip(optimizer, steps, {}, 0)
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         weight.grad = torch.ones(2)
@@ -246,8 +250,8 @@ def test_a_schedule_of_a_very_short_run(entry, steps):
 
 def test_an_entry_with_a_schedule_steps_as_torch_does():
     ours, theirs = (nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64)) for _ in "ab")
-    candidate = entries.make("adam+cosine", [ours], {"lr": 0.1})
-    entries.equip("adam+cosine", candidate, 10, {}, 0)
+    candidate = Recipe.read("adam+cosine").optimizer([ours], {"lr": 0.1})
+    Recipe.read("adam+cosine").equip(candidate, 10, {}, 0)
     oracle = torch.optim.Adam([theirs], lr=0.1)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(oracle, 10)
     for _ in range(10):
@@ -261,17 +265,17 @@ def test_an_entry_with_a_schedule_steps_as_torch_does():
 
 def test_what_stepped_an_entry_is_named():
     weight = nn.Parameter(torch.ones(4))
-    optimizer = entries.make("adam", [weight], {"lr": 0.1})
+    optimizer = Recipe.read("adam").optimizer([weight], {"lr": 0.1})
     weight.grad = torch.ones(4)
     optimizer.step()
-    assert entries.backends(optimizer) == {"cpu"}
-    other = entries.make("torch.optim:Adam", [weight], {"lr": 0.1})
-    assert entries.backends(other) == {"torch.optim.adam:Adam"}
+    assert backends(optimizer) == {"cpu"}
+    other = Recipe.read("torch.optim:Adam").optimizer([weight], {"lr": 0.1})
+    assert backends(other) == {"torch.optim.adam:Adam"}
 
 
 def test_a_class_that_cannot_be_made_is_named():
     with pytest.raises(BadCall, match=r"'torch.optim:Adam' cannot be made with lr=-1 \(ValueError"):
-        entries.make("torch.optim:Adam", [nn.Parameter(torch.ones(1))], {"lr": -1.0})
+        Recipe.read("torch.optim:Adam").optimizer([nn.Parameter(torch.ones(1))], {"lr": -1.0})
 
 
 OPEN = """
@@ -301,12 +305,12 @@ def test_options_that_a_class_hands_on_are_its_parents(tmp_path, monkeypatch):
     weight = [torch.nn.Parameter(torch.ones(1))]
     for name, rule in (("SGD", "sgd"), ("Child", "adam"), ("Grandchild", "adam")):
         entry = f"handed_on:{name}"
-        assert entries.space(entry) == dict(steepest.rules[rule].search)
-        assert entries.defaults(entry)["lr"] == steepest.rules[rule].defaults["lr"]
-        made = entries.make(entry, weight, {"lr": 0.25})
+        assert Recipe.read(entry).space == dict(steepest.rules[rule].search)
+        assert Recipe.read(entry).defaults["lr"] == steepest.rules[rule].defaults["lr"]
+        made = Recipe.read(entry).optimizer(weight, {"lr": 0.25})
         assert made.param_groups[0]["lr"] == 0.25
     for name, lr in (("Fixed", 0.1), ("Adam", 1.0)):
         entry = f"handed_on:{name}"
-        assert entries.space(entry) == entries.defaults(entry) == {}
-        assert entries.make(entry, weight, {}).param_groups[0]["lr"] == lr
+        assert Recipe.read(entry).space == Recipe.read(entry).defaults == {}
+        assert Recipe.read(entry).optimizer(weight, {}).param_groups[0]["lr"] == lr
     del sys.modules["handed_on"]

@@ -17,7 +17,7 @@ from steepest.race.protocol import FRESH, PILOT, Trial
 from steepest.race.request import Request
 from steepest.tasks import gan, sparse
 from steepest.tasks.task import evaluating, two_points
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 SCHEDULE_FREE = ("schedule_free_adamw", "schedule_free_sgd")
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -54,7 +54,7 @@ def own(elsewhere):
         for name in ("DO", "BEFORE", "BEHIND", "JUDGE", "METRIC", "AFTER"):
             source = source.replace(name, lines.get(name, usual.get(name, "pass")))
         (elsewhere / "mine.py").write_text(source)
-        hyper = entries.defaults(entry) | ({} if lr is None else {"lr": lr})
+        hyper = Recipe.read(entry).defaults | ({} if lr is None else {"lr": lr})
         return trials.run(Trial("mine.py", phase, entry, 0, 7, steps, hyper))
 
     return run
@@ -115,7 +115,7 @@ def test_a_loops_own_schedule_is_for_entries_without_one(how, own):
 
 
 def test_the_races_own_loop_may_set_the_rate(elsewhere):
-    hyper = entries.defaults("momentum+warmup+restarts")
+    hyper = Recipe.read("momentum+warmup+restarts").defaults
     run = Trial("diabetes", FRESH, "momentum+warmup+restarts", 0, 7, 70, hyper)
     assert trials.run(run).diverged is None
 
@@ -235,7 +235,7 @@ def test_parts_keep_to_the_point_of_use(entry, word):
     if ":" in entry:
         pytest.importorskip("schedulefree")
     name = f"{entry}+{word}"
-    hyper = entries.defaults(name) | {"lr": 0.03}
+    hyper = Recipe.read(name).defaults | {"lr": 0.03}
     found = trials.run(Trial("diabetes", FRESH, name, 0, 7, 84, hyper))
     assert found.diverged is None
     assert math.isfinite(found.test)
@@ -255,7 +255,7 @@ def test_a_stopped_run_ends_with_the_average_that_was_best(entry, monkeypatch):
     build = lambda seed: replace(setup.build(seed), evaluate=evaluate)  # noqa: E731
     monkeypatch.setitem(tasks.TASKS, "diabetes", replace(setup, build=build))
     name = f"{entry}+early-stopping"
-    hyper = entries.defaults(name) | {"lr": 0.03}
+    hyper = Recipe.read(name).defaults | {"lr": 0.03}
     found = trials.run(Trial("diabetes", FRESH, name, 0, 7, 56, hyper))
     assert found.validation == [1, 2, 3, 1, 1, 1, 1, 1]
     assert found.test == 1

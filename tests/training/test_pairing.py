@@ -29,8 +29,8 @@ from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
 from steepest.race.wording import caveats
 from steepest.tasks import seeding
-from steepest.training import entries
-from steepest.training.randomness import Apart
+from steepest.training.randomness import OwnRandomness
+from steepest.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -188,23 +188,23 @@ class Drawing(torch.optim.SGD):
 
 def test_an_optimizer_draws_from_states_of_its_own():
     made = Drawing([nn.Parameter(torch.ones(2))], lr=0.1)
-    apart, all_drawn = Apart(made, 5), []
+    apart, all_drawn = OwnRandomness(made, 5), []
     draw = lambda: [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: E731
     seeding.seed_everything(3, sys)
     expected = [draw() for _ in range(6)]
     seeding.seed_everything(3, sys)
     found = [draw()]
     for _ in range(2):
-        with apart.turned():
+        with apart.active():
             made.step()
         all_drawn.append(made.drawn)
         found.append(draw())
 
     def closure():
-        with apart.turned():
+        with apart.active():
             return draw()
 
-    with apart.turned():
+    with apart.active():
         made.step(closure)
     all_drawn.append(made.drawn)
     found += [made.inside, draw()]
@@ -333,7 +333,7 @@ def test_who_has_batches_of_their_own_is_not_compared(elsewhere):
     summary = raced(elsewhere, source, optimizers=names)
     assert summary["batches_checked"] == ["adam+noise+clip", "adamw"]
     assert all(
-        entries.same_batches(name) == (name in summary["batches_checked"])
+        Recipe.read(name).same_batches == (name in summary["batches_checked"])
         for name in summary["entries"]
     )
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from steepest.cli import main
-from steepest.training import entries, methods
+from steepest.training.full_batch import METHODS
+from steepest.training.listing import listing
 from steepest.training.parts import PARTS
+from steepest.training.recipe import Recipe
 from tests.blocks import ROOT
 
 PAGE = (ROOT / "docs" / "entries.md").read_text(encoding="utf-8")
@@ -24,9 +26,9 @@ SHORT = settings(max_examples=20, deadline=None)
 def rates(words, steps):
     """The learning rate of each step, begun at 1."""
     entry, weight = f"torch.optim:SGD+{words}", nn.Parameter(torch.ones(2))
-    hyper = entries.defaults(entry) | {"lr": 1.0}
-    optimizer = entries.make(entry, [weight], hyper)
-    entries.equip(entry, optimizer, steps, hyper, 0)
+    hyper = Recipe.read(entry).defaults | {"lr": 1.0}
+    optimizer = Recipe.read(entry).optimizer([weight], hyper)
+    Recipe.read(entry).equip(optimizer, steps, hyper, 0)
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
@@ -114,8 +116,8 @@ def test_warm_restarts_do_not_restart_as_the_run_ends(steps):
 
 def test_the_power_of_a_polynomial_is_tuned():
     weight, entry = nn.Parameter(torch.ones(2)), "torch.optim:SGD+polynomial"
-    optimizer = entries.make(entry, [weight], {"lr": 1.0})
-    entries.equip(entry, optimizer, 10, {"polynomial.power": 2.0}, 0)
+    optimizer = Recipe.read(entry).optimizer([weight], {"lr": 1.0})
+    Recipe.read(entry).equip(optimizer, 10, {"polynomial.power": 2.0}, 0)
     for t in range(10):
         assert optimizer.param_groups[0]["lr"] == pytest.approx((1 - t / 10) ** 2)
         weight.grad = torch.ones(2)
@@ -127,7 +129,7 @@ def test_list_prints_all_in_a_hundred_columns(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     names = [line.split()[0] for line in lines]
-    assert names == ["name", *(f"+{name}" for name in PARTS), *methods.WHOLE]
+    assert names == ["name", *(f"+{name}" for name in PARTS), *METHODS]
     for line in lines[1:]:
         assert "..." not in line
     assert main(["list", "--parts", "--json"]) == 0
@@ -148,7 +150,7 @@ def shown(fact):
 
 
 def test_the_page_has_every_part_and_every_method():
-    wanted = [shown(fact) for fact in methods.listing()]
+    wanted = [shown(fact) for fact in listing()]
     there = [line for line in PAGE.splitlines() if re.match(r"\| `\+?[a-z]", line)]
     assert there == wanted, "\n".join(["docs/entries.md should have", *wanted])
 

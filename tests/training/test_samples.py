@@ -10,7 +10,7 @@ from steepest.errors import BadCall
 from steepest.race import trials
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.request import Request
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 HEAD = """
 import torch
@@ -62,7 +62,7 @@ def wrote(tmp_path):
 
 
 def run(file, entry, steps=8, seed=3):
-    hyper = entries.defaults(entry) | ({"lr": 0.05} if entry.startswith("momentum") else {})
+    hyper = Recipe.read(entry).defaults | ({"lr": 0.05} if entry.startswith("momentum") else {})
     result = trials.run(Trial(file, FRESH, entry, 0, seed, steps, hyper))
     assert result.diverged is None
     return result

@@ -16,10 +16,6 @@ _MOVED = {
     "BadCall": ("steepest.errors", "BadCall"),
     "tasks": ("steepest.tasks", None),
     "workers": ("steepest.processes", None),
-    "course": ("steepest.training.loop", None),
-    "entries": ("steepest.training.entries", None),
-    "parts": ("steepest.training.parts", None),
-    "methods": ("steepest.training.methods", None),
 }
 """Old name -> the module where it is now, and its name there; goes with the next release."""
 

@@ -29,7 +29,7 @@ from steepest.race.summary import summarise
 from steepest.race.terminal import Progress
 from steepest.race.wording import over_budget, too_little
 from steepest.tasks import Task
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 
 def race(
@@ -141,8 +141,7 @@ def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
         for entry in store.plan.entries
     }
     known = {**store.provenance, "backends": backends}
-    with entries.declared(store.spaces):
-        summary = summarise(task, store.plan, pairs, known)
+    summary = summarise(task, store.plan, pairs, known, store.spaces)
     for entry, found in summary["entries"].items():
         found["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, entry)]
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -215,7 +214,7 @@ def _pilots(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
     return [
         Trial(
             plan.task, PILOT, name, i, protocol.derive(plan.seed, PILOT, i), plan.steps,
-            entries.defaults(name), plan.data,
+            Recipe.read(name).defaults, plan.data,
         )
         for i in range(count)
         for name in names
@@ -232,7 +231,7 @@ def _measured(
     # every worker has one of the first, and imports in it what it needs: once, and no run's time
     wall = {plan.baseline: fmean(r.wall_seconds for t, r in found if t.index >= jobs)}
     rivals = [e for e in plan.entries if e != plan.baseline]
-    dear = [e for e in rivals if entries.dear(e)]
+    dear = [e for e in rivals if Recipe.read(e).other_cost]
     probed = list(pool.map(_pilots(plan, dear or rivals[:1], 1)))
     wall |= {trial.entry: result.wall_seconds for trial, result in probed if trial.entry in dear}
     warm = max((result.warm_seconds for _, result in probed), default=0.0)
@@ -327,7 +326,7 @@ class _Agreement:
 
     def check(self, trial: Trial, result: Result) -> None:
         """BadCall for the first run that differs from an earlier one."""
-        key = "weights", trial.seed, entries.model_of(trial.entry)
+        key = "weights", trial.seed, Recipe.read(trial.entry).model_of
         self._same("initial weights", key, trial, result.initial)
         self._batches(trial, result)
         if not result.diverged:

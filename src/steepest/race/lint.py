@@ -16,6 +16,7 @@ import steepest
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.statistics import ALPHA, LEAST, compare, paired
 from steepest.race.wording import _plural
+from steepest.training.recipe import Recipe
 
 Summary = dict[str, Any]
 Finding = tuple[str, str]
@@ -200,7 +201,7 @@ def schedule(summary: Summary) -> Iterator[Finding]:
     """Something that an optimizer counts steps for begins after the run."""
     steps = summary["plan"]["steps"]
     for name, entry in summary["entries"].items():
-        rule = name.partition("+")[0]
+        rule = Recipe.read(name).base
         if rule not in steepest.rules:
             continue
         chosen = {name: middle for name, (_, middle, _) in entry["hyperparameters"].items()}

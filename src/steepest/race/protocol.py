@@ -14,8 +14,9 @@ from typing import Any
 
 from steepest.errors import BadCall
 from steepest.race import searching
+from steepest.race.field import BASELINE
 from steepest.tasks import Task
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
@@ -59,7 +60,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.baseline not in self.entries:
-            usual = entries.BASELINE if entries.BASELINE in self.entries else self.entries[0]
+            usual = BASELINE if BASELINE in self.entries else self.entries[0]
             object.__setattr__(self, "baseline", usual)
 
     @property
@@ -75,11 +76,11 @@ class Plan:
     def space(self, entry: str) -> dict[str, tuple[float, float]]:
         """Hyperparameter -> (low, high) of its log-uniform search range in this race."""
         mine = self.search.get(entry, {})
-        return entries.space(entry) | {knob: (low, high) for knob, (low, high) in mine.items()}
+        return Recipe.read(entry).space | {knob: (low, high) for knob, (low, high) in mine.items()}
 
     def defaults(self, entry: str) -> dict[str, float]:
         """The optimizer's own value of every hyperparameter that is searched in this race."""
-        known = entries.defaults(entry)
+        known = Recipe.read(entry).defaults
         return known | {
             knob: searching.default(entry, knob)
             for knob in self.search.get(entry, {})

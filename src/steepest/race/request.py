@@ -16,9 +16,9 @@ import torch
 import steepest
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import protocol, searching
+from steepest.race import field, protocol, searching
 from steepest.tasks import user_modules
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from steepest.race.store import Store
@@ -45,7 +45,7 @@ class Request:
 
     def field(self) -> tuple[str, ...]:
         """The entries: those of --optimizers, and the baseline where it is not among them."""
-        names = entries.parse(self.optimizers)
+        names = field.parse(self.optimizers)
         alone = self.against()
         return names if alone is None or alone in names else (*names, alone)
 
@@ -55,7 +55,7 @@ class Request:
             return None
         if "," in self.baseline or not self.baseline.strip():
             raise BadCall(f"--baseline {self.baseline!r}: expected the name of one entry")
-        return entries.parse(self.baseline)[0]
+        return field.parse(self.baseline)[0]
 
     def command(self) -> str:
         """The command line that asks for this."""
@@ -66,11 +66,11 @@ class Request:
     def check(self, *, resume: bool = False) -> None:
         """BadCall at the first option that cannot be meant; of a stored race `agree` has ranges."""
         task = tasks.get(self.task, self.data)  # first: its file may define rules
-        field = self.field()
-        for entry in field:
-            entries.fits(entry, task)
+        names = self.field()
+        for name in names:
+            Recipe.read(name).check(task)
         if not resume:
-            searching.parse(self.search, field)
+            searching.parse(self.search, names)
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -92,7 +92,7 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
     That is the same request, as far as it is given, and the same code and data.
     """
     plan = store.plan
-    field = request.optimizers and ",".join(request.field())
+    names = request.optimizers and ",".join(request.field())
     ranges = request.search and searching.parse(request.search, plan.entries)
     ranges = searching.written(plan.search if ranges == plan.search else ranges or {})
     kept = {
@@ -103,7 +103,7 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
     }
     asked = asdict(
         replace(
-            request, optimizers=field, baseline=request.against(),
+            request, optimizers=names, baseline=request.against(),
             search=ranges if request.search else None,
         )
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics as st
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -37,13 +37,22 @@ from steepest.race.statistics import (
 )
 from steepest.race.wording import OWN, verdict
 from steepest.tasks import Task
-from steepest.training import entries
+from steepest.training.recipe import Recipe
 
 Pairs = Sequence[tuple[Trial, Result]]
 
 
-def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Everything that is known about a race, as JSON. Wall times stand under "timing" only."""
+def summarise(
+    task: Task,
+    plan: Plan,
+    pairs: Pairs,
+    provenance: dict[str, Any],
+    spaces: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> dict[str, Any]:
+    """Everything that is known about a race, as JSON. Wall times stand under "timing" only.
+
+    spaces: the search ranges that a store has kept, for entries whose code may be gone.
+    """
     by_entry = {
         (phase, entry): [p for p in pairs if p[0].phase == phase and p[0].entry == entry]
         for phase in (TUNING, FRESH)
@@ -52,7 +61,8 @@ def summarise(task: Task, plan: Plan, pairs: Pairs, provenance: dict[str, Any]) 
     found = {}
     for entry in plan.entries:
         tuned, fresh = by_entry[TUNING, entry], by_entry[FRESH, entry]
-        found[entry] = _entry(task, plan, entry, tuned, fresh)
+        space = _space(plan, entry, spaces or {})
+        found[entry] = _entry(task, plan, tuned, fresh, space)
     complete = len(pairs) == plan.runs
     if complete:  # an interrupted race is not judged: whoever stops it has seen it
         base, lost = found[plan.baseline]["test"], found[plan.baseline]["failed"]
@@ -101,7 +111,7 @@ def _batches(plan: Plan, pairs: Pairs) -> dict[str, Any]:
     unchecked, unpaired, first = {}, {}, {}
     for entry in sorted(plan.entries, key=lambda e: e != plan.baseline):
         mine = [(t, r) for t, r in pairs if t.entry == entry]
-        if not entries.same_batches(entry):
+        if not Recipe.read(entry).same_batches:
             unchecked[entry] = OWN
         elif why := next((r.unread for _, r in mine if r.unread), None):
             unchecked[entry] = why
@@ -129,14 +139,16 @@ def _parted(trial: Trial, result: Result, other: Trial, before: Result) -> str |
         name = pairing.field(result.first, before.first)
         where = "" if name is None else f", batch{name} from the first on"
         return f"batches are not those of {other.entry} up to step {result.steps[at]}{where}"
-    alike = entries.model_of(trial.entry) == entries.model_of(other.entry)
+    alike = Recipe.read(trial.entry).model_of == Recipe.read(other.entry).model_of
     at = pairing.parted(result.draws, before.draws) if alike else None
     if at is None:
         return None
     return f"random draws are not those of {other.entry} up to step {result.steps[at]}"
 
 
-def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dict[str, Any]:
+def _entry(
+    task: Task, plan: Plan, tuned: Pairs, fresh: Pairs, space: dict[str, list[float]] | None
+) -> dict[str, Any]:
     turns = by_seed(plan, tuned)
     chosen = None
     if len(tuned) == plan.tunings:
@@ -145,7 +157,7 @@ def _entry(task: Task, plan: Plan, name: str, tuned: Pairs, fresh: Pairs) -> dic
     results = [result for _, result in fresh]
     one = next((result for _, result in (*fresh, *tuned)), None)
     tests = [value for pair in fresh if (value := tested(task, *pair)) is not None]
-    space, lost = _space(plan, name), sum(r.diverged is not None for r in results)
+    lost = sum(r.diverged is not None for r in results)
     bad = sum(failed(task, *pair) for pair in fresh)
     tuning = [
         {
@@ -245,10 +257,13 @@ def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int] | None:
     }
 
 
-def _space(plan: Plan, name: str) -> dict[str, list[float]] | None:
+def _space(
+    plan: Plan, name: str, stored: Mapping[str, Mapping[str, tuple[float, float]]]
+) -> dict[str, list[float]] | None:
     """The search ranges; None where a report is rebuilt without the file that defines the entry."""
     try:
-        return {knob: list(ends) for knob, ends in plan.space(name).items()}
+        space = stored[name] if name in stored else plan.space(name)
+        return {knob: list(ends) for knob, ends in space.items()}
     except (BadCall, KeyError):
         return None
 

@@ -26,26 +26,26 @@ from steepest.tasks import user_modules
 from steepest.tasks.randomness import begin, put_back
 from steepest.tasks.task import Samples, Setup, Task, two_points
 from steepest.tasks.user_file import described, held, number, silenced, told
-from steepest.training import entries
-from steepest.training.loop import declared
-from steepest.training.parts import Undone
-from steepest.training.randomness import Apart
+from steepest.training.loop import train
+from steepest.training.parts.rates import Undone
+from steepest.training.randomness import OwnRandomness
+from steepest.training.recipe import Recipe, backends
 
 ROUNDING = 1e-6
-"""So far beyond 0 or 1 a share may lie."""
+"""How far beyond 0 or 1 a share may lie."""
 HUGE = 1e8
-"""A weight beyond this is lost as surely as inf: what a task then raises is divergence."""
+"""A weight beyond this is as lost as inf: an error that a task then raises is divergence."""
 OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 _warm: set[str] = set()
 
 
 class Ended(BaseException):
-    """Ends a loop of the user's, through any `except Exception` of it."""
+    """Ends a loop of the user's; none of its `except Exception` catches it."""
 
 
 def runner(task: str, optimizers: str | None = None) -> Callable[[Trial], Result]:
-    """`run` for the workers of a race: of a task in a file, by its source as it is now."""
+    """`run` for the workers of a race; a task in a file keeps the source that it has now."""
     with tasks.held(task) as source:
         return partial(
             run, source=source, imported=user_modules.modules(task, optimizers, anew=True)
@@ -57,12 +57,13 @@ def run(
 ) -> Result:
     """Train as `trial` says, on one thread. A run that diverges is a result, not an error.
 
-    source: what the task's file said when the race began. imported: hashes of the user's modules.
+    source: the task's file as it was when the race began. imported: hashes of the user's modules
+    then; TaskError if one has changed.
     """
     with nullcontext() if source is None else held(Path(trial.task), source):
         tasks.get(trial.task, trial.data)
         if imported:
-            entries.defaults(trial.entry)  # imports its class
+            _ = Recipe.read(trial.entry).defaults  # imports its class
             user_modules.agree(imported)
         return _run(trial)
 
@@ -70,7 +71,7 @@ def run(
 def _run(trial: Trial) -> Result:
     torch.set_num_threads(1)
     task = tasks.get(trial.task, trial.data)
-    # what a task prints is shown once, in the pilot run
+    # the pilot run alone shows what a task prints
     with silenced() if task.file and trial.phase != PILOT else nullcontext():
         start = perf_counter()
         if trial.entry not in _warm:  # compilation is not the entry's step time
@@ -88,7 +89,7 @@ def _run(trial: Trial) -> Result:
 
 
 def _warm_up(trial: Trial) -> None:
-    """A step of the entry on a model of 16 numbers: compiles, imports, and what else comes once."""
+    """A step of the entry on a model of 16 numbers: it compiles and imports what it needs."""
 
     def build(seed: int, **_: Any) -> Setup:
         square = lambda model, batch: model(batch[0]).square()  # noqa: E731
@@ -98,23 +99,19 @@ def _warm_up(trial: Trial) -> None:
             lambda *_: 0.0, residuals=square, samples=samples,
         )  # fmt: skip
 
-    def make(model: nn.Module) -> torch.optim.Optimizer:
-        made = entries.make(trial.entry, model.parameters(), trial.hyper)
-        entries.equip(trial.entry, made, 1, trial.hyper, 0)
-        return made
-
     small = replace(tasks.TASKS["digits"], build=build, switches=())
-    with suppress(Exception):  # it fails again in the run, where the error is told
-        declared(small, replace(trial, steps=1), make, lambda *_, **__: None)
+    with suppress(Exception):  # the run fails again, and reports the error
+        train(small, Recipe.read(trial.entry), trial.hyper, trial.seed, 1, lambda *_, **__: None)
 
 
 class _Run:
     def __init__(self, trial: Trial, task: Task) -> None:
         self.trial, self.task, self.result = trial, task, Result()
+        self.recipe = Recipe.read(trial.entry)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._initial = hashlib.sha256()
         self._stepping: list[list[float]] = []
-        self._whole: list[float] = []
+        self._steps: list[float] = []
         self._spent, self._mark = 0.0, perf_counter()
         self._seen, self._new, self._drawn = Seen(), False, ""
         self._training: list[bool] = []
@@ -133,7 +130,19 @@ class _Run:
             if task.train:
                 task.train(self.make_optimizer, self.report, trial.seed, trial.steps)
             else:
-                declared(task, trial, self.make_optimizer, self.report, self._saw, self._evaluates)
+                train(
+                    task,
+                    self.recipe,
+                    trial.hyper,
+                    trial.seed,
+                    trial.steps,
+                    self.report,
+                    make_optimizer=self.make_optimizer,
+                    untrained=trial.phase == PILOT,
+                    test=trial.phase in (FRESH, PILOT),
+                    on_batch=self._saw,
+                    before_evaluation=self._evaluates,
+                )
         except Ended:
             pass
         except ArithmeticError as error:  # FloatingPointError, OverflowError, ZeroDivisionError
@@ -166,63 +175,61 @@ class _Run:
             params, (torch.Tensor, dict)
         ):
             self._refuse(f"make_optimizer({described(params)}): expected a module or parameters")
-        found = list(params.parameters() if isinstance(params, nn.Module) else params)
+        tensors = list(params.parameters() if isinstance(params, nn.Module) else params)
         try:
             with put_back():
-                optimizer = entries.make(self.trial.entry, found, self.trial.hyper, self.trial.seed)
+                optimizer = self.recipe.optimizer(tensors, self.trial.hyper, self.trial.seed)
         except Exception as error:
-            self._wrong = error  # whatever the task makes of it
+            self._wrong = error  # even if the task catches it
             raise
         for tensor in _parameters([optimizer]):
             raw = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
             self._initial.update(raw.numpy().tobytes())
         self._optimizers.append(optimizer)
-        trial, which = self.trial, len(self._optimizers)  # two have two noises
+        trial, which = self.trial, len(self._optimizers)  # two optimizers draw two noises
         optimizer.step = MethodType(self._timed(optimizer, which), optimizer)
         if two_points(optimizer):
             self._watch(optimizer)
-        entries.equip(
-            trial.entry, optimizer, trial.steps, trial.hyper, trial.seed + which,
-            guarded=self.task.train is not None,
-        )  # fmt: skip
+        own_loop = self.task.train is not None
+        self.recipe.equip(optimizer, trial.steps, trial.hyper, trial.seed + which, guarded=own_loop)
         self._mark = perf_counter()
         return optimizer
 
     def _watch(self, optimizer: Any) -> None:
-        """Note whether the weights have been at the point of use since the last step.
+        """Note whether eval() has been called since the last step.
 
-        In a class of its own: Lightning's wrapper calls the methods of the class.
+        By a class of its own: Lightning's wrapper calls the methods of the class.
         """
-        kind, training, which = type(optimizer), self._training, len(self._training) - 1
+        cls, training, which = type(optimizer), self._training, len(self._training) - 1
 
         def switch(self: Any) -> None:
-            kind.eval(self)
+            cls.eval(self)
             training[which] = False
 
-        own = {"eval": switch, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        optimizer.__class__ = new_class(kind.__name__, (kind,), {}, lambda space: space.update(own))
+        own = {"eval": switch, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+        optimizer.__class__ = new_class(cls.__name__, (cls,), {}, lambda space: space.update(own))
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
         inner, times = optimizer.step, []
         self._stepping.append(times)
         self._training.append(False)
-        apart, both = Apart(optimizer, self.trial.seed + which), two_points(optimizer)
+        apart, both = OwnRandomness(optimizer, self.trial.seed + which), two_points(optimizer)
 
         def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
             inside = 0.0
 
-            def timed_closure() -> Any:  # the training inside of a closure is no optimizer's time
+            def timed_closure() -> Any:  # the loss in a closure is not the optimizer's time
                 nonlocal inside
                 start = perf_counter()
                 try:
                     assert closure
-                    with apart.turned():
+                    with apart.active():
                         return closure()
                 finally:
                     inside += perf_counter() - start
 
             before = perf_counter()
-            with apart.turned():
+            with apart.active():
                 start = perf_counter()
                 try:
                     value = inner() if closure is None else inner(timed_closure)
@@ -231,8 +238,8 @@ class _Run:
                     raise
                 end = perf_counter()
             times.append(end - start - inside)
-            self._whole.append(end - self._mark - (start - before))
-            self._spent += self._whole[-1]
+            self._steps.append(end - self._mark - (start - before))
+            self._spent += self._steps[-1]
             self._training[which - 1] = both
             self._mark = perf_counter()
             return value
@@ -243,17 +250,17 @@ class _Run:
         start = perf_counter()
         self._seen.add(batch)
         self._new = True
-        self._mark += perf_counter() - start  # no training
+        self._mark += perf_counter() - start  # this is not training
 
     def _evaluates(self) -> None:
-        """What has been drawn in training: an evaluation may draw, too."""
+        """Keep the random states after training: an evaluation may draw, too."""
         if self._new:
             self._drawn = states(tasks.generators(self.task))
 
     def report(self, step: int, **metrics: Any) -> None:
-        """`report(step, validation=..., test=..., anything=...)`: feeds the race, may end the run.
+        """`report(step, validation=..., test=..., anything=...)`: takes metrics, may end the run.
 
-        The time from the last step to the return of this is evaluation, not training.
+        The time from the last step until it returns counts as evaluation, not as training.
         """
         result, trial = self.result, self.trial
         if self._over:
@@ -262,8 +269,8 @@ class _Run:
             self._refuse(f"report({described(step)}): expected the number of steps so far")
         step, last = operator.index(step), result.steps[-1] if result.steps else -1
         if step <= last:
-            said = f"report({step}) after report({last})" if result.steps else f"report({step})"
-            self._refuse(f"{said}: expected the number of steps so far, larger each time")
+            call = f"report({step}) after report({last})" if result.steps else f"report({step})"
+            self._refuse(f"{call}: expected the number of steps so far, larger each time")
         if step > trial.steps:
             self._end()
         if "validation" not in metrics:
@@ -295,7 +302,7 @@ class _Run:
                         f"report({step}): {name}={value} is not finite, in a pilot run: expected a "
                         f"finite metric"
                     )
-                # the next reports tell whether that is the optimizer's or the evaluation's
+                # the next reports show whether the optimizer or the evaluation is at fault
                 self._odd = self._odd or f"{name}={value} with finite weights at step {step}"
                 self._mark = perf_counter()
                 return
@@ -326,7 +333,7 @@ class _Run:
         result.steps.append(step)
         result.validation.append(values.pop("validation"))
         result.seconds.append(self._spent)
-        if self._new:  # a run that has stopped early sees no more
+        if self._new:  # a run that has stopped early sees no more batches
             result.batches.append(self._seen.so_far())
             result.draws.append(self._drawn)
             self._new = False
@@ -357,25 +364,25 @@ class _Run:
         self._end()
 
     def _measure(self) -> None:
-        result, found = self.result, self._optimizers
+        result, optimizers = self.result, self._optimizers
         calls = max(map(len, self._stepping), default=0)
         if calls:  # several optimizers make one training step together
             each = [median(times) * len(times) for times in self._stepping if times]
             result.step_seconds = sum(each) / calls
-            result.train_seconds = median(self._whole) * len(self._whole) / calls
+            result.train_seconds = median(self._steps) * len(self._steps) / calls
         result.state_bytes = sum(
             value.numel() * value.element_size()
-            for optimizer in found
+            for optimizer in optimizers
             for state in optimizer.state.values()
             for value in state.values()
             if isinstance(value, torch.Tensor)
         )
-        result.parameters = sum(p.numel() for p in _parameters(found))
+        result.parameters = sum(p.numel() for p in _parameters(optimizers))
         result.initial = self._initial.hexdigest()
         result.first, result.unread = self._seen.first, self._seen.unread
         if self.task.train:
             result.unread = OWN_LOOP
-        result.backends = sorted({name for o in found for name in entries.backends(o)})
+        result.backends = sorted({name for o in optimizers for name in backends(o)})
 
 
 def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:

@@ -28,30 +28,22 @@ EVALUATED = 1000
 """Images evaluated at once."""
 
 
-def split_digits(train: int, validation: int, seed: int = 0) -> Split:
+@lru_cache(maxsize=2)
+def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> Split:
     """scikit-learn's 1,797 digits: split -> (images [n, 1, 8, 8] in [0, 1], classes [n]).
 
-    The first `train` images of an order drawn from the seed, then `validation` more; the rest is
-    "test".
+    train, validation: images of these splits, drawn by the seed; the rest is "test". An empty split
+    is left out.
     """
-    from sklearn.datasets import load_digits  # slow to import
+    from sklearn.datasets import load_digits  # heavy: only when raced
 
     pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(classes))
     images = torch.tensor(pixels[order] / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
     labels = torch.tensor(classes[order])
-    ends = {
-        "train": (0, train),
-        "validation": (train, train + validation),
-        "test": (train + validation, len(order)),
-    }
-    return {name: (images[a:b], labels[a:b]) for name, (a, b) in ends.items()}
-
-
-@lru_cache(maxsize=1)
-def digits() -> Split:
-    """The digits as the bundled tasks split them."""
-    return split_digits(TRAIN, VALIDATION)
+    last = train + validation
+    ends = {"train": (0, train), "validation": (train, last), "test": (last, len(classes))}
+    return {name: (images[a:b], labels[a:b]) for name, (a, b) in ends.items() if a < b}
 
 
 def chance(data: Split) -> float:

@@ -1,4 +1,4 @@
-"""Random states of an optimizer's own."""
+"""An optimizer draws from random states of its own."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from steepest.shell import RuleOptimizer
 from steepest.tasks.randomness import STATES
 
 
-class Apart:
-    """Random states of an optimizer's own, in place of the process's while it steps.
+class OwnRandomness:
+    """Random states that replace the process's while an optimizer steps.
 
-    What it draws would otherwise shift what the data and the model draw afterwards. States of
-    numpy and of `random` cost 0.2 ms a step to change: they are, for classes that are neither
-    ours nor torch's, which draw from torch alone.
+    Otherwise its draws would shift those of the data and the model. To replace the states of numpy
+    and of `random` costs 0.2 ms a step; it is not done for our classes and torch's, which draw from
+    torch alone.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        simple = isinstance(optimizer, RuleOptimizer) or type(optimizer).__module__.startswith(
+        torch_alone = isinstance(optimizer, RuleOptimizer) or type(optimizer).__module__.startswith(
             "torch."
         )
-        self._kinds = STATES[:1] if simple else STATES
-        self._mine: list[Any] = [
+        self._accessors = STATES[:1] if torch_alone else STATES
+        self._other: list[Any] = [
             torch.Generator().manual_seed(seed).get_state(),
             np.random.RandomState(seed % 2**32).get_state(),
             random.Random(seed).getstate(),
         ]
 
     @contextmanager
-    def turned(self) -> Iterator[None]:
-        """In the optimizer's states; inside of that, for a closure, in those of all others."""
-        self._turn()
+    def active(self) -> Iterator[None]:
+        """The optimizer's states; nested, as around a closure, the process's again."""
+        self._swap()
         try:
             yield
         finally:
-            self._turn()
+            self._swap()
 
-    def _turn(self) -> None:
-        for i, (get, put) in enumerate(self._kinds):
-            self._mine[i], theirs = get(), self._mine[i]
-            put(theirs)
+    def _swap(self) -> None:
+        for i, (get, put) in enumerate(self._accessors):
+            self._other[i], state = get(), self._other[i]
+            put(state)

@@ -1,0 +1,152 @@
+"""Methods on the full batch as optimizers of a recipe: each of their steps sees all training data.
+
+Tuned, made and stepped here; the methods themselves are in `steepest.full_batch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steepest.errors import BadCall
+from steepest.training.makers import Maker, make_class
+from steepest.training.parts.part import Advance, Knob, Knobs, check_samples
+from steepest.training.steps import Training, check_finite
+
+if TYPE_CHECKING:
+    from steepest.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class FullBatch(Maker):
+    name: str
+    called: str
+    """Its class in `steepest.full_batch`."""
+    about: str
+    source: str
+    knobs: Knobs
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Of the class, in addition to the knobs."""
+    residuals: bool = False
+    """Steps on the residuals whose squares the loss is the mean of."""
+
+    @property
+    def needs(self) -> str:
+        return "samples, residuals" if self.residuals else "samples"
+
+    @property
+    def space(self) -> dict[str, tuple[float, float]]:
+        return {name: (knob.low, knob.high) for name, knob in self.knobs.items()}
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        return {name: knob.default for name, knob in self.knobs.items()}
+
+    def make(
+        self, params: Iterable[Any], hyper: Mapping[str, float], seed: int, entry: str
+    ) -> torch.optim.Optimizer:
+        from steepest import full_batch as methods
+
+        method: Any = getattr(methods, self.called)
+        drawn = {"seed": seed} if "seed" in signature(method).parameters else {}
+        return make_class(method, params, {**hyper, **self.arguments, **drawn}, entry)
+
+    def check(self, entry: str, task: Task) -> None:
+        """BadCall if the task does not offer what the method needs, or its model is too large."""
+        setup = check_samples(entry, self.name, task)
+        if self.residuals and setup.residuals is None:
+            raise BadCall(
+                f"entry {entry!r}: {task.name} has a loss, and {self.name} needs the residuals "
+                f"whose squares it is the mean of: expected a bundled task of regression, such as "
+                f"diabetes"
+            )
+        self.make(setup.model.parameters(), self.defaults, 0, entry)
+
+    def on_batches(self, training: Training) -> Advance:
+        setup, samples, optimizer = training.setup, training.samples, training.optimizer
+        data, calls = samples.rows(torch.arange(len(samples))), 0
+        training.on_batch(data)
+        loss_of: Any = setup.residuals if self.residuals else setup.loss
+        pulls = isinstance(optimizer, torch.optim.LBFGS)  # torch's closures call backward()
+
+        def closure() -> Tensor:
+            nonlocal calls
+            calls += 1
+            loss = loss_of(setup.model, data)
+            if pulls:
+                optimizer.zero_grad()
+                loss.backward()
+                loss = loss.detach()
+            return loss
+
+        def advance(step: int) -> float:
+            loss: Any = optimizer.step(closure)  # type: ignore[arg-type]
+            check_finite(float(loss), step)
+            return getattr(optimizer, "evaluations", calls) * len(samples) / samples.batch
+
+        return advance
+
+
+LENGTH = {"lr": Knob(0.1, 1.0, 2.0)}
+DAMPED = {"damping": Knob(1e-4, 1e-2, 1e1)}
+METHODS = {
+    method.name: method
+    for method in (
+        FullBatch("newton", "Newton", "the whole Hessian, damped", "Levenberg 1944", DAMPED),
+        FullBatch(
+            "saddle-free-newton",
+            "Newton",
+            "with the Hessian's absolute eigenvalues",
+            "arXiv:1406.2572",
+            DAMPED,
+            {"saddle_free": True},
+        ),
+        FullBatch(
+            "newton-cg", "NewtonCG", "by products with the Hessian", "Nocedal-Wright", LENGTH
+        ),
+        FullBatch(
+            "levenberg-marquardt",
+            "LevenbergMarquardt",
+            "Gauss-Newton, damped",
+            "Marquardt 1963",
+            {"damping": Knob(1e-5, 1e-3, 1e1)},
+            residuals=True,
+        ),
+        FullBatch("bfgs", "BFGS", "the inverse Hessian from gradients", "Broyden 1970", LENGTH),
+        FullBatch(
+            "lbfgs",
+            "LBFGS",
+            "the same from the last 100 gradients",
+            "torch.optim",
+            LENGTH,
+            # a step of torch's is up to 20 iterations
+            {"line_search_fn": "strong_wolfe", "max_iter": 1},
+        ),
+        FullBatch(
+            "genetic",
+            "Genetic",
+            "50 models, selection, crossover, mutation",
+            "Holland 1975",
+            {"sigma": Knob(1e-3, 1e-1, 1.0)},
+        ),
+        FullBatch(
+            "annealing",
+            "Annealing",
+            "random moves, seldom upwards",
+            "Kirkpatrick 1983",
+            {"sigma": Knob(1e-4, 1e-2, 1.0), "temperature": Knob(1e-4, 1e-2, 1.0)},
+        ),
+        FullBatch(
+            "greedy",
+            "CoordinateSearch",
+            "one parameter after the other",
+            "Hooke 1961",
+            {"size": Knob(1e-3, 1e-1, 1.0)},
+        ),
+    )
+}

@@ -1,0 +1,42 @@
+"""Parts of a recipe: what may stand behind an optimizer, as in `adam+warmup+noise`.
+
+A new part is a class in one of these files, and a line here. It states its facts as class
+attributes (`part.Part` lists them) and overrides the hooks that it needs.
+"""
+
+from __future__ import annotations
+
+from steepest.training.parts import batches, clip, noise, orders, rates, stopping, switches
+from steepest.training.parts.part import Knob as Knob
+from steepest.training.parts.part import Part as Part
+
+PARTS: dict[str, Part] = {
+    part.name: part()
+    for part in (
+        rates.Warmup,
+        rates.Cosine,
+        rates.Step,
+        rates.Exponential,
+        rates.Polynomial,
+        rates.Sgdr,
+        rates.Triangular,
+        rates.Triangular2,
+        rates.ExpRange,
+        rates.OneCycle,
+        rates.Noam,
+        switches.BatchNorm,
+        switches.Dropout,
+        batches.BatchGrowth,
+        batches.AdaptiveBatch,
+        batches.FullBatch,
+        batches.OneSample,
+        orders.Curriculum,
+        orders.AntiCurriculum,
+        orders.RandomCurriculum,
+        noise.Noise,
+        clip.Clip,
+        stopping.EarlyStopping,
+        stopping.Restarts,
+    )
+}
+"""In the order in which an entry has them."""

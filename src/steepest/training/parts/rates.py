@@ -1,0 +1,190 @@
+"""Parts that change the learning rate from step to step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import ClassVar, Literal
+
+import torch
+from torch.optim import lr_scheduler as torchs
+from torch.optim.lr_scheduler import LRScheduler
+
+from steepest.errors import BadCall
+from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
+
+WARMUP = 0.1
+"""Share of the steps over which `+warmup` raises the learning rate from near 0, linearly."""
+MILESTONES, DROP = (0.3, 0.6, 0.8), 0.2
+"""Shares of the steps at which `+step` multiplies the learning rate, and the factor: the baseline
+of Loshchilov and Hutter 2017, arXiv:1608.03983, and of Smith et al. 2017, arXiv:1711.00489."""
+CYCLES, DEPTH = 4, 6.0
+"""Triangles in a run, and the ratio of the highest to the lowest rate: Smith 2017,
+arXiv:1506.01186, figure 1a, has .006 and .001."""
+END = 0.01
+"""Share of the rate at which `+exponential` and `+exp-range` end."""
+PERIODS = 7
+"""`+sgdr` has periods of 1, 2 and 4 sevenths of the run, so that the last ends with it."""
+SGDR, CYCLIC = "arXiv:1608.03983", "arXiv:1506.01186"
+
+Hyper = Mapping[str, float]
+
+
+class Undone(BadCall):
+    """A training loop has undone what a part did to the optimizer."""
+
+
+class Warmup(Part):
+    name, kind = "warmup", "warmup"
+    about, source = "lr rises over a tenth of the steps", "arXiv:1706.02677"
+    needs, needs_rate = NOTHING, True
+    lead = WARMUP
+
+    def on_optimizer(self, fitting: Fitting) -> None:
+        from steepest.schedules import WarmupLR
+
+        if fitting.schedule:
+            fitting.schedule = WarmupLR(fitting.schedule, fitting.warmup)
+        else:
+            first, length = 1 / (fitting.warmup + 1), fitting.warmup
+            fitting.schedule = torchs.LinearLR(fitting.optimizer, first, 1.0, length)
+
+
+class Rate(Part):
+    """A schedule of the learning rate over the whole run, or over what a warm-up leaves of it."""
+
+    kind = "rate"
+    needs, needs_rate = NOTHING, True
+
+    def on_optimizer(self, fitting: Fitting) -> None:
+        steps = max(1, fitting.steps - fitting.warmup)
+        fitting.schedule = self.schedule(fitting.optimizer, steps, fitting.hyper)
+
+    def schedule(self, optimizer: torch.optim.Optimizer, steps: int, hyper: Hyper) -> LRScheduler:
+        raise NotImplementedError
+
+
+class Cosine(Rate):
+    name, about, source = "cosine", "lr falls as half a cosine, to 0", SGDR
+
+    def schedule(self, optimizer, steps, hyper):
+        return torchs.CosineAnnealingLR(optimizer, steps)
+
+
+class Step(Rate):
+    name, about, source = "step", "lr times 0.2 after 30, 60, 80 % of the steps", SGDR
+
+    def schedule(self, optimizer, steps, hyper):
+        milestones = [max(1, round(share * steps)) for share in MILESTONES]
+        return torchs.MultiStepLR(optimizer, milestones, DROP)
+
+
+class Exponential(Rate):
+    name, about, source = "exponential", "lr falls by one factor a step, to 1 %", "torch.optim"
+
+    def schedule(self, optimizer, steps, hyper):
+        return torchs.ExponentialLR(optimizer, END ** (1 / steps))
+
+
+class Polynomial(Rate):
+    name, about, source = "polynomial", "lr falls to 0 as a power of the steps left", "torch.optim"
+    knobs: ClassVar[Knobs] = {"power": Knob(0.5, 1.0, 4.0)}
+
+    def schedule(self, optimizer, steps, hyper):
+        return torchs.PolynomialLR(optimizer, steps, self.value(hyper, "power"))
+
+
+class Sgdr(Rate):
+    name, about, source = "sgdr", "cosines over 1, 2 and 4 sevenths, each anew", SGDR
+
+    def schedule(self, optimizer, steps, hyper):
+        return torchs.CosineAnnealingWarmRestarts(optimizer, math.ceil(steps / PERIODS), 2)
+
+
+class Triangular(Rate):
+    name, about, source = "triangular", "lr from a sixth to all and back, 4 times", CYCLIC
+    mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
+
+    def schedule(self, optimizer, steps, hyper):
+        top = rates(optimizer)
+        return torchs.CyclicLR(
+            optimizer,
+            [lr / DEPTH for lr in top],
+            top,
+            math.ceil(steps / (2 * CYCLES)),
+            mode=self.mode,
+            gamma=END ** (1 / steps),
+            cycle_momentum=False,
+        )
+
+
+class Triangular2(Triangular):
+    name, about, mode = "triangular2", "triangular, each time half as high", "triangular2"
+
+
+class ExpRange(Triangular):
+    name, about, mode = "exp-range", "triangular, falling to 1 %", "exp_range"
+
+
+class OneCycle(Rate):
+    name, about = "one-cycle", "lr rises for 30 % of the steps, then to 0"
+    source = "arXiv:1708.07120"
+    conflicts, why = ("warmup",), "has a warm-up"
+
+    def schedule(self, optimizer, steps, hyper):
+        # the lowest rate would be that of the step after the last, as in +cosine
+        return torchs.OneCycleLR(
+            optimizer, rates(optimizer), total_steps=steps + 1, cycle_momentum=False
+        )
+
+
+class Noam(Rate):
+    name, about, source = "noam", "lr rises for a tenth, then 1/sqrt(step)", "arXiv:1706.03762"
+    conflicts, why = ("warmup",), "has a warm-up"
+
+    def schedule(self, optimizer, steps, hyper):
+        from steepest.schedules import NoamLR
+
+        warm = max(1, round(WARMUP * steps))  # where it peaks, with the optimizer's own lr
+        peak = [lr * warm**0.5 for lr in rates(optimizer)]
+        return NoamLR(optimizer, width=1, warmup=warm, factor=peak)
+
+
+def rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    """The learning rate of each group."""
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
+    """Undone at a step whose learning rate is not the one that the entry's schedule has set.
+
+    For a loop with a schedule of its own: the entry would run as if it had no schedule. Call it
+    after the schedule's own hook is registered. scheduled: the parts, as "+warmup+cosine".
+    """
+    expected = rates(optimizer)
+
+    def compare(*_: object) -> None:
+        now = rates(optimizer)
+        if now == expected:
+            return
+        if len(now) > len(expected) and now[: len(expected)] == expected:
+            raise Undone(
+                f"entry {entry!r}: the loop has added a group of parameters, which {scheduled} "
+                f"does not know: expected all parameters in make_optimizer(...) (those to train "
+                f"later with requires_grad False until then), or entries without {scheduled}"
+            )
+        was, became = next((a, b) for a, b in zip_longest(expected, now) if a != b)
+        raise Undone(
+            f"entry {entry!r}: {scheduled} set lr to {was}, and at the step it is {became}: the "
+            f"loop sets it too, by a schedule of its own or by hand; expected a loop that leaves "
+            f"lr alone, or entries without {scheduled} (Hugging Face's Trainer leaves it alone "
+            f"with optimizers=(optimizer, MultiplicativeLR(optimizer, lambda _: 1.0)))"
+        )
+
+    def remember(*_: object) -> None:
+        nonlocal expected
+        expected = rates(optimizer)
+
+    optimizer.register_step_pre_hook(compare)
+    optimizer.register_step_post_hook(remember)

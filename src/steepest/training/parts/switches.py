@@ -1,0 +1,41 @@
+"""Parts that switch something on in the task's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from steepest.errors import BadCall
+from steepest.training.parts.part import Knob, Knobs, Part
+
+if TYPE_CHECKING:
+    from steepest.tasks.task import Task
+
+
+class Switch(Part):
+    needs, switches = "a bundled task with the switch", True
+
+    def check(self, entry: str, task: Task) -> None:
+        if self.name not in task.switches:
+            raise BadCall(
+                f"entry {entry!r}: the task {task.name} has no +{self.name}: expected a bundled "
+                f"task with such layers, or an entry without it"
+            )
+
+    def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
+        return {self.name: True}
+
+
+class BatchNorm(Switch):
+    name, kind = "batchnorm", "norm"
+    about, source = "batch normalisation in the task's model", "arXiv:1502.03167"
+    conflicts, why = ("one-sample", "adaptive-batch"), "needs several samples at once"
+
+
+class Dropout(Switch):
+    name, kind = "dropout", "dropout"
+    about, source = "dropout in the task's model", "Srivastava 2014"
+    knobs: ClassVar[Knobs] = {"p": Knob(0.05, 0.2, 0.6, "[0, 1)")}
+
+    def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
+        return {self.name: self.value(hyper, "p")}

@@ -1,0 +1,255 @@
+"""An optimizer with its parts, as an entry names them: `adamw+warmup+cosine`.
+
+The optimizer is the name of a rule, of the package or of the task file, of a method on the full
+batch, or `module:Class`, any torch.optim.Optimizer. The parts are in `parts/`. A name is split
+nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
+import steepest
+from steepest.classes import class_of
+from steepest.errors import BadCall
+from steepest.shell import RuleOptimizer
+from steepest.training.full_batch import METHODS, FullBatch
+from steepest.training.makers import ClassMaker, Maker, RuleMaker
+from steepest.training.parts import PARTS, Knob, Part
+from steepest.training.parts.part import NOTHING, Fitting
+from steepest.training.parts.rates import guard
+
+if TYPE_CHECKING:
+    from steepest.tasks.task import Setup, Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a task is trained. What needs the optimizer's code looks it up when it is asked."""
+
+    name: str
+    base: str
+    """The optimizer's name, without the parts."""
+    parts: tuple[Part, ...]
+
+    @staticmethod
+    @lru_cache
+    def read(name: str) -> Recipe:
+        """The recipe called `name`. BadCall for parts that do not exist or cannot go together.
+
+        Whether the optimizer exists is not looked up: `maker` does.
+        """
+        base, *words = name.split("+")
+        for word in words:
+            if word not in PARTS:
+                near = get_close_matches(word, list(PARTS), n=1)
+                known = f"expected one of {', '.join(PARTS)}"
+                hint = f"did you mean +{near[0]}?" if near else known
+                raise BadCall(f"entry {name!r}: +{word} is unknown; {hint}")
+        ordered = [word for word in PARTS if word in words]
+        if ordered != words:
+            raise BadCall(f"entry {name!r}: expected its parts once, as +{'+'.join(ordered)}")
+        parts = tuple(PARTS[word] for word in words)
+        for part in parts:
+            same = [f"+{other.name}" for other in parts if other.kind == part.kind]
+            if len(same) > 1:
+                raise BadCall(
+                    f"entry {name!r}: {' and '.join(same)} do the same: expected one of them"
+                )
+            for other in parts:
+                if other.name in part.conflicts or other.kind in part.conflicts:
+                    raise BadCall(
+                        f"entry {name!r}: +{part.name} {part.why}: expected no +{other.name} "
+                        f"beside it"
+                    )
+        stray = [part for part in parts if part.name != "early-stopping"]
+        if base in METHODS and stray:
+            raise BadCall(
+                f"entry {name!r}: {base} takes no +{stray[0].name}: expected it alone, or with "
+                f"+early-stopping"
+            )
+        return Recipe(name, base, parts)
+
+    @property
+    def full_batch(self) -> FullBatch | None:
+        """The method on the full batch that it is, if it is one."""
+        return METHODS.get(self.base)
+
+    @property
+    def maker(self) -> Maker:
+        """What makes the optimizer; BadCall if there is no such optimizer."""
+        if self.full_batch:
+            return self.full_batch
+        if ":" in self.base:
+            return ClassMaker(self.base)
+        if self.base in steepest.rules:
+            return RuleMaker(self.base)
+        raise BadCall(
+            f"unknown optimizer {self.base!r}: expected known names, or module:Class, separated by "
+            f"commas; {_hint(self.base)}"
+        )
+
+    @property
+    def knobs(self) -> dict[str, Knob]:
+        """What is tuned of the parts: "noise.eta" -> its knob."""
+        return {f"{p.name}.{knob}": span for p in self.parts for knob, span in p.knobs.items()}
+
+    @property
+    def space(self) -> dict[str, tuple[float, float]]:
+        """Hyperparameter -> (low, high) of its log-uniform search range."""
+        ranges = {name: (knob.low, knob.high) for name, knob in self.knobs.items()}
+        return {**self.maker.space, **ranges}
+
+    @property
+    def defaults(self) -> dict[str, float]:
+        """The default of every hyperparameter in `space`."""
+        return {**self.maker.defaults, **{n: knob.default for n, knob in self.knobs.items()}}
+
+    @property
+    def options(self) -> dict[str, float]:
+        """The default of every number that can be searched, those of `space` among them."""
+        return {**self.maker.options, **self.defaults}
+
+    def check_value(self, knob: str, value: float) -> None:
+        """ValueError, TypeError or RuntimeError if the knob cannot have the value."""
+        if knob in self.knobs:
+            if not self.knobs[knob].allows(value):
+                raise ValueError(f"expected a number in {self.knobs[knob].domain}")
+        elif knob in self.maker.whole_numbers:
+            raise ValueError(
+                "it is a whole number, and a search tries fractions; expected another knob"
+            )
+        else:
+            self.maker.try_out({**self.maker.defaults, knob: value})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a task has to offer, as the listing says it."""
+        whose = (*([self.full_batch] if self.full_batch else []), *self.parts)
+        return tuple(dict.fromkeys(each.needs for each in whose if each.needs != NOTHING))
+
+    @property
+    def same_batches(self) -> bool:
+        """Whether it trains on the task's own batches, in their size and order."""
+        return not self.full_batch and not any(part.own_batches for part in self.parts)
+
+    @property
+    def other_cost(self) -> bool:
+        """Whether its steps may take other time than one gradient of one batch."""
+        return bool(self.full_batch) or not all(part.any_loop for part in self.parts)
+
+    @property
+    def model_of(self) -> tuple[str, ...]:
+        """What its model has that others do not have: initial weights may differ by it."""
+        return tuple(part.name for part in self.parts if part.switches)
+
+    def check(self, task: Task) -> None:
+        """BadCall if the task does not offer what the recipe needs."""
+        inside = [f"+{part.name}" for part in self.parts if not part.any_loop]
+        inside += [self.base] if self.full_batch else []
+        if task.train and inside:
+            raise BadCall(
+                f"entry {self.name!r}: {task.name} has a training loop of its own, and "
+                f"{inside[0]} acts in the race's: expected a task that says what is trained, or "
+                f"parts of the kinds {', '.join(_kinds_for_any_loop())}"
+            )
+        for part in self.parts:
+            part.check(self.name, task)
+        if self.full_batch:
+            self.full_batch.check(self.name, task)
+
+    def setup(self, task: Task, hyper: Mapping[str, float], seed: int) -> Setup:
+        """The task for a seed, with what the parts switch on in the model."""
+        assert task.build
+        switched = {k: v for p in self.parts for k, v in p.model_options(hyper).items()}
+        return task.build(seed, **switched)
+
+    def optimizer(
+        self, params: Iterable[Any], hyper: Mapping[str, float], seed: int = 0
+    ) -> torch.optim.Optimizer:
+        """The optimizer over `params`, without the parts. seed: of a method that draws."""
+        own = {knob: value for knob, value in hyper.items() if "." not in knob}
+        return self.maker.make(params, own, seed, self.name)
+
+    def equip(
+        self,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        hyper: Mapping[str, float],
+        seed: int,
+        *,
+        guarded: bool = False,
+    ) -> LRScheduler | None:
+        """Attach the parts that act inside of step(); returns the schedule of lr, if any.
+
+        seed: of the noise. guarded: the loop is the task's own, and a step is to raise Undone where
+        that loop has changed the rate that the schedule set.
+        """
+        needy = next((part for part in self.parts if part.needs_rate), None)
+        if needy and not all("lr" in group for group in optimizer.param_groups):
+            raise BadCall(
+                f"entry {self.name!r}: +{needy.name} needs a learning rate, and the optimizer has "
+                f"no option lr: expected one that has it"
+            )
+        lead = sum(part.lead for part in self.parts)
+        warmup = min(max(1, round(lead * steps)), steps) if lead else 0
+        fitting = Fitting(self.name, optimizer, steps, hyper, seed, warmup)
+        for part in reversed(self.parts):
+            part.on_optimizer(fitting)
+        if schedule := fitting.schedule:
+            optimizer.register_step_post_hook(lambda *_: schedule.step())
+            if guarded:
+                setting = [p.name for p in self.parts if p.any_loop and p.needs_rate]
+                guard(self.name, f"+{'+'.join(setting)}", optimizer)
+        return fitting.schedule
+
+
+def backends(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What made the steps: the package's backends, by name, or a class of torch or of others."""
+    if isinstance(optimizer, RuleOptimizer):
+        return optimizer.stepped_by()
+    cls = type(optimizer)
+    return {f"{cls.__module__}:{cls.__qualname__}"}
+
+
+def _kinds_for_any_loop() -> list[str]:
+    return sorted({part.kind for part in PARTS.values() if part.any_loop})
+
+
+def _hint(optimizer: str) -> str:
+    """What may have been meant by an unknown optimizer."""
+    module, _, name = optimizer.rpartition(".")
+    if module in steepest.rules or module in METHODS:
+        return f"did you mean '{module}+{name}'?"
+    words = (*module.split("."), name)
+    if module and all(w.isidentifier() for w in words) and _may_be_a_class(module, name):
+        return f"did you mean '{module}:{name}'?"
+    for wrapper in (steepest.SAM, steepest.Lookahead):
+        if optimizer.lower() == wrapper.__name__.lower():
+            return (
+                f"steepest.{wrapper.__name__} wraps an optimizer and is no entry: in a loop of "
+                f"your own put it around what make_optimizer(...) returns"
+            )
+    for rule in steepest.rules:
+        if optimizer.lower() == class_of(rule).__name__.lower():
+            return f"did you mean {rule!r}?"
+    known = [*steepest.rules, *METHODS]
+    near = get_close_matches(optimizer.lower(), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _may_be_a_class(module: str, name: str) -> bool:
+    """Whether it is an optimizer's, or of a module that is not installed here."""
+    try:
+        value = getattr(importlib.import_module(module), name, None)
+    except Exception:
+        return True
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)

@@ -1,0 +1,135 @@
+"""How one training step is made, and the data that it uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch.utils.data import Sampler
+
+from steepest.errors import BadCall, Diverged
+from steepest.tasks.task import Samples, Setup, Task
+
+if TYPE_CHECKING:
+    from steepest.strategies import Loader
+    from steepest.training.recipe import Recipe
+
+
+@dataclass
+class Training:
+    """One run of the loop, as the parts of its recipe see it."""
+
+    task: Task
+    recipe: Recipe
+    setup: Setup
+    optimizer: torch.optim.Optimizer
+    hyper: Mapping[str, float]
+    seed: int
+    steps: int
+    on_batch: Callable[[Any], None]
+    """Is shown every batch."""
+
+    @property
+    def samples(self) -> Samples:
+        """The training data; `Recipe.check` refuses a task without for entries that need it."""
+        assert self.setup.samples
+        return self.setup.samples
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        """Which way the metric gets better."""
+        return "max" if self.task.maximize else "min"
+
+    def loader(self, size: int | Literal["all"] | None = None, sampler: Any = None) -> Loader:
+        """Batches of `size` samples, or of the task's usual size, in the order of `sampler`.
+
+        Without a sampler it is the order of the task's own batches.
+        """
+        from steepest.strategies import Loader
+
+        samples = self.samples
+        options: Any = {"collate_fn": samples.collate} if samples.collate else {}
+        return Loader(
+            samples.data,
+            min(samples.batch, len(samples)) if size is None else size,
+            sampler=sampler or _TaskOrder(samples, self.seed),
+            seed=self.seed,
+            drop_last=samples.drop_last,
+            **options,
+        )
+
+
+class _TaskOrder(Sampler[int]):
+    """The order of the task's own batches, epoch by epoch."""
+
+    def __init__(self, samples: Samples, seed: int) -> None:
+        self._orders, self._size, self._epoch = samples.orders(seed), len(samples), -1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is; never an earlier one."""
+        while self._epoch < epoch:
+            self._order, self._epoch = next(self._orders), self._epoch + 1
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def over_batches(
+    training: Training, batches: Iterator[tuple[Any, float]], spent: float = 0.0
+) -> Callable[[int], float]:
+    """Makes a step of backward() and step() on each batch; returns the gradients so far.
+
+    batches: each with its size in usual batches. spent: gradients computed before the first.
+    """
+    setup, optimizer = training.setup, training.optimizer
+
+    def advance(step: int) -> float:
+        nonlocal spent
+        batch, cost = next(batches)
+        training.on_batch(batch)
+        spent += cost
+        optimizer.zero_grad()
+        loss = setup.loss(setup.model, batch)
+        check_finite(loss.item(), step)
+        loss.backward()
+        optimizer.step()
+        return spent
+
+    return advance
+
+
+def counted(loader: Loader, usual: int) -> Iterator[tuple[Any, float]]:
+    """The loader's batches without end, each with its size in batches of `usual` samples."""
+    while True:
+        for batch in loader:
+            yield batch, loader.handed / usual
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Diverged for a training loss that is not finite."""
+    if not math.isfinite(loss):
+        raise Diverged(f"training loss is {loss} at step {step}")
+
+
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches again and again."""
+    total = 0
+    while True:
+        before = total
+        for batch in batches:
+            total += 1
+            yield batch
+        if total == before:
+            ended = (
+                f"ended after {total} and gave none when gone through again" if total else "none"
+            )
+            raise BadCall(
+                f"training batches: {ended}; return a list or a DataLoader with batches in "
+                f"it, or a generator without end"
+            )
