@@ -60,7 +60,7 @@ def test_a_made_up_part_is_one_class_and_one_line(scaled):
         searching.parse(f"{entry}.scaled.by=0.2:2", [entry])
     with pytest.raises(BadCall, match=r"\+scaled undoes the bound: expected no \+clip beside it"):
         field.parse("adam+clip+scaled")
-    with pytest.raises(BadCall, match=r"expected its parts once, as .noise.scaled"):
+    with pytest.raises(BadCall, match=r"expected each part once, in the order .noise.scaled"):
         field.parse("adam+scaled+noise")
 
     def run(name, **hyper):

@@ -95,9 +95,13 @@ def _warm_up(trial: Trial) -> None:
         square = lambda model, batch: model(batch[0]).square()  # noqa: E731
         samples = Samples((torch.ones(4, 4),), 4)
         return Setup(
-            nn.Linear(4, 4, bias=False), samples.batched(seed), lambda *a: square(*a).mean(),
-            lambda *_: 0.0, residuals=square, samples=samples,
-        )  # fmt: skip
+            model=nn.Linear(4, 4, bias=False),
+            batches=samples.batched(seed),
+            loss=lambda *a: square(*a).mean(),
+            evaluate=lambda *_: 0.0,
+            residuals=square,
+            samples=samples,
+        )
 
     small = replace(tasks.TASKS["digits"], build=build, switches=())
     with suppress(Exception):  # the run fails again, and reports the error
@@ -150,10 +154,10 @@ class _Run:
                 raise
             if trial.phase == PILOT and task.file and not isinstance(error, Diverged):
                 with told(Path(task.file), "the pilot run"):
-                    raise  # with nothing tuned yet it is more likely a mistake
+                    raise  # with the defaults it is more likely a mistake
             result.diverged = str(error) or type(error).__name__
         except BadCall as error:
-            # what a task raises on weights that are lost is divergence too
+            # an error that a task raises on lost weights is divergence too
             if self._wrong or trial.phase == PILOT or self._finite(HUGE):
                 raise
             result.diverged = str(error)
@@ -170,7 +174,7 @@ class _Run:
             result.tested, result.test = False, result.validation[-1]
 
     def make_optimizer(self, params: Any) -> torch.optim.Optimizer:
-        """The candidate over a module's parameters, tensors or groups; its schedule steps in it."""
+        """The candidate over a module's parameters, tensors or groups; it steps its schedule."""
         if not isinstance(params, (nn.Module, Iterable)) or isinstance(
             params, (torch.Tensor, dict)
         ):
@@ -285,9 +289,9 @@ class _Run:
             self._refuse(f"report({step}): {error}")
         if any(self._training):
             self._refuse(
-                f"report({step}): {trial.entry} is at the point of its gradients, not at the "
-                f"average that it is used at: call optimizer.eval() before evaluating and "
-                f"optimizer.train() behind it, if hasattr(optimizer, 'eval')"
+                f"report({step}): the model has the weights that {trial.entry} trains, not the "
+                f"averaged ones that are used: call optimizer.eval() before evaluating and "
+                f"optimizer.train() after it, if hasattr(optimizer, 'eval')"
             )
         for name in ("validation", "test"):
             value = values.get(name, 0.0)
@@ -308,9 +312,9 @@ class _Run:
                 return
         if self._odd:
             self._refuse(
-                f"report({step}) with numbers, after {self._odd}: that is the evaluation's, and no "
-                f"optimizer that diverged; report a number also where the metric is not defined, "
-                f"such as the worst that it can be"
+                f"report({step}) with numbers, after {self._odd}: the evaluation is at fault, the "
+                f"optimizer has not diverged; report a number even if the metric is not defined, "
+                f"such as the worst possible"
             )
         for name in ("validation", "test"):
             if self.task.proportion and name in values:

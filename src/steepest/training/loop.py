@@ -107,6 +107,5 @@ def _check_loss(setup: Setup, batch: Any, split: str, metric: float) -> None:
     if math.isfinite(loss):
         raise BadCall(
             f"evaluate() returned {metric} on {split} data although training is fine (its loss is "
-            f"{loss:.4g}); return a number, also where the metric is not defined: the worst that "
-            f"it can be"
+            f"{loss:.4g}); return a number even if the metric is not defined: the worst possible"
         )

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 SPAN = 30.0
 """A class without a known search range is tuned in lr alone, from its default / 30 to * 30, as a
-rule that declares none is; all else stays at its defaults. A class that bears the name of one of
-the package's, such as torch.optim:SGD, has the range and the first trial of that one's rule."""
+rule that declares none is; all else stays at its defaults. A class with the name of one of the
+package's classes, such as torch.optim:SGD, has the range and the defaults of that class's rule."""
 
 
 class Maker(ABC):
@@ -128,7 +128,8 @@ class ClassMaker(Maker):
             ) from None
         if not isinstance(value, type) or not issubclass(value, torch.optim.Optimizer):
             raise BadCall(
-                f"entry {self.name!r} is no torch.optim.Optimizer class: expected module:Class"
+                f"entry {self.name!r} is not a subclass of torch.optim.Optimizer: expected "
+                f"module:Class"
             )
         return value
 

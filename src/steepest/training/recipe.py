@@ -1,8 +1,8 @@
 """An optimizer with its parts, as an entry names them: `adamw+warmup+cosine`.
 
-The optimizer is the name of a rule, of the package or of the task file, of a method on the full
-batch, or `module:Class`, any torch.optim.Optimizer. The parts are in `parts/`. A name is split
-nowhere else.
+The optimizer is a rule of the package or of the task file, a method on the full batch, or
+`module:Class`, a subclass of torch.optim.Optimizer. The parts are in `parts/`. No other module
+splits a name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a task is trained. What needs the optimizer's code looks it up when it is asked."""
+    """How a task is trained. The optimizer's code is looked up only when it is needed."""
 
     name: str
     base: str
@@ -45,7 +45,7 @@ class Recipe:
     def read(name: str) -> Recipe:
         """The recipe called `name`. BadCall for parts that do not exist or cannot go together.
 
-        Whether the optimizer exists is not looked up: `maker` does.
+        It does not look for the optimizer; `maker` does.
         """
         base, *words = name.split("+")
         for word in words:
@@ -56,7 +56,9 @@ class Recipe:
                 raise BadCall(f"entry {name!r}: +{word} is unknown; {hint}")
         ordered = [word for word in PARTS if word in words]
         if ordered != words:
-            raise BadCall(f"entry {name!r}: expected its parts once, as +{'+'.join(ordered)}")
+            raise BadCall(
+                f"entry {name!r}: expected each part once, in the order +{'+'.join(ordered)}"
+            )
         parts = tuple(PARTS[word] for word in words)
         for part in parts:
             same = [f"+{other.name}" for other in parts if other.kind == part.kind]
@@ -80,7 +82,7 @@ class Recipe:
 
     @property
     def full_batch(self) -> FullBatch | None:
-        """The method on the full batch that it is, if it is one."""
+        """The method, if the optimizer is one on the full batch."""
         return METHODS.get(self.base)
 
     @property
@@ -143,12 +145,12 @@ class Recipe:
 
     @property
     def other_cost(self) -> bool:
-        """Whether its steps may take other time than one gradient of one batch."""
+        """Whether a step may take longer or shorter than one gradient of one batch."""
         return bool(self.full_batch) or not all(part.any_loop for part in self.parts)
 
     @property
     def model_of(self) -> tuple[str, ...]:
-        """What its model has that others do not have: initial weights may differ by it."""
+        """What the parts change in the model; initial weights may differ where this differs."""
         return tuple(part.name for part in self.parts if part.switches)
 
     def check(self, task: Task) -> None:
@@ -157,9 +159,9 @@ class Recipe:
         inside += [self.base] if self.full_batch else []
         if task.train and inside:
             raise BadCall(
-                f"entry {self.name!r}: {task.name} has a training loop of its own, and "
-                f"{inside[0]} acts in the race's: expected a task that says what is trained, or "
-                f"parts of the kinds {', '.join(_kinds_for_any_loop())}"
+                f"entry {self.name!r}: {task.name} has its own training loop, and {inside[0]} "
+                f"works only in the race's loop: expected a task that declares what is trained, "
+                f"or parts of the kinds {', '.join(_kinds_for_any_loop())}"
             )
         for part in self.parts:
             part.check(self.name, task)
@@ -190,8 +192,8 @@ class Recipe:
     ) -> LRScheduler | None:
         """Attach the parts that act inside of step(); returns the schedule of lr, if any.
 
-        seed: of the noise. guarded: the loop is the task's own, and a step is to raise Undone where
-        that loop has changed the rate that the schedule set.
+        seed: of the noise. guarded: for a loop of the task's own; a step then raises Undone if the
+        loop has changed the learning rate that the schedule set.
         """
         needy = next((part for part in self.parts if part.needs_rate), None)
         if needy and not all("lr" in group for group in optimizer.param_groups):
@@ -235,8 +237,8 @@ def _hint(optimizer: str) -> str:
     for wrapper in (steepest.SAM, steepest.Lookahead):
         if optimizer.lower() == wrapper.__name__.lower():
             return (
-                f"steepest.{wrapper.__name__} wraps an optimizer and is no entry: in a loop of "
-                f"your own put it around what make_optimizer(...) returns"
+                f"steepest.{wrapper.__name__} wraps an optimizer and cannot be an entry: in your "
+                f"own loop, wrap what make_optimizer(...) returns"
             )
     for rule in steepest.rules:
         if optimizer.lower() == class_of(rule).__name__.lower():
