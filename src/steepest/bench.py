@@ -1,8 +1,7 @@
-"""`steepest bench`: the time of one step, against torch's own and the packages that users know.
+"""`steepest bench`: the time of one step, compared with torch and other packages.
 
-All contenders live in one process and take turns, each on its own copy of the tensors, after a
-small matrix product that wakes torch's threads as a backward does; the medians of the turns are
-compared.
+All contenders run in one process and take turns, each on its own tensors. A small matrix product
+before each turn wakes torch's threads, as a backward does. The medians of the turns are compared.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ BYTES = 28  # per float32 parameter with two states: read p g m s, write p m s
 def resnet50() -> list[tuple[int, ...]]:
     """The 161 parameter tensors of ResNet-50, He et al. 2016, arXiv:1512.03385, table 1."""
     shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    inside = 64
+    channels = 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
-            outside = 4 * width
-            convolutions = [(width, inside, 1, 1), (width, width, 3, 3), (outside, width, 1, 1)]
+            out = 4 * width
+            convolutions = [(width, channels, 1, 1), (width, width, 3, 3), (out, width, 1, 1)]
             if block == 0:
-                convolutions.append((outside, inside, 1, 1))
+                convolutions.append((out, channels, 1, 1))
             for shape in convolutions:
                 shapes += [shape, (shape[0],), (shape[0],)]
-            inside = outside
+            channels = out
     return [*shapes, (1000, 2048), (1000,)]
 
 
@@ -48,9 +47,9 @@ SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
 
 
 def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
-    """Label -> a function that makes the optimizer; without packages not installed."""
+    """Label -> a function that makes the optimizer, without packages that are not installed."""
     adamw = torch.optim.AdamW
-    made: dict[str, Callable[[list[Tensor]], Any]] = {
+    makers: dict[str, Callable[[list[Tensor]], Any]] = {
         "steepest AdaBelief": lambda ps: steepest.optimizer("adabelief", ps),
         "steepest AdamW": lambda ps: steepest.optimizer("adamw", ps),
         "steepest NAdam": lambda ps: steepest.optimizer("nadam", ps),
@@ -61,19 +60,20 @@ def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
         "torch AdamW, foreach": lambda ps: adamw(ps, foreach=True),
         "torch AdamW, loop": lambda ps: adamw(ps, foreach=False, fused=False),
     }
-    for name in [*BACKENDS][1:]:  # the first is what is taken anyway
-        made[f"steepest AdamW, {name}"] = lambda ps, b=name: steepest.optimizer(
+    for name in [*BACKENDS][1:]:  # the first is the default
+        makers[f"steepest AdamW, {name}"] = lambda ps, b=name: steepest.optimizer(
             "adamw", ps, backend=b
         )
     for package in ("adabelief_pytorch", "pytorch_optimizer"):
         with contextlib.suppress(ImportError):
-            kind = importlib.import_module(package).AdaBelief
+            cls = importlib.import_module(package).AdaBelief
             quiet = {"print_change_log": False} if package == "adabelief_pytorch" else {}
-            made[package.replace("_", "-") + " AdaBelief"] = lambda ps, k=kind, q=quiet: k(ps, **q)
-    return made
+            label = package.replace("_", "-") + " AdaBelief"
+            makers[label] = lambda ps, cls=cls, quiet=quiet: cls(ps, **quiet)
+    return makers
 
 
-def _tensors(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+def _make_params(shapes: list[tuple[int, ...]]) -> list[Tensor]:
     params: list[Tensor] = [torch.nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes]
     for p in params:
         p.grad = torch.randn_like(p) * 1e-3
@@ -81,7 +81,7 @@ def _tensors(shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 
 def copy_bound(shapes: list[tuple[int, ...]], rounds: int = 9) -> float:
-    """Seconds that moving 28 bytes per parameter takes at the speed of a large copy."""
+    """Seconds to move 28 bytes per parameter at the speed of a large copy."""
     count = sum(torch.Size(s).numel() for s in shapes)
     source = torch.randn(max(count, 1 << 22))
     target = torch.empty_like(source)
@@ -99,20 +99,23 @@ def measure(
     only: Callable[[str], bool] = lambda label: True,
     more: dict[str, Callable[[list[Tensor]], Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Label -> {"median", "best", "n"}: seconds of a step, in turns, for `seconds` in all."""
+    """Label -> {"median", "best", "n"}: seconds per step. All contenders take `seconds` in total.
+
+    only: which labels to measure. more: further contenders.
+    """
     makers = {k: v for k, v in {**contenders(), **(more or {})}.items() if only(k)}
     turns: dict[str, Callable[[], float]] = {}
     for label, make in makers.items():
         with contextlib.redirect_stdout(io.StringIO()):  # adabelief-pytorch prints a banner
-            turns[label] = _turn(make(_tensors(shapes)))
-    awake = torch.randn(256, 256)
+            turns[label] = _make_turn(make(_make_params(shapes)))
+    matrix = torch.randn(256, 256)
     times: dict[str, list[float]] = {label: [] for label in turns}
     for turn in turns.values():
         turn()
     stop = time.perf_counter() + seconds
     while time.perf_counter() < stop or len(next(iter(times.values()))) < 5:
         for label, turn in turns.items():
-            torch.mm(awake, awake)
+            torch.mm(matrix, matrix)
             times[label].append(turn())
     return {
         label: {"median": statistics.median(ts), "best": min(ts), "n": len(ts)}
@@ -120,48 +123,55 @@ def measure(
     }
 
 
-def _turn(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
+def _make_turn(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
+    """A function that makes one step and returns its seconds; lr changes after each step."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + 1e-4 * step))
 
     def turn() -> float:
         start = time.perf_counter()
         optimizer.step()
-        took = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         schedule.step()
-        return took
+        return seconds
 
     return turn
 
 
 def run(sets: list[str], seconds: float, threads: int | None = None) -> dict[str, Any]:
-    """Set -> its size, the copy bound and every contender's {"median", "best", "n"}, in seconds."""
+    """Measure these sets; `table` prints the result.
+
+    "sets" has an entry per set: its size, the copy bound and the {"median", "best", "n"} of every
+    contender, in seconds.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "sets": {},
     }
     for name in sets:
         shapes = SETS[name]()
-        found["sets"][name] = {
+        result["sets"][name] = {
             "tensors": len(shapes),
             "parameters": sum(torch.Size(s).numel() for s in shapes),
             "copy_bound": copy_bound(shapes),
             "steps": measure(shapes, seconds),
         }
-    return found
+    return result
 
 
-def table(found: dict[str, Any]) -> str:
-    """The measurements for people: milliseconds and ratios to torch's fused AdamW."""
-    lines = [f"one step, float32, {found['threads']} threads, torch {found['torch']}"]
-    for name, one in found["sets"].items():
-        base = one["steps"]["torch AdamW, fused"]["median"]
-        lines.append(f"\n{name}: {one['parameters']:,} parameters in {one['tensors']} tensors")
+def table(result: dict[str, Any]) -> str:
+    """The measurements as text: milliseconds, and ratios to torch's fused AdamW."""
+    lines = [f"one step, float32, {result['threads']} threads, torch {result['torch']}"]
+    for name, measured in result["sets"].items():
+        base = measured["steps"]["torch AdamW, fused"]["median"]
+        lines.append(
+            f"\n{name}: {measured['parameters']:,} parameters in {measured['tensors']} tensors"
+        )
         lines.append(f"  {'':34}{'median ms':>10}{'best ms':>10}{'/ fused':>9}{'n':>6}")
-        bound = {"median": one["copy_bound"], "best": one["copy_bound"], "n": 9}
-        rows = {**one["steps"], f"copying {BYTES} bytes a parameter": bound}
+        bound = {"median": measured["copy_bound"], "best": measured["copy_bound"], "n": 9}
+        rows = {**measured["steps"], f"copying {BYTES} bytes a parameter": bound}
         for label, row in rows.items():
             ms = f"{row['median'] * 1e3:10.3f}{row['best'] * 1e3:10.3f}"
             lines.append(f"  {label:34}{ms}{row['median'] / base:9.3f}{row['n']:6}")

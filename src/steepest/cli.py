@@ -29,7 +29,7 @@ INTERRUPTED = 130
 
 @app.callback()
 def _verbs() -> None:
-    """Keeps `steepest VERB` a command with verbs, however few there are."""
+    """Makes typer treat `steepest VERB` as subcommands, even if there is only one."""
 
 
 @app.command(epilog="Example: steepest race digits --optimizers adamw,momentum,eadam --budget 60s")
@@ -37,8 +37,8 @@ def race(
     task: Annotated[
         str,
         typer.Argument(
-            help="digits, diabetes, text, digits-gan, bag-of-words; fashion-mnist, mnist, "
-            "tinyshakespeare with --data; or a Python file with task(seed) or "
+            help="One of digits, diabetes, text, digits-gan, bag-of-words; fashion-mnist, mnist or "
+            "tinyshakespeare, which need --data; or a Python file that defines task(seed) or "
             "train(make_optimizer, report, seed).",
             metavar="TASK|FILE.py",
         ),
@@ -46,15 +46,15 @@ def race(
     optimizers: Annotated[
         str | None,
         typer.Option(
-            help="Entries, separated by commas: a rule or module:Class, with parts such as "
-            "+warmup+cosine+clip, or a method on the whole loss (steepest list --parts).",
-            show_default="nine",
+            help="Entries, separated by commas: a rule or module:Class, optionally with parts "
+            "(adam+warmup+cosine), or a full-batch method; see steepest list --parts.",
+            show_default="nine rules",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="The entry that the others are compared to; it takes part.",
+            help="The entry that the others are compared with; it takes part too.",
             metavar="NAME",
             show_default="adamw, or the first",
         ),
@@ -62,24 +62,21 @@ def race(
     search: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tune a knob over this range, log-uniform: adamw.weight_decay=1e-4:1. Once for "
-            "each knob, or separated by commas.",
+            help="Tune a hyperparameter over this range, log-uniform, such as "
+            "adamw.weight_decay=1e-4:1. Repeat the option for more, or separate them by commas.",
             metavar="ENTRY.KNOB=LOW:HIGH",
             show_default="the declared ranges",
         ),
     ] = None,
     trials: Annotated[
-        int | None,
-        typer.Option(help="Tuning trials for each fresh seed of an entry.", show_default="8"),
+        int | None, typer.Option(help="Tuning trials per entry and seed.", show_default="8")
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Fresh seeds per entry.", show_default="10")
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Seeds per entry.", show_default="10")] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps per run.", show_default="the task's")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Wall time, e.g. 60s or 5m, instead of --trials.")
+        str | None, typer.Option(help="Wall time such as 60s or 5m, instead of --trials.")
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Worker processes.", show_default="one per core")
@@ -91,8 +88,8 @@ def race(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Database for the trials, e.g. postgresql+pg8000://user@host/db; the password "
-            "comes from PGPASSWORD.",
+            help="Database for the trials, such as postgresql+pg8000://user@host/db; it reads the "
+            "password from PGPASSWORD.",
             metavar="URL",
             show_default="study.db in --out",
         ),
@@ -100,20 +97,27 @@ def race(
     study: Annotated[
         str | None,
         typer.Option(
-            help="Name of the race in --storage: a new one, or one to join and share the work of.",
+            help="Name of the race in --storage: a new name, or that of a race to join, whose "
+            "work is then shared.",
             metavar="NAME",
-            show_default="one of its own",
+            show_default="a new name",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Study seed.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the whole race.", show_default="0")
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Where the files of a task on your data lie.", metavar="DIR")
+        str | None, typer.Option(help="Folder with the data files of the task.", metavar="DIR")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Only say how long it takes and what it could detect.")
+        bool,
+        typer.Option(
+            "--plan",
+            help="Do not race: estimate the time, and the smallest difference it can detect.",
+        ),
     ] = False,
 ) -> int:
-    """Compare optimizers on a task: equal tuning, paired seeds, a verdict with its interval."""
+    """Compare optimizers on a task: equal tuning, paired seeds, a verdict with an interval."""
     need_race()
     import os
 
@@ -128,7 +132,7 @@ def race(
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")
-    with tasks.held(task):  # what is checked is what runs
+    with tasks.held(task):  # check and run the same version of the file
         request.check()
         folder = out or Path(f"race-{tasks.folder_name(task)}")
         with Pool(jobs, runner(task, optimizers)) as pool:
@@ -142,7 +146,7 @@ def race(
                 request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
             )
     terminal.show(summary)
-    _say_where(folder)
+    _print_paths(folder)
     if interrupted:
         where = ["--data", data] if data else []
         again = shlex.join(["steepest", "race", task, *where, "--out", str(folder), "--resume"])
@@ -157,17 +161,17 @@ def report(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="URL of the race's database, if it has moved or its password is in the URL.",
+            help="URL of the race's database, if it has moved or if the URL holds the password.",
             metavar="URL",
         ),
     ] = None,
 ) -> int:
-    """Rebuild report.html and summary.json of a race from its store, a study.db or a database."""
+    """Rebuild report.html and summary.json of a race from its study.db or its database."""
     need_race()
     from steepest.race import conduct, terminal
 
     terminal.show(conduct.rebuild(folder, storage))
-    _say_where(folder)
+    _print_paths(folder)
     return 0
 
 
@@ -176,8 +180,10 @@ def profile(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of finished races.", metavar="DIR DIR...")
     ],
-    out: Annotated[Path | None, typer.Option(help="Write a page with the figure.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with the figure to this file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Compare optimizers across several races: a performance profile of steps to target."""
     need_race()
@@ -186,20 +192,20 @@ def profile(
     from steepest.errors import BadCall
     from steepest.race import profile
 
-    found = profile.profile([profile.read(folder) for folder in folders])
-    found["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
+    result = profile.profile([profile.read(folder) for folder in folders])
+    result["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
     if out:
         try:
-            out.write_text(profile.page(found), encoding="utf-8")
+            out.write_text(profile.page(result), encoding="utf-8")
         except OSError as error:
             raise BadCall(
                 f"cannot write '{out}' ({error.strerror}): choose another file with --out"
             ) from None
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(result, indent=1))
         return 0
-    Console(file=sys.stdout).print(profile.table(found))
-    print("\n".join(profile.notes(found)))
+    Console(file=sys.stdout).print(profile.table(result))
+    print("\n".join(profile.notes(result)))
     if out:
         print(f"page: {out}")
     return 0
@@ -207,9 +213,12 @@ def profile(
 
 @app.command("list", epilog="Example: steepest list --json")
 def list_(
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     parts: Annotated[
-        bool, typer.Option("--parts", help="What else may enter a race, and what behind a +.")
+        bool,
+        typer.Option(
+            "--parts", help="List the parts of race entries (+cosine, ...) and full-batch methods."
+        ),
     ] = False,
 ) -> int:
     """List the optimizers: name, class, year, states and their bytes, kind, oracle, paper."""
@@ -218,22 +227,22 @@ def list_(
     else:
         from steepest.catalogue import listing, table
 
-    found = listing()
-    print(json.dumps(found, indent=2) if as_json else "\n".join(table(found)))
+    rows = listing()
+    print(json.dumps(rows, indent=2) if as_json else "\n".join(table(rows)))
     return 0
 
 
 @app.command(epilog="Example: steepest show adabelief --backend cpu")
 def show(
     name: Annotated[
-        str, typer.Argument(help="A rule, as `steepest list` names it.", metavar="NAME")
+        str, typer.Argument(help="A rule's name, as in steepest list.", metavar="NAME")
     ],
     backend: Annotated[
         str | None,
-        typer.Option(help="Such as cpu, foreach or eager: what it runs, generated or as written."),
+        typer.Option(help="Print the code that this backend runs: cpu, foreach or eager."),
     ] = None,
 ) -> int:
-    """Print the source of an optimizer, or the loop that is generated from it."""
+    """Print the source of an optimizer, or the code that a backend generates from it."""
     from steepest.catalogue import shown
     from steepest.definition import find
     from steepest.errors import BadCall
@@ -250,11 +259,11 @@ def bench(
     only: Annotated[
         str | None, typer.Option("--set", help="resnet50, 300x3456 or 300x64; all by default.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="About how long each set takes.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="Seconds per set, approximately.")] = 20.0,
     threads: Annotated[
-        int | None, typer.Option(help="torch's threads.", show_default="as is")
+        int | None, typer.Option(help="Number of torch's threads.", show_default="torch's own")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
     """Time one step of each backend against torch's AdamW and other packages, in one process."""
     from steepest import bench
@@ -266,8 +275,8 @@ def bench(
         raise BadCall(f"--seconds {seconds:g}: expected a number above 0")
     if threads is not None and threads < 1:
         raise BadCall(f"--threads {threads}: expected a whole number of 1 or more")
-    found = bench.run([only] if only else list(bench.SETS), seconds, threads)
-    print(json.dumps(found, indent=2) if as_json else bench.table(found))
+    result = bench.run([only] if only else list(bench.SETS), seconds, threads)
+    print(json.dumps(result, indent=2) if as_json else bench.table(result))
     return 0
 
 
@@ -280,17 +289,18 @@ def check(
         ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="All optimizers of this package instead of one.")
+        bool, typer.Option("--all", help="Check all optimizers of this package instead of one.")
     ] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="An examination or the beginning of its name.")
+        list[str] | None,
+        typer.Option(help="Run only this examination; the beginning of its name is enough."),
     ] = None,
     option: Annotated[
-        list[str] | None, typer.Option(help="Of the constructor, e.g. lr=0.1.")
+        list[str] | None, typer.Option(help="An argument of the constructor, such as lr=0.1.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Examine any torch optimizer: a line per examination, a reproduction for each that fails."""
+    """Examine any torch optimizer: a line per examination, a script that shows each failure."""
     import os
 
     from steepest.check import TargetError, report
@@ -298,22 +308,22 @@ def check(
     from steepest.errors import BadCall
 
     if (name is None) != every:
-        given = "NAME and --all were both" if every else "no NAME was"
-        raise BadCall(f"{given} given, expected NAME, module:Class or --all; see steepest list")
-    sys.path.insert(0, os.getcwd())  # the caller's own modules
+        given = "NAME and --all were both given" if every else "no NAME was given"
+        raise BadCall(f"{given}, expected NAME, module:Class or --all; see steepest list")
+    sys.path.insert(0, os.getcwd())  # module:Class may be a file of the caller
     try:
         options = dict(read_option(text) for text in option or [])
         targets = report.everyone() if name is None else [name]
-        found = dict(report.examined(targets, only, options))
+        results = dict(report.examined(targets, only, options))
     except TargetError as error:
         raise BadCall(str(error)) from None
     if as_json:
-        shown = [report.as_json(target, findings) for target, findings in found.items()]
-        print(json.dumps(shown if every else shown[0], indent=2))
+        reports = [report.as_json(target, findings) for target, findings in results.items()]
+        print(json.dumps(reports if every else reports[0], indent=2))
     else:
-        for target, findings in found.items():
+        for target, findings in results.items():
             print("\n".join(report.lines(target, findings, failing_only=every)))
-    return int(any(f.outcome == "fail" for findings in found.values() for f in findings))
+    return int(any(f.outcome == "fail" for findings in results.values() for f in findings))
 
 
 def need_race() -> None:
@@ -322,42 +332,43 @@ def need_race() -> None:
 
     missing = [name for name in RACE_MODULES if find_spec(name) is None]
     if missing:
-        raise BadCall(f"{', '.join(missing)} is missing: run pip install 'steepest[race]'")
+        raise BadCall(f"not installed: {', '.join(missing)}; run pip install 'steepest[race]'")
 
 
 def say(line: str) -> None:
-    """One line on stderr, without the password of a URL in it."""
+    """Print one line on stderr; passwords in URLs are masked."""
     print("steepest:", PASSWORD.sub(r"\1\2***", " ".join(line.split())), file=sys.stderr)
 
 
-def _say_where(folder: Path) -> None:
-    for what, name in {
-        "report": "report.html",
-        "summary": "summary.json",
-        "runs": "runs.csv",
-    }.items():
-        print(f"{what + ':':<9}{folder / name}")
+def _print_paths(folder: Path) -> None:
+    for label, name in (
+        ("report:", "report.html"),
+        ("summary:", "summary.json"),
+        ("runs:", "runs.csv"),
+    ):
+        print(f"{label:<9}{folder / name}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb; its exit code: 0 done, 1 the thing checked failed, 2 the call was wrong."""
     from steepest.errors import BadCall, WorkerError
 
-    for stream in (sys.stdout, sys.stderr):  # not every terminal can show every sign
+    for stream in (sys.stdout, sys.stderr):  # not every terminal can print every character
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
         code: Any = app(args=arguments, standalone_mode=False)
         return int(code or 0)
     except (BadCall, WorkerError, OSError) as error:
-        print(getattr(error, "trace", ""), end="", file=sys.stderr)  # of a task file's own lines
+        # the traceback through the user's task file, if there is one
+        print(getattr(error, "trace", ""), end="", file=sys.stderr)
         say(str(error))
         return 2 if isinstance(error, BadCall) else 1
     except KeyboardInterrupt:
         say("interrupted")
         return INTERRUPTED
     except Exception as error:
-        # typer's usage errors: their class is click's or typer's own, by version
+        # usage errors: depending on the version, their class is click's or typer's
         explain = getattr(error, "format_message", None)
         if explain is None:
             raise
