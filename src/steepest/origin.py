@@ -50,8 +50,8 @@ def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
              if k in ELSEWHERE}  # fmt: skip
     if not able and found:
         raise ValueError(
-            f"convert: the checkpoint is of {min(found)}, which is not known here; begin anew, "
-            "from the model's weights alone"
+            f"convert: the checkpoint is of {min(found)}, which is not known here: start a new "
+            "optimizer from the model's weights"
         )
     if not able:
         raise ValueError(
