@@ -1,4 +1,4 @@
-"""Optimizers for PyTorch, each one function written as in its paper, and a fair race of them."""
+"""Optimizers for PyTorch, each a function written as in its paper, and fair races between them."""
 
 import importlib as _importlib
 import typing as _typing
@@ -18,12 +18,21 @@ __version__ = "0.1.0"
 _ROOMS = ("check", "full_batch", "oracles", "race", "schedules", "strategies")
 """Submodules that are imported when they are first asked for."""
 
-globals().update(_classes)  # a class per family of rules; their signatures stand in __init__.pyi
+globals().update(_classes)  # one class per family of rules; __init__.pyi has their signatures
 
 __all__ = [
-    "LBFGS", "SAM", "Lookahead", "Rule", "RuleOptimizer", "convert", "optimizer", "param_groups",
-    "rule", "rules", *_classes,
-]  # fmt: skip
+    "LBFGS",
+    "SAM",
+    "Lookahead",
+    "Rule",
+    "RuleOptimizer",
+    "convert",
+    "optimizer",
+    "param_groups",
+    "rule",
+    "rules",
+    *_classes,
+]
 
 
 def __getattr__(name: str) -> _typing.Any:

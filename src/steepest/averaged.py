@@ -1,4 +1,4 @@
-"""The classes whose parameters are one point in training and another in use: Schedule-Free."""
+"""The Schedule-Free classes: their parameters are one point in training, another in evaluation."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .tensors import describe, in_bounds
 
 
 class AveragedOptimizer(RuleOptimizer):
-    """Call `optimizer.eval()` before the model is evaluated or saved for use, and
-    `optimizer.train()` before training goes on: between the two the parameters are the average x,
-    else the point y at which gradients are taken. A new optimizer is in training. A step in between
-    raises RuntimeError.
+    """Call `optimizer.eval()` before you evaluate the model or save it for use, and
+    `optimizer.train()` before training continues. In train mode, where a new optimizer starts, the
+    parameters are the point y at which gradients are taken; in eval mode they are the average x,
+    and `step()` raises RuntimeError.
 
-    Groups keep `train_mode`, so a checkpoint may be taken in either mode: load it together with the
-    model's parameters that were saved beside it.
+    A checkpoint may be saved in either mode, because groups save `train_mode`. Load it together
+    with the model parameters that were saved at the same time.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -29,23 +29,23 @@ class AveragedOptimizer(RuleOptimizer):
         groups[-1].setdefault("train_mode", groups[0].get("train_mode", True))
 
     def eval(self) -> None:
-        """Put x, the average, in the place of the parameters."""
+        """Set the parameters to x, the average."""
         self._switch(False)
 
     def train(self) -> None:
-        """Put y, the point of the next gradient, in the place of the parameters."""
+        """Set the parameters to y, the point of the next gradient."""
         self._switch(True)
 
     def _switch(self, train: bool) -> None:
         groups = [g for g in self.param_groups if g.get("train_mode", True) is not train]
-        for group in groups:  # all is checked before anything is written
+        for group in groups:  # check everything before anything is written
             for p in group["params"]:
                 z = self.state.get(p, {}).get("z")
                 fits = isinstance(z, Tensor) and (z.shape, z.device) == (p.shape, p.device)
                 if z is not None and not (fits and in_bounds(p) and in_bounds(z)):
                     raise RuntimeError(
-                        f"{self._called}: state 'z' is {describe(z)}, expected one in memory like "
-                        f"its parameter, {describe(p)}; bring both back, or load the checkpoint "
+                        f"{self._called}: state 'z' is {describe(z)}, expected it in memory and "
+                        f"like its parameter, {describe(p)}; restore both, or load the checkpoint "
                         "that the parameters are from"
                     )
         for group in groups:
@@ -65,7 +65,7 @@ class AveragedOptimizer(RuleOptimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if not all(group.get("train_mode", True) for group in self.param_groups):
             raise RuntimeError(
-                f"{self._called}: step() was called while the parameters are the average, expected "
-                "the point of the gradient; call optimizer.train() before training goes on"
+                f"{self._called}: step() was called in eval mode, where the parameters are the "
+                "average; call optimizer.train() before training continues"
             )
         return super()._step(closure)

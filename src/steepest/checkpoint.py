@@ -1,4 +1,4 @@
-"""What stands in a saved state_dict: it is read, checked, and refused if it is none of ours."""
+"""Reads and checks saved state_dicts, and refuses those that this package cannot load."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from .family import Family, Selection
 from .options import WITHOUT_EFFECT
 from .tensors import describe
 
-# what torch.compile, activation checkpoints and FSDP put into the names of parameters
+# what torch.compile, activation checkpoints and FSDP insert into the names of parameters
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-# entries of a group that are no options
+# entries of a group that are not options
 NOTES = {"params", "param_names", "name", "rule"}
-# torch sets these whatever was saved: an Adam's checkpoint goes on decoupled in AdamW
+# torch overrides these after loading: an Adam checkpoint becomes decoupled in AdamW
 FIXED: dict[str, dict[str, Any]] = {"AdamW": {"decoupled_weight_decay": True}}
-# states of optimizers that are not here, and whose they are
+# states of optimizers that this package does not have -> the optimizer
 ELSEWHERE = {
     **dict.fromkeys(("exp_avg_sq_row", "exp_avg_sq_col", "RMS"), "transformers' Adafactor"),
     **dict.fromkeys(("state1", "state2", "absmax1", "qmap1"), "an optimizer of bitsandbytes"),
 }
 _LISTED = 10
 _COMMON = {"step", COMPENSATION}
-# options that torch's classes have not had from the beginning
+# options that older versions of torch's classes lack
 _LATER = {"maximize", "differentiable", "decoupled_weight_decay"}
 _UNKNOWN = "which is not known here: start a new optimizer from the model's weights"
 
 
 class Saved(NamedTuple):
-    """A parameter in a checkpoint; name: "" if it has none."""
+    """A parameter in a checkpoint. name: "" if it has none; label: for messages."""
 
     key: int | str
     name: str
@@ -48,7 +48,7 @@ class Saved(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A parameter of the optimizer that loads."""
+    """A parameter of the optimizer that loads. name: "" if it has none; label: for messages."""
 
     tensor: Tensor
     name: str
@@ -57,29 +57,32 @@ class Slot(NamedTuple):
 
 
 def listing(names: Iterable[Any]) -> str:
+    """The first names, joined, and the number of the others."""
     names = [str(n) for n in names]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
 
 def canonical(names: Sequence[str]) -> list[str]:
-    """The names of a model's parameters without what torch.compile, DDP, FSDP and their like put
-    into them. A model may have a part called "module": only before every name is that DDP's.
+    """Names of parameters without the parts that torch.compile, DDP and FSDP insert. A leading
+    "module" is DDP's only if every name has it, since a model may have a part of that name.
     """
-    found = [[part for part in name.split(".") if part not in WRAPPERS] for name in names]
-    while found and all(len(parts) > 1 and parts[0] == "module" for parts in found):
-        found = [parts[1:] for parts in found]
-    return [".".join(parts) for parts in found]
+    paths = [[part for part in name.split(".") if part not in WRAPPERS] for name in names]
+    while paths and all(len(parts) > 1 and parts[0] == "module" for parts in paths):
+        paths = [parts[1:] for parts in paths]
+    return [".".join(parts) for parts in paths]
 
 
 # reading
 
 
 def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
-    """Groups and parameters of a checkpoint; ValueError for what is none."""
+    """The groups and parameters of a checkpoint; ValueError if it is not one."""
 
-    def refuse(what: str, cure: str = "it is damaged, or no optimizer's state_dict") -> None:
-        raise ValueError(f"{called}: the checkpoint {what}; {cure}")
+    def refuse(problem: str) -> None:
+        raise ValueError(
+            f"{called}: the checkpoint {problem}; it is damaged, or not an optimizer's state_dict"
+        )
 
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= saved.keys():
         given = [*saved] if isinstance(saved, Mapping) else type(saved).__name__
@@ -88,13 +91,13 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
             "'state' and 'param_groups'"
         )
     states, groups = saved["state"], saved["param_groups"]
-    whole = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
-    if not (whole and all(isinstance(g, Mapping) and "params" in g for g in groups)):
+    readable = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
+    if not (readable and all(isinstance(g, Mapping) and "params" in g for g in groups)):
         raise ValueError(
             f"{called}: a damaged checkpoint was given, expected an optimizer's state_dict: "
             "'state' a dict of dicts, 'param_groups' a list of dicts with 'params'"
         )
-    found: list[Saved] = []
+    rows: list[Saved] = []
     for i, group in enumerate(groups):
         if odd := [k for k in group if not isinstance(k, str)]:
             refuse(f"has an option {odd[0]!r} in group {i}, expected names")
@@ -104,36 +107,34 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
         if not isinstance(keys, (list, tuple)) or not all(
             isinstance(k, (int, str)) and not isinstance(k, bool) for k in keys
         ):
-            refuse(f"has in group {i} params that are no list of numbers or names")
+            refuse(f"has in group {i} params that are not a list of numbers or names")
         if names is not None and (
             not isinstance(names, (list, tuple))
             or len(names) != len(keys)
             or not all(isinstance(n, str) and n for n in names)
         ):
-            refuse(f"has in group {i} param_names that are no list of one name per parameter")
-        # torch.distributed.checkpoint calls parameters by their names, in the loading group's order
+            refuse(f"has in group {i} param_names that are not a list of one name per parameter")
+        # torch.distributed.checkpoint uses names as keys, in the order of the loading group
         if keys and all(isinstance(k, str) and not k.isdigit() for k in keys):
             names = keys
         for j, key in enumerate(keys):
             label = names[j] if names is not None else f"parameter {j} of group {i}"
-            if not isinstance(states.get(key, {}), Mapping):
-                given = type(states[key]).__name__
-                refuse(f"has for {label} a {given}, expected an optimizer's state_dict with a dict")
-            if odd := [k for k in states.get(key, {}) if not isinstance(k, str)]:
-                refuse(f"has for {label} a state {odd[0]!r}, expected names")
-            found.append(Saved(key, names[j] if names else "", label, i, dict(states.get(key, {}))))
-    return [dict(g) for g in groups], found
+            state = states.get(key, {})
+            if not isinstance(state, Mapping):
+                refuse(f"has a state of type {type(state).__name__} for {label}, expected a dict")
+            if odd := [k for k in state if not isinstance(k, str)]:
+                refuse(f"has a state {odd[0]!r} for {label}, expected names")
+            rows.append(Saved(key, names[j] if names else "", label, i, dict(state)))
+    return [dict(g) for g in groups], rows
 
 
 def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None:
-    """ValueError for parameters in two groups, and states of parameters in none. What others keep
-    in a state under a name of their own is no parameter's.
-    """
+    """ValueError for a parameter in two groups, and for the state of a parameter in no group."""
     groups: dict[int | str, int] = {}
     twice = [r.key for r in rows if groups.setdefault(r.key, r.group) != r.group]
-    entries = apart(saved, rows)
-    astray = [k for k in saved["state"] if k not in groups and k not in entries]
-    for keys, where in ((twice, "in two groups"), (astray, "in no group")):
+    entries = foreign_entries(saved, rows)
+    orphans = [k for k in saved["state"] if k not in groups and k not in entries]
+    for keys, where in ((twice, "in two groups"), (orphans, "in no group")):
         if keys:
             raise ValueError(
                 f"{called}: the checkpoint has {listing(map(repr, keys))} of its parameters "
@@ -141,23 +142,25 @@ def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None
             )
 
 
-def apart(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, Any]:
-    """The entries of a state that are no parameter's: what others keep there, under a name."""
+def foreign_entries(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, Any]:
+    """The entries of `state` that belong to no parameter: other code keeps them there by name."""
 
-    mine = {row.key for row in rows}
-    names = any(isinstance(key, str) and not key.isdigit() for key in mine)
+    params = {row.key for row in rows}
+    by_name = any(isinstance(key, str) and not key.isdigit() for key in params)
 
-    def lost(key: Any, value: Any) -> bool:
-        state = isinstance(value, Mapping) and (names or "step" in value)
-        state = state and not owned().isdisjoint(value)
-        return state or isinstance(key, int) or (isinstance(key, str) and key.isdigit())
+    def is_param_state(key: Any, value: Any) -> bool:
+        if isinstance(key, int) or (isinstance(key, str) and key.isdigit()):
+            return True
+        has_form = isinstance(value, Mapping) and (by_name or "step" in value)
+        return has_form and not rule_keys().isdisjoint(value)
 
-    return {k: v for k, v in saved["state"].items() if k not in mine and not lost(k, v)}
+    states = saved["state"].items()
+    return {k: v for k, v in states if k not in params and not is_param_state(k, v)}
 
 
 def check_group(called: str, index: int, family: Family, group: dict[str, Any]) -> dict[str, Any]:
-    """The group with its options made plain; ValueError or TypeError for those with which it could
-    not step.
+    """The group with its options made plain; ValueError or TypeError if it could not step with
+    them.
     """
     try:
         group = family.plain(group, f" in the checkpoint's options for group {index}")
@@ -174,48 +177,49 @@ def check_group(called: str, index: int, family: Family, group: dict[str, Any]) 
 
 
 def scalar_keys(family: Family) -> set[str]:
-    """The keys of a state that are single numbers."""
+    """The keys of a state that hold single numbers."""
     return {"step"}.union(*([r.keys[n] for n in r.carried] for r in family.members))
 
 
 def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
-    """What a state lacks of the keys that the rule's next step reads."""
+    """The keys that the rule's next step reads and the state lacks."""
     rule, program = selection.rule, program_of(selection)
     keys = [rule.keys[s] for s in program.states]
     held = [k for k in keys if state.get(k) is not None]
-    # where t is never read, any count will do, and none
-    counts = program.saves_count and program.reads_t and bool(held)
-    # without a saved count, what is there tells a first step from a later one
+    # without a saved count, the states tell whether there was a first step
     if (number(state["step"]) if "step" in state else bool(held)) == 0:
         return []
-    carried = [rule.keys[n] for n in rule.carried]
-    wanted = [*keys, *carried, *["step"] * counts]
+    wanted = [*keys, *(rule.keys[n] for n in rule.carried)]
+    # a rule that never reads t takes any count, or none
+    if program.saves_count and program.reads_t and held:
+        wanted.append("step")
     return [k for k in wanted if state.get(k) is None]
 
 
-def shape(family: Family, key: str, p: Tensor) -> Any:
-    """The shape that a parameter's state of that key has in a family."""
+def state_shape(family: Family, key: str, p: Tensor) -> Any:
+    """The shape of a parameter's state with that key."""
     rule = next((r for r in family.members if key in r.keys.values()), family.members[0])
     return torch.Size(rule.shape(key, p.shape))
 
 
-def owned(carried: bool = False) -> set[str]:
-    """The keys that the rules here give to their states: whoever has one is stepped by a rule.
-    carried: with their numbers, whose names may be short, like k.
+def rule_keys(carried: bool = False) -> set[str]:
+    """The state keys of all rules; a dict that has one is the state of a parameter.
+
+    carried: include carried scalars, whose keys may be as short as "k".
     """
     return {r.keys[n] for r in rules.values() for n in (*r.states, *(r.carried if carried else ()))}
 
 
-def _own(family: Family, state: Mapping[Any, Any]) -> set[str]:
-    """The keys of a family's own that a state has."""
+def _family_keys(family: Family, state: Mapping[Any, Any]) -> set[str]:
+    """The keys of a state that are the family's, apart from those that all families share."""
     return {k for k, v in state.items() if v is not None and k in family.keys} - _COMMON
 
 
 def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: str) -> None:
     odd = sorted(saved.state.keys() - family.keys)
-    what = f"a state {odd[0]!r} for" if odd else "the options of another class beside the state of"
+    problem = f"a state {odd[0]!r} for" if odd else "the options of another class with the state of"
     raise ValueError(
-        f"{called}: the checkpoint has {what} {slot.label}, expected some of "
+        f"{called}: the checkpoint has {problem} {slot.label}, expected some of "
         f"{sorted(family.keys if odd else options_of(family))}; it was saved by {who}"
     )
 
@@ -223,52 +227,54 @@ def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: st
 def check_elsewhere(
     called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
 ) -> None:
-    """ValueError for a state of an optimizer that is not here: before its options are looked at,
-    of which some would be refused as damaged.
+    """ValueError for the state of an optimizer that this package does not have.
+
+    It runs before the options are checked, since some of them would be reported as damaged.
     """
-    found = [k for k in ELSEWHERE if k in saved.state and k not in family.keys]
-    if not found:
+    markers = [k for k in ELSEWHERE if k in saved.state and k not in family.keys]
+    if not markers:
         return
-    own, selection = _own(family, saved.state), family.select(group).of(slot.tensor)
+    own, selection = _family_keys(family, saved.state), family.select(group).of(slot.tensor)
     try:
         family.plain(given)
-        odd = bool(needed(selection, saved.state)) if own else "step" in saved.state
-    except (TypeError, ValueError):  # its options are none of ours either
-        odd = True
-    if odd:
-        _refuse_owner(called, slot, saved, family, f"{ELSEWHERE[found[0]]}, {_UNKNOWN}")
+        foreign = bool(needed(selection, saved.state)) if own else "step" in saved.state
+    except (TypeError, ValueError):  # the options are not the family's either
+        foreign = True
+    if foreign:
+        _refuse_owner(called, slot, saved, family, f"{ELSEWHERE[markers[0]]}, {_UNKNOWN}")
 
 
 def options_of(family: Family) -> set[str]:
-    """The options that tell a family from others."""
+    """The options by which a family is recognised."""
     return {*family.arguments, *family.captured} - {*WITHOUT_EFFECT}
 
 
 def owner(
     selection: Selection, family: Family, given: Mapping[str, Any], state: Mapping[Any, Any]
 ) -> str:
-    """Who saved a state, if it was another optimizer, and what to do; "" if all that the family
-    does not know in it is what others keep beside a state (slow weights, tags).
+    """Which other optimizer saved a state, and what to do; "" if none did. Unknown entries alone
+    are no sign of one: other code may keep them in the state (slow weights, tags).
 
-    given: the saved options. Where they are the family's own, and so is the rest of the state, an
-    entry is somebody's whatever it is called, but for Adam's averages.
+    given: the saved options. If they are the family's, and all that the family needs is in the
+    state, then only an unknown entry with the name of one of Adam's averages is a sign.
     """
-    odd, mine = {k for k in state if k not in family.keys}, options_of(family)
-    own, foreign = _own(family, state), _known_options() & given.keys() - mine
-    theirs = odd & owned(carried=True)
-    whole = not needed(selection, state) if own else not program_of(selection).states
-    if whole and not foreign and mine - _LATER <= given.keys():
+    odd, options = {k for k in state if k not in family.keys}, options_of(family)
+    own, foreign = _family_keys(family, state), _known_options() & given.keys() - options
+    theirs = odd & rule_keys(carried=True)
+    complete = not needed(selection, state) if own else not program_of(selection).states
+    if complete and not foreign and options - _LATER <= given.keys():
         theirs = {k for k in theirs if "exp_avg" in k}
-    # with the same keys the options alone tell: a class that knows all of them, and more
-    known = mine & given.keys()
+    # the keys may be equal and the options differ: does another class know more of them?
+    known = options & given.keys()
     better = [f for f in families.values() if known < options_of(f) & given.keys()]
     if theirs or (own and any(own <= f.keys for f in better)):
         return "another optimizer, see steepest.convert"
-    # a count of nothing; where noise is rounded by the count, it is the rule's own
+    # a step count without any state of this rule; only stochastic rounding needs a bare count
     counted = "step" in state and not own and given.get("rounding") != "stochastic"
     counted = counted and any(isinstance(state[k], Tensor) for k in odd)
-    counted = counted and bool(foreign or program_of(selection).states)
-    return f"another optimizer, {_UNKNOWN}" * counted
+    if counted and (foreign or program_of(selection).states):
+        return f"another optimizer, {_UNKNOWN}"
+    return ""
 
 
 @cache
@@ -279,58 +285,51 @@ def _known_options() -> set[str]:
 def check_state(
     called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
 ) -> None:
-    """Raise ValueError for a state that the group's rule cannot go on from; given: the options that
-    were saved with it.
+    """ValueError for a state that the group's rule cannot continue from; given: the options saved
+    with it.
     """
 
-    def refuse(what: str, cure: str = "it is damaged") -> None:
-        raise ValueError(f"{called}: the checkpoint's {what}; {cure}")
+    def refuse(problem: str, cure: str = "it is damaged") -> None:
+        raise ValueError(f"{called}: the checkpoint's {problem}; {cure}")
 
     p, scalars = slot.tensor, scalar_keys(family)
     selection = family.select(group).of(p)
     if who := owner(selection, family, given, saved.state):
         _refuse_owner(called, slot, saved, family, who)
     for key, value in saved.state.items():
-        if key not in family.keys:  # somebody else's
+        if key not in family.keys:  # other code's
             continue
-        of, other = f"{key!r} of {slot.label}", f"its parameter {slot.label} is {describe(p)}"
+        entry = f"{key!r} of {slot.label}"
+        parameter = f"its parameter {slot.label} is {describe(p)}"
         if key in scalars:
             x = number(value)
-            count = key == "step"
-            whole = not count or (0 <= x <= 2**53 and not x % 1)
-            if isinstance(value, bool) or not math.isfinite(x) or not whole:
+            is_count = key == "step"
+            valid = not is_count or (0 <= x <= 2**53 and not x % 1)
+            if isinstance(value, bool) or not math.isfinite(x) or not valid:
                 shown = value if isinstance(value, (str, Tensor)) else short(value)
                 shown = describe(value) if math.isnan(x) and isinstance(value, Tensor) else shown
-                refuse(f"{of} is {shown!s}, expected a {'count' if count else 'finite number'}")
+                expected = "count" if is_count else "finite number"
+                refuse(f"{entry} is {shown!s}, expected a {expected}")
         elif isinstance(value, Tensor):
             if (
                 value.layout is not torch.strided
                 or value.is_nested
                 or (value.is_meta and not p.is_meta)
             ):
-                refuse(f"{of} has no dense memory, expected a tensor with elements")
-            if value.shape != shape(family, key, p):
+                refuse(f"{entry} has no dense memory, expected a tensor with elements")
+            if value.shape != state_shape(family, key, p):
                 cure = "load it into the model that it was saved with, or pass strict=False"
-                refuse(f"{key!r} is {describe(value)}, {other}", cure)
+                refuse(f"{key!r} is {describe(value)}, {parameter}", cure)
             if value.is_complex() != p.is_complex() or not (
                 value.is_floating_point() or value.is_complex()
             ):
-                refuse(f"{key!r} is {describe(value)}, {other}")
+                refuse(f"{key!r} is {describe(value)}, {parameter}")
             if hasattr(value, "to_local") != hasattr(p, "to_local"):
                 cure = "load it by torch.distributed.checkpoint.state_dict"
-                refuse(f"{of} and its parameter are not both sharded", cure)
+                refuse(f"{entry} and its parameter are not both sharded", cure)
         elif value is not None:
-            refuse(f"{of} is a {type(value).__name__}, expected a tensor")
+            refuse(f"{entry} is a {type(value).__name__}, expected a tensor")
     if missing := needed(selection, saved.state):
-        cure = "it was cut, or saved by another version: begin anew, from the weights alone"
+        cure = "it was cut, or saved by another version: start a new optimizer from the weights"
         has = f"which this optimizer needs, and has {sorted(saved.state)}"
         refuse(f"state of {slot.label} lacks {missing}, {has}", cure)
-
-
-# matching
-
-
-# options
-
-
-# loading

@@ -1,4 +1,4 @@
-"""The public classes: one torch.optim.Optimizer per family, found by name or by rule."""
+"""The public classes: one torch.optim.Optimizer per family, looked up by name or by rule."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .arguments import listed
+from .arguments import arguments_section
 from .averaged import AveragedOptimizer
 from .checks import several
 from .definition import Rule, rules
@@ -17,7 +17,7 @@ from .options import PAIRS, STORAGE
 from .shared import SharedOptimizer
 from .shell import RuleOptimizer
 
-# not only a step: two points to switch between, states to share
+# classes with methods beyond a step: eval() and train(), share_memory()
 _BASES = {
     "SGDScheduleFree": AveragedOptimizer,
     "AdamWScheduleFree": AveragedOptimizer,
@@ -31,16 +31,19 @@ def make_class(family: Family) -> type[RuleOptimizer]:
     base = _BASES.get(family.name, RuleOptimizer)
     made: Any = type(family.name, (base,), {"family": family, "__module__": "steepest"})
     texts = dict.fromkeys(
-        [text, listed(family), *(inspect.cleandoc(c.__doc__ or "") for c in (base, RuleOptimizer))]
+        [
+            text,
+            arguments_section(family),
+            *(inspect.cleandoc(c.__doc__ or "") for c in (base, RuleOptimizer)),
+        ]
     )
     made.__doc__ = "\n\n".join(texts)
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    shown = [inspect.Parameter(n, kind, default=d) for n, d in family.arguments.items()]
-    shown += [
-        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d)
-        for n, d in {"backend": None, **STORAGE}.items()
-    ]
-    made.__signature__ = inspect.Signature([inspect.Parameter("params", kind), *shown])
+    usual, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter("params", usual)]
+    parameters += [inspect.Parameter(n, usual, default=d) for n, d in family.arguments.items()]
+    options = {"backend": None, **STORAGE}
+    parameters += [inspect.Parameter(n, keyword, default=d) for n, d in options.items()]
+    made.__signature__ = inspect.Signature(parameters)
     return made
 
 
@@ -49,10 +52,10 @@ _by_family: dict[int, type[RuleOptimizer]] = {id(c.family): c for c in classes.v
 
 
 def class_of(rule: str | Rule) -> type[RuleOptimizer]:
-    """The class of a rule, or of its name; the class's own name will do too."""
+    """The class of a rule, given the rule, its name or the class's own name."""
     family = family_of(rule)
     if id(family) not in _by_family:
-        _by_family[id(family)] = make_class(family)  # which keeps the family, and so its id
+        _by_family[id(family)] = make_class(family)  # the class keeps the family, and so its id
     return _by_family[id(family)]
 
 
@@ -63,29 +66,30 @@ def revive(rule: str, called: str) -> RuleOptimizer:
             f"this {called} steps by the rule {rule!r}, which is not defined here; import the "
             "module that defines it, then load again"
         )
-    kind = class_of(called if called in classes else rule)
-    return kind.__new__(kind)
+    cls = class_of(called if called in classes else rule)
+    return cls.__new__(cls)
 
 
 def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> Any:
-    """An optimizer by name or rule: `optimizer("adabelief", model, lr=1e-3)`.
+    """An optimizer by rule or by name: `optimizer("adabelief", model, lr=1e-3)`.
 
-    params: a torch.nn.Module, or whatever torch.optim takes. hyper: the arguments of the class; the
-    members of a pair may be given on their own (`beta1=0.5` for `betas=(0.5, default)`). "lbfgs" is
-    torch's own.
-    Raises ValueError for an unknown name, with the nearest known one.
+    params: a torch.nn.Module, or anything that torch.optim takes. hyper: the arguments of the
+    class; the members of a pair may be given one by one (`beta1=0.5` for `betas=(0.5, default)`).
+    "lbfgs" is torch.optim.LBFGS.
+    Raises ValueError for an unknown name and suggests the nearest known one.
     """
     params = params.parameters() if isinstance(params, torch.nn.Module) else params
-    if rule in ("lbfgs", "LBFGS"):  # torch's own: it looks at the whole loss, and is no rule
+    if rule in ("lbfgs", "LBFGS"):  # it works on the full loss and has no rule
         return torch.optim.LBFGS(params, **hyper)
-    kind = class_of(rule)
+    cls = class_of(rule)
+    arguments = cls.family.arguments
     for name, (pair, index) in PAIRS.items():
-        if name in hyper and name not in kind.family.arguments and pair in kind.family.arguments:
+        if name in hyper and name not in arguments and pair in arguments:
             if index is None:
                 hyper[pair] = hyper.pop(name)
                 continue
-            usual, one = kind.family.arguments[pair], hyper.pop(name)
+            usual, member = arguments[pair], hyper.pop(name)
             values = several(hyper.get(pair, usual), len(usual))
             if values is not None:  # else the class says what it expected
-                hyper[pair] = (*values[:index], one, *values[index + 1 :])
-    return kind(params, **hyper)
+                hyper[pair] = (*values[:index], member, *values[index + 1 :])
+    return cls(params, **hyper)

@@ -1,4 +1,4 @@
-"""The checkpoint of one optimizer as one of another: which states mean the same, and which not."""
+"""Converts the checkpoint of one optimizer into one of another."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .checkpoint import (
     FIXED,
     Saved,
     Slot,
-    apart,
     check_elsewhere,
     check_group,
     check_rows,
     check_state,
+    foreign_entries,
     read,
     scalar_keys,
 )
@@ -36,19 +36,22 @@ from .origin import inferred
 from .printing import host_function
 
 _DIFFER = ("lr", "eps", "momentum", "alpha")
-"""Options that mean the same to rules that say so alone; every other means the same everywhere."""
+"""Options that mean the same only in rules with equal `units`; others mean the same everywhere."""
 _DECAYS: list[dict[str, bool]] = [
-    {}, {"decoupled_weight_decay": True}, {"decoupled_weight_decay": False},
-    {"weight_decouple": True, "fixed_decay": False}, {"weight_decouple": False},
+    {},
+    {"decoupled_weight_decay": True},
+    {"decoupled_weight_decay": False},
+    {"weight_decouple": True, "fixed_decay": False},
+    {"weight_decouple": False},
     {"weight_decouple": True, "fixed_decay": True},
-]  # fmt: skip
+]
 _FLAGS = {"nesterov", "amsgrad", "amsbound", "weight_decay"}.union(*_DECAYS)
 Note = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` has kept, dropped and invented: (what, why) each."""
+    """What `convert` kept, dropped and invented, as pairs of (what, why)."""
 
     source: str
     target: str
@@ -58,56 +61,56 @@ class Converted:
 
     def __str__(self) -> str:
         lines = [f"{self.source} -> {self.target}"]
-        for word in ("kept", "dropped", "invented"):
-            lines += [f"  {word:<9} {what}: {why}" for what, why in getattr(self, word)]
+        for outcome in ("kept", "dropped", "invented"):
+            lines += [f"  {outcome:<9} {what}: {why}" for what, why in getattr(self, outcome)]
         return "\n".join(lines)
 
 
 class _Notes(dict[str, dict[Note, int]]):
-    """kind -> note -> how many parameters it holds for, 0 for an option."""
+    """Outcome ("kept", ...) -> note -> the number of parameters it holds for, 0 for an option."""
 
-    def add(self, kind: str, what: str, why: str, count: int = 0) -> None:
-        notes = self.setdefault(kind, {})
+    def add(self, outcome: str, what: str, why: str, count: int = 0) -> None:
+        notes = self.setdefault(outcome, {})
         notes[what, why] = notes.get((what, why), 0) + count
 
-    def of(self, kind: str) -> tuple[Note, ...]:
-        rows = self.get(kind, {}).items()
+    def of(self, outcome: str) -> tuple[Note, ...]:
+        rows = self.get(outcome, {}).items()
         return tuple((f"{what} of {n} parameters" if n else what, why) for (what, why), n in rows)
 
 
 def convert(
     checkpoint: Mapping[str, Any], to: str | Rule, source: str | Rule | None = None
 ) -> tuple[dict[str, Any], Converted]:
-    """The checkpoint of one optimizer as one of another, and a report of what became of it.
+    """Convert the checkpoint of one optimizer into one of another; also returns a report.
 
     checkpoint: the state_dict of a class of this package, of torch.optim's class of that name, or
-    of the authors' package. to, source: a class or rule, by name; source is needed where the
+    of the authors' package. to, source: a class or rule, by name; source is needed only if the
     checkpoint itself does not tell. The result loads into the class of `to`, torch's too; it shares
     tensors with `checkpoint`.
 
-    A state goes on where it means the same: exp_avg and exp_avg_sq among Adam's kin, square_avg of
-    RMSprop and Adadelta, and, by an exact factor, exp_avg and the buffers of momentum. With a
-    state go the options that are its memory (momentum becomes beta1). Where one of the states
-    that the new rule corrects by the step count is not to be had, the parameter begins anew at step
-    0: a count that is right for one average would be wrong for the other. An option of another
-    meaning takes the new class's default, lr too: a rate for gradients is none for unit steps.
+    A state is kept if it means the same in both: exp_avg and exp_avg_sq in Adam and its variants,
+    square_avg in RMSprop and Adadelta, and, times an exact factor, exp_avg and the momentum
+    buffers. A kept state brings its decay rate along (momentum becomes beta1). A parameter starts
+    over at step 0 if it lacks one of the states that the new rule corrects by the step count: a
+    count that is right for one average would be wrong for the other. An option with another meaning
+    takes the new class's default. That includes lr: a rate for gradients does not suit unit steps.
 
     Raises ValueError for a damaged checkpoint and for one whose source cannot be told.
     """
     target = family_of(to)
     groups, rows = read("convert", checkpoint)
     check_rows("convert", checkpoint, rows)
-    told = [i for i, g in enumerate(groups) if isinstance(g.get("rule"), str)]
-    rest = [i for i in range(len(groups)) if i not in told]
+    named = [i for i, g in enumerate(groups) if isinstance(g.get("rule"), str)]
+    rest = [i for i in range(len(groups)) if i not in named]
     usual = family_of(source) if source is not None else None
     if usual is None and rest:
-        usual = inferred([groups[i] for i in rest], [[r for r in rows if r.group == i]
-                                                      for i in rest])  # fmt: skip
+        rest_rows = [[r for r in rows if r.group == i] for i in rest]
+        usual = inferred([groups[i] for i in rest], rest_rows)
     notes, names = _Notes(), {}
     state: dict[Any, dict[str, Any]] = {}
-    made = []
+    new_groups = []
     for i, group in enumerate(groups):
-        family = family_of(group["rule"]) if i in told else usual
+        family = family_of(group["rule"]) if i in named else usual
         assert family is not None
         names[family.name] = None
         group = {**family.arguments, **group}
@@ -120,47 +123,45 @@ def convert(
         group = check_group("convert", i, family, group)
         for slot, row in zip(slots, own, strict=True):
             check_state("convert", slot, row, family, group, groups[i])
-        new, states = _converted(family, target, group, own, notes)
-        made.append(check_group("convert", i, target, new))
+        new, states = _convert_group(family, target, group, own, notes)
+        new_groups.append(check_group("convert", i, target, new))
         state |= {row.key: s for row, s in zip(own, states, strict=True) if s}
-    for key, value in apart(checkpoint, rows).items():
+    for key, value in foreign_entries(checkpoint, rows).items():
         state[key] = value
-        notes.add("kept", repr(key), "somebody else's, of no parameter")
-    said = map(notes.of, ("kept", "dropped", "invented"))
-    return {"state": state, "param_groups": made}, Converted(
-        " and ".join(names), target.name, *said
-    )
+        notes.add("kept", repr(key), "kept there by other code, for no parameter")
+    outcomes = map(notes.of, ("kept", "dropped", "invented"))
+    report = Converted(" and ".join(names), target.name, *outcomes)
+    return {"state": state, "param_groups": new_groups}, report
 
 
 def _scalars(family: Family, rule: Rule, group: Mapping[str, Any]) -> dict[str, float]:
-    return {n: family.scalar(group, n, rule) for n in (*rule.defaults, *rule.captured)
-            if n in rule.defaults or n in group}  # fmt: skip
+    names = [*rule.defaults, *(n for n in rule.captured if n in rule.defaults or n in group)]
+    return {n: family.scalar(group, n, rule) for n in names}
 
 
-def _converted(
+def _convert_group(
     source: Family, target: Family, group: dict[str, Any], rows: list[Saved], notes: _Notes
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A group as one of the target, and the states of its parameters."""
+    """A group's options for the target, and the states of its parameters."""
     if source is target:
         notes.add("kept", "everything", "the class is the same")
         return group, [row.state for row in rows]
-    rule = source.rule(group)
-    # what others keep beside a state is of the parameter, whatever steps it
-    lent = [{k: v for k, v in row.state.items() if k not in source.keys} for row in rows]
-    rows = [row._replace(state={k: v for k, v in row.state.items() if k in source.keys})
-            for row in rows]  # fmt: skip
-    for memory in (_memory(rule, target, _scalars(source, rule, group)), {}):
-        found = _Notes()
-        new = _regrouped(source, target, rule, group, memory, found)
-        states = [_continued(source, target, rule, group, new, row, found) for row in rows]
+    rule, keys = source.rule(group), source.keys
+    # entries of other code belong to the parameter, whichever rule steps it
+    foreign = [{k: v for k, v in row.state.items() if k not in keys} for row in rows]
+    own = [{k: v for k, v in row.state.items() if k in keys} for row in rows]
+    for decay_rates in (_decay_rates(rule, target, _scalars(source, rule, group)), {}):
+        trial = _Notes()
+        new = _convert_options(source, target, rule, group, decay_rates, trial)
+        states = [_convert_state(source, target, rule, group, new, state, trial) for state in own]
         if any(states):
             break
-    for kind, own in found.items():
-        for (what, why), count in own.items():
-            notes.add(kind, what, why, count)
-    for key in (k for own in lent for k in own):
-        notes.add("kept", str(key), "somebody else's", 1)
-    return new, [{**made, **own} for made, own in zip(states, lent, strict=True)]
+    for outcome, counts in trial.items():
+        for (what, why), count in counts.items():
+            notes.add(outcome, what, why, count)
+    for key in (k for entries in foreign for k in entries):
+        notes.add("kept", str(key), "kept there by other code", 1)
+    return new, [{**made, **entries} for made, entries in zip(states, foreign, strict=True)]
 
 
 def _meanings(rule: Rule) -> dict[str, tuple[Any, ...]]:
@@ -169,163 +170,180 @@ def _meanings(rule: Rule) -> dict[str, tuple[Any, ...]]:
 
 
 def _form(about: tuple[Any, ...], x: Mapping[str, float], t: float | None) -> tuple[float, float]:
-    """(factor, shift) of a state over what it means; nan where there is no such relation."""
+    """(factor, shift) that turn the quantity it means into the state; nan if nothing can."""
     return about[2](x, t) if len(about) > 2 else (1.0, 0.0)
 
 
-def _means(rule: Rule, what: str) -> bool:
+def _has_meaning(rule: Rule, what: str) -> bool:
     return any(about[0] == what for about in rule.means.values())
 
 
-def _memory(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[str, float]:
-    """Options of the target that come with the states: the memory of each, where names differ."""
+def _decay_rates(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[str, float]:
+    """Options of the target that are the decay rates of kept states under another name."""
     has = {what: scalars[scalar] for what, scalar, *_ in rule.means.values()}
     wanted = {what: s for member in target.members for what, s, *_ in member.means.values()}
     return {n: has[w] for w, n in wanted.items() if w in has and n not in PAIRS}
 
 
-def _regrouped(
-    source: Family, target: Family, rule: Rule, group: dict[str, Any], memory: dict[str, float],
+def _convert_options(
+    source: Family,
+    target: Family,
+    rule: Rule,
+    group: dict[str, Any],
+    decay_rates: dict[str, float],
     notes: _Notes,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The options of the target: those that mean the same, its defaults for the others."""
-    there = target.members[-1]  # the members of a family mean the same by an option
+    new_rule = target.members[-1]  # an option means the same in all members of a family
 
     def same(name: str) -> bool:
         unit = rule.units.get(name)
-        return name not in _DIFFER or (unit is not None and unit == there.units.get(name))
+        return name not in _DIFFER or (unit is not None and unit == new_rule.units.get(name))
 
     new = copy.deepcopy(target.arguments)
     options = [n for n in target.arguments if n not in _FLAGS]
-    kept = [n for n in options if n in source.arguments and n not in memory and same(n)]
+    kept = [n for n in options if n in source.arguments and n not in decay_rates and same(n)]
     new |= {n: group[n] for n in kept}
-    new |= memory
-    largest = _means(rule, LARGEST) and any(_means(m, LARGEST) for m in target.members)
-    ahead = rule.name in ("nesterov", "classical_nesterov") and number(new.get("momentum", 0)) > 0
-    flags = {"nesterov": ahead, "amsgrad": largest, "amsbound": largest}
-    new |= {n: v for n, v in flags.items() if n in new}
+    new |= decay_rates
+    new |= _flags(rule, target, new)
     decay, fixed = group.get("weight_decay", 0.0), FIXED.get(target.name, {})
     tried = ({**new, "weight_decay": decay, **f} for f in _DECAYS if f.keys() <= new.keys() - fixed)
     wanted = source.select(group).modifiers
     if "weight_decay" not in target.arguments:
-        notes.add("dropped", "weight_decay", f"no option of {target.name}")
-    elif alike := next((g for g in tried if target.select(g).modifiers == wanted), None):
-        new = alike
+        notes.add("dropped", "weight_decay", f"{target.name} has no such option")
+    elif equal := next((g for g in tried if target.select(g).modifiers == wanted), None):
+        new = equal
         kept.append("weight_decay")
     else:
-        why = f"{target.name}'s default; its decay is of another kind than {source.name}'s {decay}"
+        why = f"{target.name}'s default; {source.name}'s {decay} acts in another way"
         notes.add("invented", f"weight_decay={new['weight_decay']!r}", why)
-    kept += [f"{n}={new[n]}" for n in target.arguments if n in _FLAGS - {"weight_decay"}
-             and new[n] != target.arguments[n]]  # fmt: skip
+    flags = [n for n in target.arguments if n in _FLAGS - {"weight_decay"}]
+    kept += [f"{n}={new[n]}" for n in flags if new[n] != target.arguments[n]]
     if shown := [n for n in kept if n not in WITHOUT_EFFECT and n != "differentiable"]:
         notes.add("kept", ", ".join(shown), "the same in both")
-    for name, value in memory.items():
-        notes.add("kept", f"{name}={value:g}", "the memory of the states that are kept")
-    # entries of others: a scheduler's are of the rate, or of the momentum, that it found
-    mine = {*source.arguments, *source.captured, *target.arguments, *WITHOUT_EFFECT, "rule"}
-    others = {k: v for k, v in group.items() if k not in mine}
-    if "lr" not in kept and (lost := sorted(SCHEDULED & others.keys())):
+    for name, value in decay_rates.items():
+        notes.add("kept", f"{name}={value:g}", "the decay rate of the states that are kept")
+    # other code's entries; a scheduler's belong to the lr or momentum that it started from
+    known = {*source.arguments, *source.captured, *target.arguments, *WITHOUT_EFFECT, "rule"}
+    foreign = {k: v for k, v in group.items() if k not in known}
+    if "lr" not in kept and (lost := sorted(SCHEDULED & foreign.keys())):
         notes.add("dropped", ", ".join(lost), "belongs to a schedule of another lr")
-        others = {k: v for k, v in others.items() if k not in SCHEDULED}
-    new |= others
-    if lost := [n for n in (*source.arguments, *source.captured)
-                if n not in {*target.arguments, *_FLAGS, *WITHOUT_EFFECT}]:  # fmt: skip
-        notes.add("dropped", ", ".join(lost), f"no option of {target.name}")
-    begun = [n for n in options if n not in kept and n not in memory and n not in WITHOUT_EFFECT]
-    for name in [n for n in begun if n in source.arguments]:
+        foreign = {k: v for k, v in foreign.items() if k not in SCHEDULED}
+    new |= foreign
+    accepted = {*target.arguments, *_FLAGS, *WITHOUT_EFFECT}
+    if lost := [n for n in (*source.arguments, *source.captured) if n not in accepted]:
+        notes.add("dropped", ", ".join(lost), f"{target.name} has no such option")
+    reset = {*options} - {*kept, *decay_rates, *WITHOUT_EFFECT}
+    for name in [n for n in options if n in reset and n in source.arguments]:
         why = f"{target.name}'s default; {source.name}'s {group[name]!r} means something else"
         notes.add("invented", f"{name}={new[name]!r}", why)
-    if fresh := [f"{n}={new[n]!r}" for n in begun if n not in source.arguments]:
-        notes.add("invented", ", ".join(fresh), f"{target.name}'s default")
+    if added := [n for n in options if n in reset and n not in source.arguments]:
+        defaults = ", ".join(f"{n}={new[n]!r}" for n in added)
+        notes.add("invented", defaults, f"{target.name}'s default")
     for name, origin in target.captured.items():
         new[name] = number(new.get("initial_lr", new[origin]))
         notes.add("invented", f"{name}={new[name]:g}", f"taken from {origin}, as at the start")
     return new
 
 
-def _continued(
-    source: Family, target: Family, rule: Rule, group: dict[str, Any], new: dict[str, Any],
-    row: Saved, notes: _Notes,
-) -> dict[str, Any]:  # fmt: skip
-    """What the target goes on with of a parameter's state; nothing where it begins anew."""
-    old = {k: v for k, v in row.state.items() if v is not None}
+def _flags(rule: Rule, target: Family, new: Mapping[str, Any]) -> dict[str, bool]:
+    """The flags of the target that select the rule most like the source's."""
+    largest = _has_meaning(rule, LARGEST) and any(_has_meaning(m, LARGEST) for m in target.members)
+    ahead = rule.name in ("nesterov", "classical_nesterov") and number(new.get("momentum", 0)) > 0
+    flags = {"nesterov": ahead, "amsgrad": largest, "amsbound": largest}
+    return {n: v for n, v in flags.items() if n in new}
+
+
+def _convert_state(
+    source: Family,
+    target: Family,
+    rule: Rule,
+    group: dict[str, Any],
+    new: dict[str, Any],
+    state: dict[str, Any],
+    notes: _Notes,
+) -> dict[str, Any]:
+    """The state that the target continues from; empty if it has to start over."""
+    old = {k: v for k, v in state.items() if v is not None}
     if not old:
         return {}
     selection = target.select(new)
-    there, program = selection.rule, program_of(selection)
+    new_rule, program = selection.rule, program_of(selection)
     t = number(old["step"]) if "step" in old else None
-    x, y = _scalars(source, rule, group), _scalars(target, there, new)
-    mine, theirs = _meanings(rule), _meanings(there)
-    has = {mine[k][0]: k for k in old if k in mine}
+    x, y = _scalars(source, rule, group), _scalars(target, new_rule, new)
+    meanings, new_meanings = _meanings(rule), _meanings(new_rule)
+    has = {meanings[k][0]: k for k in old if k in meanings}
     made: dict[str, Any] = {}
     lacks: list[str] = []
-    found: list[tuple[str, str, str]] = []
-    for key in [there.keys[s] for s in program.states]:
-        what = theirs.get(key, ("",))[0]
-        (a, shift), (b, other) = (1.0, 0.0), (1.0, 0.0)
+    trial: list[tuple[str, str, str]] = []
+    for key in [new_rule.keys[s] for s in program.states]:
+        what = new_meanings.get(key, ("",))[0]
+        (a, shift), (b, new_shift) = (1.0, 0.0), (1.0, 0.0)
         if what in has:
-            before, after = mine[has[what]], theirs[key]
+            before, after = meanings[has[what]], new_meanings[key]
             if before != after or x.get("dampening") != y.get("dampening"):
-                (a, shift), (b, other) = _form(before, x, t), _form(after, y, t)
-        factor, more = b / a, other - shift
-        if what not in has or math.isnan(factor + more):
+                (a, shift), (b, new_shift) = _form(before, x, t), _form(after, y, t)
+        factor, added = b / a, new_shift - shift
+        if what not in has or math.isnan(factor + added):
             lacks.append(key)
             continue
         value = old[has[what]]
         why = what if key == has[what] else f"{what}, from {has[what]}"
         if factor != 1:
             value, why = value * factor, f"{why} times {factor:g}"
-        if more:  # rounding may leave less than nothing
-            value = (value + more).clamp_min(0)
-            if -more * torch.finfo(value.dtype).eps > 1e-3 * float(value.mean()):
-                lacks.append(key)  # the digits that are left are those of the rounding
+        if added:
+            value = (value + added).clamp_min(0)  # rounding may make it negative
+            if -added * torch.finfo(value.dtype).eps > 1e-3 * float(value.mean()):
+                lacks.append(key)  # the digits that are left are only rounding errors
                 continue
-            why = f"{why}, {'with' if more > 0 else 'without'} the eps that EAdam adds up"
+            why = f"{why}, {'with' if added > 0 else 'without'} the eps that EAdam adds up"
         made[key] = value
-        found.append(("kept", key, why))
-    counted = there.counts and (program.reads_t or there.carried)
-    zeros = [k for k in lacks if not counted or theirs.get(k, ("",))[0] == LARGEST]
-    if not made or (there.counts and t is None) or len(zeros) < len(lacks):
-        return _anew(target, old, lacks, made, notes)
+        trial.append(("kept", key, why))
+    counted = new_rule.counts and (program.reads_t or new_rule.carried)
+    zeros = [k for k in lacks if not counted or new_meanings.get(k, ("",))[0] == LARGEST]
+    if not made or (new_rule.counts and t is None) or len(zeros) < len(lacks):
+        return _start_over(target, old, lacks, made, notes)
     like = next(iter(made.values()))
     for key in zeros:
         made[key] = torch.zeros_like(like)
-        found.append(("invented", key, "zeros, as at a first step; it needs no count"))
-    if there.counts:
+        trial.append(("invented", key, "zeros, as at a first step; it needs no count"))
+    if new_rule.counts:
         made["step"] = old["step"]
-        found.append(("kept", "step", "the averages are as old"))
-    if there.carried and t:
+        trial.append(("kept", "step", "the averages are that many steps old"))
+    if new_rule.carried and t:
         values = _carried(selection, y, t)
         for n, v in values.items():
-            made[there.keys[n]] = torch.tensor(v, dtype=torch.float64, device="cpu")
-        keys = ", ".join(there.keys[n] for n in values)
-        found.append(("invented", keys, "what that many steps with these options make of it"))
+            made[new_rule.keys[n]] = torch.tensor(v, dtype=torch.float64, device="cpu")
+        keys = ", ".join(new_rule.keys[n] for n in values)
+        trial.append(("invented", keys, "its value after that many steps with these options"))
     if COMPENSATION in old:
         made[COMPENSATION] = old[COMPENSATION]
-        found.append(("kept", COMPENSATION, "the parameter's last digits"))
-    coupled = [modifiers.coupled in x.modifiers for x in (source.select(group), selection)]
+        trial.append(("kept", COMPENSATION, "the parameter's last digits"))
+    coupled = [modifiers.coupled in s.modifiers for s in (source.select(group), selection)]
     if coupled[0] != coupled[1]:
-        kind = "with" if coupled[0] else "without"
-        found.append(("kept", "averages", f"of gradients {kind} the L2 term, unlike those to come"))
+        why = "their gradients had no L2 term, new ones have it"
+        if coupled[0]:
+            why = "their gradients had the L2 term, new ones do not"
+        trial.append(("kept", "averages", why))
+    continued = {new_meanings[n][0] for n in made if n in new_meanings}
     gone = [k for k in old if k not in made and k not in has.values()]
-    gone += [k for w, k in has.items()
-             if not any(theirs.get(n, ("",))[0] == w for n in made)]  # fmt: skip
-    found += [("dropped", k, f"{target.name} has no state of that meaning") for k in gone]
-    for kind, what, why in found:
-        notes.add(kind, what, why, 1)
+    gone += [key for what, key in has.items() if what not in continued]
+    trial += [("dropped", k, f"no state of {target.name} means the same") for k in gone]
+    for outcome, what, why in trial:
+        notes.add(outcome, what, why, 1)
     return made
 
 
-def _anew(
+def _start_over(
     target: Family, old: dict[str, Any], lacks: list[str], made: dict[str, Any], notes: _Notes
 ) -> dict[str, Any]:
-    """The state of a parameter that begins anew."""
+    """The state of a parameter that starts over."""
     keys = ", ".join(k for k in old if k != COMPENSATION)
-    why = f"{target.name} has no state of that meaning"
+    why = f"no state of {target.name} means the same"
     if made and lacks:
         why = (
-            f"{target.name} also needs {', '.join(lacks)}, which cannot be had from these; one "
-            "step count corrects both, so the parameter begins anew"
+            f"{target.name} also needs {', '.join(lacks)}, which these do not give; one step count "
+            "corrects both, so the parameter starts over"
         )
     notes.add("dropped", keys, why, 1)
     if COMPENSATION not in old:
@@ -334,22 +352,22 @@ def _anew(
     return {"step": torch.tensor(0.0, device="cpu"), COMPENSATION: old[COMPENSATION]}
 
 
-_WALK = 100_000
-"""Steps after which what NAdam carries, a product of numbers below 1, has long been zero."""
+_MOST_STEPS = 100_000
+"""Steps after which the scalar that NAdam carries, a product of numbers below 1, is long zero."""
 
 
 def _carried(selection: Any, scalars: Mapping[str, float], t: float) -> dict[str, float]:
-    return dict(_walked(selection, tuple(scalars.items()), t))
+    return dict(_replay(selection, tuple(scalars.items()), t))
 
 
 @lru_cache(maxsize=16)  # the parameters of a group mostly have the same options and count
-def _walked(selection: Any, options: tuple[tuple[str, float], ...], t: float) -> dict[str, float]:
+def _replay(selection: Any, options: tuple[tuple[str, float], ...], t: float) -> dict[str, float]:
     """The carried scalars after t steps with these options."""
     scalars = dict(options)
     program, rule = program_of(selection), selection.rule
     host, values = host_function(program, 8), list(rule.carried.values())
     named = [scalars.get(n, 0.0) for n in program.scalars if n != "t"]
-    for k in range(1, int(min(t, _WALK)) + 1):
+    for k in range(1, int(min(t, _MOST_STEPS)) + 1):
         made = host(*([float(k)] if program.reads_t else []), *named, *values)
         values = list(made[len(program.slots) :])
     return dict(zip(rule.carried, values, strict=True))

@@ -1,4 +1,4 @@
-"""A family: the rules that stand behind one class, and the arguments that it takes."""
+"""A family: the rules behind one class, and the arguments that the class takes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .options import (
     SCHEDULED,
     STORAGE,
     WITHOUT_EFFECT,
-    WRITTEN,
     Group,
-    asked,
-    one_apart,
+    is_used,
+    one_letter_apart,
     option,
     outside,
+    yaml_hint,
 )
 from .tensors import carries
 
@@ -37,22 +37,22 @@ _DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 
 
 class Selection(NamedTuple):
-    """What a group asks for: a rule, its static choices and the modifiers before it."""
+    """What steps a group: a rule, its static choices, and the modifiers applied before it."""
 
     rule: Rule
     modifiers: tuple[Callable[..., Any], ...]
     choices: tuple[tuple[str, Any], ...]
 
     def of(self, p: torch.Tensor) -> Selection:
-        """The selection for one parameter: a rule may treat matrices in another way."""
+        """The selection for one parameter: some rules treat matrices differently."""
         if "matrix" not in self.rule.choices:
             return self
         return self._replace(choices=(*self.choices, ("matrix", p.dim() > 1)))
 
 
 @cache
-def careful(rule: Rule) -> Rule:
-    """The rule with `modifiers.cautious` after it."""
+def cautious_rule(rule: Rule) -> Rule:
+    """The rule followed by `modifiers.cautious`."""
 
     def function(p: Any, g: Any, *states: Any, **scalars: Any) -> Any:
         new = rule.function(SplitParameter(p), g, *states, **scalars)
@@ -69,9 +69,11 @@ def careful(rule: Rule) -> Rule:
 
 @dataclass(frozen=True)
 class Family:
-    """name: the class's; members: its rules by name, the first one giving the class its docstring;
-    arguments: name -> default, in order; pick: group -> name of the rule; check: group ->
-    complaint.
+    """The rules and arguments of one class.
+
+    name: the name of the class. members: its rules; the first gives the class its docstring.
+    arguments: name -> default, in order. pick: group -> name of the rule that steps it. check:
+    group -> complaint, "" if there is none.
     """
 
     name: str
@@ -81,29 +83,33 @@ class Family:
     check: Callable[[Group], str] = field(default=lambda group: "")
 
     def rule(self, group: Group) -> Rule:
-        """The rule that the group's entries ask for."""
-        wanted = self.pick(group)
-        return next((r for r in self.members if r.name == wanted), self.members[0])
+        """The rule that the group's options select."""
+        name = self.pick(group)
+        return next((r for r in self.members if r.name == name), self.members[0])
 
     def select(self, group: Group) -> Selection:
         """Rule, modifiers and static choices of a group."""
         rule = self.rule(group)
         before: list[Callable[..., Any]] = []
-        before += [modifiers.clipped] * (group.get("clip_norm") is not None)
-        before += [modifiers.maximize] * bool(group.get("maximize"))
-        if asked(group, "weight_decay") and "wd" not in rule.defaults:
+        if group.get("clip_norm") is not None:
+            before.append(modifiers.clipped)
+        if group.get("maximize"):
+            before.append(modifiers.maximize)
+        if is_used(group, "weight_decay") and "wd" not in rule.defaults:
             usual = rule.decay == "decoupled"
             decoupled = next((group[name] for name in _DECOUPLED if name in group), usual)
             fixed = modifiers.fixed if group.get("fixed_decay") else modifiers.decoupled
             before.append(fixed if decoupled else modifiers.coupled)
-        choices = {c: bool(group[c]) if isinstance(v, bool) else group[c]
-                   for c, v in rule.choices.items() if c in group}  # fmt: skip
-        choices |= {choice: asked(group, option) for choice, option in rule.switches.items()}
-        rule = careful(rule) if group.get("cautious") else rule
+        own = {choice: usual for choice, usual in rule.choices.items() if choice in group}
+        choices = {c: bool(group[c]) if isinstance(v, bool) else group[c] for c, v in own.items()}
+        choices |= {choice: is_used(group, option) for choice, option in rule.switches.items()}
+        rule = cautious_rule(rule) if group.get("cautious") else rule
         return Selection(rule, tuple(before), tuple(choices.items()))
 
     def bind(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The arguments of a constructor by name; TypeError for one too many, twice or unknown."""
+        """The constructor's arguments by name; TypeError for too many, a duplicate or an unknown
+        one.
+        """
         if len(args) > len(self.arguments):
             raise TypeError(
                 f"{self.name} takes at most {1 + len(self.arguments)} positional arguments"
@@ -119,108 +125,111 @@ class Family:
                 raise TypeError(f"{self.name} has no argument {name!r}; {nearest(name, known)}")
         return options
 
-    def slips(self, group: Group) -> list[str]:
-        """The entries that are slips of the pen, and nobody else's: an option with other capitals
-        or underscores, or one letter away from one of five or more.
+    def likely_typos(self, group: Group) -> list[str]:
+        """The group's entries that look like misspelt options: they differ from one in capitals or
+        underscores only, or by one letter if it has five or more.
         """
         known = {*self.arguments, *self.captured, *STORAGE, "params", "param_names", "rule"}
         bare = {n.replace("_", ""): n for n in known}
-        found = []
+        typos = []
         for name in group:
             letters = re.sub("[_ -]", "", name).lower() if isinstance(name, str) else ""
             if name in known or name in {*SCHEDULED, *WITHOUT_EFFECT}:
                 continue
-            close = [x for x in bare if x == letters or (len(x) > 4 and one_apart(x, letters))]
+            close = [
+                x for x in bare if x == letters or (len(x) > 4 and one_letter_apart(x, letters))
+            ]
             if close:
-                found.append(f"{name!r}; did you mean {bare[close[0]]!r}?")
-        return found
+                typos.append(f"{name!r}; did you mean {bare[close[0]]!r}?")
+        return typos
 
     def plain(self, group: Group, where: str = "") -> dict[str, Any]:
-        """The group with numbers as Python's own, sequences of them as tuples and flags as bools:
-        whatever they came as, they step, save and load alike. Tensors of one number stay.
+        """The group with its options normalised: numbers as Python's own, sequences of them as
+        tuples, flags as bools. Whatever type they came as, they then step, save and load the same
+        way. One-element tensors stay.
 
-        Raises TypeError or ValueError for an option that is none; where: of what checkpoint.
+        Raises TypeError or ValueError for a bad option; `where` is added to its message.
         """
-        found = dict(group)
+        made = dict(group)
         options = {**self.arguments, **dict.fromkeys(self.captured, 0.0), **STORAGE}
         for name, default in options.items():
             if name not in group:
                 continue
             try:
-                found[name] = option(name, group[name], default)
+                made[name] = option(name, group[name], default)
             except (TypeError, ValueError) as error:
-                one = short(group[name])
-                what = f"{self.name}: {name}={one} was given{where}, expected {error}"
-                raise type(error)(what) from None
-        return found
+                value = short(group[name])
+                message = f"{self.name}: {name}={value} was given{where}, expected {error}"
+                raise type(error)(message) from None
+        return made
 
     def saved(self, group: Group) -> dict[str, Any]:
-        """The group with its options made plain as far as they can be: what somebody has put there
-        since is saved all the same.
+        """The group for a checkpoint: options are made plain where that is possible, and everything
+        else is saved as it is.
         """
-        found = dict(group)
+        made = dict(group)
         for name in {*self.arguments, *self.captured, *STORAGE, *SCHEDULED} & group.keys():
             with suppress(TypeError, ValueError):
-                found[name] = plain(self.plain({name: group[name]})[name])
-        return found
+                made[name] = plain(self.plain({name: group[name]})[name])
+        return made
 
-    def _place(self, name: str) -> tuple[str, int | None]:
-        """Where a scalar of a rule stands in a group: the key, and the place in a pair."""
+    def _key(self, name: str) -> tuple[str, int | None]:
+        """The group's key for a scalar of a rule, and the index in a pair (None: it is no pair)."""
         key, index = PAIRS.get(name, (name, None))
-        # a rule with one of a pair's names alone takes it under that name
+        # a rule that has only one member of a pair takes it under the member's own name
         return (key, index) if key in self.arguments or index is None else (name, None)
 
     def scalar(self, group: Group, name: str, rule: Rule) -> float:
-        """The value of a rule's scalar in a group, betas and their like taken apart."""
-        one = self._entry(group, name, rule)
-        number = one if type(one) is float else real(one)  # at every step
+        """The value of a rule's scalar in a group; pairs such as betas are taken apart."""
+        value = self._value(group, name, rule)
+        number = value if type(value) is float else real(value)  # runs at every step
         if number != number:
-            key, _ = self._place(name)
-            given = group[key] if key in group else rule.defaults.get(name)
-            hint = WRITTEN * isinstance(given, (str, bytes))
-            what = f"{self.name}: {key}={short(given)} was given, expected a number{hint}"
-            raise TypeError(what)
+            key, _ = self._key(name)
+            entry = group[key] if key in group else rule.defaults.get(name)
+            text = f"{self.name}: {key}={short(entry)} was given, expected a number"
+            raise TypeError(text + yaml_hint(entry))
         return number
 
     def read(self, group: Group, name: str, rule: Rule) -> Any:
-        """What a step reads of it: the tensor itself where autograd is to go through."""
+        """The scalar as a step reads it: the tensor itself if autograd has to go through it."""
         number = self.scalar(group, name, rule)
         if not group.get("differentiable"):
             return number
-        one = self._entry(group, name, rule)
-        return one if carries(one) else number
+        value = self._value(group, name, rule)
+        return value if carries(value) else number
 
-    def _entry(self, group: Group, name: str, rule: Rule) -> Any:
-        key, index = self._place(name)
-        given: Any = group[key] if key in group else rule.defaults.get(name)
+    def _value(self, group: Group, name: str, rule: Rule) -> Any:
+        key, index = self._key(name)
+        entry: Any = group[key] if key in group else rule.defaults.get(name)
         if index is None or key not in group:
-            return given
+            return entry
         usual = self.arguments[key]
-        plainly = type(given) is tuple and len(given) == len(usual)
-        members: Any = given if plainly else several(given, len(usual))
-        one = math.nan if members is None else members[index]
-        return rule.defaults[name] if one is None and usual[index] is None else one
+        is_plain = type(entry) is tuple and len(entry) == len(usual)
+        members: Any = entry if is_plain else several(entry, len(usual))
+        value = math.nan if members is None else members[index]
+        return rule.defaults[name] if value is None and usual[index] is None else value
 
     def validate(self, group: Group) -> dict[str, Any]:
-        """The group with its options made plain; TypeError or ValueError for one that is no number
-        or out of limits.
+        """The group with its options made plain; TypeError for one that is not a number, ValueError
+        for one out of its limits or that does not go with the others.
         """
         group = self.plain(group)
         rule = self.rule(group)
         limits = {**rule.limits, "weight_decay": ("[0, inf)", ""), "clip_norm": ("(0, inf]", "")}
         limits |= {n: rule.limits[of] for n, of in rule.captured.items() if of in rule.limits}
         for name in (*rule.defaults, *rule.captured, "weight_decay", "clip_norm"):
-            key, index = self._place(name)
-            one: Any = group.get(key)
-            if one is None or (index is not None and one[index] is None):
+            key, index = self._key(name)
+            entry: Any = group.get(key)
+            if entry is None or (index is not None and entry[index] is None):
                 continue
             value = self.scalar(group, name, rule)
             interval, why = limits.get(name, ("[-inf, inf]", ""))
             if not inside(interval, value):
-                what = key if index is None else f"{key}[{index}]"
-                why = why and f"; {why}"
+                shown = key if index is None else f"{key}[{index}]"
+                why = f"; {why}" if why else ""
                 raise ValueError(
-                    f"{self.name}: {what}={value!r} was given, expected a number in {interval}{why}"
+                    f"{self.name}: {shown}={value!r} was given, expected a number in "
+                    f"{interval}{why}"
                 )
         rounding, seed = group.get("rounding"), group.get("seed", 0)
         if rounding is not None and not (isinstance(rounding, str) and rounding in ROUNDINGS):
@@ -229,21 +238,20 @@ class Family:
             )
         if type(seed) is not int:
             raise TypeError(f"{self.name}: seed={seed!r} was given, expected a whole number")
-        if group.get("differentiable") and _iterates(rule):
+        if group.get("differentiable") and _orthogonalizes(rule):
             raise ValueError(
                 f"{self.name}: differentiable=True was given, expected False, as its rule iterates "
-                "in bfloat16, whose steps have no slope; hand the parameter to another rule"
+                "in bfloat16, which has no gradient; use another rule for the parameter"
             )
         if rounding and group.get("differentiable"):
             raise ValueError(
                 f"{self.name}: rounding={rounding!r} was given with differentiable=True, expected "
-                "one of them; autograd does not go through a rounding"
+                "only one of them; autograd cannot go through rounding"
             )
         if group.get("clip_norm") is not None and not rule.trace().elementwise:
             raise ValueError(
                 f"{self.name}: clip_norm={group['clip_norm']!r} was given, expected None, as its "
-                "rule looks at whole tensors itself; call torch.nn.utils.clip_grad_norm_ before "
-                "the step"
+                "rule is not elementwise; call torch.nn.utils.clip_grad_norm_ before the step"
             )
         if complaint := self.check(group):
             raise ValueError(f"{self.name}: {complaint}")
@@ -251,46 +259,45 @@ class Family:
 
     @cached_property
     def keys(self) -> set[str]:
-        """Every key that a state of this family may have."""
+        """Every key that a parameter's state may have in this family."""
         return {"step", COMPENSATION}.union(*(r.keys.values() for r in self.members))
 
     @cached_property
     def static(self) -> list[str]:
-        """The options that decide over rule, modifiers and choices."""
-        values = {PAIRS.get(n, (n,))[0] for r in self.members for n in r.defaults}
-        return [
-            n for n in self.arguments if n not in values - {"momentum"} and n not in WITHOUT_EFFECT
-        ] + ["rule", *STORAGE]
+        """The options that decide which rule, modifiers and choices apply."""
+        scalars = {PAIRS.get(n, (n,))[0] for r in self.members for n in r.defaults}
+        ignored = {*scalars, *WITHOUT_EFFECT} - {"momentum"}
+        return [*(n for n in self.arguments if n not in ignored), "rule", *STORAGE]
 
     @cached_property
     def captured(self) -> dict[str, str]:
-        """Group constants: name -> the hyperparameter that it is taken from."""
+        """Constants of a group: name -> the hyperparameter whose first value it keeps."""
         return {n: source for r in self.members for n, source in r.captured.items()}
 
 
 @cache
-def _iterates(rule: Rule) -> bool:
-    """Whether a rule makes matrices orthogonal in 16 bits."""
+def _orthogonalizes(rule: Rule) -> bool:
+    """Whether a rule orthogonalizes matrices, which it does in bfloat16."""
     return any(node.op == "orthogonal" for node in rule.trace().body)
 
 
 def warn_about(called: str, family: Family, groups: Sequence[Group]) -> None:
-    """UserWarning for what a new group, the last one, may do that its user does not mean."""
-    for slip in family.slips(groups[-1]):
+    """UserWarning for likely mistakes in the group that was added last."""
+    for typo in family.likely_typos(groups[-1]):
         warnings.warn(
-            f"{called}: a group has the entry {slip} It is kept, without effect",
+            f"{called}: a group has the entry {typo} It is kept, without effect",
             stacklevel=outside(),
         )
     if [g.get("clip_norm") is not None for g in groups].count(True) == 2:
         warnings.warn(
-            f"{called}: clip_norm holds each group below it on its own; for all groups together "
-            "call torch.nn.utils.clip_grad_norm_ before the step",
+            f"{called}: clip_norm clips each group on its own; to clip all groups together, call "
+            "torch.nn.utils.clip_grad_norm_ before the step",
             stacklevel=outside(),
         )
     params = groups[-1]["params"]
     if len({id(p) for p in params}) < len(params):
         warnings.warn(
-            f"{called}: a parameter stands twice in one group; it is stepped once (torch steps it "
+            f"{called}: a group has the same parameter twice; it is stepped once (torch steps it "
             "twice)",
             stacklevel=outside(),
         )

@@ -1,4 +1,4 @@
-"""Parameter groups from a model: what decays, how fast each layer learns, which rule steps what."""
+"""Parameter groups of a model: what decays, each layer's learning rate, which rule steps what."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from .checks import plain, real
 from .classes import class_of
 from .definition import Rule, inside
 from .families import family_of
-from .layers import Choice, Place, Where, bare, declared_by, depths_of, places_of, verdict
+from .layers import (
+    Matcher,
+    Occurrence,
+    Where,
+    decide_decay,
+    exempt_ids,
+    layer_depths,
+    occurrences_in,
+    unwrap,
+)
 
 _WIDTH = 100
 
 
 class ParamGroups(list[dict[str, Any]]):
-    """Groups as torch.optim takes them. `print` shows what went where, and why.
+    """Groups as torch.optim takes them. `print` shows which parameters are where, and why.
 
-    frozen: (name, tensor) of what was left out because it does not require a gradient.
+    frozen: (name, tensor) of the parameters left out because they do not require a gradient.
     """
 
     def __init__(
@@ -35,13 +44,13 @@ class ParamGroups(list[dict[str, Any]]):
         super().__init__(groups)
         self.frozen = tuple(frozen)
         self._why = dict(why)
-        # an optimizer of torch.optim adds all of its own to the groups that it is given
+        # listed now: an optimizer of torch.optim will add all of its own options to the groups
         keys = dict.fromkeys(k for g in groups for k in g)
         self._options = [k for k in keys if k not in ("params", "param_names", "name")]
 
     def table(self) -> str:
-        """What went where, as text of 100 columns: per group its options and sizes, then why (with
-        counts) and the first names.
+        """Text of 100 columns: the options and sizes of each group, then the reasons (with counts)
+        and the first names.
         """
         rows = [["group", *self._options, "tensors", "elements"]]
         notes = [""]
@@ -81,102 +90,104 @@ def param_groups(
 ) -> ParamGroups:
     """Groups for `steepest` and `torch.optim` classes; print them to see what went where.
 
-    Every parameter that requires a gradient stands in one group, once, under the name that it has
-    on the bare model: DDP, `fully_shard`, `torch.compile` and activation checkpoints change neither
-    names nor order. A tied parameter counts under its first name.
+    Each parameter that requires a gradient is in exactly one group, under its name in the bare
+    model: DDP, `fully_shard`, `torch.compile` and activation checkpoints change neither names nor
+    order. A tied parameter goes by its first name.
 
-    Where `weight_decay` acts. Not on: the parameters of torch's normalisation layers, by module
-    type; biases (an attribute with the word "bias" in its name: `bias`, `in_proj_bias`,
-    `bias_ih_l0`, `relative_position_bias_table`; a table of embeddings of such a name); every other
-    parameter with less than two dimensions (gains, scales); what the model itself declares, as a
-    parameter's `_no_weight_decay = True` or a module's `no_weight_decay()`, names relative to that
-    module. On: everything else, so also on a bare parameter of two or more dimensions, such as a
-    class token of shape (1, 1, width). A parametrized tensor's parts count as that tensor.
+    Weight decay is off for: the parameters of torch's normalisation layers, by module type; biases
+    (an attribute with the word "bias" in its name: `bias`, `in_proj_bias`, `bias_ih_l0`,
+    `relative_position_bias_table`; also a table of embeddings with such a name); every other
+    parameter with fewer than two dimensions (gains, scales); and the parameters that the model
+    declares, with `_no_weight_decay = True` on the parameter or with a method `no_weight_decay()`
+    of a module, which returns names relative to that module. It is on for everything else, such as
+    a class token of shape (1, 1, width). The parts of a parametrized tensor count as that tensor.
 
     weight_decay: of the groups that decay; the others get 0.
-    lr: of the groups that their rule gives none; needed for `layer_decay`. Without it the groups
-        have no `lr` and take the optimizer's.
-    decay_embeddings: whether nn.Embedding and nn.EmbeddingBag decay; tied to a head, the head too.
-    decay, no_decay: what you decide yourself, over the rule above. One or a sequence of: a pattern
-        of names (`"*.scale"`; `"head"` is also everything below it), a module type (everything
-        inside modules of that type; your own norms belong here), a function of (name, tensor).
-    layer_decay: lr * layer_decay**(depth below the top), as ELECTRA and BEiT are fine-tuned: the
-        topmost layer has `lr`.
-    layers: what makes up each layer, from input to output, an entry as in `decay` each. If not
-        given: each block of a ModuleList or Sequential is a layer, in the order of registration (of
-        single layers only where no stack has composite blocks, a norm going with what it follows);
-        what stands before the first, and embeddings, are the lowest; what stands after the last is
-        the highest; what stands between two stacks goes with the block before. Two towers need
-        `layers`.
-    rules: `{"sgd": where}` or `[{"rule": "sgd", "where": where, "lr": 0.1, ...}]`, `where` as in
-        `decay`: which rule steps what, with its options; the first match wins, and what is left
-        goes to the optimizer's own rule. An entry without "rule" gives options alone. `lr` is not
-        handed to another rule, `weight_decay` is. Optimizers of torch.optim ignore "rule".
+    lr: of the groups whose entry in `rules` gives none; needed for `layer_decay`. Without it the
+        groups have no `lr` and take the optimizer's.
+    decay_embeddings: whether nn.Embedding and nn.EmbeddingBag decay, and a head tied to one.
+    decay, no_decay: your own decisions, which override the ones above. One or a sequence of: a
+        pattern of names (`"*.scale"`; `"head"` also matches everything below it), a module type
+        (everything inside modules of that type, such as norms of your own), a function of
+        (name, tensor).
+    layer_decay: a layer's rate is lr * layer_decay**(depth below the top), as in the fine-tuning of
+        ELECTRA and BEiT. The top layer has `lr`.
+    layers: the layers from input to output, each an entry as in `decay`. By default each block of a
+        ModuleList or Sequential is a layer, in the order of registration; if a stack has composite
+        blocks, stacks of single layers do not count; a norm belongs to the layer before it.
+        Parameters before the first block, and embeddings, are the lowest layer; those after the
+        last block are the highest; those between two stacks belong to the block before. A model
+        with two towers needs `layers`.
+    rules: which rule steps which parameters, and with which options: `{"sgd": where}` or
+        `[{"rule": "sgd", "where": where, "lr": 0.1, ...}]`, `where` as in `decay`. The first match
+        wins; parameters without a match go to the optimizer's own rule. An entry without "rule"
+        only sets options. `weight_decay` is passed on to another rule, `lr` is not. Optimizers of
+        torch.optim ignore "rule".
 
-    Raises TypeError for a wrong kind of argument, and ValueError for a pattern that matches
-    nothing, a parameter in two layers or in none, one that decays by one name and not by the other,
-    one not yet initialised, and a model without trainable parameters.
+    Raises TypeError for an argument of a wrong type, and ValueError for a pattern that matches
+    nothing, a parameter in two layers or in none, a tied parameter that decays under one name but
+    not under another, an uninitialised parameter, and a model without trainable parameters.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a torch.nn.Module; pass the model itself"
         )
     weight_decay = _number("weight_decay", weight_decay, "[0, inf)")
-    model, routes = bare(model), _routes(rules)
-    found: dict[int, list[Place]] = {}
-    for place in places_of(model):
-        found.setdefault(id(place.tensor), []).append(place)
-    everything = list(found.values())
-    chosen = {
-        "decay": Choice("decay", decay, everything),
-        "no_decay": Choice("no_decay", no_decay, everything),
+    model, routes = unwrap(model), _read_routes(rules)
+    by_tensor: dict[int, list[Occurrence]] = {}
+    for occurrence in occurrences_in(model):
+        by_tensor.setdefault(id(occurrence.tensor), []).append(occurrence)
+    params = list(by_tensor.values())
+    overrides = {
+        "decay": Matcher("decay", decay, params),
+        "no_decay": Matcher("no_decay", no_decay, params),
     }
     if layer_decay is not None:
         layer_decay = _number("layer_decay", layer_decay, "(0, 1]")
-        depth, labels = depths_of(everything, layers)
+        depth, labels = layer_depths(params, layers)
     elif layers is not None:
         raise ValueError("layers was given without layer_decay; give both, or neither")
     else:
         depth, labels = {}, [""]
 
-    conditions = [Choice(f"rules[{i}]", r["where"], everything) for i, r in enumerate(routes)]
-    declared = declared_by(model)
+    matchers = [Matcher(f"rules[{i}]", r["where"], params) for i, r in enumerate(routes)]
+    exempt = exempt_ids(model)
     bins: dict[tuple[int, int, bool], list[tuple[str, Tensor]]] = {}
     why, frozen, used = {}, [], set()
-    for places in everything:
-        name, tensor = places[0].name, places[0].tensor
-        route = next((i for i, c in enumerate(conditions) if c.has(places)), -1)
+    for occurrences in params:
+        name, tensor = occurrences[0].name, occurrences[0].tensor
+        route = next((i for i, m in enumerate(matchers) if m.matches(occurrences)), -1)
         used.add(route)
         if not tensor.requires_grad:
             frozen.append((name, tensor))
             continue
-        decays, why[name] = verdict(places, chosen, declared, decay_embeddings)
+        decays, why[name] = decide_decay(occurrences, overrides, exempt, decay_embeddings)
         key = (route, depth.get(id(tensor), 0), not decays)
         bins.setdefault(key, []).append((name, tensor))
-    for i, condition in enumerate(conditions):
+    for i, matcher in enumerate(matchers):
         if i not in used:
             raise ValueError(
-                f"rules[{i}] ({condition.given!r}) got no parameter, expected at least one; "
+                f"rules[{i}] ({matcher.where!r}) got no parameter, expected at least one; "
                 "earlier entries took all that it matches: put it before them, or drop it"
             )
     if not bins:
         raise ValueError(
             f"the model has {len(frozen)} parameters and none that requires a gradient, expected "
-            "at least one; set requires_grad=True on what is to be trained"
+            "at least one; set requires_grad=True on those that should be trained"
         )
     groups = []
-    top = max(level for _, level, _ in bins)  # of what is trained
-    for (route, level, still), params in sorted(bins.items(), key=lambda item: item[0]):
+    top = max(level for _, level, _ in bins)  # of the trained parameters
+    for (route, level, no_weight_decay), named in sorted(bins.items(), key=lambda item: item[0]):
         entry = routes[route] if route >= 0 else {}
         options = {k: _plain(v) for k, v in entry.items() if k not in ("where", "name")}
         if "rule" in entry:
             options = family_of(entry["rule"]).plain(options, f" in rules[{route}]")
         rate = options.get("lr", None if "rule" in entry else lr)
         if layer_decay is not None and rate is None:
-            what = f"the entry rules[{route}]" if "rule" in entry else "param_groups"
+            where = f"the entry rules[{route}]" if "rule" in entry else "param_groups"
             raise ValueError(
-                f"layer_decay={layer_decay!r} was given and {what} has no lr, expected the rate of "
-                "the topmost layer; pass the one that you would pass to the optimizer"
+                f"layer_decay={layer_decay!r} was given and {where} has no lr, expected the rate "
+                "of the topmost layer; pass the one that you would pass to the optimizer"
             )
         if rate is not None:
             if not isinstance(rate, Tensor):
@@ -184,19 +195,20 @@ def param_groups(
             below = top - level
             options["lr"] = rate * layer_decay**below if layer_decay is not None else rate
         decays = _number("weight_decay", options.get("weight_decay", weight_decay), "[0, inf)")
-        options["weight_decay"] = 0.0 if still else decays
-        words = [entry.get("name", entry.get("rule", f"rules[{route}]" if entry else ""))]
-        title = " ".join(filter(None, [*words, labels[level], "no decay" if still else "decay"]))
+        options["weight_decay"] = 0.0 if no_weight_decay else decays
+        prefix = entry.get("name", entry.get("rule", f"rules[{route}]" if entry else ""))
+        suffix = "no decay" if no_weight_decay else "decay"
+        title = " ".join(filter(None, [prefix, labels[level], suffix]))
         if any(g["name"] == title for g in groups):  # two entries with one rule
             title = f"rules[{route}] {title}"
-        groups.append({"params": params, **options, "name": title})
+        groups.append({"params": named, **options, "name": title})
     return ParamGroups(groups, why, frozen)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and arrays of them as Python's own."""
-    listed = isinstance(value, np.ndarray) and value.ndim == 1
-    return tuple(map(plain, value)) if listed else plain(value)
+    """Numbers and one-dimensional arrays of them as Python's own."""
+    is_array = isinstance(value, np.ndarray) and value.ndim == 1
+    return tuple(map(plain, value)) if is_array else plain(value)
 
 
 def _number(name: str, value: Any, interval: str) -> Any:
@@ -206,7 +218,7 @@ def _number(name: str, value: Any, interval: str) -> Any:
     return plain(value)
 
 
-def _routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _read_routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(rules, Mapping):
         rules = [{"rule": rule, "where": where} for rule, where in rules.items()]
     routes = []
@@ -226,7 +238,7 @@ def _routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> list[di
 
 
 def _named(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor]]:
-    """Names and tensors of a group, also after an optimizer of torch.optim has taken it apart."""
+    """Names and tensors of a group, also after an optimizer of torch.optim has split it."""
     params = group["params"]
     if "param_names" in group:
         return list(group["param_names"]), list(params)

@@ -1,7 +1,7 @@
-"""A rule as the formulas of a paper: LaTeX of what it does to symbols.
+"""A rule as LaTeX formulas, as a paper would print them.
 
-It is called on symbols as for the trace, but stays as it was written: where the trace folds and
-gathers for speed, nothing is done here. The step is a state's subscript; t - 1 is before the step.
+The rule is called on symbols, as for the trace, but nothing is folded or regrouped for speed. The
+subscript of a state is the step; t - 1 is the value before it.
 """
 
 from __future__ import annotations
@@ -13,27 +13,42 @@ from typing import Any, NamedTuple
 from .definition import Rule
 from .trace import Node, Tape
 
-_GREEK = re.findall(r"\w+", """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu
-    xi pi rho sigma tau phi chi psi omega""")  # fmt: skip
+_GREEK = re.findall(
+    r"\w+",
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "phi chi psi omega",
+)
 _SPELT = {"eps": "epsilon", "lambd": "lambda"}
 _ACCENTS = ("hat", "bar", "tilde")
 _LETTERS = {"p": ("theta", "x"), "lr": ("alpha", "eta", "gamma"), "momentum": ("mu",)}
-"""What papers call them: the first that the rule does not use for something else."""
-_INFIX = {"add": ("+", 2), "sub": ("-", 2), "gt": (">", 1), "ge": (r"\geq", 1), "lt": ("<", 1),
-          "le": (r"\leq", 1), "eq": ("=", 1), "ne": (r"\neq", 1)}  # fmt: skip
+"""What papers call them; the first name that the rule does not use for something else is taken."""
+# operator -> its sign and precedence
+_INFIX = {
+    "add": ("+", 2),
+    "sub": ("-", 2),
+    "gt": (">", 1),
+    "ge": (r"\geq", 1),
+    "lt": ("<", 1),
+    "le": (r"\leq", 1),
+    "eq": ("=", 1),
+    "ne": (r"\neq", 1),
+}
 _FENCED = {
-    "sqrt": r"\sqrt{%s}", "log": r"\ln\left(%s\right)",
-    "abs": r"\left| %s \right|", "norm": r"\left\Vert %s \right\Vert",
-    "maximum": r"\max\left(%s\right)", "minimum": r"\min\left(%s\right)",
-}  # fmt: skip
+    "sqrt": r"\sqrt{%s}",
+    "log": r"\ln\left(%s\right)",
+    "abs": r"\left| %s \right|",
+    "norm": r"\left\Vert %s \right\Vert",
+    "maximum": r"\max\left(%s\right)",
+    "minimum": r"\min\left(%s\right)",
+}
 _MACHINERY = (__name__, Tape.__module__, "steepest.ops")
 NEGATIVE, PRODUCT, POWER, ATOM = 1.5, 3, 4, 5
-"""How strongly these bind; a sum 2, a comparison 1, a choice 0. A minus may begin a sum."""
+"""Precedences; a sum has 2, a comparison 1, a choice 0. A sum may begin with a minus sign."""
 
 
 class Formula(NamedTuple):
-    """lines: (left, right) of every assignment, in order. symbols: argument -> what it is called,
-    tensors (but the gradient) and carried scalars as they are before the step.
+    """lines: (left, right) of each assignment, in order. symbols: argument -> its symbol; tensors
+    (except the gradient) and carried scalars have the one for their value before the step.
     """
 
     lines: list[tuple[str, str]]
@@ -45,7 +60,7 @@ class Formula(NamedTuple):
 
 
 class _AsWritten(Tape):
-    """Keeps every operation, but an average is written as papers do."""
+    """Keeps every operation; only an average is rewritten, into the form that papers use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +68,7 @@ class _AsWritten(Tape):
 
     def make(self, op: str, *values: Any) -> Node:
         args = tuple(v if isinstance(v, Node) else self.constant(v) for v in values)
-        if op == "add" and args[1].op == "mul":  # a + (1 - b) (c - a): the precise form, for floats
+        if op == "add" and args[1].op == "mul":  # a + (1 - b) (c - a): the precise form for floats
             a, (rest, move) = args[0], args[1].args
             if rest.op == move.op == "sub" and move.args[1] is a and rest.args[0].value == 1:
                 kept = self.make("mul", rest.args[1], a)
@@ -63,34 +78,34 @@ class _AsWritten(Tape):
 
 
 def formula(rule: Rule, **choices: Any) -> Formula:
-    """The formulas of a rule with its static choices bound, in the part of LaTeX's mathematics
-    that MathJax and matplotlib both know.
+    """The formulas of a rule for given static choices, in LaTeX that both MathJax and matplotlib
+    can typeset.
     """
     tape = _AsWritten()
     every = (*rule.tensors, *rule.scalars)
     inputs = {n: tape.node("input", (), n in rule.scalars, n) for n in every}
     scalars = {n: inputs[n] for n in rule.scalars}
-    new, labels = _called(
-        rule, [inputs[n] for n in rule.tensors], {**scalars, **rule.choices, **choices}
-    )
+    tensors = [inputs[n] for n in rule.tensors]
+    new, labels = _call_rule(rule, tensors, {**scalars, **rule.choices, **choices})
     names = (rule.tensors[0], *rule.states, *rule.carried)
     outputs = {
         n: v if isinstance(v, Node) else tape.constant(v) for n, v in zip(names, new, strict=True)
     }
-    return _Writer(rule, inputs).written(tape.made, outputs, labels)
+    return _Writer(rule, inputs).write(tape.made, outputs, labels)
 
 
-def _called(rule: Rule, tensors: list[Node], scalars: dict[str, Any]) -> Any:
-    """What the rule returns, and what it and its helpers call their values."""
+def _call_rule(rule: Rule, tensors: list[Node], scalars: dict[str, Any]) -> Any:
+    """What the rule returns, and the names of the local variables of the rule and its helpers."""
     labels: dict[Node, str] = {}
-    mine = {*rule.tensors, *rule.scalars}
+    arguments = {*rule.tensors, *rule.scalars}
 
     def watch(frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
         if event != "return" or frame.f_globals.get("__name__") in _MACHINERY:
             return
-        given = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]} - mine
-        for name in sorted({*frame.f_locals} - given):  # a helper's own argument says nothing
+        # the arguments of a helper do not name a value of the rule
+        ignored = {*code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]} - arguments
+        for name in sorted({*frame.f_locals} - ignored):
             value = frame.f_locals[name]
             if isinstance(value, Node) and value.op not in ("input", "const"):
                 labels[value] = name
@@ -107,26 +122,26 @@ def _called(rule: Rule, tensors: list[Node], scalars: dict[str, Any]) -> Any:
 class _Writer:
     def __init__(self, rule: Rule, inputs: dict[str, Node]) -> None:
         self.rule, self.inputs, self.taken = rule, inputs, set[str]()
-        self.strokes: dict[str, int] = {}
+        self.primes: dict[str, int] = {}
         self.before: dict[str, str] = {}
         for name in inputs:
-            self.strokes[name] = self.free(name)
+            self.primes[name] = self.count_primes(name)
             past = "t-1" if name in (*rule.tensors, *rule.carried) else ""
             time = "t" if name == rule.tensors[1] else past
-            self.before[name] = self.symbol(name, time, self.strokes[name])
+            self.before[name] = self.symbol(name, time, self.primes[name])
         self.names = {inputs[n]: (text, ATOM) for n, text in self.before.items()}
-        self.moves: dict[Node, bool] = {}
+        self.varying: dict[Node, bool] = {}
 
-    def free(self, name: str) -> int:
-        """How many strokes make the name's symbol one of its own."""
+    def count_primes(self, name: str) -> int:
+        """How many primes (') make the symbol of the name unique."""
         count = 0
         while self.symbol(name, "", count) in self.taken:
             count += 1
         self.taken.add(self.symbol(name, "", count))
         return count
 
-    def symbol(self, name: str, time: str, strokes: int) -> str:
-        """`v_max` at t as v_{max,t}, `m_hat` with a hat, `beta1` as a Greek letter."""
+    def symbol(self, name: str, time: str, primes: int) -> str:
+        """The symbol of a name: `v_max` at t is v_{max,t}, `m_hat` has a hat, `beta1` is Greek."""
         if name in _LETTERS and name in self.inputs:
             used = {*self.inputs} - {name}
             name = next((x for x in _LETTERS[name] if x not in used), name)
@@ -138,54 +153,52 @@ class _Writer:
         text = rf"\{base}" if base in _GREEK else text
         for accent in _ACCENTS:
             text = rf"\{accent}{{{text}}}" if accent in words else text
-        below = [r"\infty" if w == "inf" else rf"\mathrm{{{w}}}" for w in words
-                 if w not in _ACCENTS]  # fmt: skip
-        below = ",".join([*[number] * bool(number), *below, *[time] * bool(time)])
-        return text + "'" * strokes + (f"_{{{below}}}" if below else "")
+        words = [w for w in words if w not in _ACCENTS]
+        words = [r"\infty" if w == "inf" else rf"\mathrm{{{w}}}" for w in words]
+        below = ",".join(filter(None, [number, *words, time]))
+        return text + "'" * primes + (f"_{{{below}}}" if below else "")
 
-    def written(
-        self, made: list[Node], outputs: dict[str, Node], labels: dict[Node, str]
-    ) -> Formula:
-        """One line per value that has a name and counts."""
-        lines, counts, more = [], set[Node](), [*outputs.values()]
-        while more:
-            node = more.pop()
-            if node not in counts:
-                counts.add(node)
-                more.extend(node.args)
+    def write(self, made: list[Node], outputs: dict[str, Node], labels: dict[Node, str]) -> Formula:
+        """One line for each value that has a name and that an output depends on."""
+        lines, used, pending = [], set[Node](), [*outputs.values()]
+        while pending:
+            node = pending.pop()
+            if node not in used:
+                used.add(node)
+                pending.extend(node.args)
         new: dict[Node, str] = {}
         for name, node in outputs.items():
             new.setdefault(node, name)
-        for node in (n for n in made if n in counts and (n in new or n in labels)):
+        for node in (n for n in made if n in used and (n in new or n in labels)):
             right = self.text(node)[0]
             if node in new:
-                left = self.symbol(new[node], "t", self.strokes[new[node]])
+                left = self.symbol(new[node], "t", self.primes[new[node]])
             else:
                 name = labels[node]
-                left = self.symbol(name, "t" if self.moving(node) else "", self.free(name))
+                left = self.symbol(name, "t" if self.varies(node) else "", self.count_primes(name))
             lines.append((left, right))
             self.names[node] = left, ATOM
-        for name, node in outputs.items():  # the old value of another, a constant, one said before
-            left = self.symbol(name, "t", self.strokes[name])
+        for name, node in outputs.items():  # an input, a constant, or the value of another output
+            left = self.symbol(name, "t", self.primes[name])
             if self.names.get(node, ("",))[0] != left and node is not self.inputs[name]:
                 lines.append((left, self.text(node)[0]))
         return Formula(lines, self.before)
 
-    def moving(self, node: Node) -> bool:
-        """Whether the value is another at another step."""
-        if node not in self.moves:
-            still = {*self.rule.defaults, *self.rule.captured}
-            moves = node.op == "input" and node.value not in still
-            self.moves[node] = moves or any(map(self.moving, node.args))
-        return self.moves[node]
+    def varies(self, node: Node) -> bool:
+        """Whether the value may change from step to step."""
+        if node not in self.varying:
+            constant = {*self.rule.defaults, *self.rule.captured}
+            varies = node.op == "input" and node.value not in constant
+            self.varying[node] = varies or any(map(self.varies, node.args))
+        return self.varying[node]
 
     def within(self, node: Node, binds: float) -> str:
-        """The node where an operator around it binds so strongly."""
-        text, strength = self.text(node)
-        return text if strength >= binds else rf"\left({text}\right)"
+        """The node as an operand of an operator of that precedence, in parentheses if needed."""
+        text, own = self.text(node)
+        return text if own >= binds else rf"\left({text}\right)"
 
     def text(self, node: Node) -> tuple[str, float]:
-        """The node in LaTeX, and how strongly that binds."""
+        """The node in LaTeX, and the precedence of that."""
         if node in self.names:
             return self.names[node]
         args, op = node.args, node.op
@@ -205,7 +218,7 @@ class _Writer:
             return f"{left} {times} {right}", PRODUCT
         if op == "div":
             return rf"\frac{{{self.text(args[0])[0]}}}{{{self.text(args[1])[0]}}}", POWER
-        if op == "pow":  # of a stroke, which is a superscript itself, only in braces
+        if op == "pow":  # a prime is a superscript itself, so its base goes into braces
             base = self.within(args[0], ATOM)
             base = f"{{{base}}}" if "'" in base else base
             return f"{base}^{{{self.text(args[1])[0]}}}", POWER
@@ -213,7 +226,7 @@ class _Writer:
             condition, then, other = (self.within(a, 1) for a in args)
             return rf"{then} \; \mathrm{{if}} \; {condition} \; \mathrm{{else}} \; {other}", 0
         while op in ("maximum", "minimum") and args[0].op == op and args[0] not in self.names:
-            args = (*args[0].args, *args[1:])  # the largest of three, not of two and one
+            args = (*args[0].args, *args[1:])  # one maximum of three instead of two nested ones
         call = _FENCED.get(op, rf"\operatorname{{{op.replace('_', '')}}}\left(%s\right)")
         return call % ", ".join(self.text(a)[0] for a in args), ATOM
 

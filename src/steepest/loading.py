@@ -1,6 +1,6 @@
-"""Which parameter takes which saved state.
+"""Matches saved states to parameters.
 
-`load` reads everything and writes nothing; the shell puts what it returns in place.
+`load` writes nothing; the optimizer takes over what it returns.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .checkpoint import (
     NOTES,
     Saved,
     Slot,
-    apart,
     canonical,
     check_elsewhere,
     check_group,
     check_rows,
     check_state,
+    foreign_entries,
     listing,
     read,
     scalar_keys,
-    shape,
+    state_shape,
 )
 from .checks import real as number
 from .family import Family
@@ -38,10 +38,11 @@ from .options import SCHEDULED, STORAGE, WITHOUT_EFFECT
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load has matched, by the names of the parameters, or by group and place.
+    """What a load has matched: names of parameters, or their group and position.
 
-    missing: here, and not in the checkpoint; unexpected: the other way round; reshaped: the saved
-    state has another shape. Missing and reshaped parameters begin anew.
+    missing: in the optimizer, but not in the checkpoint; unexpected: in the checkpoint, but not in
+    the optimizer; reshaped: the saved state has another shape. Missing and reshaped parameters
+    start with an empty state.
     """
 
     matched: tuple[str, ...] = ()
@@ -50,43 +51,44 @@ class Loaded:
     reshaped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        about = {
-            "missing": "not in the checkpoint, or behind one of another shape; begun anew",
-            "unexpected": "in the checkpoint alone",
-            "reshaped": "of another shape there, begun anew",
+        meanings = {
+            "missing": "not in the checkpoint, or after one of another shape; starts empty",
+            "unexpected": "only in the checkpoint",
+            "reshaped": "another shape in the checkpoint; starts empty",
         }
         lines = [f"{len(self.matched)} parameters matched"]
-        found = {name: getattr(self, name) for name in about}
-        lines += [f"{len(x)} {n} ({about[n]}): {listing(x)}" for n, x in found.items() if x]
+        for name, meaning in meanings.items():
+            if names := getattr(self, name):
+                lines.append(f"{len(names)} {name} ({meaning}): {listing(names)}")
         return "\n".join(lines)
 
 
 class Pair(NamedTuple):
-    """A parameter and what was saved of it; fresh: its state begins anew."""
+    """A parameter and its saved state; fresh: the state starts empty instead."""
 
     slot: Slot
     saved: Saved
     fresh: bool = False
 
 
-def misfit(slot: Slot, saved: Saved, family: Family) -> bool:
+def has_other_shape(slot: Slot, saved: Saved, family: Family) -> bool:
     """Whether the saved state belongs to a parameter of another shape."""
     return any(
-        isinstance(v, Tensor) and not v.is_nested and v.shape != shape(family, k, slot.tensor)
+        isinstance(v, Tensor) and not v.is_nested and v.shape != state_shape(family, k, slot.tensor)
         for k, v in saved.state.items()
         if k in family.keys - scalar_keys(family)
     )
 
 
-def _named(what: str, called: str, rows: Sequence[Any], same: Any) -> dict[str, Any]:
-    """Rows by name, those of one parameter taken once."""
+def _index_by_name(owner: str, called: str, rows: Sequence[Any], same: Any) -> dict[str, Any]:
+    """Name -> row; rows of the same parameter count once."""
     full = [row.name for row in rows]
-    for names in (canonical(full), full):  # a model may have a part called like a wrapper
-        found: dict[str, Any] = {}
-        if all(same(found.setdefault(n, row), row) for n, row in zip(names, rows, strict=True)):
-            return found
+    for names in (canonical(full), full):  # a part of a model may be called like a wrapper
+        index: dict[str, Any] = {}
+        if all(same(index.setdefault(n, row), row) for n, row in zip(names, rows, strict=True)):
+            return index
     raise ValueError(
-        f"{called}: two parameters of the {what} have one name; take the names of one model's "
+        f"{called}: two parameters of the {owner} have one name; take the names of one model's "
         "named_parameters()"
     )
 
@@ -95,49 +97,50 @@ def by_name(
     called: str, slots: list[Slot], saved: list[Saved], strict: bool
 ) -> tuple[list[Pair], list[str], list[str]]:
     """Pairs, and the names that are missing and unexpected."""
-    mine = _named("optimizer", called, slots, lambda a, b: a.tensor is b.tensor)
-    theirs = _named("checkpoint", called, saved, lambda a, b: a.key == b.key)
-    missing = [slot.label for name, slot in mine.items() if name not in theirs]
-    unexpected = [row.label for name, row in theirs.items() if name not in mine]
+    own = _index_by_name("optimizer", called, slots, lambda a, b: a.tensor is b.tensor)
+    theirs = _index_by_name("checkpoint", called, saved, lambda a, b: a.key == b.key)
+    missing = [slot.label for name, slot in own.items() if name not in theirs]
+    unexpected = [row.label for name, row in theirs.items() if name not in own]
     if strict and (missing or unexpected):
-        lacks = f" lacks {listing(missing)}" if missing else ""
-        has = f"{' and' if lacks else ''} has {listing(unexpected)}" if unexpected else ""
+        problems = [f"lacks {listing(missing)}"] if missing else []
+        if unexpected:
+            problems.append(f"has {listing(unexpected)}, which this optimizer lacks")
         raise ValueError(
-            f"{called}: the checkpoint{lacks}{has}{', which this optimizer has not' * bool(has)}; "
-            "pass strict=False to load what matches"
+            f"{called}: the checkpoint {' and '.join(problems)}; pass strict=False to load what "
+            "matches"
         )
-    return [Pair(mine[n], theirs[n]) for n in mine if n in theirs], missing, unexpected
+    return [Pair(own[n], theirs[n]) for n in own if n in theirs], missing, unexpected
 
 
 def by_order(
     called: str, slots: list[Slot], saved: list[Saved], sizes: list[int], theirs: list[int]
 ) -> list[Pair]:
-    """Pairs by group and place."""
-    cure = "make the optimizer from named_parameters(), there and here, to load by name"
+    """Pairs by group and position; sizes, theirs: of the groups, here and in the checkpoint."""
+    cure = "make both optimizers from named_parameters() to load by name"
     if len(sizes) != len(theirs):
         raise ValueError(
-            f"{called}: the checkpoint has a different number of groups, {len(theirs)} and not "
+            f"{called}: the checkpoint has a different number of groups: {len(theirs)}, expected "
             f"{len(sizes)}; {cure}"
         )
     for i, (here, there) in enumerate(zip(sizes, theirs, strict=True)):
         if here != there:
             raise ValueError(
-                f"{called}: group {i} of the checkpoint has another size, {there} parameters and "
-                f"not {here}; {cure}"
+                f"{called}: group {i} of the checkpoint has another size: {there} parameters, "
+                f"expected {here}; {cure}"
             )
     return [Pair(a, b) for a, b in zip(slots, saved, strict=True)]
 
 
 def slots_of(groups: list[dict[str, Any]], saved: list[Saved]) -> list[Slot]:
-    """The optimizer's parameters, called by the checkpoint's names where they have none."""
+    """The optimizer's parameters; those without a name take the checkpoint's labels."""
     labels = iter([row.label for row in saved])
-    found: list[Slot] = []
+    slots: list[Slot] = []
     for i, group in enumerate(groups):
         names = group.get("param_names")
         for j, p in enumerate(group["params"]):
-            other = next(labels, f"parameter {j} of group {i}")
-            found.append(Slot(p, names[j], names[j], i) if names else Slot(p, "", other, i))
-    return found
+            label = next(labels, f"parameter {j} of group {i}")
+            slots.append(Slot(p, names[j], names[j], i) if names else Slot(p, "", label, i))
+    return slots
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -160,25 +163,30 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-def _lent(value: Any, p: Tensor | None = None) -> Any:
-    """What others keep in a state, as it is: a tensor beside a parameter's state on its device."""
+def _copied_foreign(value: Any, p: Tensor | None = None) -> Any:
+    """A copy of an entry that other code keeps in the state; in the state of a parameter, a tensor
+    goes to the parameter's device.
+    """
     if isinstance(value, Tensor) and p is not None:
         return value.detach().to(p.device, copy=True)
     try:
         return _copied(value)
-    except Exception:  # whatever a stranger's object raises; torch copies nothing
+    except Exception:  # a foreign object may raise anything; torch does not copy it either
         return value
 
 
-def merged(
+def merge_options(
     called: str, index: int, groups: list[dict[str, Any]], sources: list[int], strict: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """The options of the saved groups that a group's parameters come from, and a complaint."""
     first, *others = [groups[i] for i in sources] or [{}]
     keys = {k: None for g in (first, *others) for k in g if k not in ("params", "param_names")}
     taken = {k: first[k] for k in keys if k in first}
-    differ = [k for k in keys if any(k not in g or k not in first or not _equal(g[k], first[k])
-                                     for g in others)]  # fmt: skip
+
+    def agrees(group: dict[str, Any], key: str) -> bool:
+        return key in group and key in first and _equal(group[key], first[key])
+
+    differ = [k for k in keys if not all(agrees(g, k) for g in others)]
     if not differ:
         return taken, []
     complaint = (
@@ -191,26 +199,26 @@ def merged(
     return kept, [f"{complaint}; this optimizer's values are kept"]
 
 
-def unknown(family: Family, taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Options that may be another optimizer's: numbers and pairs that nobody here knows.
+def unknown_options(family: Family, taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Numbers and pairs in a saved group that may be options of another optimizer.
 
-    A flag of torch, what a scheduler leaves, an entry that the group has here too (`lr_scale`), and
-    whatever is no number (`name`) are in order.
+    Not among them: torch's flags, entries of schedulers, entries that the group has here too
+    (`lr_scale`), and anything that is not a number (`name`).
     """
     known = {*family.arguments, *family.captured, *STORAGE, *WITHOUT_EFFECT, *SCHEDULED, *NOTES}
 
-    def option(value: Any) -> bool:
+    def is_numeric(value: Any) -> bool:
         if isinstance(value, (tuple, list)):
-            return bool(value) and all(map(option, value))
+            return bool(value) and all(map(is_numeric, value))
         return isinstance(value, bool) or not math.isnan(number(value))
 
-    return [k for k, v in taken.items() if k not in known and k not in own and option(v)]
+    return [k for k, v in taken.items() if k not in known and k not in own and is_numeric(v)]
 
 
 def load(
     optimizer: Any, saved: Any, strict: bool, stacklevel: int
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]], Loaded]:
-    """State, groups and report that a checkpoint makes of an optimizer, which is left as it is."""
+    """The state, groups and report that loading gives; the optimizer itself is not changed."""
     called = type(optimizer).__name__
     groups, rows = read(called, saved)
     own: list[dict[str, Any]] = optimizer.param_groups
@@ -221,8 +229,10 @@ def load(
     named = bool(slots) and all(s.name for s in slots) and all(r.name for r in rows) and bool(rows)
     if named:
         pairs, missing, unexpected = by_name(called, slots, rows, strict)
-        sources = [list(dict.fromkeys(b.group for a, b, _ in pairs if a.group == i))
-                   for i in range(len(own))]  # fmt: skip
+        sources: list[list[int]] = [[] for _ in own]
+        for slot, row, _ in pairs:
+            if row.group not in sources[slot.group]:
+                sources[slot.group].append(row.group)
     else:
         sizes = [[len(g["params"]) for g in gs] for gs in (own, groups)]
         pairs = by_order(called, slots, rows, *sizes)
@@ -234,16 +244,16 @@ def load(
         check_elsewhere(called, slot, row, family, full, groups[row.group])
     made, complaints, families = _options(optimizer, groups, sources, strict)
     if not strict:
-        lost: set[int] = set()
+        unmatched: set[int] = set()
         for k, (slot, row, _) in enumerate(pairs):
-            wrong = misfit(slot, row, families[slot.group])
-            if wrong or slot.group in lost:
+            wrong = has_other_shape(slot, row, families[slot.group])
+            if wrong or slot.group in unmatched:
                 pairs[k] = Pair(slot, row, fresh=True)
                 (reshaped if wrong else missing).append(slot.label)
-            if wrong and not named:  # what stands behind it may have moved up or down
-                lost.add(slot.group)
+            if wrong and not named:  # the parameters after it may have moved up or down
+                unmatched.add(slot.group)
     state: Any = _states(called, pairs, families, made, groups)
-    state.update({k: _lent(v) for k, v in apart(saved, rows).items()})
+    state.update({k: _copied_foreign(v) for k, v in foreign_entries(saved, rows).items()})
     for complaint in complaints:
         warnings.warn(complaint, stacklevel=stacklevel)
     matched = tuple(dict.fromkeys(slot.label for slot, _, fresh in pairs if not fresh))
@@ -254,20 +264,20 @@ def load(
 def _options(
     optimizer: Any, groups: list[dict[str, Any]], sources: list[list[int]], strict: bool
 ) -> tuple[list[dict[str, Any]], list[str], list[Family]]:
-    """The new groups, complaints to be made of them, and their families."""
+    """The new groups, warnings about them, and their families."""
     called, made, complaints, families = type(optimizer).__name__, [], [], []
     foreign: dict[str, None] = {}
-    for index, (own, places) in enumerate(zip(optimizer.param_groups, sources, strict=True)):
+    for index, (own, from_groups) in enumerate(zip(optimizer.param_groups, sources, strict=True)):
         family = optimizer._family(own)
-        taken, complaint = merged(called, index, groups, places, strict)
+        taken, complaint = merge_options(called, index, groups, from_groups, strict)
         complaints += complaint
         if "rule" in taken and optimizer._family({**own, "rule": taken["rule"]}) is not family:
             raise ValueError(
                 f"{called}: the checkpoint steps group {index} by the rule {taken['rule']!r}, here "
-                f"it has {own.get('rule')!r}; route its parameters as they were"
+                f"it has {own.get('rule')!r}; give its parameters the rules that they had"
             )
-        foreign.update(dict.fromkeys(unknown(family, taken, own)))
-        # an option from after the checkpoint was saved keeps the value that it has here
+        foreign.update(dict.fromkeys(unknown_options(family, taken, own)))
+        # an option that is newer than the checkpoint keeps its current value
         defaults = optimizer.defaults if family is optimizer.family else family.arguments
         try:
             new = {k: _copied(v) for k, v in taken.items() if k not in ("params", "rule")}
@@ -277,11 +287,11 @@ def _options(
                 "it is damaged"
             ) from None
         group = {**new, **defaults, **own, **new}  # in the order of the checkpoint
-        for name, source in family.captured.items() if places else ():
+        for name, source in family.captured.items() if from_groups else ():
             if name not in taken and not math.isnan(number(group[source])):
                 group[name] = number(group.get("initial_lr", group[source]))
         group |= {k: own.get(k, v) for k, v in FIXED.get(family.name, {}).items() if k in group}
-        names = groups[places[0]].get("param_names") if places else None
+        names = groups[from_groups[0]].get("param_names") if from_groups else None
         if names is not None and "param_names" not in own:
             group["param_names"] = list(names)
         made.append(check_group(called, index, family, group))
@@ -317,13 +327,14 @@ def _states(
     state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
     for slot, row in taken:
         p, known = slot.tensor, families[slot.group].keys
-        state[p] = {k: _moved(k, v, p) if k in known else _lent(v, p)
-                    for k, v in row.state.items()}  # fmt: skip
+        for key, value in row.state.items():
+            copied = _copied_state(key, value, p) if key in known else _copied_foreign(value, p)
+            state[p][key] = copied
     return state
 
 
-def _moved(key: str, value: Any, p: Tensor) -> Any:
-    """A saved state on its parameter's device, in its own dtype and memory."""
+def _copied_state(key: str, value: Any, p: Tensor) -> Any:
+    """A copy of a saved state on its parameter's device, in its own dtype."""
     if isinstance(value, Tensor):
         device = value.device if key == "step" else p.device
         return value.detach().resolve_conj().resolve_neg().to(device, copy=True)

@@ -1,4 +1,4 @@
-"""What every class takes beside its rule's numbers, and how an option is made plain."""
+"""The options that every class takes beside its rule's numbers, and how options are normalised."""
 
 from __future__ import annotations
 
@@ -18,30 +18,40 @@ from .tensors import carries
 
 Group = Mapping[str, Any]
 PAIRS = {
-    "beta1": ("betas", 0), "beta2": ("betas", 1), "beta3": ("betas", 2), "etaminus": ("etas", 0),
-    "etaplus": ("etas", 1), "step_min": ("step_sizes", 0), "step_max": ("step_sizes", 1),
-    "eps1": ("eps", 0), "eps2": ("eps", 1), "ns_a": ("ns_coefficients", 0),
-    "ns_b": ("ns_coefficients", 1), "ns_c": ("ns_coefficients", 2), "wd": ("weight_decay", None),
-}  # fmt: skip
-"""Scalar of a rule -> where it stands in a group. A rule that takes `wd` decays by itself."""
-# accepted, so that a program need not change; the backend is chosen by device
+    "beta1": ("betas", 0),
+    "beta2": ("betas", 1),
+    "beta3": ("betas", 2),
+    "etaminus": ("etas", 0),
+    "etaplus": ("etas", 1),
+    "step_min": ("step_sizes", 0),
+    "step_max": ("step_sizes", 1),
+    "eps1": ("eps", 0),
+    "eps2": ("eps", 1),
+    "ns_a": ("ns_coefficients", 0),
+    "ns_b": ("ns_coefficients", 1),
+    "ns_c": ("ns_coefficients", 2),
+    "wd": ("weight_decay", None),
+}
+"""Scalar of a rule -> its (key, index) in a group. A rule that takes `wd` does its own decay."""
+# accepted so that existing calls keep working; the device chooses the backend
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
-# for every class: where the bytes are, and what stands around the rule; in a group only if given
+# options of every class, for storage and for the modifiers; they are in a group only if given
 STORAGE = {"rounding": None, "seed": 0, "cautious": False, "clip_norm": None}
-# what torch's schedulers leave in a group
+# the entries that torch's schedulers add to a group
 SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
 ROUNDINGS = ("stochastic", "kahan")
-WRITTEN = "; write it without quotes, and 1.0e-3 for 1e-3 in YAML"
 
 
-def asked(group: Group, name: str) -> bool:
-    """Whether a group has a decay or a momentum: at 0, too, if its gradient is asked for."""
+def is_used(group: Group, name: str) -> bool:
+    """Whether a group uses a decay or momentum: it is not 0, or its gradient is wanted."""
     value = group.get(name)
     return bool(value) or (bool(group.get("differentiable")) and carries(value))
 
 
-def one_apart(a: str, b: str) -> bool:
-    """Whether words differ by one letter: another, one more or less, or two that changed places."""
+def one_letter_apart(a: str, b: str) -> bool:
+    """Whether two words differ by one letter: replaced, added, left out, or swapped with the next
+    one.
+    """
     short, long = sorted((a, b), key=len)
     if len(short) < len(long):
         return short in [long[:i] + long[i + 1 :] for i in range(len(long))]
@@ -49,12 +59,11 @@ def one_apart(a: str, b: str) -> bool:
     return len(at) == 1 or (len(at) == 2 and [a[at[0]], a[at[1]]] == [b[at[1]], b[at[0]]])
 
 
-def taken(called: str, group: dict[str, Any]) -> None:
-    """Put the tensors of an iterator that is a group's params into a list in the user's own dict,
-    as torch does: else a second optimizer made of that dict would have no parameters.
+def list_params(called: str, group: dict[str, Any]) -> None:
+    """Replace an iterator in group["params"] by a list, in the user's own dict, as torch does: a
+    second optimizer made from that dict would otherwise have no parameters.
 
-    Raises ValueError for a generator that was used up; UserWarning for another iterator without
-    tensors.
+    Raises ValueError for an exhausted generator; UserWarning for another iterator without tensors.
     """
     params = group["params"]
     listed = params if isinstance(params, (list, tuple)) else ()
@@ -68,51 +77,60 @@ def taken(called: str, group: dict[str, Any]) -> None:
         raise ValueError(f"{called}: a group's params is a generator that was used up; {cure}")
     group["params"] = [*params]
     if not group["params"]:
-        given = type(params).__name__
+        iterator = type(params).__name__
         warnings.warn(
-            f"{called}: a group's params is a {given} that gave no tensors; if it was used before, "
-            f"{cure}",
+            f"{called}: a group's params is a {iterator} that gave no tensors; if it was used "
+            f"before, {cure}",
             stacklevel=outside(),
         )
 
 
 def option(name: str, value: Any, default: Any) -> Any:
-    """An option made plain; TypeError or ValueError that says what was expected."""
+    """An option as plain Python numbers, tuples and bools; the text of the TypeError or ValueError
+    says what was expected.
+    """
     if name == "seed" or name in WITHOUT_EFFECT:
         return plain(value)
     if isinstance(default, bool):
-        found = False if value is None else plain(value)  # torch takes None for False
-        if type(found) not in (bool, int) or found not in (0, 1):
+        flag = False if value is None else plain(value)  # torch takes None for False
+        if type(flag) not in (bool, int) or flag not in (0, 1):
             raise TypeError("True or False")
-        return bool(found)
+        return bool(flag)
     if isinstance(default, str) and not isinstance(value, str):
         raise TypeError("a str")
     if isinstance(default, tuple):
-        words = f"{'a pair of' if len(default) == 2 else len(default)} numbers"
-        words += ", the first of which may be None" * (default[0] is None)
-        if (found := several(value, len(default))) is None:
-            raise ValueError(words)
-        # torch.optim.Adafactor's eps begins with None
+        expected = "a pair of numbers" if len(default) == 2 else f"{len(default)} numbers"
+        if default[0] is None:  # torch.optim.Adafactor's eps begins with None
+            expected += ", the first of which may be None"
+        if (members := several(value, len(default))) is None:
+            raise ValueError(expected)
         return tuple(
-            None if one is None and usual is None else _number(one, words)
-            for one, usual in zip(found, default, strict=True)
+            None if member is None and usual is None else _number(member, expected)
+            for member, usual in zip(members, default, strict=True)
         )
     if isinstance(default, (int, float)) or (name == "clip_norm" and value is not None):
         return _number(value, "a number")
     return value
 
 
-def _number(value: Any, words: str) -> Any:
+def _number(value: Any, expected: str) -> Any:
     if isinstance(value, torch.Tensor) and value.numel() != 1:
-        raise ValueError(f"{words} or a tensor of one element, not of shape {tuple(value.shape)}")
+        shape = tuple(value.shape)
+        raise ValueError(f"{expected} or a tensor of one element, not of shape {shape}")
     if math.isnan(real(value)):
-        text = isinstance(value, (str, bytes))  # as YAML reads 1e-3
-        raise TypeError(words + WRITTEN * text)
+        raise TypeError(expected + yaml_hint(value))
     return plain(value)
 
 
+def yaml_hint(value: Any) -> str:
+    """The end of an error message for a number that came as text: YAML reads 1e-3 as a string."""
+    if isinstance(value, (str, bytes)):
+        return "; write it without quotes, and 1.0e-3 for 1e-3 in YAML"
+    return ""
+
+
 def outside() -> int:
-    """The stacklevel of a caller's warning: where this package and torch were called from."""
+    """The stacklevel with which a caller's warning points outside this package and torch."""
     inside = tuple(str(Path(package).parent) + os.sep for package in (__file__, torch.__file__))
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):

@@ -1,5 +1,6 @@
-"""The one torch.optim.Optimizer: groups, closures, hooks, checkpoints. How a step is computed
-stands in `executor.py` and `backends/`, what is computed in `formulas/`.
+"""The torch.optim.Optimizer behind every class: groups, closures, hooks, checkpoints.
+
+`formulas/` defines what a step computes, `backends/` runs it.
 """
 
 from __future__ import annotations
@@ -25,30 +26,30 @@ from .executor import Executor, Stale
 from .families import family_of
 from .family import Family, warn_about
 from .loading import Loaded, load
-from .options import STORAGE, outside, taken
+from .options import STORAGE, list_params, outside
 from .trace import Program
 
 P = ParamSpec("P")
 _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 
 
-def _watched(step: Callable[P, Any]) -> Callable[P, Any]:
-    """The step with torch's hooks and profiling, which get the arguments as they were given."""
-    watched = torch.optim.Optimizer.profile_hook_step(step)
+def _with_hooks(step: Callable[P, Any]) -> Callable[P, Any]:
+    """The step with torch's hooks and profiling; they see the caller's own arguments."""
+    hooked = torch.optim.Optimizer.profile_hook_step(step)
 
     @wraps(step)
-    def given(*args: P.args, **kwargs: P.kwargs) -> Any:
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Any:
         if torch.compiler.is_compiling():
             return uncompiled(*args, **kwargs)
         self: Any = args[0]
         for graphs in (torch.cuda, torch.xpu):
             if graphs.is_initialized() and graphs.is_current_stream_capturing():
                 raise RuntimeError(
-                    f"{self._called}: step() was called while a graph of the stream is captured "
-                    "(torch.cuda.graph), which would repeat this step's learning rate and count "
-                    "for ever; call it after the capture, with capturable=True too"
+                    f"{self._called}: step() was called during the capture of a graph "
+                    "(torch.cuda.graph), which would replay this step's learning rate and count "
+                    "for ever; call it after the capture, even with capturable=True"
                 )
-        # torch's wrapper costs a small model as much as the rest of the step
+        # for a small model torch's wrapper costs as much as the rest of the step
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -56,46 +57,49 @@ def _watched(step: Callable[P, Any]) -> Callable[P, Any]:
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
         ):
-            return watched(*args, **kwargs)
-        if torch._C._len_torch_dispatch_stack():  # of FakeTensorMode, say, which warns of data_ptr
+            return hooked(*args, **kwargs)
+        if torch._C._len_torch_dispatch_stack():  # e.g. FakeTensorMode, which warns about data_ptr
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
                 return step(*args, **kwargs)
         return step(*args, **kwargs)
 
-    uncompiled = torch._disable_dynamo(given)
-    given.hooked = True  # type: ignore[attr-defined]  torch need not wrap it again
-    return given
+    uncompiled = torch._disable_dynamo(wrapped)
+    wrapped.hooked = True  # type: ignore[attr-defined]  so that torch does not wrap it again
+    return wrapped
 
 
 class RuleOptimizer(torch.optim.Optimizer):
-    """A rule, or a family of them, as a torch.optim.Optimizer.
+    """A torch.optim.Optimizer that steps by a rule, or by a family of rules.
 
     params: iterable of tensors, of (name, tensor) pairs, or of dicts with options per group. The
-    other arguments are those of the class (`help` shows its signature); `foreach`, `fused`,
-    `capturable` and `print_change_log` are accepted without effect: the device chooses the backend,
-    and a step inside the capture of a CUDA graph is refused.
-    differentiable=True steps by the reference and lets autograd through all that a step depends on:
-    parameters (no leaves: pass clones), gradients, earlier steps, options that are tensors which
-    require grad; without it such a tensor is its value. backend: "cpu", "foreach" or "eager"; what
-    that one cannot step, the others do. None (the default) takes the fastest for each tensor.
+    other arguments are those of the class (`help` shows its signature). `foreach`, `fused`,
+    `capturable` and `print_change_log` are accepted without effect: the device decides the backend,
+    and a step during the capture of a CUDA graph raises RuntimeError.
+    differentiable: True steps by the reference implementation, and autograd goes through everything
+    that the step depends on: parameters (not leaves: pass clones), gradients, earlier steps, and
+    options that are tensors requiring grad. False uses only the value of such an option.
+    backend: "cpu", "foreach" or "eager"; the other backends step what this one cannot. None (the
+    default) takes the fastest one for each tensor.
 
-    rounding: how a new value is stored in a 16-bit parameter: None to the nearest; "stochastic"
-    (bfloat16 alone; seed: of its noise) up or down with the odds of the distances; "kahan" to the
-    nearest, with what that cuts off in a second number of 16 bits, the state "compensation".
-    cautious: drop the components of the step that do not oppose the current gradient, and never
-    weight decay. clip_norm: as torch.nn.utils.clip_grad_norm_ before the step, over the parameters
-    of a group, dtype and device, in the same loop; the gradients themselves stay as they are. A
-    group may say `rule`, the name of a rule of its own, whose defaults it then takes; rounding and
-    seed are those of the optimizer in every group that says nothing else.
+    rounding: how a 16-bit parameter stores a new value. None rounds to the nearest number;
+    "stochastic" (bfloat16 only, seed: of its noise) rounds up or down at random, the nearer number
+    being the likelier; "kahan" rounds to the nearest and keeps the rounding error in a second
+    16-bit number, the state "compensation".
+    cautious: drop the components of the step that do not oppose the current gradient; weight decay
+    is never dropped.
+    clip_norm: clip the gradients as torch.nn.utils.clip_grad_norm_ does, over all parameters of one
+    group, dtype and device, within the same loop; `.grad` itself does not change.
+    A group may name another `rule`. It then takes that rule's defaults; only rounding, seed,
+    cautious, clip_norm and differentiable still default to the optimizer's.
 
-    Raises ValueError for a value out of its limits, TypeError for an unknown argument, each saying
-    what was given and what was expected; a step that raises has changed nothing.
+    Raises ValueError for a value out of its limits and TypeError for an unknown argument; both say
+    what was given and what was expected. A step that raises has changed nothing.
     """
 
     family: ClassVar[Family]
 
-    @torch._disable_dynamo  # half an optimizer would come out of a break in the middle
+    @torch._disable_dynamo  # a graph break in the middle would leave half an optimizer
     def __init__(self, params: Any, *args: Any, backend: str | None = None, **options: Any) -> None:
         options = self.family.bind(args, options)
         if backend not in (None, *BACKENDS):
@@ -123,7 +127,7 @@ class RuleOptimizer(torch.optim.Optimizer):
             )
 
     def stepped_by(self) -> set[str]:
-        """The names of the backends that made the last step, such as "cpu"."""
+        """The names of the backends that computed the last step, such as "cpu"."""
         groups = self._executor.groups if self._executor is not None else []
         return {str(bucket.wanted.backend) for group in groups for bucket in group.buckets}
 
@@ -140,7 +144,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     # groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options are checked first, and what it leaves out takes the defaults."""
+        """Add a group. Its options are checked first, and missing ones take the defaults."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group is a {type(param_group).__name__}, expected a dict")
         if "params" not in param_group:
@@ -149,27 +153,28 @@ class RuleOptimizer(torch.optim.Optimizer):
                 'one with "params": the tensors'
             )
         family = self._family(param_group)
-        taken(self._called, param_group)
+        list_params(self._called, param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
-            param_group = {**param_group, "rule": rule.name}  # a copy of a rule is another rule
-        all_have = {*STORAGE, "differentiable"}
-        shared = {n: v for n, v in self.defaults.items() if n in all_have}
-        # only where the bytes are, and whether autograd goes through, is for all
-        own = self.defaults if family is self.family else {**family.arguments, **shared}
-        group = {**own, **param_group}
+            # the name is saved; only the registered rule itself can be found by it again
+            param_group = {**param_group, "rule": rule.name}
+        # a group with another rule shares only these defaults with the optimizer
+        common = {*STORAGE, "differentiable"}
+        shared = {n: v for n, v in self.defaults.items() if n in common}
+        defaults = self.defaults if family is self.family else {**family.arguments, **shared}
+        group = {**defaults, **param_group}
         if group.get("rounding") == "stochastic":
             group.setdefault("seed", 0)
         group = family.validate(group)
         for name, source in family.captured.items():
             if name not in group:
-                given = family.read(group, source, family.rule(group))
-                # as it was then, whatever becomes of the tensor
-                group[name] = given.clone() if isinstance(given, Tensor) else given
+                value = family.read(group, source, family.rule(group))
+                # a copy: the user may change the tensor later
+                group[name] = value.clone() if isinstance(value, Tensor) else value
         known = {*group, "param_names"}
         with self._lock, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate")
             super().add_param_group(group)
-        for name in {*group} - known:  # torch has put the options of this class beside its own
+        for name in {*group} - known:  # torch added this class's options to another rule's group
             del group[name]
         warn_about(self._called, family, self.param_groups)
 
@@ -179,14 +184,14 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     # the step
 
-    @_watched
+    @_with_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on every parameter that has a gradient; returns the closure's loss, if there is
-        one.
+        """Step every parameter that has a gradient. Returns the closure's loss, or None without a
+        closure.
 
-        All groups are checked and all loops compiled before the first write: a step that raises
-        (RuntimeError for a sparse or misfit gradient) has changed nothing, unless it was
-        interrupted in the middle of the writing (Ctrl-C), or torch's linear algebra failed there.
+        All groups are checked and all loops compiled before anything is written. So a step that
+        raises (RuntimeError for a sparse or mismatched gradient) has changed nothing, unless it was
+        interrupted while it wrote (Ctrl-C), or torch's linear algebra failed at that point.
         """
         return self._step(closure)
 
@@ -208,11 +213,11 @@ class RuleOptimizer(torch.optim.Optimizer):
                         self._executor = None
                         if last:
                             raise RuntimeError(
-                                f"{self._called}: states were replaced by another thread while "
-                                "step() looked at them; replace them between steps"
+                                f"{self._called}: another thread replaced states while step() was "
+                                "reading them; replace them between steps"
                             ) from None
             except BaseException:
-                self._executor = None  # it may have been interrupted while writing
+                self._executor = None  # it may have been interrupted while it wrote
                 raise
         return loss
 
@@ -220,7 +225,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if missing := [n for n in family.arguments if n not in group]:
             raise ValueError(
                 f"{self._called}: a group of the rule {family.name} lacks the options {missing}, "
-                "expected all of them; give a group its rule when it is added, not later"
+                "expected all of them; set a group's rule when you add the group, not later"
             )
         family.validate(group)
 
@@ -228,8 +233,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """torch's, with plain numbers where others have put numpy's into the groups, so that
-        torch.load(weights_only=True) reads it.
+        """torch's state_dict, with numpy numbers in the groups turned into Python's own, so that
+        torch.load(weights_only=True) can read it.
         """
         saved = super().state_dict()
         groups = saved.get("param_groups", ()) if isinstance(saved, dict) else ()  # after hooks
@@ -241,35 +246,35 @@ class RuleOptimizer(torch.optim.Optimizer):
     def load_state_dict(  # type: ignore[override]  torch's returns nothing
         self, state_dict: dict[str, Any], strict: bool = True
     ) -> Loaded:
-        """Take over a checkpoint of this class or, where torch.optim has the class, of torch's.
+        """Load a checkpoint of this class, or of torch.optim's class of the same name.
 
-        Parameters are matched by name if they have names there and here (`named_parameters()`;
-        what DDP, FSDP and torch.compile put before them does not count), else by order. A group
-        takes the options of the saved group that its parameters come from; those that the
-        checkpoint does not know keep their values, and those that nobody here knows are kept and
-        named in a UserWarning. States keep the dtype they were saved in (until a
-        step that needs a wider one) and share no memory with `state_dict`; their elements are not
-        looked at.
+        Parameters are matched by name if both sides have names (`named_parameters()`; prefixes of
+        DDP, FSDP and torch.compile are ignored), else by order. A group takes the options of the
+        saved group that its parameters come from. Options that the checkpoint lacks keep their
+        current values; unknown options are kept and named in a UserWarning. States keep the dtype
+        they were saved in (until a step needs a wider one) and share no memory with `state_dict`.
+        Their elements are not checked.
 
-        strict=False loads what matches, and the report says what did not; a parameter without a
-        match begins anew. Without names it takes groups of the same sizes, and stops in each at
-        the first parameter of another shape, for what follows may have moved.
+        strict=False loads what matches, and the returned report lists what did not; a parameter
+        without a match starts with an empty state. Without names the groups must have equal sizes,
+        and matching stops in each group at the first parameter of another shape, because those
+        after it may have moved.
 
-        Raises ValueError or TypeError for a checkpoint that is damaged, of another optimizer (by
-        its states, or by options that another class has and this one has not) or of another model,
-        and changes nothing then.
+        Raises ValueError or TypeError for a checkpoint that is damaged, of another model, or of
+        another optimizer (told by its states, or by options that another class has and this one
+        lacks). Nothing is changed then.
         """
         if not isinstance(state_dict, Mapping):
             read(self._called, state_dict)
         saved: Any = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            made = hook(self, saved)
-            saved = saved if made is None else made
+            returned = hook(self, saved)
+            saved = saved if returned is None else returned
         with self._lock:
             state, groups, report = load(self, saved, strict, stacklevel=5)
             self.__setstate__({"state": state, "param_groups": groups})
-        for done in self._optimizer_load_state_dict_post_hooks.values():
-            done(self)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
         return report
 
     def __getstate__(self) -> dict[str, Any]:
@@ -278,7 +283,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "defaults" in state and "backend" not in state:  # from torch's class, which knows less
+        if "defaults" in state and "backend" not in state:  # torch's class, which has fewer options
             self.backend = vars(self).get("backend")
             for options in (self.defaults, *self.param_groups):
                 options |= {**self.family.arguments, **options}
@@ -286,13 +291,13 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        make, given, state = self.__reduce__()
-        memo[id(self)] = made = make(*given)
-        made.__setstate__(copy.deepcopy(state, memo))
-        return made
+        make, args, state = self.__reduce__()
+        memo[id(self)] = copied = make(*args)
+        copied.__setstate__(copy.deepcopy(state, memo))
+        return copied
 
     def __reduce__(self) -> Any:
-        from .classes import revive  # which makes its classes of this one
+        from .classes import revive  # here, because classes.py imports this module
 
         if type(self).__module__ != "steepest":  # a subclass of the user's
             return copyreg.__newobj__, (type(self),), self.__getstate__()  # type: ignore[attr-defined]
@@ -303,13 +308,13 @@ def _after_fork() -> None:
     for optimizer in list(_alive):
         if optimizer._lock.acquire(blocking=False):
             optimizer._lock.release()
-        else:  # by a thread in the middle of a step, which does not live in the child
+        else:  # a thread held it during a step, and does not exist in the child
             del optimizer._lock
             optimizer._begin()
-    for kind in (Family, Program):
-        for found in vars(kind).values():
-            if hasattr(found, "lock"):  # before Python 3.12 a cached_property has one
-                found.lock = threading.RLock()
+    for cls in (Family, Program):
+        for attribute in vars(cls).values():
+            if hasattr(attribute, "lock"):  # before Python 3.12 a cached_property has one
+                attribute.lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

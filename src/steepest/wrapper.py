@@ -1,4 +1,4 @@
-"""What stands around another optimizer: groups, states, checkpoints and copies go through."""
+"""The base class of optimizers that wrap another one."""
 
 from __future__ import annotations
 
@@ -14,51 +14,55 @@ from .definition import inside
 from .loading import Pair, by_name, by_order, slots_of
 from .shell import RuleOptimizer
 
-Kind = tuple[Any, str, Callable[[Any], Any]]
-# the key in a state_dict of what wrappers add to it: a list, innermost first
+OptionType = tuple[Any, str, Callable[[Any], Any]]
+# the state_dict's key for what wrappers add to it: a list, innermost first
 LAYERS = "wrappers"
 
 
 class Wrapper(torch.optim.Optimizer):
-    """What is common to optimizers around another one: groups, states, checkpoints, copies."""
+    """An optimizer around another one, whose groups, states and copies it shares.
+
+    _options: option -> its type and its interval.
+    """
 
     optimizer: torch.optim.Optimizer
-    _options: ClassVar[dict[str, tuple[Kind, str]]] = {}
+    _options: ClassVar[dict[str, tuple[OptionType, str]]] = {}
 
     @torch._disable_dynamo
     def __init__(self, optimizer: torch.optim.Optimizer, **options: Any) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             name = type(self).__name__
-            kind = isinstance(optimizer, type)
-            given = f"the class {optimizer.__name__}" if kind else f"a {type(optimizer).__name__}"
+            given = f"a {type(optimizer).__name__}"
+            if isinstance(optimizer, type):
+                given = f"the class {optimizer.__name__}"
             raise TypeError(
-                f"{name}: {given} was given, expected an optimizer that is made already; write "
+                f"{name}: {given} was given, expected an optimizer object; write "
                 f"{name}(steepest.AdamW(model.parameters()))"
             )
         if any(group.get("differentiable") for group in optimizer.param_groups):
             name = type(self).__name__
             raise ValueError(
                 f"{name}: an optimizer with differentiable=True was given, expected False, as "
-                f"autograd does not go through what {name} does to the parameters"
+                f"autograd cannot go through what {name} does to the parameters"
             )
         self.__setstate__({"optimizer": optimizer, **self._checked(options)})
 
     def _checked(self, options: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """The options of this class; ValueError for one that is missing or out of its limits."""
-        found = {}
-        for name, ((kind, words, make), interval) in self._options.items():
-            value: Any = options.get(name)
-            given = plain(value)
-            right = isinstance(given, kind) and (kind is bool or not isinstance(given, bool))
-            if not right or not inside(interval, real(int(given) if kind is bool else given)):
-                expected = words if kind is bool else f"{words} in {interval}"
+        checked = {}
+        for name, ((type_, description, convert), interval) in self._options.items():
+            given: Any = options.get(name)
+            value, is_flag = plain(given), type_ is bool
+            fits = isinstance(value, type_) and (is_flag or not isinstance(value, bool))
+            if not fits or not inside(interval, real(int(value) if is_flag else value)):
+                expected = description if is_flag else f"{description} in {interval}"
                 raise ValueError(
-                    f"{type(self).__name__}: {name}={value!r} was given{where}, expected {expected}"
+                    f"{type(self).__name__}: {name}={given!r} was given{where}, expected {expected}"
                 )
-            found[name] = make(given)
-        return found
+            checked[name] = convert(value)
+        return checked
 
-    # whose groups, states and defaults they are: schedulers read and write them
+    # the wrapped optimizer's own groups, states and defaults: schedulers read and write them
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -73,7 +77,7 @@ class Wrapper(torch.optim.Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:  # type: ignore[override]
         """A copy of the wrapped optimizer's defaults."""
-        return dict(self.optimizer.defaults)  # torch adds a key to what it gets here
+        return dict(self.optimizer.defaults)  # a copy, since torch adds a key to it
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the wrapped optimizer."""
@@ -98,42 +102,43 @@ class Wrapper(torch.optim.Optimizer):
 
     def _layer(self, saved: dict[str, Any]) -> dict[str, Any]:
         """What this class adds to a checkpoint."""
-        return {"kind": self._kind()} | {n: getattr(self, n) for n in self._options}
+        return {"kind": self._public_name()} | {n: getattr(self, n) for n in self._options}
 
     def _read(self, layer: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:
-        """The attributes that a checkpoint's layer stands for; ValueError for a damaged one."""
+        """The attributes saved in a checkpoint's layer; ValueError if it is damaged."""
         return self._checked(layer, " in the checkpoint")
 
     @classmethod
-    def _kind(cls) -> str:
-        """The name of the public class, which a subclass of the user's shares."""
+    def _public_name(cls) -> str:
+        """The name of the public class, also for a subclass of the user's."""
         return next(c.__name__ for c in cls.__mro__ if Wrapper in c.__bases__)
 
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's state_dict, and under "wrappers" what this class adds."""
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
         saved = self.optimizer.state_dict()
         saved = {**saved, LAYERS: [*saved.get(LAYERS, ()), self._layer(saved)]}
-        for after in self._optimizer_state_dict_post_hooks.values():
-            made = after(self, saved)
-            saved = saved if made is None else made
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            returned = hook(self, saved)
+            saved = saved if returned is None else returned
         return saved
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:  # type: ignore[override]
-        """Take over a checkpoint of this class around an optimizer like the wrapped one.
+        """Load a checkpoint of this class around an optimizer like the wrapped one, with the
+        options in it.
 
-        Its options are taken over too. Returns what the wrapped optimizer's load_state_dict
-        returns. Raises ValueError for a checkpoint of something else or a damaged one, and changes
-        nothing then, if the wrapped optimizer changes nothing when it refuses one.
+        Returns what the wrapped optimizer's load_state_dict returns. Raises ValueError for a
+        checkpoint of another class or a damaged one. Nothing is changed then, provided that the
+        wrapped optimizer changes nothing when it raises.
         """
-        called, kind = type(self).__name__, self._kind()
+        called, expected = type(self).__name__, self._public_name()
         saved: Any = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            made = before(self, saved)
-            saved = saved if made is None else made
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            returned = hook(self, saved)
+            saved = saved if returned is None else returned
         groups, rows = read(called, saved)
         saved = dict(saved)
         layers = saved.pop(LAYERS, [])
@@ -141,32 +146,32 @@ class Wrapper(torch.optim.Optimizer):
             isinstance(layer, Mapping) for layer in layers
         ):
             raise ValueError(
-                f"{called}: {LAYERS!r} of the checkpoint is no list of dicts; it is damaged"
+                f"{called}: {LAYERS!r} of the checkpoint is not a list of dicts; it is damaged"
             )
-        found = layers[-1].get("kind") if layers else None
-        if found != kind:
+        wrapper = layers[-1].get("kind") if layers else None
+        if wrapper != expected:
+            given = f"a {wrapper}" if layers else "no wrapper"
             raise ValueError(
-                f"{called}: a checkpoint of {'a ' + str(found) if layers else 'no wrapper'} was "
-                f"given, expected one of {kind}; load it into what it was saved from, or into "
-                ".optimizer, the wrapped one"
+                f"{called}: a checkpoint of {given} was given, expected one of {expected}; load it "
+                "into an optimizer like the one that saved it, or into .optimizer, the wrapped one"
             )
         new = self._read(layers[-1], self._pairs(groups, rows))
         if layers[:-1]:
             saved[LAYERS] = list(layers[:-1])
         report: Any = self.optimizer.load_state_dict(saved)
         self.__dict__.update(new)
-        for done in self._optimizer_load_state_dict_post_hooks.values():
-            done(self)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
         return report
 
     def _pairs(self, groups: list[dict[str, Any]], rows: list[Saved]) -> list[Pair]:
-        """Which parameter is which of the checkpoint's, as the wrapped optimizer will have it."""
+        """The parameters and the checkpoint's, paired as the wrapped optimizer will pair them."""
         called, own, base = type(self).__name__, self.param_groups, self.optimizer
         while isinstance(base, Wrapper):
             base = base.optimizer
         slots = slots_of(own, rows)
         named = rows and all(row.name for row in (*slots, *rows))
-        if named and isinstance(base, RuleOptimizer):  # torch's match by order, names or not
+        if named and isinstance(base, RuleOptimizer):  # torch's optimizers match by order only
             return by_name(called, slots, rows, strict=True)[0]
         sizes = [[len(g["params"]) for g in gs] for gs in (own, groups)]
         return by_order(called, slots, rows, *sizes)

@@ -16,12 +16,12 @@ from torch.nn.utils import get_total_norm
 
 from .loading import Pair
 from .tensors import describe
-from .wrapper import Kind, Wrapper
+from .wrapper import OptionType, Wrapper
 
-# what an option may be: its type, that type in words, what it is saved as
-_BOOL, _WHOLE, _NUMBER = (
-    (bool, "True or False", bool), (Integral, "a whole number", int), (Real, "a number", float)
-)  # fmt: skip
+# the type of an option, its description, and how a value is stored
+_BOOL: OptionType = (bool, "True or False", bool)
+_INTEGER: OptionType = (Integral, "a whole number", int)
+_NUMBER: OptionType = (Real, "a number", float)
 # a factor has to fit the float32 of the loop that multiplies by it
 _LARGEST_FACTOR = 1e38
 
@@ -29,41 +29,42 @@ _LARGEST_FACTOR = 1e38
 class SAM(Wrapper):
     """Sharpness-aware minimisation around any optimizer. Foret et al. 2021, arXiv:2010.01412.
 
-    `SAM(steepest.AdamW(model.parameters()))`. Each step looks for the worst place within `rho` of
-    the parameters, p + rho * g / |g| (equation 2, |g| over all parameters), and gives the wrapped
-    optimizer the gradient from there. It costs two passes instead of one, and a copy of the
-    parameters meanwhile.
+    `SAM(steepest.AdamW(model.parameters()))`. Each step moves the parameters to the worst point
+    within the distance `rho`, p + rho * g / |g| (equation 2, |g| over all parameters), and gives
+    the wrapped optimizer the gradient there. It takes two passes instead of one, and memory for a
+    copy of the parameters.
 
-    optimizer: any torch.optim.Optimizer, made already. rho: radius, in units of the parameters, at
-    least 0. adaptive: ASAM (Kwon et al. 2021, arXiv:2102.11600), whose radius scales
-    with each parameter: p + rho * T**2 * g / |T * g| with T = |p| + eta; its authors take eta 0.01
-    and a ten times larger rho, and leave biases out (T = 1), which this does not. The attributes
-    rho, adaptive and eta may be changed between steps.
+    optimizer: any torch.optim.Optimizer object. rho: radius, in units of the parameters, at least
+    0. adaptive: ASAM (Kwon et al. 2021, arXiv:2102.11600), whose radius scales with each parameter:
+    p + rho * T**2 * g / |T * g| with T = |p| + eta. Its authors take eta 0.01 and a ten times
+    larger rho; they set T = 1 for biases, this class does not. The attributes rho, adaptive and eta
+    may be changed between steps.
 
     `step(closure)` calls the closure twice, with gradients reset in between, and returns the first
-    loss. Where the first gradient is zero or not finite there is nothing to look for, and the
-    wrapped optimizer gets the second gradient from the parameters as they are. 16-bit parameters
-    lose what their dtype cannot hold of p + rho * g / |g|. After each step, and when a closure
-    raises, the parameters are back exactly where they were.
+    loss. If the first gradient is zero or not finite, the second one is taken at the parameters
+    themselves. 16-bit parameters round p + rho * g / |g| to their dtype. Before the wrapped
+    optimizer steps, and when a closure raises, the parameters are exactly what they were.
 
-    Batch normalisation sees both passes. To keep the running statistics of the first alone, let the
-    closure begin with `for m in norms: m.track_running_stats = not optimizer.perturbed`, where
-    norms are the model's layers of that kind: in training such a layer then uses its batch and
-    leaves its statistics. torch.amp.GradScaler takes no closure: use bfloat16 autocast, which needs
-    no scaler.
+    Batch normalisation sees both passes. To update the running statistics in the first pass only,
+    begin the closure with `for m in norms: m.track_running_stats = not optimizer.perturbed`, where
+    norms are the model's layers of that kind: without tracking, a layer in training still uses its
+    batch but leaves its statistics alone. torch.amp.GradScaler does not support closures: use
+    bfloat16 autocast, which needs no scaler.
 
-    Raises TypeError and ValueError for arguments, RuntimeError for a missing closure and for a
-    sparse gradient; nothing has changed then.
+    Raises TypeError or ValueError for a bad argument, RuntimeError for a missing closure or a
+    sparse gradient. Nothing has changed then.
     """
 
     rho: float
     adaptive: bool
     eta: float
     perturbed = False
-    """Whether the parameters are at the worst place now: in the second call of the closure."""
-    _options: ClassVar[dict[str, tuple[Kind, str]]] = {
-        "rho": (_NUMBER, "[0, inf)"), "adaptive": (_BOOL, "[0, 1]"), "eta": (_NUMBER, "[0, inf)"),
-    }  # fmt: skip
+    """Whether the parameters are at the worst point now: during the closure's second call."""
+    _options: ClassVar[dict[str, tuple[OptionType, str]]] = {
+        "rho": (_NUMBER, "[0, inf)"),
+        "adaptive": (_BOOL, "[0, 1]"),
+        "eta": (_NUMBER, "[0, inf)"),
+    }
 
     def __init__(
         self,
@@ -81,13 +82,13 @@ class SAM(Wrapper):
         if closure is None:
             raise RuntimeError(
                 f"{type(self).__name__}: step() was called without a closure, expected one that "
-                "computes the loss, calls backward() and returns the loss, for it is called twice; "
-                "GradScaler passes none on: use bfloat16 autocast without it"
+                "computes the loss, calls backward() and returns the loss (it is called twice); "
+                "GradScaler passes no closure on: use bfloat16 autocast without it"
             )
         return self.optimizer.step(partial(self._sharp, closure))
 
     def _sharp(self, closure: Callable[[], Any]) -> Any:
-        """Leave the gradient from the worst place; the loss where the parameters are."""
+        """Leave the gradients of the worst point in place; returns the loss at the parameters."""
         with torch.enable_grad():
             loss = closure()
         params = [p for p in self._params() if p.grad is not None]
@@ -135,25 +136,26 @@ class Lookahead(Wrapper):
     steps (Algorithm 1). The wrapped optimizer's states stay as they are, which is the paper's
     default. One copy of the parameters is kept.
 
-    optimizer: any torch.optim.Optimizer, made already. k: steps in a cycle, at least 1. alpha: step
-    size of the slow weights, in (0, 1]. Both may be changed between steps. A parameter added in the
-    middle of a cycle goes back to where it was then. The step count and the slow weights are in the
-    state_dict. A step that torch.amp.GradScaler leaves out is not counted.
+    optimizer: any torch.optim.Optimizer object. k: steps in a cycle, at least 1. alpha: step size
+    of the slow weights, in (0, 1]. Both may be changed between steps. For a parameter that is added
+    in the middle of a cycle, slow is its value at that time. The step count and the slow weights
+    are in the state_dict. A step that torch.amp.GradScaler skips is not counted.
 
-    Between cycles the parameters are the slow weights. To evaluate in the middle of one on the slow
-    weights, as the paper does, write `with optimizer.slow(): evaluate(model)`.
+    Between cycles the parameters are the slow weights. To evaluate the slow weights in the middle
+    of a cycle, as the paper does, write `with optimizer.slow(): evaluate(model)`.
 
-    Differs from the paper: there the best k and alpha are searched for each task. Its authors' code
-    has 5 and 0.8 by default, pytorch-optimizer 5 and 0.5; here they are 6 and 0.5.
+    Differs from the paper: there the best k and alpha are searched for each task. The defaults of
+    its authors' code are 5 and 0.8, those of pytorch-optimizer 5 and 0.5; here they are 6 and 0.5.
 
-    Raises TypeError and ValueError for arguments.
+    Raises TypeError or ValueError for a bad argument.
     """
 
     k: int
     alpha: float
-    _options: ClassVar[dict[str, tuple[Kind, str]]] = {
-        "k": (_WHOLE, "[1, inf)"), "alpha": (_NUMBER, "(0, 1]"),
-    }  # fmt: skip
+    _options: ClassVar[dict[str, tuple[OptionType, str]]] = {
+        "k": (_INTEGER, "[1, inf)"),
+        "alpha": (_NUMBER, "(0, 1]"),
+    }
 
     def __init__(self, optimizer: torch.optim.Optimizer, k: int = 6, alpha: float = 0.5) -> None:
         super().__init__(optimizer, k=k, alpha=alpha)
@@ -163,14 +165,14 @@ class Lookahead(Wrapper):
         self._lent = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the wrapped optimizer, every k-th followed by the step back; its result."""
+        """One step of the wrapped optimizer, and its result; the step back follows every k-th."""
         if self._lent:
             raise RuntimeError(
-                f"{type(self).__name__}: step() was called inside of slow(), whose end brings the "
-                "other weights back; step after it"
+                f"{type(self).__name__}: step() was called inside of slow(), which restores the "
+                "fast weights at its end; step after it"
             )
         now = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        # looking every parameter up at each step costs as much as a step where they are small
+        # looking up every parameter would cost as much as a step of small ones
         if not self._count or len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
             self._remember()
             self._seen = now
@@ -186,9 +188,9 @@ class Lookahead(Wrapper):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """The slow weights of a new cycle, or in the middle of one those of new parameters."""
+        """Save the slow weights: of all parameters at the start of a cycle, later of new ones."""
         params = self._params()
-        if not self._count:  # here, and not at the step back: a model may be loaded in between
+        if not self._count:  # not already at the step back: a model may be loaded in between
             known = [p for p in params if p in self._slow]
             self._slow = {p: self._slow[p] for p in known}
             if known:
@@ -197,7 +199,7 @@ class Lookahead(Wrapper):
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """Meanwhile the parameters are the slow weights; afterwards exactly what they were."""
+        """Inside, the parameters are the slow weights; afterwards they are exactly as before."""
         params = [p for p in self._params() if self._count and p in self._slow]
         lent, fast = self._lent, [p.detach().clone() for p in params]
         self._lent = True
@@ -228,15 +230,15 @@ class Lookahead(Wrapper):
         new, count = super()._read(layer, pairs), layer.get("count")
         slow: Any = layer.get("slow")
 
-        def refuse(what: str) -> None:
-            raise ValueError(f"{type(self).__name__}: the checkpoint's {what}; it is damaged")
+        def refuse(problem: str) -> None:
+            raise ValueError(f"{type(self).__name__}: the checkpoint's {problem}; it is damaged")
 
         if type(count) is not int or not 0 <= count < new["k"]:
             refuse(f"count is {count!r}, expected a whole number in [0, {new['k']})")
         keys = {row.key for _, row, _ in pairs} if count else set()
         if not isinstance(slow, Mapping) or slow.keys() != keys:
             refuse(f"slow weights are not those of its {len(keys)} parameters after {count} steps")
-        found: dict[Tensor, Tensor] = {}
+        copies: dict[Tensor, Tensor] = {}
         for (p, _, label, _), row, _ in pairs if count else ():
             value = slow[row.key]
             if (
@@ -247,15 +249,15 @@ class Lookahead(Wrapper):
             ):
                 given = describe(value) if isinstance(value, Tensor) else repr(value)
                 refuse(f"slow weight of {label} is {given}, expected {describe(p)}")
-            found[p] = torch.empty_like(p).detach().copy_(value)
-        return new | {"_count": count, "_slow": found, "_seen": []}
+            copies[p] = torch.empty_like(p).detach().copy_(value)
+        return new | {"_count": count, "_slow": copies, "_seen": []}
 
 
 def _real(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Complex tensors as pairs of real numbers, in the same memory."""
+    """Complex tensors as views of pairs of real numbers; real tensors unchanged."""
     return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
 
 
 def _wide(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The same, with copies in float32 of what has 16 bits."""
+    """The same, with 16-bit tensors copied to float32."""
     return [x.float() if x.itemsize < 4 else x for x in _real(tensors)]

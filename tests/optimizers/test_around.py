@@ -222,7 +222,7 @@ def test_a_step_under_capture_is_refused(name, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(module, "is_initialized", lambda: True)
             patch.setattr(module, "is_current_stream_capturing", lambda: True)
-            with pytest.raises(RuntimeError, match=r"while a graph .* is captured.*after the capt"):
+            with pytest.raises(RuntimeError, match=r"during the capture of a graph.*after the cap"):
                 made.step()
             assert torch.equal(p.detach(), param().detach())
             patch.setattr(module, "is_current_stream_capturing", lambda: False)

@@ -126,7 +126,7 @@ def test_a_damaged_state_switches_nothing(name, damage):
         z.untyped_storage().resize_(0)
     else:
         optimizer.state[params[1]]["z"] = z[:2] if damage == "shape" else 3.0
-    with pytest.raises(RuntimeError, match=r"state 'z' is .*bring both back"):
+    with pytest.raises(RuntimeError, match=r"state 'z' is .*restore both"):
         optimizer.eval()
     assert all(torch.equal(p, old) for p, old in zip(params, before, strict=True))
     assert all(group["train_mode"] for group in optimizer.param_groups)

@@ -200,9 +200,9 @@ def test_what_does_not_match_is_reported_and_begins_anew():
     )
     assert str(report).splitlines() == [
         "2 parameters matched",
-        "1 missing (not in the checkpoint, or behind one of another shape; begun anew): extra",
-        "1 unexpected (in the checkpoint alone): head.bias",
-        "1 reshaped (of another shape there, begun anew): head.weight",
+        "1 missing (not in the checkpoint, or after one of another shape; starts empty): extra",
+        "1 unexpected (only in the checkpoint): head.bias",
+        "1 reshaped (another shape in the checkpoint; starts empty): head.weight",
     ]
     for name, p in pairs:
         want = by_name(checkpoint)[name] if name.startswith("body") else {}
@@ -468,16 +468,16 @@ SPOILT = {
     "sparse mean": (put(*MEAN, value=torch.ones(4, 3).to_sparse()), "has no dense memory"),
     "meta mean": (put(*MEAN, value=torch.ones(4, 3, device="meta")), "has no dense memory"),
     "unknown state": (put("state", 0, "exp_avg_var", value=torch.ones(4, 3)), "by another optim"),
-    "state a list": (put("state", 0, value=[]), "expected an optimizer's state_dict"),
+    "state a list": (put("state", 0, value=[]), "expected a dict"),
     "stray state": (put("state", 9, value={}), "has 9 of its parameters in no group"),
     "states a list": (put("state", value=[]), "expected an optimizer's state_dict"),
     "groups a dict": (put("param_groups", value={}), "expected an optimizer's state_dict"),
     "group a list": (put(*GROUP, value=[]), "expected an optimizer's state_dict"),
     "no params": (cut(*GROUP, "params"), "expected an optimizer's state_dict"),
-    "params a number": (put(*GROUP, "params", value=4), "params that are no list"),
+    "params a number": (put(*GROUP, "params", value=4), "params that are not a list"),
     "params of tensors": (put(*GROUP, "params", value=[torch.ones(1)] * 4), "params that are no"),
     "a param twice": (put(*GROUP, "params", value=[0, 1, 2, 0]), "in no group"),
-    "few names": (put(*GROUP, "param_names", value=["a"]), "param_names that are no list"),
+    "few names": (put(*GROUP, "param_names", value=["a"]), "param_names that are not a list"),
     "odd option": (put(*GROUP, 7, value=1), "has an option 7 in group 0"),
     "lr of words": (put(*GROUP, "lr", value="1e-3"), "lr='1e-3' was given in the checkpoint's"),
     "lr None": (put(*GROUP, "lr", value=None), "lr=None was given"),
@@ -537,7 +537,7 @@ def test_a_complex_parameter_takes_a_complex_state_alone():
 
 def test_tied_parameters_stay_tied():
     (_, p), (_, q) = named({"a": (3,), "b": (3,)})
-    with pytest.warns(UserWarning, match="stands twice"):
+    with pytest.warns(UserWarning, match="same parameter twice"):
         tied = steepest.AdamW([p, p])
     checkpoint = copy.deepcopy(stepped(tied).state_dict())
     tied.load_state_dict(checkpoint)
@@ -853,8 +853,8 @@ def test_decay_keeps_its_kind_or_is_given_up():
     assert (group["weight_decay"], group["weight_decouple"]) == (0.3, False)
     new, report = convert(coupled, "adamw")
     assert new["param_groups"][0]["weight_decay"] == 0.01
-    assert any("another kind" in why for _, why in report.invented)
-    assert any("with the L2 term" in why for _, why in report.kept)
+    assert any("in another way" in why for _, why in report.invented)
+    assert any("had the L2 term" in why for _, why in report.kept)
     group = convert(saved(torch.optim.AdamW, weight_decay=0.3), "nadam")[0]["param_groups"][0]
     assert (group["weight_decay"], group["decoupled_weight_decay"]) == (0.3, True)
 

@@ -239,7 +239,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(argument):
 def test_a_parameter_of_contradictory_kinds_is_an_error():
     model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm((2, 2)))
     model[1].weight = model[0].weight
-    both = r"'0\.weight' \(weight\) and '1\.weight' \(norm\), which do not both decay"
+    both = r"'0\.weight' \(weight\) and '1\.weight' \(norm\) are one tied parameter"
     with pytest.raises(ValueError, match=both):
         param_groups(model, weight_decay=0.1)
     assert "0.weight" in still(model, no_decay="1.weight")  # any of its names will do
@@ -416,9 +416,9 @@ def test_layers_by_hand():
     assert (found["token"], found["blocks.0.gain"]) == (0.125, 0.25)
     assert (found["blocks.1.gain"], found["blocks.2.gain"], found["norm.bias"]) == (0.5, 0.5, 1.0)
     assert rates(Transformer(), layers=[layers[0], Block, layers[3]])["blocks.2.gain"] == 0.5
-    with pytest.raises(ValueError, match=r"33 parameters stand in no layer \('blocks\.0\.gain', "):
+    with pytest.raises(ValueError, match=r"33 parameters are in no layer \('blocks\.0\.gain', "):
         rates(Transformer(), layers=[layers[0], layers[3]])
-    overlap = r"'blocks\.0\.gain' stands in layers\[0\] \('blocks'\) and layers\[2\]"
+    overlap = r"'blocks\.0\.gain' is in layers\[0\] \('blocks'\) and in layers\[2\]"
     with pytest.raises(ValueError, match=overlap):
         rates(Transformer(), layers=["blocks", layers[0], "blocks.0", layers[3]])
 

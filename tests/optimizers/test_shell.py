@@ -802,7 +802,7 @@ def test_groups_may_carry_entries_of_others():
     ("saved", "message"),
     [
         ({"state": {}, "param_groups": [{}]}, "expected an optimizer's state_dict"),
-        ({"state": {0: 5}, "param_groups": [{"params": [0, 1]}]}, "expected an optimizer's"),
+        ({"state": {0: 5}, "param_groups": [{"params": [0, 1]}]}, "expected a dict"),
         ({"state": {}, "param_groups": [{"params": [0, 1], "lr": -5}]}, "lr=-5.0 was given"),
         ({"state": {}, "param_groups": [{"params": [0, 1], "betas": 7}]}, "betas=7 was given"),
     ],

@@ -598,10 +598,10 @@ def damaged():
         "plain": (pop("wrappers"), "a checkpoint of no wrapper was given, expected one of Look"),
         "sam": (lambda s: s["wrappers"].pop(), "a checkpoint of a SAM was given, expected one of"),
         "bare": (lambda s: s["wrappers"].pop(0), "SAM: a checkpoint of no wrapper was given"),
-        "text": (lambda s: s.update(wrappers="SAM"), "'wrappers' of the checkpoint is no list"),
+        "text": (lambda s: s.update(wrappers="SAM"), "'wrappers' of the checkpoint is not a"),
         "state": (pop("state"), "expected an optimizer's state_dict"),
-        "groups": (lambda s: s["param_groups"].clear(), "a different number of groups, 0 and not"),
-        "size": (lambda s: s["param_groups"][0]["params"].pop(), "another size, 3 parameters"),
+        "groups": (lambda s: s["param_groups"].clear(), "a different number of groups: 0, exp"),
+        "size": (lambda s: s["param_groups"][0]["params"].pop(), "another size: 3 parameters"),
         "k": (layer(k=0), r"k=0 was given in the checkpoint, expected a whole number in \[1, inf"),
         "alpha": (layer(alpha=None), "alpha=None was given in the checkpoint, expected a number"),
         "count": (layer(count=4), r"count is 4, expected a whole number in \[0, 4\)"),
@@ -672,7 +672,7 @@ def test_hooks_of_checkpoints():
     ("make", "error", "said"),
     [
         (lambda o: steepest.SAM(torch.optim.AdamW), TypeError, "SAM: the class AdamW was given, "
-         r"expected an optimizer that is made already; write SAM\(steepest.AdamW\(model"),
+         r"expected an optimizer object; write SAM\(steepest.AdamW\(model"),
         (lambda o: steepest.Lookahead([torch.ones(2)]), TypeError, "Lookahead: a list was given"),
         (lambda o: steepest.SAM(o, rho=-0.1), ValueError, r"SAM: rho=-0.1 was given, expected a "),
         (lambda o: steepest.SAM(o, rho=math.nan), ValueError, "rho=nan was given"),
@@ -767,7 +767,7 @@ def test_a_scaler_does_not_take_sam():
     optimizer = steepest.SAM(torch.optim.SGD([p], lr=1.0))
     scaler = torch.amp.GradScaler("cpu")
     p.grad = scaler.scale(torch.ones(1))
-    with pytest.raises(RuntimeError, match="GradScaler passes none on: use bfloat16 autocast"):
+    with pytest.raises(RuntimeError, match="GradScaler passes no closure on: use bfloat16"):
         scaler.step(optimizer)
     assert p.item() == 0
 

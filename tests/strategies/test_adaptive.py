@@ -13,7 +13,7 @@ from scipy import integrate, stats
 from torch import nn
 
 import steepest
-from steepest.checks import _say
+from steepest.checks import _warn_once
 from steepest.strategies import (
     AdaptiveBatch,
     Loader,
@@ -411,9 +411,9 @@ def test_too_little_memory_is_no_reason_for_the_slow_loop(error):
 
 
 def test_the_slow_loop_is_said_once(caplog):
-    _say.cache_clear()
+    _warn_once.cache_clear()
     model, batch = network(), data(8)
     for _ in range(2):
         per_sample(model, reads, batch)
     assert [record.name for record in caplog.records] == ["steepest"]
-    assert "goes sample by sample" in caplog.text
+    assert "processed one at a time" in caplog.text
