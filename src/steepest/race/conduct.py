@@ -14,8 +14,6 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any
 
-import numpy as np
-
 from steepest.race import (
     BadCall,
     entries,
@@ -30,6 +28,7 @@ from steepest.race import (
     trials,
 )  # fmt: skip
 from steepest.race.folder import NOTHING, begun, locked, write
+from steepest.race.outcomes import settle
 from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
 from steepest.race.request import MOST, Request, agree, provenance
@@ -143,8 +142,7 @@ def _found(
 def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
     """Write all but the store of `folder` anew, from the store alone; the summary."""
     store = Store(place.of(folder, storage))
-    pairs = store.results()
-    task = _seen(store.task, store.plan, pairs)
+    task, pairs = settle(store.task, store.plan, store.results())
     backends = {
         entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
         for entry in store.plan.entries
@@ -159,22 +157,6 @@ def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
     write(folder / "runs.csv", tables.runs(task, pairs))
     write(folder / "curves.csv", tables.curves(pairs))
     return summary
-
-
-def _seen(task: Task, plan: Plan, pairs: Sequence[tuple[Trial, Result]]) -> Task:
-    """The task with what only its runs tell: whether there is test data, and a target."""
-    ended = [(t, r) for t, r in pairs if not r.diverged]
-    fresh = [r for t, r in ended if t.phase == FRESH]
-    if task.measured is not None:  # nobody has said how bad a run can be: as those that ended
-        ran = [v for r in fresh for v in (r.validation[-1], r.test) if v is not None]
-        task = replace(task, worst=(min if task.maximize else max)([task.measured, *ran]))
-    target = task.target
-    if target is None:  # what most runs reach, whoever made them; until there are any, the first
-        mine = [r for t, r in ended if t.entry == plan.baseline]
-        last = [protocol.clamped(task, r.validation[-1]) for r in fresh or mine[:1]]
-        q, side = (0.25, "lower") if task.maximize else (0.75, "higher")
-        target = float(np.quantile(last, q, method=side)) if last else task.worst
-    return replace(task, test_data=all(r.tested for r in fresh), target=target)
 
 
 def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
