@@ -171,9 +171,8 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         seed=request.seed or 0,
         request={key: value for key, value in asdict(request).items() if value is not None},
         data=request.data,
-        baseline=request.against() or "",
         search=searching.parse(request.search, field),
-    )
+    ).compared_to(request.against())
     if request.budget is None:
         return _meant(plan)
     run, warm, _ = _measured(plan, jobs, jobs, pool)
