@@ -94,16 +94,7 @@ def verdict(summary: dict[str, Any]) -> str:
     text += keep + _unspread(summary, rest)
     if keep:
         return text + "."
-    edge, name = max(
-        (max(abs(x) for x in (d.low, d.high) if x is not None), e)
-        for e, d in {**rest, "": Difference(0, 0, 0, 0, 0, None, None, False)}.items()
-        if d.low is not None
-    )
-    if edge and name:
-        text += (
-            f"; differences up to {number(summary, edge)}{units(summary)[1]} remain possible "
-            f"({level(rest[name])} interval)"
-        )
+    text += _possible(summary, rest)
     return text + _more(summary, rest) + "."
 
 
@@ -128,6 +119,23 @@ def _small(summary: dict[str, Any], rest: dict[str, Difference]) -> str | None:
         f"{_plural('interval', len(open_))}), less than a quarter of what {summary['baseline']} "
         f"varies by from seed to seed (sd {own}, from the median absolute deviation)"
     )
+
+
+def _possible(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
+    """How much better, and how much worse, an undecided entry may be by its interval."""
+    said = []
+    for word, sign in (("better", 1), ("worse", -1)):
+        sign *= 1 if summary["maximize"] else -1
+        ends = [
+            (max(sign * d.low, sign * d.high), name)
+            for name, d in rest.items()
+            if d.low is not None and d.high is not None
+        ]
+        end, name = max(ends, default=(0.0, ""))
+        if end > 0:
+            by = number(summary, end) + units(summary)[1]
+            said.append(f"up to {by} {word} ({name}, {level(rest[name])} interval)")
+    return f"; {' and '.join(said)} remain possible" if said else ""
 
 
 def _unspread(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
