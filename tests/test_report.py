@@ -113,7 +113,7 @@ def test_the_same_race_gives_the_same_bytes():
 def test_diverged_runs_are_shown():
     summary = race(lost=LOST)
     text = " ".join(Page(report.page(summary)).text.split())
-    assert "adam (2 of 6 diverged)" in text
+    assert "adam (2 of 6 failed)" in text
     assert "momentum (n=36, 1 diverged)" in text
     panels = dict(zip(FIELD, drawings(summary)["Sensitivity"], strict=True))
     (_, y) = spots(panels["momentum"], "e1-l").T

@@ -135,7 +135,7 @@ def test_a_curve_by_hand():
 
 def test_claims_hold_together_and_intervals_alone():
     said = " ".join(caveats(race()))
-    assert "the claims hold at 5 % together; each interval stands alone" in said
+    assert "all claims together hold at 5 %; each interval has the level of its own test" in said
 
 
 def test_target_is_reached_at_the_first_evaluation_that_meets_it():
@@ -368,6 +368,26 @@ def test_failure_is_counted_as_it_is_tested():
     assert "1 of n=10 fresh runs of adam failed" in said
     both = " ".join(caveats(made_up({"adamw": [0.0, *BASE[1:]], "adam": [0.0, *BETTER[1:]]}, TEN)))
     assert "1 of n=10 fresh runs of each of adamw, adam failed" in both
+
+
+def test_one_number_of_failed_runs_is_shown_everywhere():
+    ends = {"adamw": BASE, "adam": [0.0, 0.0, *BETTER[2:]]}  # no better than WORST, and finite
+    summary = made_up(ends, TEN)
+    assert columns(summary)[-1] == "failed"
+    assert [row[-1] for row in rows(summary)] == ["0/10 (0/50)", "2/10 (0/50)"]
+    text = " ".join(Page(report.page(summary)).text.split())
+    assert "adam (untuned, 2 of 10 failed)" in text
+    assert "2/10 (0/50)" in text
+    assert "Failed: fresh runs that diverged or, where the task gives a worst metric," in text
+    shown = terminal._table(summary, 120)
+    assert str(shown.columns[-1].header) == "failed"
+    assert [str(cell) for cell in shown.columns[-1].cells] == ["0/10 (0/50)", "2/10 (0/50)"]
+    plan = replace(TEN, trials=1)
+    with terminal.Progress(DIGITS, plan) as progress:
+        for i, end in enumerate(ends["adam"]):
+            trial = Trial("digits", FRESH, "adam", i, i, 2, {"lr": 0.1})
+            progress.advance(trial, Result([2], [0.9], [0.1], end))
+        assert "2 failed" in progress._line()
 
 
 def test_too_few_pairs_have_no_interval_and_are_not_the_same_on_every_seed():

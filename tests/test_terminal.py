@@ -48,7 +48,7 @@ def test_the_table_has_every_entry_with_its_best_its_runs_and_what_diverged():
     for trial, result in runs:
         progress.advance(trial, result)
     text = drawn(progress)
-    assert "fresh seeds: 75 of 75 runs, 2 diverged, about 0:00:00 left" in text
+    assert "fresh seeds: 75 of 75 runs, 2 failed, about 0:00:00 left" in text
     for entry in PLAN.entries:
         tuned = [r.validation[-1] for t, r in runs
                  if (t.phase, t.entry) == ("tuning", entry) and not r.diverged]  # fmt: skip

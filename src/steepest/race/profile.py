@@ -172,7 +172,7 @@ def table(found: dict[str, Any]) -> Table:
 def page(found: dict[str, Any]) -> str:
     """The profile as a page without scripts or requests."""
     names = list(found["entries"])
-    fields = {"diverged": {"fresh": 0}, "test": ()}
+    fields = {"failed": 0, "test": ()}
     drawn = {
         "entries": dict.fromkeys(names, fields),
         "baseline": "adamw" if "adamw" in names else names[0],

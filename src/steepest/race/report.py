@@ -82,10 +82,10 @@ def keys(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """One line of the legend for each entry, in the order of the entries."""
     grey, found = untuned(summary), []
     for (name, entry), look in zip(summary["entries"].items(), looks(summary), strict=True):
-        lost, n = entry["diverged"]["fresh"], len(entry["test"])
+        lost, n = entry["failed"], len(entry["test"])
         notes = ["baseline"] if name == summary["baseline"] else []
         notes += ["untuned"] if name in grey else []
-        notes += [f"{lost} of {n} diverged"] if lost else []
+        notes += [f"{lost} of {n} failed"] if lost else []
         dashes = "none" if look["ls"] == "-" else " ".join(map(str, look["ls"][1]))
         found.append(
             {

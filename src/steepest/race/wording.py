@@ -265,8 +265,8 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         lines.append(
             f"Differences are paired by seed (n={n}): {_same(summary)}. "
             f"{kinds}, Holm-corrected over {len(compared)} "
-            f"{_plural('comparison', len(compared))}: the claims hold at 5 % together; "
-            f"each interval stands alone, at the level at which it was tested."
+            f"{_plural('comparison', len(compared))}: all claims together hold at 5 %; "
+            f"each interval has the level of its own test."
         )
         if exact:
             lost = [e for e in exact if entries[e]["failed"] or entries[base]["failed"]]
@@ -296,7 +296,7 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     if no_better:
         lines.append(
             f"{no_better} of {sum(len(e['test']) for e in entries.values())} fresh runs ended no "
-            f"better than a run that diverges, and counts as failed, with {summary['metric']} "
+            f"better than a run that diverges; each counts as failed, with {summary['metric']} "
             f"{worst}."
         )
     if lost:
@@ -465,7 +465,7 @@ def columns(summary: dict[str, Any]) -> tuple[str, ...]:
         "training ms/step",
         *["gradients"] * costs(summary),
         "state bytes/parameter",
-        "diverged",
+        "failed",
     )
 
 
@@ -518,7 +518,7 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
         UNKNOWN if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
         *[f"{entry['gradients']:,.0f}" if entry["gradients"] else UNKNOWN] * costs(summary),
         bytes_each,
-        f"{entry['diverged']['fresh']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
+        f"{entry['failed']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
     ]
 
 
