@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
 
 from steepest.race import (
     BadCall,
@@ -32,6 +31,7 @@ from steepest.race.outcomes import settle
 from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
 from steepest.race.request import MOST, Request, agree, provenance
+from steepest.race.schema import Provenance, Summary
 from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.tasks import Task
@@ -49,7 +49,7 @@ def race(
     resume: bool = False,
     storage: str | None = None,
     study: str | None = None,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[Summary, bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
     pool: of `jobs` workers with the work `trials.runner(...)`, if there is one already.
@@ -68,7 +68,7 @@ def _race(
     resume: bool,
     storage: str | None,
     study: str | None,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[Summary, bool]:
     started = perf_counter()
     request.check(resume=resume)
     if resume and not folder.exists():
@@ -139,7 +139,7 @@ def _found(
     return store
 
 
-def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
+def rebuild(folder: Path, storage: str | None = None) -> Summary:
     """Write all but the store of `folder` anew, from the store alone; the summary."""
     store = Store(place.of(folder, storage))
     task, pairs = settle(store.task, store.plan, store.results())
@@ -147,11 +147,11 @@ def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
         entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
         for entry in store.plan.entries
     }
-    known = {**store.provenance, "backends": backends}
+    known: Provenance = {**store.provenance, "backends": backends}
     with entries.declared(store.spaces):
         summary = summarise(task, store.plan, pairs, known)
-    for entry, found in summary["entries"].items():
-        found["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, entry)]
+    for name, entry in summary["entries"].items():
+        entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write(folder / "report.html", report.page(summary))
     write(folder / "runs.csv", tables.runs(task, pairs))
@@ -185,7 +185,7 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     if count < protocol.LEAST_TRIALS:
         enough = spent + protocol.enough(**cost, seeds=request.seeds)
     plan = replace(plan, trials=count, seeds=seeds, over_budget=short, enough=enough)
-    for said in (over_budget(asdict(plan)) if short else "", too_little(asdict(plan))):
+    for said in (over_budget(plan.record()) if short else "", too_little(plan.record())):
         if said:
             print(f"steepest: {said}", file=sys.stderr)
     return _meant(plan)

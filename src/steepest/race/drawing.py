@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -54,12 +54,12 @@ STYLE: dict[Any, Any] = {
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def untuned(summary: dict[str, Any]) -> set[str]:
+def untuned(summary: Mapping[str, Any]) -> set[str]:
     """The entries that are not to be judged by their curves: grey in every figure."""
     return {name for name, entry in summary["entries"].items() if entry.get("untuned")}
 
 
-def looks(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def looks(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How each entry is drawn, as matplotlib's keywords: colour, dashes and marker all differ."""
     grey, found, rival = untuned(summary), [], 0
     for name in summary["entries"]:
@@ -75,7 +75,7 @@ def looks(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def lines(
-    summary: dict[str, Any],
+    summary: Mapping[str, Any],
     lines: Sequence[tuple[Sequence[float], Sequence[float], Any, Any]],
     xlabel: str,
     ylabel: str,

@@ -12,6 +12,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from steepest.race.drawing import INK, SIZE, draw, lines, looks, short
+from steepest.race.schema import EntrySummary, Summary
 from steepest.race.wording import counted, judged_on, spread
 
 PANEL = (2.5, 1.9)
@@ -19,7 +20,7 @@ FAR = 4.0
 """Times the median distance to the best: what lies farther off is drawn at the edge."""
 
 
-def figures(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def figures(summary: Summary) -> list[dict[str, Any]]:
     """Each figure as title, text, and its drawings: (SVG, class in the page, head or None)."""
     entries = list(summary["entries"].values())
     if not any(entry["tuning"] for entry in entries):
@@ -28,17 +29,17 @@ def figures(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return [figure for figure in (*made, _sensitivity(summary)) if figure]
 
 
-def _scaled(summary: dict[str, Any], values: Iterable[float | None]) -> list[float]:
+def _scaled(summary: Summary, values: Iterable[float | None]) -> list[float]:
     """Metrics as they are shown; what is not finite is not drawn."""
     scale = 100.0 if summary["proportion"] else 1.0
     return [math.nan if v is None or not math.isfinite(v) else scale * v for v in values]
 
 
-def _score(summary: dict[str, Any], split: str = "validation") -> str:
+def _score(summary: Summary, split: str = "validation") -> str:
     return f"{split} {summary['metric']}{' (%)' if summary['proportion'] else ''}"
 
 
-def _limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[float, float]:
+def _limits(summary: Summary, values: Iterable[float]) -> tuple[float, float]:
     """Ends of a metric's axis. One run that went astray does not flatten the others."""
     known = sorted((v for v in values if math.isfinite(v)), reverse=summary["maximize"])
     if not known:
@@ -55,24 +56,23 @@ def _limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[float, fl
 # --- one figure each
 
 
-def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
+def _differences(summary: Summary) -> dict[str, Any] | None:
     """Per-seed differences to the baseline: what the verdict is about."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
     baseline = summary["entries"][base]["test"]
     names = list(summary["entries"])
-    rivals = [n for n in names if summary["entries"][n]["difference"]]
-    if not rivals:
+    judged = {n: d for n in names if (d := summary["entries"][n]["difference"])}
+    if not judged:
         return None
-    rivals.sort(
-        key=lambda n: summary["entries"][n]["difference"]["mean"], reverse=not summary["maximize"]
-    )
+    rivals = sorted(judged, key=lambda n: judged[n]["mean"], reverse=not summary["maximize"])
 
     ends = {}
     for name in rivals:
         entry = summary["entries"][name]
         each = [scale * (a - b) for a, b in zip(entry["test"], baseline, strict=True)]
-        d = {k: entry["difference"][k] for k in ("low", "mean", "high")}
-        ends[name] = each, *(None if v is None else scale * v for v in d.values())
+        d = judged[name]
+        points = d["low"], d["mean"], d["high"]
+        ends[name] = each, *(None if v is None else scale * v for v in points)
     widest = [max(abs(v) for v in (*each, *rest) if v is not None) for each, *rest in ends.values()]
     edge = 1.08 * (min(max(widest), FAR * st.median(widest) or max(widest)) or 1.0)
 
@@ -113,11 +113,16 @@ def _differences(summary: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _by_training(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def _by_training(summary: Summary) -> list[dict[str, Any]]:
     """The validation metric by step and by second, each on linear and on logarithmic axes."""
     entries, n = list(summary["entries"].values()), counted(summary, "test", "fresh seed")
     curves = [
-        {k: _scaled(summary, v) for k, v in e["curve"].items() if k != "steps"} for e in entries
+        {
+            "median": _scaled(summary, e["curve"]["median"]),
+            "low": _scaled(summary, e["curve"]["low"]),
+            "high": _scaled(summary, e["curve"]["high"]),
+        }
+        for e in entries
     ]
     late = [v for c in curves for v in c["median"][len(c["median"]) // 4 :]]
     if not late:
@@ -156,7 +161,7 @@ def _by_training(summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _by_trials(summary: dict[str, Any]) -> dict[str, Any] | None:
+def _by_trials(summary: Summary) -> dict[str, Any] | None:
     """Expected best validation metric against the number of tuning trials."""
     found = [e.get("expected_best") or [] for e in summary["entries"].values()]
     if max(map(len, found)) < 2:
@@ -179,7 +184,7 @@ def _by_trials(summary: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _sensitivity(summary: dict[str, Any]) -> dict[str, Any] | None:
+def _sensitivity(summary: Summary) -> dict[str, Any] | None:
     """The metric of every tuning trial over its learning rate: a panel for each entry."""
     found = []
     for entry in summary["entries"].values():
@@ -234,7 +239,7 @@ def _sensitivity(summary: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _training_time(entries: list[dict[str, Any]]) -> str:
+def _training_time(entries: list[EntrySummary]) -> str:
     """What stands on the axis of seconds: without the runs that diverged, which have no end."""
     if not any(entry["diverged"]["fresh"] for entry in entries):
         return "training time"

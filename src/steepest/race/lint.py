@@ -14,10 +14,11 @@ from scipy import stats
 
 import steepest
 from steepest.race.protocol import LEAST_TRIALS
+from steepest.race.schema import EntrySummary, Summary, TuningTrial
+from steepest.race.schema import Finding as FindingRecord
 from steepest.race.statistics import ALPHA, LEAST, compare, paired
 from steepest.race.wording import _plural
 
-Summary = dict[str, Any]
 Finding = tuple[str, str]
 """(entry, sentence)"""
 TRIALS_TO_JUDGE = 3
@@ -28,7 +29,7 @@ POINTS_PER_KNOB = 4
 """Quasi-random points that a knob needs: over the usual four decades, one in each."""
 
 
-def lint(summary: Summary) -> list[dict[str, str]]:
+def lint(summary: Summary) -> list[FindingRecord]:
     """All findings about a race, in the order of `RULES`. An interrupted race is not judged."""
     if not summary["complete"]:
         return []
@@ -46,7 +47,7 @@ def untuned(summary: Summary) -> Iterator[Finding]:
             yield name, f"{name} is untuned: {entry['untuned']}"
 
 
-def untuned_because(tuning: list[dict[str, Any]]) -> str | None:
+def untuned_because(tuning: list[TuningTrial]) -> str | None:
     """Why only the defaults could be chosen, and the cure; None where there was a choice."""
     defaults = tuning[0]["hyperparameters"]
     if not defaults:
@@ -72,7 +73,7 @@ def diverged_best(summary: Summary) -> Iterator[Finding]:
     """The chosen configuration does not train."""
     for name, entry in summary["entries"].items():
         lost, n = entry["diverged"]["fresh"], len(entry["test"])
-        hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"])
+        hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"] or ())
         if hopeless:
             text = (
                 f"All tuning trials of {name} diverged for {hopeless} of {n} fresh "
@@ -105,7 +106,7 @@ def border(summary: Summary) -> Iterator[Finding]:
     }
     for (name, knob), (low, high) in judged.items():
         entry, at = summary["entries"][name], {"lowest": 0, "highest": 0}
-        for i, chosen in enumerate(entry["chosen"]):
+        for i, chosen in enumerate(entry["chosen"] or ()):
             tried = entry["tuning"][i * trials : (i + 1) * trials]
             best = entry["tuning"][chosen]
             equal = [t for t in tried if t["validation"] == best["validation"]]
@@ -129,7 +130,7 @@ def border(summary: Summary) -> Iterator[Finding]:
 def few_trials(summary: Summary) -> Iterator[Finding]:
     """Fewer quasi-random points than four a knob."""
     for name, entry in summary["entries"].items():
-        knobs, points = len(entry["hyperparameters"]), summary["plan"]["trials"] - 1
+        knobs, points = len(entry["hyperparameters"] or ()), summary["plan"]["trials"] - 1
         if 0 < points < POINTS_PER_KNOB * knobs:
             need = POINTS_PER_KNOB * knobs + 1
             text = (
@@ -152,7 +153,7 @@ def worse_than_default(summary: Summary) -> Iterator[Finding]:
         return
     if entry["diverged"]["fresh"]:  # which `diverged_best` says; a t test knows nothing then
         return
-    if all(i % trials == 0 for i in entry["chosen"]):  # what was run again are the defaults
+    if all(i % trials == 0 for i in entry["chosen"] or ()):  # what was run again are the defaults
         return
     before = [trial["validation"] for trial in defaults]
     short = (st.fmean(before) - st.fmean(fresh)) * (1 if summary["maximize"] else -1)
@@ -187,7 +188,7 @@ def inclusion(summary: Summary) -> Iterator[Finding]:
         knob, how = steepest.rules[general].includes[special]
         a, b = (found[name]["test"] for name in (general, special))
         if d.claim and (d.mean < 0) == summary["maximize"]:
-            searched = knob in found[general]["hyperparameters"]
+            searched = knob in (found[general]["hyperparameters"] or ())
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
                 f"{general} ({shown(st.fmean(a))}) loses to {special} ({shown(st.fmean(b))}) at "
@@ -203,7 +204,7 @@ def schedule(summary: Summary) -> Iterator[Finding]:
         rule = name.partition("+")[0]
         if rule not in steepest.rules:
             continue
-        chosen = {name: middle for name, (_, middle, _) in entry["hyperparameters"].items()}
+        chosen = {name: middle for name, (_, middle, _) in (entry["hyperparameters"] or {}).items()}
         for knob, clock in steepest.rules[rule].clocks.items():
             value = {**steepest.rules[rule].defaults, **chosen}[knob]
             if clock.step(value) > steps:
@@ -270,11 +271,12 @@ RULES: dict[str, Callable[[Summary], Iterator[Finding]]] = {
 }
 
 
-def _lower(entry: dict[str, Any], name: str) -> str:
+def _lower(entry: EntrySummary, name: str) -> str:
     """The option that asks for a lower range of the learning rate."""
-    low, high = (entry["space"] or {}).get("lr", (None, None))
-    if low is None:
+    ends = (entry["space"] or {}).get("lr")
+    if ends is None:
         return "it another --search range"
+    low, high = ends
     return f"--search {name}.lr={low / 10:.4g}:{high / 10:.4g}"
 
 

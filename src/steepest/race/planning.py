@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 from scipy import optimize, stats
@@ -101,7 +100,7 @@ def text(
                 f"A difference to {plan.baseline} of {effect:.2f} standard deviations of the "
                 f"paired differences would be {found}; how large they are no pilot run has said."
             )
-    if comparisons > 0 and (few := too_little(asdict(plan))):
+    if comparisons > 0 and (few := too_little(plan.record())):
         lines.append(f"{few}.")
     if comparisons > 0 and lost[0]:
         lines.append(

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from steepest.race import BadCall, entries, searching
+from steepest.race.schema import PlanRecord
 from steepest.race.tasks import Task
 
 TRIALS, SEEDS = 8, 10
@@ -71,6 +72,12 @@ class Plan:
                 f"{', '.join(self.entries)}"
             )
         return replace(self, baseline=baseline)
+
+    def record(self) -> PlanRecord:
+        """The plan as JSON."""
+        fields = asdict(self)
+        fields["entries"] = list(self.entries)
+        return PlanRecord(**fields)
 
     @property
     def tunings(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics as st
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
 from steepest.race.drawing import DARK, LIGHT, PAGE, looks, untuned
 from steepest.race.figures import figures
+from steepest.race.schema import Summary
 from steepest.race.wording import (
     UNKNOWN,
     beside,
@@ -30,7 +31,7 @@ def rendered(template: str, **known: Any) -> str:
     return pages.get_template(template).render(light=LIGHT, dark=DARK, **known)
 
 
-def page(summary: dict[str, Any]) -> str:
+def page(summary: Summary) -> str:
     """The whole report as HTML."""
     target = summary["target"]
     return rendered(
@@ -58,27 +59,25 @@ def page(summary: dict[str, Any]) -> str:
     )
 
 
-def _measures(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _measures(summary: Summary) -> dict[str, dict[str, str]]:
     """Measure -> entry -> mean and standard deviation over the fresh runs that reported it."""
     found: dict[str, dict[str, str]] = {}
     for entry, known in summary["entries"].items():
         for name in sorted(
             {name for run in known.get("measures", ()) for name in run} - {"gradients"}
         ):  # which stand in the table
-            values = [run[name] for run in known["measures"] if name in run]
+            values = [run[name] for run in known.get("measures", ()) if name in run]
             spread = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
             found.setdefault(name, {})[entry] = f"{st.fmean(values):.4g}{spread} (n={len(values)})"
     return found
 
 
-def _known(
-    say: Callable[[dict[str, Any], str], str | None], summary: dict[str, Any]
-) -> dict[str, str]:
+def _known(say: Callable[[Summary, str], str | None], summary: Summary) -> dict[str, str]:
     said = {name: say(summary, name) for name in summary["entries"]}
     return {name: text for name, text in said.items() if text}
 
 
-def keys(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def keys(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One line of the legend for each entry, in the order of the entries."""
     grey, found = untuned(summary), []
     for (name, entry), look in zip(summary["entries"].items(), looks(summary), strict=True):

@@ -9,12 +9,13 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 import steepest
 from steepest.race import BadCall, entries, protocol, searching, tasks
+from steepest.race.schema import Provenance
 from steepest.race.tasks import beside
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
         )  # fmt: skip
 
 
-def provenance(request: Request) -> dict[str, Any]:
+def provenance(request: Request) -> Provenance:
     """Where and with what a race is run."""
     task = tasks.get(request.task, request.data)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from textwrap import fill
-from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steepest.race.protocol import TUNING, Plan, Result, Trial, failed
+from steepest.race.schema import Summary
 from steepest.race.tasks import Task
 from steepest.race.wording import UNKNOWN, caveats, columns, counted, number, rows, units
 
@@ -139,7 +139,7 @@ class Progress:
         return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(summary: Summary) -> None:
     """Print the table, the verdict and what to know about it to stdout."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
@@ -148,7 +148,7 @@ def show(summary: dict[str, Any]) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _table(summary: dict[str, Any], width: int) -> Table:
+def _table(summary: Summary, width: int) -> Table:
     title = f"{summary['task']}, {counted(summary, 'test', 'fresh seed')}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"

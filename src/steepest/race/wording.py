@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import statistics as st
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from steepest.race.protocol import LEAST_TRIALS
+from steepest.race.schema import EntrySummary, PlanRecord, Share, Summary
 from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs, spread_of
 
 UNKNOWN = "\u2013"
@@ -19,24 +20,24 @@ HALF = 4
 """Times the seeds that make an interval about half as wide."""
 
 
-def number(summary: dict[str, Any], value: float, *, signed: bool = False) -> str:
+def number(summary: Share, value: float, *, signed: bool = False) -> str:
     """A metric or a difference as text, without its unit: 98.12, +0.34."""
     sign = "+" if signed else ""
     text = f"{100 * value:{sign}.2f}" if summary["proportion"] else f"{value:{sign}.4g}"
     return text if float(text) else text.replace("-", sign)
 
 
-def units(summary: dict[str, Any]) -> tuple[str, str]:
+def units(summary: Share) -> tuple[str, str]:
     """Units of the metric and of a difference of metrics, each with the space before it."""
     return (" %", " points") if summary["proportion"] else ("", "")
 
 
-def judged_on(summary: dict[str, Any]) -> str:
+def judged_on(summary: Summary) -> str:
     """The data of the fresh runs' metric: test, or validation where a task has no test data."""
     return "test" if summary.get("test_data", True) else "validation"
 
 
-def verdict(summary: dict[str, Any]) -> str:
+def verdict(summary: Summary) -> str:
     """What the race showed, in plain words, with n."""
     runs, base, plan = summary["runs"], summary["baseline"], summary["plan"]
     n, trials = plan["seeds"], plan["trials"]
@@ -45,7 +46,7 @@ def verdict(summary: dict[str, Any]) -> str:
         metric = f"validation {summary['metric']} of fresh seeds (the task has no test data)"
     if not summary["complete"]:
         return f"No verdict: {runs['finished']} of {runs['planned']} runs are finished."
-    judged = {e: Difference(**d["difference"]) for e, d in _compared(summary).items()}
+    judged = _compared(summary)
     if not judged:
         return (
             f"{base} ran alone (n={n} fresh {_plural('seed', n)}): there is nothing to compare it "
@@ -98,7 +99,7 @@ def verdict(summary: dict[str, Any]) -> str:
     return text + _more(summary, rest) + "."
 
 
-def _small(summary: dict[str, Any], rest: dict[str, Difference]) -> str | None:
+def _small(summary: Summary, rest: dict[str, Difference]) -> str | None:
     """Why nobody of `rest` can be better than the baseline by more than luck; None if one can."""
     base = summary["entries"][summary["baseline"]]
     if base["failed"] or len(base["test"]) < 2:
@@ -121,7 +122,7 @@ def _small(summary: dict[str, Any], rest: dict[str, Difference]) -> str | None:
     )
 
 
-def _possible(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
+def _possible(summary: Summary, rest: dict[str, Difference]) -> str:
     """How much better, and how much worse, an undecided entry may be by its interval."""
     said = []
     for word, sign in (("better", 1), ("worse", -1)):
@@ -138,7 +139,7 @@ def _possible(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
     return f"; {' and '.join(said)} remain possible" if said else ""
 
 
-def _unspread(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
+def _unspread(summary: Summary, rest: dict[str, Difference]) -> str:
     """What is said of entries whose differences have no spread, and so no interval."""
     base, text = summary["baseline"], ""
     fixed = [e for e, d in rest.items() if d.low is None and not d.exact]
@@ -152,7 +153,7 @@ def _unspread(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
     return text
 
 
-def _more(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
+def _more(summary: Summary, rest: dict[str, Difference]) -> str:
     """What would decide more. No number of seeds is named that would tell an entry apart: the
     difference that was seen knows it too little, and may be of the other sign.
     """
@@ -173,15 +174,16 @@ def _more(summary: dict[str, Any], rest: dict[str, Difference]) -> str:
     )
 
 
-def too_little(plan: dict[str, Any]) -> str:
+def too_little(plan: PlanRecord) -> str:
     """That the tuning is too little for a verdict, and what would be enough; empty if it is."""
     trials = plan["trials"]
     if trials >= LEAST_TRIALS:
         return ""
     cure = f"--trials {LEAST_TRIALS} or more"
-    if plan.get("enough"):
+    enough = plan.get("enough")
+    if enough:
         fewer = ", or fewer --optimizers" if len(plan["entries"]) > 2 else ""
-        cure = f"--budget {_budget(plan['enough'])} or more{fewer}"
+        cure = f"--budget {_budget(enough)} or more{fewer}"
     return (
         f"Not enough tuning: {trials} {_plural('trial', trials)} of an entry for each fresh seed, "
         f"a verdict needs at least {LEAST_TRIALS}; give {cure}"
@@ -199,7 +201,7 @@ def level(d: Difference) -> str:
     return f"{100 * d.level:.1f}".removesuffix(".0") + " %"
 
 
-def _failures(summary: dict[str, Any], names: Sequence[str]) -> str:
+def _failures(summary: Summary, names: Sequence[str]) -> str:
     """How many fresh runs of the entries failed, and what share of them is not excluded."""
     found: dict[int, list[str]] = {}
     for name in names:
@@ -218,7 +220,7 @@ def _failures(summary: dict[str, Any], names: Sequence[str]) -> str:
     return ", ".join(said)
 
 
-def _who_failed(summary: dict[str, Any]) -> str:
+def _who_failed(summary: Summary) -> str:
     """The entries of which fresh runs failed, with how many of how many."""
     return ", ".join(
         f"{name} failed on {entry['failed']} of {len(entry['test'])}"
@@ -227,7 +229,7 @@ def _who_failed(summary: dict[str, Any]) -> str:
     )
 
 
-def caveats(summary: dict[str, Any]) -> list[str]:
+def caveats(summary: Summary) -> list[str]:
     """What a reader must know to read the verdict right."""
     plan, base = summary["plan"], summary["baseline"]
     n, found = plan["seeds"], summary.get("lint", [])
@@ -255,12 +257,11 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     compared = _compared(summary)
     entries = summary["entries"]
     if compared:
-        judged = {e: Difference(**d["difference"]) for e, d in compared.items()}
-        exact = [e for e, d in judged.items() if d.exact]
+        exact = [e for e, d in compared.items() if d.exact]
         kinds = "Two-sided t intervals"
         if exact:
             kinds = "Two-sided exact intervals"
-            if len(exact) < len(judged):
+            if len(exact) < len(compared):
                 kinds = f"Two-sided intervals, exact for {', '.join(exact)}, else of the t test"
         lines.append(
             f"Differences are paired by seed (n={n}): {_same(summary)}. "
@@ -279,7 +280,7 @@ def caveats(summary: dict[str, Any]) -> list[str]:
                 f"counts one such seed as one seed, however bad it was; with n={n} its smallest p "
                 f"is {2.0 ** (1 - n):.2g}."
             )
-        if any(d.low is None and not d.exact for d in judged.values()) and n > 1:
+        if any(d.low is None and not d.exact for d in compared.values()) and n > 1:
             lines.append(
                 "Where every seed gave the same difference there is no interval; "
                 "the exact sign test stands in for the t test."
@@ -292,7 +293,9 @@ def caveats(summary: dict[str, Any]) -> list[str]:
         )
     lost = sum(entry["diverged"]["fresh"] for entry in entries.values())
     no_better = sum(entry["failed"] for entry in entries.values()) - lost
-    worst = number(summary, summary["worst"]) + units(summary)[0] if lost or no_better else ""
+    worst = ""
+    if summary["worst"] is not None:
+        worst = number(summary, summary["worst"]) + units(summary)[0]
     if no_better:
         lines.append(
             f"{no_better} of {sum(len(e['test']) for e in entries.values())} fresh runs ended no "
@@ -311,7 +314,7 @@ def caveats(summary: dict[str, Any]) -> list[str]:
     return [line for line in lines if line] + [f"{finding['text']}." for finding in found]
 
 
-def _tuned(summary: dict[str, Any]) -> str:
+def _tuned(summary: Summary) -> str:
     """Which knobs were tuned; empty where none was."""
     if summary["plan"]["trials"] == 1:
         return ""
@@ -327,7 +330,7 @@ def _tuned(summary: dict[str, Any]) -> str:
 OWN = "choose their own"
 
 
-def _same(summary: dict[str, Any]) -> str:
+def _same(summary: Summary) -> str:
     """What the runs of a seed have in common, and which of it was checked."""
     whys: dict[str, list[str]] = {}
     for name, why in summary.get("batches_unchecked", {}).items():
@@ -351,7 +354,7 @@ def _same(summary: dict[str, Any]) -> str:
     return text
 
 
-def beside(summary: dict[str, Any], name: str) -> str | None:
+def beside(summary: Summary, name: str) -> str | None:
     """What stands beside an entry's difference: effect size, share of seeds; None without any."""
     entry = summary["entries"][name]
     if entry["difference"] is None:
@@ -372,7 +375,7 @@ def beside(summary: dict[str, Any], name: str) -> str | None:
     return "; ".join(parts)
 
 
-def care(summary: dict[str, Any], name: str) -> str | None:
+def care(summary: Summary, name: str) -> str | None:
     """How careful one must be with an entry's learning rate; None where that is not known."""
     width = summary["entries"][name].get("lr_width")
     if not width or width["points"] < 2:
@@ -385,7 +388,7 @@ def care(summary: dict[str, Any], name: str) -> str | None:
     )
 
 
-def ranges(summary: dict[str, Any], name: str) -> str | None:
+def ranges(summary: Summary, name: str) -> str | None:
     """Over what each knob of an entry was tuned; None where none was, or nobody knows it."""
     asked = summary["plan"].get("search", {}).get(name, {})
     space = summary["entries"][name]["space"] or {}
@@ -398,7 +401,7 @@ def ranges(summary: dict[str, Any], name: str) -> str | None:
     return ", ".join(said) or None
 
 
-def over_budget(plan: dict[str, Any]) -> str:
+def over_budget(plan: PlanRecord) -> str:
     """What to know about a budget that cannot be met, before the race and after it."""
     trials, seeds = plan["trials"], plan["seeds"]
     return (
@@ -415,7 +418,7 @@ def spread(counts: Sequence[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def counted(summary: dict[str, Any], what: str, noun: str = "") -> str:
+def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -> str:
     """How many "tuning" trials or "test" runs each entry had, and was to have if that is more.
 
     `noun`: what they are called, one of them.
@@ -431,11 +434,15 @@ def _plural(word: str, count: int) -> str:
     return word if count == 1 else word + "s"
 
 
-def _compared(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: e for name, e in summary["entries"].items() if e["difference"] is not None}
+def _compared(summary: Summary) -> dict[str, Difference]:
+    return {
+        name: Difference(**entry["difference"])
+        for name, entry in summary["entries"].items()
+        if entry["difference"] is not None
+    }
 
 
-def _size(summary: dict[str, Any], d: Difference) -> str:
+def _size(summary: Summary, d: Difference) -> str:
     text = number(summary, abs(d.mean)) + units(summary)[1]
     if d.low is None or d.high is None:
         return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
@@ -443,13 +450,12 @@ def _size(summary: dict[str, Any], d: Difference) -> str:
     return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
 
 
-def _levels(summary: dict[str, Any]) -> set[str]:
+def _levels(summary: Summary) -> set[str]:
     """The levels of the intervals that are shown."""
-    found = [Difference(**e["difference"]) for e in _compared(summary).values()]
-    return {level(d) for d in found if d.low is not None}
+    return {level(d) for d in _compared(summary).values() if d.low is not None}
 
 
-def columns(summary: dict[str, Any]) -> tuple[str, ...]:
+def columns(summary: Summary) -> tuple[str, ...]:
     """Heads of the table, with units."""
     unit, points = (f" ({text.strip()})" if text else "" for text in units(summary))
     levels = _levels(summary)
@@ -469,16 +475,16 @@ def columns(summary: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def costs(summary: dict[str, Any]) -> bool:
+def costs(summary: Summary) -> bool:
     """Whether an entry has computed more or fewer gradients of a batch than it made steps."""
     found = [entry.get("gradients") for entry in summary["entries"].values()]
     return any(g is not None and g != summary["plan"]["steps"] for g in found)
 
 
-def rows(summary: dict[str, Any]) -> list[list[str]]:
+def rows(summary: Summary) -> list[list[str]]:
     """The table, best mean test metric first, a text for each of `columns`."""
 
-    def order(item: tuple[str, Any]) -> float:
+    def order(item: tuple[str, EntrySummary]) -> float:
         test = item[1]["test"]
         mean = st.fmean(test) if test else -math.inf if summary["maximize"] else math.inf
         return -mean if summary["maximize"] else mean
@@ -486,7 +492,7 @@ def rows(summary: dict[str, Any]) -> list[list[str]]:
     return [_row(summary, *item) for item in sorted(summary["entries"].items(), key=order)]
 
 
-def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]:
+def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
     test, timing, n = entry["test"], entry["timing"], len(entry["test"])
     metric = difference = UNKNOWN
     if test:
@@ -505,7 +511,7 @@ def _row(summary: dict[str, Any], name: str, entry: dict[str, Any]) -> list[str]
     elif name == summary["baseline"]:
         difference = "baseline"
     bytes_each = UNKNOWN
-    if entry["parameters"]:
+    if entry["parameters"] and entry["state_bytes"] is not None:
         bytes_each = f"{entry['state_bytes'] / entry['parameters']:.1f}"
     return [
         name,
