@@ -39,7 +39,9 @@ BAD = {
     "race digits --budget 0s": ("'0s'", "60s"),
     "race digits --budget 60s --trials 3": ("--budget 60s", "--trials 3", "one of them"),
     "race digits --search adamw.lr": ("'adamw.lr'", "ENTRY.KNOB=LOW:HIGH"),
-    "race digits --search adamw.lr=1e-4:1 --search lionn.lr=1:2": ("lionn takes no part",),
+    "race digits --search adamw.lr=1e-4:1 --search lionn.lr=1:2": (
+        "lionn.lr begins with no entry of the race",
+    ),
     "race digits --baseline adamwx": ("'adamwx'", "did you mean 'adamw'"),
     "race digits --nonsense": ("--nonsense",),
     "race digits --out": ("--out",),

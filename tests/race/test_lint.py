@@ -11,8 +11,9 @@ from scipy import stats
 import steepest
 from steepest.race import protocol
 from steepest.race.lint import RULES, lint, untuned_because
+from steepest.race.notes import beside, care, caveats
 from steepest.race.statistics import compare
-from steepest.race.wording import beside, care, caveats, verdict
+from steepest.race.verdicts import verdict
 
 LR = {"lr": [1e-5, 1e-1]}
 
@@ -576,8 +577,48 @@ def test_the_verdict_says_what_would_decide_more_and_names_no_number_that_would_
     said = verdict(summary)
     assert "; a new race with --seeds 24 --seed 1 would have intervals about half as wide" in said
     assert "tell" not in said.partition(";")[2]
-    high = stats.ttest_rel(noise, TEST).confidence_interval().high
-    assert f"differences up to {100 * high:.2f} points remain possible (95 % interval)" in said
+
+
+BETTER, WORSE = "up to {:.2f} points better", "up to {:.2f} points worse"
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize(
+    ("shift", "claim"), [(0.0, None), (0.01, None), (-0.01, None), (0.1, "better"), (-0.1, "worse")]
+)
+def test_what_remains_possible_is_said_for_both_directions(shift, claim, maximize):
+    sign = 1 if maximize else -1
+    noise = np.array([0.02, -0.03, 0.02, -0.01, 0.01, 0.0])
+    test = [v + sign * (shift + x) for v, x in zip(TEST, noise, strict=True)]
+    said = verdict(race(maximize=maximize, adam=entry(GOOD, test=test)))
+    # better is up, or down: the interval of the improvement, whatever the direction
+    interval = stats.ttest_1samp(sign * np.subtract(test, TEST), 0).confidence_interval()
+    if claim:
+        by = f"{100 * min(abs(interval.low), abs(interval.high)):.2f} to "
+        assert f"{claim} than adamw" in said
+        assert by + f"{100 * max(abs(interval.low), abs(interval.high)):.2f})" in said
+        assert "remain possible" not in said
+        return
+    better = BETTER.format(100 * interval.high) + " (adam, 95 % interval)"
+    worse = WORSE.format(-100 * interval.low) + " (adam, 95 % interval)"
+    assert f"{better} and {worse} remain possible" in said
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+def test_each_direction_names_the_entry_that_goes_farthest_in_it(maximize):
+    sign = 1 if maximize else -1
+    noise = np.array([0.02, -0.03, 0.02, -0.01, 0.01, 0.0])
+    ends = {
+        name: [v + sign * (shift + x) for v, x in zip(TEST, noise, strict=True)]
+        for name, shift in (("sgd", 0.01), ("adam", -0.01))
+    }
+    summary = race(maximize=maximize, **{e: entry(GOOD, test=test) for e, test in ends.items()})
+    said = verdict(summary)
+    far = summary["entries"]["sgd"]["difference"], summary["entries"]["adam"]["difference"]
+    better = far[0]["high"] if maximize else -far[0]["low"]
+    worse = -far[1]["low"] if maximize else far[1]["high"]
+    assert f"{BETTER.format(100 * better)} (sgd, 97.5 % interval)" in said
+    assert f"{WORSE.format(100 * worse)} (adam, 97.5 % interval) remain possible" in said
 
 
 @pytest.mark.parametrize("n", [6, 10, 20])

@@ -22,9 +22,9 @@ from steepest import tasks
 from steepest.errors import BadCall, WorkerError
 from steepest.processes import Pool
 from steepest.race import conduct, protocol
+from steepest.race.notes import caveats
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
-from steepest.race.wording import caveats
 from tests.report.page import Page
 
 REQUEST = conduct.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=20)

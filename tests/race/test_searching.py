@@ -9,11 +9,11 @@ import pytest
 from steepest.errors import BadCall
 from steepest.race import conduct, protocol, report, searching
 from steepest.race.field import DEFAULT
+from steepest.race.notes import caveats
 from steepest.race.protocol import Plan
 from steepest.race.request import Request
 from steepest.race.store import Store
 from steepest.race.summary import reproduce, summarise
-from steepest.race.wording import caveats
 from steepest.training.recipe import Recipe
 from tests.race.invented import DIGITS, PROVENANCE, pairs
 from tests.report.page import Page
@@ -52,7 +52,8 @@ def test_ranges_are_read_and_written(text, found):
         ("adamw.lr=0:1", "0:1 is no range"),
         ("adamw.lr=1e-4:inf", "no range"),
         ("adamw.lr=a:b", "a:b is no range"),
-        ("lion.lr=1e-4:1", "lion takes no part in the race: .* of one of adamw, adam"),
+        ("lion.lr=1e-4:1", "lion.lr begins with no entry of the race: .* with one of adamw, adam"),
+        ("torch.optim:SGD.lr=1e-4:1", "torch.optim:SGD.lr begins with no entry of the race"),
         ("adamw.weight_decai=1e-4:1", "no number called 'weight_decai': expected one of .*wei"),
         ("torch.optim:AdamW.betas=1e-4:1", "no number called 'betas': expected one of lr, eps"),
         ("newton.lr=1e-4:1", "newton has no number called 'lr': expected one of damping"),

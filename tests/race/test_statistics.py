@@ -38,6 +38,24 @@ def test_holm_laws(p, random):
     assert statistics.holm([p[i] for i in shuffled]) == [adjusted[i] for i in shuffled]
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 6), st.floats(0, 3))
+def test_a_comparison_has_the_p_and_the_level_of_holms_procedure_to_the_bit(seed, n, field, shift):
+    rng = np.random.default_rng(seed)
+    shifts = shift * rng.normal(size=field)
+    differences = {str(field - i): rng.normal(shifts[i], 1, n).round(1) for i in range(field)}
+    judged = statistics.compare(differences)
+    p, adjusted, claims = statistics.decide(differences)
+    assert {name: d.p for name, d in judged.items()} == p
+    assert {name: d.p_holm for name, d in judged.items()} == adjusted
+    assert adjusted == dict(zip(p, statistics.holm(list(p.values())), strict=True))
+    assert {name for name, d in judged.items() if d.claim} == claims
+    left = field
+    for name in sorted(p, key=lambda name: (p[name], name)):
+        assert judged[name].level == 1 - 0.05 / left
+        left -= p[name] <= 0.05 / left and left > 1
+
+
 def test_interval_and_p_are_those_of_a_paired_t_test():
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(2, 10))

@@ -1,6 +1,7 @@
 """What a summary holds and says: verdict, caveats, numbers, on races that were never run."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from steepest.race import figures, planning, report, tables, terminal, trials
-from steepest.race.conduct import _seen
+from steepest.race.notes import OWN, caveats
+from steepest.race.outcomes import settle
+from steepest.race.phrases import UNKNOWN, number
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
+from steepest.race.results_table import columns, rows
 from steepest.race.summary import _curve, summarise
-from steepest.race.wording import OWN, UNKNOWN, caveats, columns, number, rows, verdict
+from steepest.race.verdicts import verdict
 from tests.race.invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from tests.report.page import Page
 
@@ -135,7 +139,7 @@ def test_a_curve_by_hand():
 
 def test_claims_hold_together_and_intervals_alone():
     said = " ".join(caveats(race()))
-    assert "the claims hold at 5 % together; each interval stands alone" in said
+    assert "all claims together hold at 5 %; each interval has the level of its own test" in said
 
 
 def test_target_is_reached_at_the_first_evaluation_that_meets_it():
@@ -171,12 +175,12 @@ def test_a_diverged_run_is_the_worst_of_the_race_in_every_number():
         for i in range(6)
     ]
     # measured: as bad as the worst of a fresh run that ended, and no tuning run's
-    seen = _seen(replace(task, measured=5.0), plan, runs)
+    seen, _ = settle(replace(task, measured=5.0), plan, runs)
     assert seen.worst == 13.0
-    assert _seen(replace(task, worst=50.0, measured=50.0), plan, runs).worst == 50.0
+    assert settle(replace(task, worst=50.0, measured=50.0), plan, runs)[0].worst == 50.0
     up = replace(task, worst=9.0, measured=9.0, maximize=True)
-    assert _seen(up, plan, runs).worst == 7.0
-    said = _seen(task, plan, runs)
+    assert settle(up, plan, runs)[0].worst == 7.0
+    said, _ = settle(task, plan, runs)
     assert said.worst == 5.0  # somebody has said it: what is worse counts as that
     clamped = summarise(said, plan, runs, PROVENANCE)["entries"]["adamw"]
     assert clamped["test"] == clamped["validation"] == [5.0] * 6
@@ -193,6 +197,82 @@ def test_a_diverged_run_is_the_worst_of_the_race_in_every_number():
             assert (row["test"] == "13.0") == (row["phase"] == "fresh")
 
 
+def raced_to(ends, maximize=False, measured=2.3, lost=()):
+    """The summary of a task without WORST; `ends`: entry -> the metric that each seed ended at."""
+    sign = -1 if maximize else 1
+    task = replace(
+        LOSS, maximize=maximize, worst=sign * measured, measured=sign * measured, target=None
+    )
+    plan = replace(PLAN, entries=tuple(ends), seeds=10, trials=5)
+    runs = [
+        (
+            Trial("digits", phase, entry, i, i, 2, {"lr": 0.1}),
+            Result(
+                [1, 2], [sign * measured, sign * end], [0.1, 0.2],
+                sign * end if phase == FRESH else None,
+                diverged="nan" if phase == FRESH and (entry, i) in lost else None,
+            ),
+        )
+        for phase, copies in ((TUNING, plan.trials), (FRESH, 1))
+        for entry, values in ends.items()
+        for i, end in enumerate(v for v in values for _ in range(copies))
+    ]  # fmt: skip
+    task, settled = settle(task, plan, runs)
+    return summarise(task, plan, settled, PROVENANCE), settled
+
+
+LOSSES = [0.30, 0.31, 0.29, 0.305, 0.295, 0.32, 0.28, 0.302, 0.298, 0.311]
+FIELD3 = {
+    "adamw": LOSSES,
+    "adam": [v - 0.05 - 0.001 * i for i, v in enumerate(LOSSES)],
+    "momentum": [v + 0.01 * (-1) ** i for i, v in enumerate(LOSSES)],
+}
+
+
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("wreck", list(FIELD3))
+def test_one_run_that_blew_up_moves_nobody_elses_numbers(wreck, maximize):
+    other = next(name for name in FIELD3 if name != wreck)
+    ends = FIELD3 | {wreck: [*FIELD3[wreck][:3], 4e33, *FIELD3[wreck][4:]]}
+    found, settled = raced_to(ends, maximize, lost={(other, 5)})
+    known, _ = raced_to(FIELD3, maximize, lost={(other, 5), (wreck, 3)})
+    # it has diverged, and no number of anybody is another one
+    assert found["entries"][wreck]["failed"] == found["entries"][wreck]["diverged"]["fresh"] == 1
+    assert abs(found["worst"]) == 2.3
+    for name, entry in found["entries"].items():
+        assert entry["test"] == known["entries"][name]["test"]
+        assert entry["difference"] == known["entries"][name]["difference"]
+    assert found["verdict"] == known["verdict"]
+    assert "e+33" not in found["verdict"]
+    reasons = {(t.entry, t.index): r.diverged for t, r in settled if t.phase == FRESH}
+    assert "ended at" in reasons.pop((wreck, 3))
+    assert {key for key, why in reasons.items() if why} == {(other, 5)}
+    assert not any(r.diverged for t, r in settled if t.phase == TUNING)
+
+
+@pytest.mark.parametrize(
+    ("ends", "measured", "worst"),
+    [
+        (FIELD3 | {"momentum": [8.0 + v for v in LOSSES]}, 2.3, 8.32),  # bad on every seed
+        (FIELD3 | {"momentum": [*LOSSES[:9], 60.0]}, 2.3, 60.0),  # one collapse
+        (FIELD3 | {"momentum": [0.5] * 10}, 0.299, 0.5),  # a model that was good before
+        ({"adamw": [0.3] * 10, "adam": [0.3] * 9 + [0.4]}, 0.3, 0.4),  # nothing to measure by
+    ],
+)
+def test_runs_that_are_only_bad_have_not_blown_up(ends, measured, worst):
+    found, _ = raced_to(ends, measured=measured)
+    assert {entry["failed"] for entry in found["entries"].values()} == {0}
+    assert found["worst"] == worst
+    assert [entry["test"] for entry in found["entries"].values()] == list(ends.values())
+
+
+def test_an_entry_that_always_blows_up_has_failed_on_every_seed():
+    found, _ = raced_to(FIELD3 | {"momentum": [4e33] * 10})
+    assert found["entries"]["momentum"]["failed"] == 10
+    assert found["entries"]["momentum"]["test"] == [2.3] * 10
+    assert "worse than adamw" in found["verdict"]
+
+
 @pytest.mark.parametrize("maximize", [True, False])
 @pytest.mark.parametrize("seeds", [1, 2, 5, 10])
 def test_most_runs_of_the_baseline_reach_a_target_that_nobody_said(maximize, seeds):
@@ -202,7 +282,8 @@ def test_most_runs_of_the_baseline_reach_a_target_that_nobody_said(maximize, see
         (Trial("digits", FRESH, "adamw", i, i, 2, {"lr": 0.1}), Result([2], [v], [0.1], v))
         for i, v in enumerate(ends)
     ]
-    seen = _seen(replace(DIGITS, target=None, maximize=maximize, worst=1 - maximize), plan, runs)
+    task = replace(DIGITS, target=None, maximize=maximize, worst=1 - maximize)
+    seen, _ = settle(task, plan, runs)
     assert seen.target in ends
     reached = summarise(seen, plan, runs, PROVENANCE)["entries"]["adamw"]["steps_to_target"]
     assert sum(at == 2 for at in reached) / seeds >= 0.75
@@ -223,7 +304,7 @@ def test_a_target_that_nobody_said_favours_nobody():
             for entry, mine in zip(plan.entries, ends, strict=True)
             for i, end in enumerate(mine)
         ]
-        seen = _seen(replace(DIGITS, target=None), plan, runs)
+        seen, _ = settle(replace(DIGITS, target=None), plan, runs)
         found = summarise(seen, plan, runs, PROVENANCE)["entries"]
         base, rival = (
             sum(math.inf if s is None else s for s in found[e]["steps_to_target"])
@@ -291,6 +372,26 @@ def test_failure_is_counted_as_it_is_tested():
     assert "1 of n=10 fresh runs of adam failed" in said
     both = " ".join(caveats(made_up({"adamw": [0.0, *BASE[1:]], "adam": [0.0, *BETTER[1:]]}, TEN)))
     assert "1 of n=10 fresh runs of each of adamw, adam failed" in both
+
+
+def test_one_number_of_failed_runs_is_shown_everywhere():
+    ends = {"adamw": BASE, "adam": [0.0, 0.0, *BETTER[2:]]}  # no better than WORST, and finite
+    summary = made_up(ends, TEN)
+    assert columns(summary)[-1] == "failed"
+    assert [row[-1] for row in rows(summary)] == ["0/10 (0/50)", "2/10 (0/50)"]
+    text = " ".join(Page(report.page(summary)).text.split())
+    assert "adam (untuned, 2 of 10 failed)" in text
+    assert "2/10 (0/50)" in text
+    assert "Failed: fresh runs that diverged or, where the task gives a worst metric," in text
+    shown = terminal._table(summary, 120)
+    assert str(shown.columns[-1].header) == "failed"
+    assert [str(cell) for cell in shown.columns[-1].cells] == ["0/10 (0/50)", "2/10 (0/50)"]
+    plan = replace(TEN, trials=1)
+    with terminal.Progress(DIGITS, plan) as progress:
+        for i, end in enumerate(ends["adam"]):
+            trial = Trial("digits", FRESH, "adam", i, i, 2, {"lr": 0.1})
+            progress.advance(trial, Result([2], [0.9], [0.1], end))
+        assert "2 failed" in progress._line()
 
 
 def test_too_few_pairs_have_no_interval_and_are_not_the_same_on_every_seed():
@@ -525,3 +626,20 @@ def test_what_is_paired_is_said(entry):
         }  # fmt: skip
         line = next(line for line in caveats(found) if line.startswith("Differences are paired"))
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("caveats", "notes"),
+        ("verdict", "verdicts"),
+        ("rows", "results_table"),
+        ("number", "phrases"),
+    ],
+)
+def test_an_old_name_goes_on_for_this_release(name, module):
+    with pytest.warns(DeprecationWarning, match=f"{name} is steepest.race.{module}.{name} now"):
+        old = getattr(importlib.import_module("steepest.race.wording"), name)
+    assert old is getattr(importlib.import_module(f"steepest.race.{module}"), name)
+    with pytest.raises(AttributeError, match="no attribute '_small'"):
+        importlib.import_module("steepest.race.wording")._small  # noqa: B018

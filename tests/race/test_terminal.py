@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from steepest.race import terminal
+from steepest.race.phrases import UNKNOWN
 from steepest.race.protocol import Plan, Result, Trial
 from steepest.race.summary import summarise
-from steepest.race.wording import UNKNOWN
 from tests.race.invented import DIGITS, LOSS, PROVENANCE, pairs, race
 
 PLAN = Plan("digits", ("adamw", "momentum", "adam+warmup+cosine"), 4, 5, 100, 0)
@@ -48,7 +48,7 @@ def test_the_table_has_every_entry_with_its_best_its_runs_and_what_diverged():
     for trial, result in runs:
         progress.advance(trial, result)
     text = drawn(progress)
-    assert "fresh seeds: 75 of 75 runs, 2 diverged, about 0:00:00 left" in text
+    assert "fresh seeds: 75 of 75 runs, 2 failed, about 0:00:00 left" in text
     for entry in PLAN.entries:
         tuned = [r.validation[-1] for t, r in runs
                  if (t.phase, t.entry) == ("tuning", entry) and not r.diverged]  # fmt: skip

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from steepest.race import figures, report
 from steepest.race.protocol import Plan
 from steepest.race.summary import summarise
-from steepest.race.wording import verdict
+from steepest.race.verdicts import verdict
 from steepest.report import drawing, styles
 from tests.race.invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from tests.report import browser as chromium
@@ -116,7 +116,7 @@ def test_the_same_race_gives_the_same_bytes():
 def test_diverged_runs_are_shown():
     summary = race(lost=LOST)
     text = " ".join(Page(report.page(summary)).text.split())
-    assert "adam (2 of 6 diverged)" in text
+    assert "adam (2 of 6 failed)" in text
     assert "momentum (n=36, 1 diverged)" in text
     panels = dict(zip(FIELD, drawings(summary)["Sensitivity"], strict=True))
     (_, y) = spots(panels["momentum"], "e1-l").T

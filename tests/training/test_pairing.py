@@ -24,10 +24,10 @@ from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
 from steepest.race import conduct, trials
+from steepest.race.notes import caveats
 from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
-from steepest.race.wording import caveats
 from steepest.tasks import seeding
 from steepest.training.randomness import OwnRandomness
 from steepest.training.recipe import Recipe

@@ -12,22 +12,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
-from typing import Any
-
-import numpy as np
 
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
 from steepest.race import pairing, place, planning, protocol, report, searching, tables, trials
 from steepest.race.folder import NOTHING, begun, locked, write
+from steepest.race.outcomes import settle
 from steepest.race.place import Place
 from steepest.race.protocol import FRESH, PILOT, TUNING, Plan, Result, Trial
 from steepest.race.request import MOST, Request, agree, provenance
+from steepest.race.schema import Provenance, Summary
 from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.terminal import Progress
-from steepest.race.wording import over_budget, too_little
+from steepest.race.verdicts import over_budget, too_little
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -41,7 +40,7 @@ def race(
     resume: bool = False,
     storage: str | None = None,
     study: str | None = None,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[Summary, bool]:
     """Run or continue a race in `folder`; (its summary, whether it was interrupted by Ctrl-C).
 
     pool: of `jobs` workers with the work `trials.runner(...)`, if there is one already.
@@ -60,7 +59,7 @@ def _race(
     resume: bool,
     storage: str | None,
     study: str | None,
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[Summary, bool]:
     started = perf_counter()
     request.check(resume=resume)
     if resume and not folder.exists():
@@ -131,40 +130,23 @@ def _found(
     return store
 
 
-def rebuild(folder: Path, storage: str | None = None) -> dict[str, Any]:
+def rebuild(folder: Path, storage: str | None = None) -> Summary:
     """Write all but the store of `folder` anew, from the store alone; the summary."""
     store = Store(place.of(folder, storage))
-    pairs = store.results()
-    task = _seen(store.task, store.plan, pairs)
+    task, pairs = settle(store.task, store.plan, store.results())
     backends = {
         entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
         for entry in store.plan.entries
     }
-    known = {**store.provenance, "backends": backends}
+    known: Provenance = {**store.provenance, "backends": backends}
     summary = summarise(task, store.plan, pairs, known, store.spaces)
-    for entry, found in summary["entries"].items():
-        found["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, entry)]
+    for name, entry in summary["entries"].items():
+        entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write(folder / "report.html", report.page(summary))
     write(folder / "runs.csv", tables.runs(task, pairs))
     write(folder / "curves.csv", tables.curves(pairs))
     return summary
-
-
-def _seen(task: Task, plan: Plan, pairs: Sequence[tuple[Trial, Result]]) -> Task:
-    """The task with what only its runs tell: whether there is test data, and a target."""
-    ended = [(t, r) for t, r in pairs if not r.diverged]
-    fresh = [r for t, r in ended if t.phase == FRESH]
-    if task.measured is not None:  # nobody has said how bad a run can be: as those that ended
-        ran = [v for r in fresh for v in (r.validation[-1], r.test) if v is not None]
-        task = replace(task, worst=(min if task.maximize else max)([task.measured, *ran]))
-    target = task.target
-    if target is None:  # what most runs reach, whoever made them; until there are any, the first
-        mine = [r for t, r in ended if t.entry == plan.baseline]
-        last = [protocol.clamped(task, r.validation[-1]) for r in fresh or mine[:1]]
-        q, side = (0.25, "lower") if task.maximize else (0.75, "higher")
-        target = float(np.quantile(last, q, method=side)) if last else task.worst
-    return replace(task, test_data=all(r.tested for r in fresh), target=target)
 
 
 def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
@@ -179,9 +161,8 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         seed=request.seed or 0,
         request={key: value for key, value in asdict(request).items() if value is not None},
         data=request.data,
-        baseline=request.against() or "",
         search=searching.parse(request.search, field),
-    )
+    ).compared_to(request.against())
     if request.budget is None:
         return _meant(plan)
     run, warm, _ = _measured(plan, jobs, jobs, pool)
@@ -194,7 +175,7 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     if count < protocol.LEAST_TRIALS:
         enough = spent + protocol.enough(**cost, seeds=request.seeds)
     plan = replace(plan, trials=count, seeds=seeds, over_budget=short, enough=enough)
-    for said in (over_budget(asdict(plan)) if short else "", too_little(asdict(plan))):
+    for said in (over_budget(plan.record()) if short else "", too_little(plan.record())):
         if said:
             print(f"steepest: {said}", file=sys.stderr)
     return _meant(plan)

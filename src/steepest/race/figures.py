@@ -6,13 +6,13 @@ import math
 import statistics as st
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from steepest.race.wording import counted, judged_on, spread
+from steepest.race.phrases import counted, judged_on, spread
+from steepest.race.schema import EntrySummary, Summary
 from steepest.report.drawing import SIZE, Series, draw, draw_lines, shorten
 from steepest.report.pages import Drawing, Figure, Panel
 from steepest.report.styles import INK, Style, choose_styles
@@ -23,7 +23,7 @@ FAR = 4.0
 """A value farther from the best than this many median distances is drawn at the edge."""
 
 
-def figures(summary: dict[str, Any]) -> list[Figure]:
+def figures(summary: Summary) -> list[Figure]:
     """Every figure that the finished runs allow."""
     entries = list(summary["entries"].values())
     if not any(entry["tuning"] for entry in entries):
@@ -37,24 +37,24 @@ def figures(summary: dict[str, Any]) -> list[Figure]:
     return [figure for figure in candidates if figure]
 
 
-def styles_of(summary: dict[str, Any]) -> list[Style]:
+def styles_of(summary: Summary) -> list[Style]:
     """The style of each entry; entries that were not tuned are grey."""
     entries = summary["entries"]
     untuned = [name for name, entry in entries.items() if entry.get("untuned")]
     return choose_styles(list(entries), summary["baseline"], untuned)
 
 
-def _shown(summary: dict[str, Any], values: Iterable[float | None]) -> list[float]:
+def _shown(summary: Summary, values: Iterable[float | None]) -> list[float]:
     """Metrics as they are drawn, shares in %; nan, which is not drawn, for what is not finite."""
     scale = 100.0 if summary["proportion"] else 1.0
     return [math.nan if v is None or not math.isfinite(v) else scale * v for v in values]
 
 
-def _name_score(summary: dict[str, Any]) -> str:
+def _name_score(summary: Summary) -> str:
     return f"validation {summary['metric']}{' (%)' if summary['proportion'] else ''}"
 
 
-def _choose_limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[float, float]:
+def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, float]:
     """Ends of a metric's axis, such that one run that went astray does not flatten the others."""
     known = sorted((v for v in values if math.isfinite(v)), reverse=summary["maximize"])
     if not known:
@@ -71,23 +71,22 @@ def _choose_limits(summary: dict[str, Any], values: Iterable[float]) -> tuple[fl
 # --- one figure each
 
 
-def _draw_differences(summary: dict[str, Any]) -> Figure | None:
+def _draw_differences(summary: Summary) -> Figure | None:
     """Per-seed differences to the baseline: the verdict is about these."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
     baseline = summary["entries"][base]["test"]
     names = list(summary["entries"])
-    rivals = [n for n in names if summary["entries"][n]["difference"]]
-    if not rivals:
+    judged = {n: d for n in names if (d := summary["entries"][n]["difference"])}
+    if not judged:
         return None
-    rivals.sort(
-        key=lambda n: summary["entries"][n]["difference"]["mean"], reverse=not summary["maximize"]
-    )
+    rivals = sorted(judged, key=lambda n: judged[n]["mean"], reverse=not summary["maximize"])
 
     spans = {}
     for name in rivals:
         entry = summary["entries"][name]
         seeds = [scale * (a - b) for a, b in zip(entry["test"], baseline, strict=True)]
-        ends = (entry["difference"][end] for end in ("low", "mean", "high"))
+        difference = judged[name]
+        ends = difference["low"], difference["mean"], difference["high"]
         spans[name] = seeds, *(None if v is None else scale * v for v in ends)
     widest = [
         max(abs(v) for v in (*each, *rest) if v is not None) for each, *rest in spans.values()
@@ -144,11 +143,16 @@ def _draw_differences(summary: dict[str, Any]) -> Figure | None:
     )
 
 
-def _draw_training(summary: dict[str, Any]) -> list[Figure]:
+def _draw_training(summary: Summary) -> list[Figure]:
     """The validation metric by step and by second, each on linear and on logarithmic axes."""
     entries, n = list(summary["entries"].values()), counted(summary, "test", "fresh seed")
     curves = [
-        {k: _shown(summary, v) for k, v in e["curve"].items() if k != "steps"} for e in entries
+        {
+            "median": _shown(summary, e["curve"]["median"]),
+            "low": _shown(summary, e["curve"]["low"]),
+            "high": _shown(summary, e["curve"]["high"]),
+        }
+        for e in entries
     ]
     late = [v for c in curves for v in c["median"][len(c["median"]) // 4 :]]
     if not late:
@@ -186,7 +190,7 @@ def _draw_training(summary: dict[str, Any]) -> list[Figure]:
 
 
 def _draw_entries(
-    summary: dict[str, Any],
+    summary: Summary,
     series: Sequence[Series],
     *,
     xlabel: str,
@@ -208,7 +212,7 @@ def _draw_entries(
     )
 
 
-def _draw_expected_best(summary: dict[str, Any]) -> Figure | None:
+def _draw_expected_best(summary: Summary) -> Figure | None:
     """Expected best validation metric against the number of tuning trials."""
     expected = [e.get("expected_best") or [] for e in summary["entries"].values()]
     if max(map(len, expected)) < 2:
@@ -226,7 +230,7 @@ def _draw_expected_best(summary: dict[str, Any]) -> Figure | None:
     )
 
 
-def _draw_sensitivity(summary: dict[str, Any]) -> Figure | None:
+def _draw_sensitivity(summary: Summary) -> Figure | None:
     """The metric of every tuning trial over its learning rate: a panel for each entry."""
     points = []  # of each entry: (learning rate, metric, diverged, chosen) of each trial
     for entry in summary["entries"].values():
@@ -304,7 +308,7 @@ def _paint_panel(
     axes.set_ylim(*limits)
 
 
-def _describe_seconds(entries: list[dict[str, Any]]) -> str:
+def _describe_seconds(entries: list[EntrySummary]) -> str:
     """What the axis of seconds shows. Runs that diverged have no end and are left out of it."""
     if not any(entry["diverged"]["fresh"] for entry in entries):
         return "training time"

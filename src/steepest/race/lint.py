@@ -13,12 +13,13 @@ from typing import Any
 from scipy import stats
 
 import steepest
+from steepest.race.phrases import plural
 from steepest.race.protocol import LEAST_TRIALS
+from steepest.race.schema import EntrySummary, Summary, TuningTrial
+from steepest.race.schema import Finding as FindingRecord
 from steepest.race.statistics import ALPHA, LEAST, compare, paired
-from steepest.race.wording import _plural
 from steepest.training.recipe import Recipe
 
-Summary = dict[str, Any]
 Finding = tuple[str, str]
 """(entry, sentence)"""
 TRIALS_TO_JUDGE = 3
@@ -29,7 +30,7 @@ POINTS_PER_KNOB = 4
 """Quasi-random points that a knob needs: over the usual four decades, one in each."""
 
 
-def lint(summary: Summary) -> list[dict[str, str]]:
+def lint(summary: Summary) -> list[FindingRecord]:
     """All findings about a race, in the order of `RULES`. An interrupted race is not judged."""
     if not summary["complete"]:
         return []
@@ -47,7 +48,7 @@ def untuned(summary: Summary) -> Iterator[Finding]:
             yield name, f"{name} is untuned: {entry['untuned']}"
 
 
-def untuned_because(tuning: list[dict[str, Any]]) -> str | None:
+def untuned_because(tuning: list[TuningTrial]) -> str | None:
     """Why only the defaults could be chosen, and the cure; None where there was a choice."""
     defaults = tuning[0]["hyperparameters"]
     if not defaults:
@@ -63,7 +64,7 @@ def untuned_because(tuning: list[dict[str, Any]]) -> str | None:
         )
     if all(trial["diverged"] for trial in others):
         return (
-            f"all of its {len(others)} {_plural('trial', len(others))} but the defaults diverged; "
+            f"all of its {len(others)} {plural('trial', len(others))} but the defaults diverged; "
             f"give a lower range of lr with --search"
         )
     return None
@@ -73,17 +74,17 @@ def diverged_best(summary: Summary) -> Iterator[Finding]:
     """The chosen configuration does not train."""
     for name, entry in summary["entries"].items():
         lost, n = entry["diverged"]["fresh"], len(entry["test"])
-        hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"])
+        hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"] or ())
         if hopeless:
             text = (
                 f"All tuning trials of {name} diverged for {hopeless} of {n} fresh "
-                f"{_plural('seed', n)}; give {_lower(entry, name)}"
+                f"{plural('seed', n)}; give {_lower(entry, name)}"
             )
             yield name, text
         elif lost:
             text = (
                 f"The chosen configuration of {name} diverged on {lost} of {n} fresh "
-                f"{_plural('seed', n)}; it lies too close to instability: give more --trials or "
+                f"{plural('seed', n)}; it lies too close to instability: give more --trials or "
                 f"{_lower(entry, name)}"
             )
             yield name, text
@@ -106,7 +107,7 @@ def border(summary: Summary) -> Iterator[Finding]:
     }
     for (name, knob), (low, high) in judged.items():
         entry, at = summary["entries"][name], {"lowest": 0, "highest": 0}
-        for i, chosen in enumerate(entry["chosen"]):
+        for i, chosen in enumerate(entry["chosen"] or ()):
             tried = entry["tuning"][i * trials : (i + 1) * trials]
             best = entry["tuning"][chosen]
             equal = [t for t in tried if t["validation"] == best["validation"]]
@@ -120,7 +121,7 @@ def border(summary: Summary) -> Iterator[Finding]:
             if chance < ALPHA / (2 * len(judged)):
                 text = (
                     f"The best {knob} of {name} is the {side} one tried in {count} of {n} "
-                    f"{_plural('tuning', n)}, by chance it would be in {n / trials:.2g}; give "
+                    f"{plural('tuning', n)}, by chance it would be in {n / trials:.2g}; give "
                     f"--search {name}.{knob}={_widened(low, high, side)} (it was {low:g} to "
                     f"{high:g}), or more --trials if that range reaches far enough"
                 )
@@ -130,12 +131,12 @@ def border(summary: Summary) -> Iterator[Finding]:
 def few_trials(summary: Summary) -> Iterator[Finding]:
     """Fewer quasi-random points than four a knob."""
     for name, entry in summary["entries"].items():
-        knobs, points = len(entry["hyperparameters"]), summary["plan"]["trials"] - 1
+        knobs, points = len(entry["hyperparameters"] or ()), summary["plan"]["trials"] - 1
         if 0 < points < POINTS_PER_KNOB * knobs:
             need = POINTS_PER_KNOB * knobs + 1
             text = (
-                f"{name} has {knobs} {_plural('knob', knobs)} and {points} "
-                f"{_plural('point', points)} beside its defaults; give --trials {need} or more"
+                f"{name} has {knobs} {plural('knob', knobs)} and {points} "
+                f"{plural('point', points)} beside its defaults; give --trials {need} or more"
             )
             yield name, text
 
@@ -153,7 +154,7 @@ def worse_than_default(summary: Summary) -> Iterator[Finding]:
         return
     if entry["diverged"]["fresh"]:  # which `diverged_best` says; a t test knows nothing then
         return
-    if all(i % trials == 0 for i in entry["chosen"]):  # what was run again are the defaults
+    if all(i % trials == 0 for i in entry["chosen"] or ()):  # what was run again are the defaults
         return
     before = [trial["validation"] for trial in defaults]
     short = (st.fmean(before) - st.fmean(fresh)) * (1 if summary["maximize"] else -1)
@@ -188,7 +189,7 @@ def inclusion(summary: Summary) -> Iterator[Finding]:
         knob, how = steepest.rules[general].includes[special]
         a, b = (found[name]["test"] for name in (general, special))
         if d.claim and (d.mean < 0) == summary["maximize"]:
-            searched = knob in found[general]["hyperparameters"]
+            searched = knob in (found[general]["hyperparameters"] or ())
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
                 f"{general} ({shown(st.fmean(a))}) loses to {special} ({shown(st.fmean(b))}) at "
@@ -204,7 +205,7 @@ def schedule(summary: Summary) -> Iterator[Finding]:
         rule = Recipe.read(name).base
         if rule not in steepest.rules:
             continue
-        chosen = {name: middle for name, (_, middle, _) in entry["hyperparameters"].items()}
+        chosen = {name: middle for name, (_, middle, _) in (entry["hyperparameters"] or {}).items()}
         for knob, clock in steepest.rules[rule].clocks.items():
             value = {**steepest.rules[rule].defaults, **chosen}[knob]
             if clock.step(value) > steps:
@@ -271,11 +272,12 @@ RULES: dict[str, Callable[[Summary], Iterator[Finding]]] = {
 }
 
 
-def _lower(entry: dict[str, Any], name: str) -> str:
+def _lower(entry: EntrySummary, name: str) -> str:
     """The option that asks for a lower range of the learning rate."""
-    low, high = (entry["space"] or {}).get("lr", (None, None))
-    if low is None:
+    ends = (entry["space"] or {}).get("lr")
+    if ends is None:
         return "it another --search range"
+    low, high = ends
     return f"--search {name}.lr={low / 10:.4g}:{high / 10:.4g}"
 
 

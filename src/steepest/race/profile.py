@@ -10,25 +10,68 @@ import math
 import statistics as st
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from steepest.errors import BadCall
-from steepest.race.wording import UNKNOWN
+from steepest.race.phrases import UNKNOWN
+from steepest.race.schema import EntrySummary, Summary
 from steepest.report.drawing import Series, draw_lines
 from steepest.report.pages import render
 from steepest.report.styles import choose_styles, make_legend
 
 WITHIN = (1.0, 2.0, 4.0)
 """Times the fewest steps of the entries compared; the profile is drawn to the last of them."""
-KNOWN = ("task", "task_sha256", "data_sha256", "seed", "steps")
-"""What is kept of each race."""
 
 
-def read(folder: Path) -> dict[str, Any]:
+class RaceRecord(TypedDict):
+    """One race of a profile."""
+
+    task: str
+    task_sha256: str | None
+    data_sha256: str | None
+    seed: int
+    """The study seed."""
+    steps: int
+    """Optimizer steps of a run."""
+    target: float | None
+    """Validation metric, in its own unit."""
+    metric: str
+    seeds: int
+    """Fresh seeds of an entry."""
+
+
+class EntryProfile(TypedDict):
+    """One entry of a profile: a value for each race in the lists."""
+
+    steps: list[float | None]
+    """Median number of steps to the target; None where it was not reached."""
+    ratios: list[float | None]
+    """`steps` over the fewest of the entries compared; None where there is no such ratio."""
+    within: dict[str, float]
+    """Ratio -> share of races, 0 to 1, in which the entry's ratio is at most that."""
+    score: float
+    """Mean share of races within a ratio of 1 to 4."""
+
+
+class Profile(TypedDict):
+    """A performance profile, as `steepest profile --json` prints it."""
+
+    races: list[RaceRecord]
+    nobody: list[str]
+    """Tasks whose target no entry reached."""
+    left_out: list[str]
+    """Entries that are not in every race."""
+    entries: dict[str, EntryProfile]
+    """Best score first."""
+    reproduce: NotRequired[str]
+    """The command line."""
+
+
+def read(folder: Path) -> Summary:
     """The summary of the finished race in `folder`; BadCall for anything else."""
     path = folder / "summary.json"
     try:
@@ -44,7 +87,7 @@ def read(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def profile(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def profile(summaries: Sequence[Summary]) -> Profile:
     """The performance profile of the entries that all races have, as JSON.
 
     The cost of an entry in a race is its median number of steps to the target over fresh seeds,
@@ -56,7 +99,7 @@ def profile(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     if len(summaries) < 2:
         raise BadCall(f"{len(summaries)} race given: a profile is over two or more")
-    races = [_identity(summary) for summary in summaries]
+    races = [_race(summary) for summary in summaries]
     seen = set()
     for one in races:
         task = one["task_sha256"] or one["task"], one["data_sha256"]
@@ -74,7 +117,7 @@ def profile(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         )
     costs = {name: [_cost(summary["entries"][name]) for summary in summaries] for name in names}
     best = [min(column) for column in zip(*costs.values(), strict=True)]
-    entries = {}
+    entries: dict[str, EntryProfile] = {}
     for name, mine in costs.items():
         ratios = [_ratio(c, b) for c, b in zip(mine, best, strict=True)]
         entries[name] = {
@@ -84,10 +127,7 @@ def profile(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "score": score(ratios),
         }
     return {
-        "races": [
-            {**one, "target": s["target"], "metric": s["metric"], "seeds": s["plan"]["seeds"]}
-            for one, s in zip(races, summaries, strict=True)
-        ],
+        "races": races,
         "nobody": [one["task"] for one, b in zip(races, best, strict=True) if math.isinf(b)],
         "left_out": sorted({e for s in summaries for e in s["entries"]} - set(names)),
         "entries": dict(sorted(entries.items(), key=lambda item: -item[1]["score"])),
@@ -104,12 +144,21 @@ def score(ratios: Sequence[float], most: float = WITHIN[-1]) -> float:
     return st.fmean(max(0.0, most - ratio) / (most - 1) for ratio in ratios)
 
 
-def _identity(summary: dict[str, Any]) -> dict[str, Any]:
-    known = {**summary["provenance"], **summary["plan"], "task": summary["task"]}
-    return {key: known.get(key) for key in KNOWN}
+def _race(summary: Summary) -> RaceRecord:
+    plan, provenance = summary["plan"], summary["provenance"]
+    return {
+        "task": summary["task"],
+        "task_sha256": provenance.get("task_sha256"),
+        "data_sha256": provenance.get("data_sha256"),
+        "seed": plan["seed"],
+        "steps": plan["steps"],
+        "target": summary["target"],
+        "metric": summary["metric"],
+        "seeds": plan["seeds"],
+    }
 
 
-def _cost(entry: dict[str, Any]) -> float:
+def _cost(entry: EntrySummary) -> float:
     # half of the seeds may be infinite: the lower middle one would be a time nobody promised
     return st.median_high([math.inf if s is None else s for s in entry["steps_to_target"]])
 
@@ -124,7 +173,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(found: Profile) -> list[str]:
     """What a reader must know to read the profile right."""
     n = len(found["races"])
     said = [
@@ -140,14 +189,14 @@ def notes(found: dict[str, Any]) -> list[str]:
     return said
 
 
-def _told(race: dict[str, Any]) -> str:
+def _told(race: RaceRecord) -> str:
     return f"{race['task']} ({race['metric']} {race['target']:.4g}, n={race['seeds']} seeds)"
 
 
 COLUMNS = ("entry", "fewest steps", "within 2 times", "within 4 times", "score", "each race")
 
 
-def rows(found: dict[str, Any]) -> list[list[str]]:
+def rows(found: Profile) -> list[list[str]]:
     """The table, best score first, a text for each of `COLUMNS`."""
     return [
         [
@@ -160,7 +209,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def table(found: dict[str, Any]) -> Table:
+def table(found: Profile) -> Table:
     """The table for a terminal."""
     shown = Table(box=box.SIMPLE, title=f"steps to target, n={len(found['races'])} races")
     for i, head in enumerate(COLUMNS):
@@ -170,7 +219,7 @@ def table(found: dict[str, Any]) -> Table:
     return shown
 
 
-def page(found: dict[str, Any]) -> str:
+def page(found: Profile) -> str:
     """The profile as a page without scripts or requests."""
     names = list(found["entries"])
     baseline = "adamw" if "adamw" in names else names[0]

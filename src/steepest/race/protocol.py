@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from steepest.errors import BadCall
 from steepest.race import searching
 from steepest.race.field import BASELINE
+from steepest.race.schema import PlanRecord
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -52,7 +53,8 @@ class Plan:
     data: str | None = None
     """The folder that a task on the user's data reads."""
     baseline: str = ""
-    """The entry that the others are compared to; empty: adamw if it takes part, else the first."""
+    """The entry that the others are compared to. Where it takes no part (empty, or left out by a
+    `replace`) it is adamw, or the first entry if adamw takes no part; see `compared_to`."""
     search: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Entry -> knob -> [low, high], where the caller wants another range than the declared one."""
     enough: float | None = None
@@ -62,6 +64,23 @@ class Plan:
         if self.baseline not in self.entries:
             usual = BASELINE if BASELINE in self.entries else self.entries[0]
             object.__setattr__(self, "baseline", usual)
+
+    def compared_to(self, baseline: str | None) -> Plan:
+        """This plan with another baseline, or as it is for None; BadCall if it takes no part."""
+        if baseline is None:
+            return self
+        if baseline not in self.entries:
+            raise BadCall(
+                f"--baseline {baseline}: takes no part in the race: expected one of "
+                f"{', '.join(self.entries)}"
+            )
+        return replace(self, baseline=baseline)
+
+    def record(self) -> PlanRecord:
+        """The plan as JSON."""
+        fields = asdict(self)
+        fields["entries"] = list(self.entries)
+        return PlanRecord(**fields)
 
     @property
     def tunings(self) -> int:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import statistics as st
 from collections.abc import Callable
-from typing import Any
 
 from steepest.race.figures import figures, styles_of
-from steepest.race.wording import (
-    UNKNOWN,
-    beside,
-    care,
-    caveats,
-    columns,
-    counted,
-    number,
-    ranges,
-    rows,
-    units,
-)
+from steepest.race.notes import beside, care, caveats, ranges
+from steepest.race.phrases import UNKNOWN, counted, number, units
+from steepest.race.results_table import columns, rows
+from steepest.race.schema import Summary
 from steepest.report.pages import render
 from steepest.report.styles import Key, make_legend
 
 
-def page(summary: dict[str, Any]) -> str:
+def page(summary: Summary) -> str:
     """The whole report as HTML."""
     target = summary["target"]
     return render(
@@ -53,35 +44,33 @@ def page(summary: dict[str, Any]) -> str:
     )
 
 
-def _measures(summary: dict[str, Any]) -> dict[str, dict[str, str]]:
+def _measures(summary: Summary) -> dict[str, dict[str, str]]:
     """Measure -> entry -> mean and standard deviation over the fresh runs that reported it."""
     found: dict[str, dict[str, str]] = {}
     for entry, known in summary["entries"].items():
         for name in sorted(
             {name for run in known.get("measures", ()) for name in run} - {"gradients"}
         ):  # which stand in the table
-            values = [run[name] for run in known["measures"] if name in run]
+            values = [run[name] for run in known.get("measures", ()) if name in run]
             spread = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
             found.setdefault(name, {})[entry] = f"{st.fmean(values):.4g}{spread} (n={len(values)})"
     return found
 
 
-def _known(
-    say: Callable[[dict[str, Any], str], str | None], summary: dict[str, Any]
-) -> dict[str, str]:
+def _known(say: Callable[[Summary, str], str | None], summary: Summary) -> dict[str, str]:
     said = {name: say(summary, name) for name in summary["entries"]}
     return {name: text for name, text in said.items() if text}
 
 
-def _make_legend(summary: dict[str, Any]) -> list[Key]:
+def _make_legend(summary: Summary) -> list[Key]:
     """One line of the legend for each entry, in the order of the entries."""
     notes = []
     for name, entry in summary["entries"].items():
-        diverged, n = entry["diverged"]["fresh"], len(entry["test"])
+        failed, n = entry["failed"], len(entry["test"])
         words = ["baseline"] if name == summary["baseline"] else []
         if entry.get("untuned"):
             words.append("untuned")
-        if diverged:
-            words.append(f"{diverged} of {n} diverged")
+        if failed:
+            words.append(f"{failed} of {n} failed")
         notes.append(", ".join(words))
     return make_legend(list(summary["entries"]), styles_of(summary), notes)

@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,7 @@ import steepest
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.race import field, protocol, searching
+from steepest.race.schema import Provenance
 from steepest.tasks import user_modules
 from steepest.training.recipe import Recipe
 
@@ -139,7 +140,7 @@ def agree(request: Request, store: Store, option: str, where: str) -> None:
         )  # fmt: skip
 
 
-def provenance(request: Request) -> dict[str, Any]:
+def provenance(request: Request) -> Provenance:
     """Where and with what a race is run."""
     task = tasks.get(request.task, request.data)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}

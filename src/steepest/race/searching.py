@@ -32,8 +32,8 @@ def parse(text: str | None, field: Sequence[str]) -> Ranges:
         mine = max((e for e in field if target.startswith(f"{e}.")), key=len, default=None)
         if mine is None:
             raise BadCall(
-                f"--search {one.strip()!r}: {target.partition('.')[0]} takes no part in the race: "
-                f"{FORM}, of one of {', '.join(field)}"
+                f"--search {one.strip()!r}: {target} begins with no entry of the race: {FORM}, "
+                f"with one of {', '.join(field)} as ENTRY"
             )
         knob = target[len(mine) + 1 :]
         if knob in found.get(mine, {}):

@@ -73,12 +73,26 @@ def spread_of(values: Sequence[float]) -> float:
 
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p values of Holm (1979), Scandinavian Journal of Statistics 6, 65-70."""
-    adjusted = [0.0] * len(p)
-    running = 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        running = max(running, min(1.0, (len(p) - rank) * p[i]))
-        adjusted[i] = running
-    return adjusted
+    adjusted, _ = _step_down(dict(enumerate(p)))
+    return [adjusted[i] for i in range(len(p))]
+
+
+def _step_down(p: Mapping[Any, float]) -> tuple[dict[Any, float], dict[Any, float]]:
+    """The adjusted p of each test by Holm's procedure, and the confidence level of its step.
+
+    The smallest p is tested first, at 1 - 0.05 / (number of tests); each step that rejects lowers
+    that number by one for the next.
+    """
+    adjusted: dict[Any, float] = {}
+    levels: dict[Any, float] = {}
+    largest, shares = 0.0, len(p)
+    for rank, key in enumerate(sorted(p, key=lambda key: (p[key], key))):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[key]))
+        adjusted[key] = largest
+        levels[key] = 1 - ALPHA / shares
+        if p[key] <= ALPHA / shares:
+            shares = max(1, shares - 1)
+    return adjusted, levels
 
 
 def stands_apart(d: Sequence[float] | np.ndarray) -> bool:
@@ -228,15 +242,12 @@ def decide(
 ) -> tuple[dict[str, float], dict[str, float], set[str]]:
     """p of every entry that has two pairs, the same after Holm, and the entries told apart."""
     p = _tests(differences, failed).p
-    return p, *_told_apart(differences, p)
+    adjusted, _ = _step_down(p)
+    return p, adjusted, {e for e, d in differences.items() if _claimed(d, adjusted.get(e))}
 
 
-def _told_apart(
-    differences: Mapping[str, np.ndarray], p: dict[str, float]
-) -> tuple[dict[str, float], set[str]]:
-    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
-    enough = {name for name, d in differences.items() if len(d) >= LEAST}
-    return adjusted, {name for name in enough if adjusted[name] <= ALPHA}
+def _claimed(d: np.ndarray, p_holm: float | None) -> bool:
+    return len(d) >= LEAST and p_holm is not None and p_holm <= ALPHA
 
 
 def compare(
@@ -256,14 +267,7 @@ def compare(
     """
     arrays = {name: np.asarray(d, dtype=float) for name, d in differences.items()}
     tests = _tests(arrays, failed)
-    p = tests.p
-    adjusted, claims = _told_apart(arrays, p)
-    levels = {}
-    shares = len(adjusted)
-    for name in sorted(adjusted, key=lambda name: (p[name], name)):
-        levels[name] = 1 - ALPHA / shares
-        if p[name] <= ALPHA / shares:  # Holm goes on to the next, less strict step
-            shares = max(1, shares - 1)
+    adjusted, levels = _step_down(tests.p)
     judged = {}
     for name, d in arrays.items():
         level, exact = levels.get(name, 1 - ALPHA), name in tests.exact
@@ -275,11 +279,25 @@ def compare(
                 interval = stats.ttest_1samp(d, 0.0).confidence_interval(level)
                 low, high = float(interval.low), float(interval.high)
                 effect, between = hedges(d), bootstrap(d)
-        better = d if maximize else -d
+        improved, improved_low, improved_high = improvement(d if maximize else -d)
+        bootstrap_low, bootstrap_high = between or (None, None)
         judged[name] = Difference(
-            len(d), float(d.mean()), low, high, level, p.get(name), adjusted.get(name),
-            name in claims, exact, effect, *improvement(better), *(between or (None, None)),
-        )  # fmt: skip
+            n=len(d),
+            mean=float(d.mean()),
+            low=low,
+            high=high,
+            level=level,
+            p=tests.p.get(name),
+            p_holm=adjusted.get(name),
+            claim=_claimed(d, adjusted.get(name)),
+            exact=exact,
+            effect=effect,
+            improved=improved,
+            improved_low=improved_low,
+            improved_high=improved_high,
+            bootstrap_low=bootstrap_low,
+            bootstrap_high=bootstrap_high,
+        )
     return judged
 
 

@@ -25,6 +25,7 @@ from steepest.race import place
 from steepest.race.claims import AGAIN, Alone, Claims
 from steepest.race.place import ATTRIBUTES, NO_STORE, Place
 from steepest.race.protocol import Plan, Result, Trial, final
+from steepest.race.schema import Provenance
 from steepest.tasks import Task, facts, get
 
 FORMAT = 3
@@ -67,13 +68,13 @@ class Store:
             for entry, ranges in attributes["spaces"].items()
         }
         """Search ranges, as the entries declared them."""
-        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.provenance: Provenance = attributes["provenance"]
 
     @staticmethod
     def create(
         folder: Path,
         plan: Plan,
-        provenance: dict[str, Any],
+        provenance: Provenance,
         task: Task | None = None,
         where: Place | None = None,
     ) -> Store:

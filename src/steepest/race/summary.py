@@ -6,13 +6,13 @@ import shlex
 import statistics as st
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 
 from steepest.errors import BadCall
 from steepest.race import pairing, searching
 from steepest.race.lint import lint, untuned_because
+from steepest.race.notes import OWN
 from steepest.race.protocol import (
     FRESH,
     TUNING,
@@ -26,6 +26,16 @@ from steepest.race.protocol import (
     final,
     tested,
 )  # fmt: skip
+from steepest.race.schema import (
+    BestTrial,
+    Curve,
+    DifferenceRecord,
+    EntrySummary,
+    Provenance,
+    RateWidth,
+    Summary,
+    TuningTrial,
+)
 from steepest.race.statistics import (
     compare,
     expected_best,
@@ -35,7 +45,7 @@ from steepest.race.statistics import (
     paired,
     proportion_error,
 )
-from steepest.race.wording import OWN, verdict
+from steepest.race.verdicts import verdict
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -46,9 +56,9 @@ def summarise(
     task: Task,
     plan: Plan,
     pairs: Pairs,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     spaces: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Everything that is known about a race, as JSON. Wall times stand under "timing" only.
 
     spaces: the search ranges that a store has kept, for entries whose code may be gone.
@@ -58,7 +68,7 @@ def summarise(
         for phase in (TUNING, FRESH)
         for entry in plan.entries
     }
-    found = {}
+    found: dict[str, EntrySummary] = {}
     for entry in plan.entries:
         tuned, fresh = by_entry[TUNING, entry], by_entry[FRESH, entry]
         space = _space(plan, entry, spaces or {})
@@ -72,12 +82,15 @@ def summarise(
             failed=[e for e in plan.entries if lost or found[e]["failed"]],
         )
         for entry, difference in differences.items():
-            judged = asdict(difference)
             if task.proportion and difference.low is not None and difference.high is not None:
                 # a t interval does not know that shares cannot differ by more than all
-                judged |= {"low": max(-1.0, difference.low), "high": min(1.0, difference.high)}
-            found[entry]["difference"] = judged
-    summary = {
+                difference = replace(
+                    difference, low=max(-1.0, difference.low), high=min(1.0, difference.high)
+                )
+            found[entry]["difference"] = DifferenceRecord(**asdict(difference))
+    unchecked, unpaired, checked = _batches(plan, pairs)
+    summary: Summary = {
+        "verdict": "",
         "task": task.name,
         "metric": task.metric,
         "maximize": task.maximize,
@@ -89,26 +102,33 @@ def summarise(
         "runs": {"finished": len(pairs), "planned": plan.runs},
         "test_size": task.test_size,
         "test_data": task.test_data,
-        "plan": {**asdict(plan), "entries": list(plan.entries)},
+        "plan": plan.record(),
         "reproduce": reproduce(plan),
         "entries": found,
         "provenance": provenance,
+        "lint": [],
+        "batches_checked": checked,
+        "batches_unchecked": unchecked,
+        "batches_unpaired": unpaired,
     }
     if complete and task.proportion and task.test_size and task.test_data:
         share = st.fmean(found[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
-    summary |= _batches(plan, pairs)
-    return {"verdict": verdict(summary), **summary}
+    summary["verdict"] = verdict(summary)
+    return summary
 
 
-def _batches(plan: Plan, pairs: Pairs) -> dict[str, Any]:
-    """Which entries had the batches of the baseline, or of the first that has the task's own: those
-    that had ("batches_checked"); why it is not known of others, or what differs.
+def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Entries whose batches were not compared, with why; that had others, with what differs; and
+    that had the same ones.
 
-    Of a race that was stored before that was kept, an entry may be in none of them.
+    Batches are compared with the baseline's, or those of the first entry that has the task's own.
+    In a race that was stored before batches were hashed, an entry may be in none of the three.
     """
-    unchecked, unpaired, first = {}, {}, {}
+    unchecked: dict[str, str] = {}
+    unpaired: dict[str, str] = {}
+    first: dict[int, tuple[Trial, Result]] = {}
     for entry in sorted(plan.entries, key=lambda e: e != plan.baseline):
         mine = [(t, r) for t, r in pairs if t.entry == entry]
         if not Recipe.read(entry).same_batches:
@@ -125,11 +145,7 @@ def _batches(plan: Plan, pairs: Pairs) -> dict[str, Any]:
                 if said:
                     unpaired.setdefault(entry, said)
     checked = {t.entry for t, r in pairs if r.batches} - {*unchecked, *unpaired}
-    return {
-        "batches_checked": sorted(checked),
-        "batches_unchecked": unchecked,
-        "batches_unpaired": unpaired,
-    }
+    return unchecked, unpaired, sorted(checked)
 
 
 def _parted(trial: Trial, result: Result, other: Trial, before: Result) -> str | None:
@@ -148,7 +164,7 @@ def _parted(trial: Trial, result: Result, other: Trial, before: Result) -> str |
 
 def _entry(
     task: Task, plan: Plan, tuned: Pairs, fresh: Pairs, space: dict[str, list[float]] | None
-) -> dict[str, Any]:
+) -> EntrySummary:
     turns = by_seed(plan, tuned)
     chosen = None
     if len(tuned) == plan.tunings:
@@ -159,7 +175,7 @@ def _entry(
     tests = [value for pair in fresh if (value := tested(task, *pair)) is not None]
     lost = sum(r.diverged is not None for r in results)
     bad = sum(failed(task, *pair) for pair in fresh)
-    tuning = [
+    tuning: list[TuningTrial] = [
         {
             "hyperparameters": trial.hyper,
             "validation": final(task, result),
@@ -229,7 +245,7 @@ def _middle(chosen: Sequence[dict[str, float]]) -> dict[str, list[float]]:
     return {knob: [min(v), st.median_low(v), max(v)] for knob, v in columns.items()}
 
 
-def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> dict[str, Any]:
+def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> BestTrial:
     """The tuning trial with the best metric of those that were chosen: a point that was run."""
     keys = {trial.key for trial in chosen}
     trial = best(task, [pair for pair in tuned if pair[0].key in keys])
@@ -237,7 +253,7 @@ def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> dict[str, Any]:
     return {"index": trial.index, "hyperparameters": trial.hyper, "validation": score}
 
 
-def _width(task: Task, turns: Sequence[Pairs]) -> dict[str, float | int] | None:
+def _width(task: Task, turns: Sequence[Pairs]) -> RateWidth | None:
     """The median over all tunings of `lr_width`: one alone has as few points as it has trials."""
     found = []
     for mine in turns:
@@ -284,7 +300,7 @@ def _columns(rows: Sequence[Sequence[float]]) -> list[float]:
     return [st.median(column) for column in zip(*rows, strict=True)] if rows else []
 
 
-def _curve(task: Task, results: Sequence[Result]) -> dict[str, list[float]]:
+def _curve(task: Task, results: Sequence[Result]) -> Curve:
     """Median and quartiles of the validation metric over seeds; diverged runs count as worst."""
     if not results:
         return {"steps": [], "median": [], "low": [], "high": []}

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from textwrap import fill
-from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -16,8 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from steepest.race.protocol import TUNING, Plan, Result, Trial
-from steepest.race.wording import UNKNOWN, caveats, columns, counted, number, rows, units
+from steepest.race.notes import caveats
+from steepest.race.phrases import UNKNOWN, counted, number, units
+from steepest.race.protocol import TUNING, Plan, Result, Trial, failed
+from steepest.race.results_table import columns, rows
+from steepest.race.schema import Summary
 from steepest.tasks import Task
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")
@@ -54,7 +56,7 @@ class Progress:
     ) -> None:
         self._task, self._plan, self._clock = task, plan, clock
         self._console = console or Console(stderr=True)
-        self._counts = {entry: {"tuning": 0, "runs": 0, "diverged": 0} for entry in plan.entries}
+        self._counts = {entry: {"tuning": 0, "runs": 0, "failed": 0} for entry in plan.entries}
         self._best: dict[str, float] = {}
         self._total = plan.runs
         for trial, result in done:
@@ -90,7 +92,7 @@ class Progress:
         count = self._counts[trial.entry]
         count["runs"] += 1
         count["tuning"] += trial.phase == TUNING
-        count["diverged"] += result.diverged is not None
+        count["failed"] += failed(self._task, trial, result)
         if trial.phase == TUNING and not result.diverged and result.validation:
             last, best = result.validation[-1], self._best.get(trial.entry)
             if best is None or self._task.better(last, best):
@@ -101,7 +103,7 @@ class Progress:
 
     def _line(self) -> str:
         finished = self._finished()
-        lost = sum(count["diverged"] for count in self._counts.values())
+        lost = sum(count["failed"] for count in self._counts.values())
         tuned = sum(count["tuning"] for count in self._counts.values())
         phase = "tuning" if tuned < len(self._counts) * self._plan.tunings else "fresh seeds"
         left = "time left not known yet"
@@ -110,7 +112,7 @@ class Progress:
             left = f"about {timedelta(seconds=round(pace * (self._total - finished)))} left"
         return (
             f"{self._task.name}, {phase}: {finished} of {self._total} runs"
-            f"{f', {lost} diverged' if lost else ''}, {left}"
+            f"{f', {lost} failed' if lost else ''}, {left}"
         )
 
     def _render(self) -> Group:
@@ -121,7 +123,7 @@ class Progress:
         table.add_column("", width=16)
         # the name of a metric is the user's: no markup
         table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
-        table.add_column("diverged", justify="right")
+        table.add_column("failed", justify="right")
         runs = self._plan.tunings + self._plan.seeds
         for entry, count in self._counts.items():
             best = self._best.get(entry)
@@ -133,13 +135,13 @@ class Progress:
                 f"{count['runs']}/{runs}",
                 ProgressBar(total=runs, completed=count["runs"], width=16),
                 shown,
-                str(count["diverged"]),
+                str(count["failed"]),
             )
         # the line comes first: a low window cuts at its end
         return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
 
 
-def show(summary: dict[str, Any]) -> None:
+def show(summary: Summary) -> None:
     """Print the table, the verdict and what to know about it to stdout."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
@@ -148,7 +150,7 @@ def show(summary: dict[str, Any]) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _table(summary: dict[str, Any], width: int) -> Table:
+def _table(summary: Summary, width: int) -> Table:
     title = f"{summary['task']}, {counted(summary, 'test', 'fresh seed')}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
@@ -156,7 +158,7 @@ def _table(summary: dict[str, Any], width: int) -> Table:
     table = Table(
         box=box.SIMPLE,
         title=Text(title),
-        caption="mean ± sd; median (seeds that reached it); diverged: fresh (tuning)"
+        caption="mean ± sd; median (seeds that reached it); failed: fresh runs (diverged in tuning)"
         + "; gradients: of one usual batch" * ("gradients" in heads),
     )
     left_out = LEFT_OUT if width >= NARROW else LEFT_OUT + TIMES

@@ -1,0 +1,66 @@
+"""What the runs of a race count as, once they are all seen: the worst metric, the target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from steepest.race import protocol
+from steepest.race.protocol import FRESH, Plan, Result, Trial
+from steepest.tasks import Task
+
+Pairs = Sequence[tuple[Trial, Result]]
+BLOWN_UP = 1000.0
+"""A fresh run has diverged if it ends this many times as far from the best as an ordinary run."""
+
+
+def settle(task: Task, plan: Plan, pairs: Pairs) -> tuple[Task, list[tuple[Trial, Result]]]:
+    """The task with its worst metric and target, and the runs; those that blew up have diverged."""
+    pairs = mark_blown_up(task, pairs)
+    ended = [(trial, result) for trial, result in pairs if not result.diverged]
+    fresh = [result for trial, result in ended if trial.phase == FRESH]
+    if task.measured is not None:  # the file gives no WORST
+        worst = (min if task.maximize else max)([task.measured, *_ends(fresh)])
+        task = replace(task, worst=worst)
+    target = task.target
+    if target is None:
+        # what three quarters of the fresh runs that ended reach; until there are any,
+        # the end of the first run of the baseline
+        first = [result for trial, result in ended if trial.entry == plan.baseline][:1]
+        last = [protocol.clamped(task, result.validation[-1]) for result in fresh or first]
+        quantile, method = (0.25, "lower") if task.maximize else (0.75, "higher")
+        target = float(np.quantile(last, quantile, method=method)) if last else task.worst
+    return replace(task, test_data=all(r.tested for r in fresh), target=target), pairs
+
+
+def mark_blown_up(task: Task, pairs: Pairs) -> list[tuple[Trial, Result]]:
+    """`pairs`, in which every fresh run has diverged that ended absurdly far from the others.
+
+    Such a run is finite by luck (4e33 where others end at 0.3). It must neither set the worst
+    metric of all entries nor move a mean. Where a task gives WORST, that bounds every run already.
+    An ordinary distance from the best is that of the untrained model, or of the middle run where
+    that is larger. No entry is treated differently, so the tests keep their level.
+    """
+    fresh = [result for trial, result in pairs if trial.phase == FRESH and not result.diverged]
+    ends = sorted(_ends(fresh), reverse=task.maximize)
+    if task.measured is None or not ends:
+        return list(pairs)
+    best = (max if task.maximize else min)(task.measured, ends[0])
+    ordinary = max(abs(task.measured - best), abs(ends[(len(ends) - 1) // 2] - best))
+
+    def marked(trial: Trial, result: Result) -> Result:
+        if trial.phase != FRESH or result.diverged:
+            return result
+        far = [end for end in _ends([result]) if abs(end - best) > BLOWN_UP * ordinary > 0]
+        if not far:
+            return result
+        return replace(result, diverged=f"ended at {far[0]:.4g}, absurdly far from other runs")
+
+    return [(trial, marked(trial, result)) for trial, result in pairs]
+
+
+def _ends(results: Sequence[Result]) -> list[float]:
+    """The last validation metrics, and the test metrics that are known."""
+    return [v for r in results for v in (r.validation[-1], r.test) if v is not None]
