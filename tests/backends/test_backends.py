@@ -1,6 +1,6 @@
 """Every backend against the reference, and against laws that hold whatever the rule.
 
-The reference ("eager") calls the rule itself; that it is right is shown in `test_oracles.py`.
+The reference ("eager") calls the rule itself; that it is right is shown in `tests/oracles/`.
 """
 
 from __future__ import annotations

@@ -313,7 +313,9 @@ def test_a_target_has_many_names():
 def test_options_reach_every_construction():
     script = "make = functools.partial(Scribbling, lr=0.5, eps=0.1)\n"
     (line,) = examine(
-        "broken:Scribbling", "gradient-unmodified-plain", options={"lr": 0.5, "eps": 0.1}
+        "tests.check.broken:Scribbling",
+        "gradient-unmodified-plain",
+        options={"lr": 0.5, "eps": 0.1},
     )
     assert script in line.reproduction
     with pytest.raises(AssertionError):

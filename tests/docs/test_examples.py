@@ -110,7 +110,7 @@ def assert_same(one, other, where=""):
 
 def test_every_example_is_tested_and_of_a_size_to_copy():
     files = {file.name for file in EXAMPLES.iterdir() if file.is_file()}
-    # a task for a race is no program: test_tasks.py runs those
+    # a task for a race is no program: tests/tasks/ runs those
     assert {name for name in files if not name.startswith("race_")} == set(LEFT)
     for name in LEFT:
         lines = [x for x in (EXAMPLES / name).read_text().splitlines() if x.strip()]
