@@ -236,12 +236,8 @@ def show(
     """Print the source of an optimizer, or the loop that is generated from it."""
     from steepest.catalogue import shown
     from steepest.definition import find
-    from steepest.errors import BadCall
 
-    try:
-        print(shown(find(name), backend), end="")
-    except ValueError as error:
-        raise BadCall(str(error)) from None
+    print(shown(find(name), backend), end="")
     return 0
 
 
@@ -293,7 +289,7 @@ def check(
     """Examine any torch optimizer: a line per examination, a reproduction for each that fails."""
     import os
 
-    from steepest.check import TargetError, report
+    from steepest.check import report
     from steepest.check.subject import read_option
     from steepest.errors import BadCall
 
@@ -301,12 +297,9 @@ def check(
         given = "NAME and --all were both" if every else "no NAME was"
         raise BadCall(f"{given} given, expected NAME, module:Class or --all; see steepest list")
     sys.path.insert(0, os.getcwd())  # the caller's own modules
-    try:
-        options = dict(read_option(text) for text in option or [])
-        targets = report.everyone() if name is None else [name]
-        found = dict(report.examined(targets, only, options))
-    except TargetError as error:
-        raise BadCall(str(error)) from None
+    options = dict(read_option(text) for text in option or [])
+    targets = report.everyone() if name is None else [name]
+    found = dict(report.examined(targets, only, options))
     if as_json:
         shown = [report.as_json(target, findings) for target, findings in found.items()]
         print(json.dumps(shown if every else shown[0], indent=2))
