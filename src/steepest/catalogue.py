@@ -11,6 +11,7 @@ from typing import Any
 from .backends import BACKENDS
 from .backends.bucket import program_of
 from .definition import Rule, rules
+from .errors import BadCall
 from .families import family_of, select_defaults
 from .trace import Program
 
@@ -115,12 +116,12 @@ def shown(rule: Rule, backend: str | None = None) -> str:
         return inspect.getsource(rule.function)
     if backend not in BACKENDS:
         known = ", ".join(BACKENDS)
-        raise ValueError(f"backend {backend!r} was given, expected one of {known}")
+        raise BadCall(f"backend {backend!r} was given, expected one of {known}")
     program = program_of(select_defaults(rule))
     text = BACKENDS[backend].source(program)
     if text is None:
         why = "looks at a whole matrix" if program.matrix else "adds up a whole tensor"
-        raise ValueError(
+        raise BadCall(
             f"backend {backend!r} was given for {rule.name}, which {why} and runs as it is written "
             "there: leave --backend out"
         )

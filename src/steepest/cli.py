@@ -245,12 +245,8 @@ def show(
     """Print the source of an optimizer, or the code that a backend generates from it."""
     from steepest.catalogue import shown
     from steepest.definition import find
-    from steepest.errors import BadCall
 
-    try:
-        print(shown(find(name), backend), end="")
-    except ValueError as error:
-        raise BadCall(str(error)) from None
+    print(shown(find(name), backend), end="")
     return 0
 
 
@@ -303,7 +299,7 @@ def check(
     """Examine any torch optimizer: a line per examination, a script that shows each failure."""
     import os
 
-    from steepest.check import TargetError, report
+    from steepest.check import report
     from steepest.check.subject import read_option
     from steepest.errors import BadCall
 
@@ -311,12 +307,9 @@ def check(
         given = "NAME and --all were both given" if every else "no NAME was given"
         raise BadCall(f"{given}, expected NAME, module:Class or --all; see steepest list")
     sys.path.insert(0, os.getcwd())  # module:Class may be a file of the caller
-    try:
-        options = dict(read_option(text) for text in option or [])
-        targets = report.everyone() if name is None else [name]
-        results = dict(report.examined(targets, only, options))
-    except TargetError as error:
-        raise BadCall(str(error)) from None
+    options = dict(read_option(text) for text in option or [])
+    targets = report.everyone() if name is None else [name]
+    results = dict(report.examined(targets, only, options))
     if as_json:
         reports = [report.as_json(target, findings) for target, findings in results.items()]
         print(json.dumps(reports if every else reports[0], indent=2))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from . import ops
+from .errors import BadCall
 from .trace import Program, TraceError, trace
 
 rules: dict[str, "Rule"] = {}
@@ -289,7 +290,7 @@ def find(name: str) -> Rule:
     """The rule of that name; for an unknown name, a ValueError names the nearest known ones."""
     if name in rules:
         return rules[name]
-    raise ValueError(f"{name!r} is not a known rule; {nearest(name, rules)}")
+    raise BadCall(f"{name!r} is not a known rule; {nearest(name, rules)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

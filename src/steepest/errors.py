@@ -1,23 +1,26 @@
-"""The errors that every verb of the package uses: what they say is one line for people."""
+"""The errors that all verbs of the command line share; each message is one line for people.
+
+`steepest` ends with exit code 2 for a BadCall and with 1 for a WorkerError.
+"""
 
 from __future__ import annotations
 
 
-class BadCall(ValueError):  # noqa: N818 - the call is wrong, nothing failed
+class BadCall(ValueError):  # noqa: N818 - it names the mistake
     """The call was wrong: one line that says what was given, what was expected and what to do."""
 
 
 class TaskError(BadCall):
-    """The user's task cannot be run; `trace` is the traceback in the user's own lines, or empty."""
+    """The user's task cannot be run. `trace`: the traceback in the user's own lines, or empty."""
 
     def __init__(self, line: str, trace: str = "") -> None:
         super().__init__(line)
         self.trace = trace
 
 
-class Diverged(FloatingPointError):  # noqa: N818 - a result, no mistake
-    """The training cannot go on: a number that must be finite is not."""
+class Diverged(FloatingPointError):  # noqa: N818 - a result of the training
+    """The training cannot continue, because a number that must be finite is not."""
 
 
 class WorkerError(RuntimeError):
-    """An item raised an error in its worker process, or killed one worker after another."""
+    """Work on an item raised an error in a worker process, or ended several workers."""

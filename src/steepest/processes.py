@@ -1,7 +1,8 @@
 """Long-lived spawned processes that work on one item at a time.
 
-Not `concurrent.futures`: there one killed worker loses every item in flight, and workers outlive
-a killed parent. Here it costs its item's time, and a worker ends when its pipe to the parent does.
+With `concurrent.futures`, one killed worker loses every item in flight, and workers outlive a
+killed parent. Here a killed worker loses only the time spent on its item, which is done again, and
+a worker ends when its pipe to the parent closes.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from typing import Any
 from steepest.errors import BadCall, WorkerError
 
 DEATHS = 3
-"""Workers that one item may cost before the pool gives up on it."""
+"""The pool gives up on an item after so many workers have died on it."""
 PAUSE = 0.5
-"""Seconds until the pool asks again for an item where there was none."""
+"""Seconds until the pool asks for an item again, if there was none."""
 _END = object()
 
 
@@ -35,17 +36,17 @@ class _Failure:
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
-    # a spawned process spawns its own by default, and a DataLoader's workers would import all
-    # anew in each epoch: they start as they do outside of a race
+    # A spawned process spawns its own children by default, and a DataLoader's workers would import
+    # everything again in each epoch. Let them start as they do elsewhere.
     multiprocessing.set_start_method(None, force=True)
     while True:
         try:
             item = pipe.recv()
-        except EOFError:  # the parent closed its end, or died
+        except EOFError:  # the parent closed its end or died
             return
         try:
             answer = work(item)
-        except BadCall as error:  # of the caller's own task or entry
+        except BadCall as error:  # the caller's own task or entry is wrong
             answer = error
         except Exception as error:
             answer = _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
@@ -53,8 +54,8 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 
 
 @contextmanager
-def _deaf_to_interrupt() -> Iterator[None]:
-    # an ignored signal stays ignored across exec: Ctrl-C is for the parent alone
+def _ignoring_interrupts() -> Iterator[None]:
+    # only the parent handles Ctrl-C: an ignored signal stays ignored in the new process
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -66,7 +67,7 @@ def _deaf_to_interrupt() -> Iterator[None]:
 
 
 class Pool:
-    """Up to `jobs` processes that answer `work(item)`; a context manager that ends them."""
+    """Up to `jobs` processes that compute `work(item)`; a context manager that ends them."""
 
     def __init__(self, jobs: int, work: Callable[[Any], Any]) -> None:
         self._jobs = jobs
@@ -74,45 +75,46 @@ class Pool:
         self._workers: dict[Connection, SpawnProcess] = {}
 
     def hire(self) -> None:
-        """Start all processes now: they import what they need while the caller does."""
+        """Start all processes now, so that they import their modules while the caller does too."""
         while len(self._workers) < self._jobs:
-            self._hire()
+            self._start()
 
-    def _hire(self) -> Connection:
-        # no daemon: a task's DataLoader may have processes of its own
+    def _start(self) -> Connection:
+        # not a daemon, since a task's DataLoader may start processes of its own
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._work))
-        with _deaf_to_interrupt():
+        with _ignoring_interrupts():
             process.start()
         theirs.close()
         self._workers[ours] = process
         return ours
 
     def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """(item, answer) as the answers come; WorkerError if an item raises, or its own BadCall.
+        """Yield (item, answer) in the order of the answers.
 
-        An item is taken when a worker is free for it. None is no item: there is none at this
-        moment, and the next is asked for after the next answer, or after PAUSE seconds.
+        An item is taken from `items` when a worker is free. A None among them means that there is
+        no item at the moment: the next one is asked for after the next answer, or after PAUSE
+        seconds. Raises the BadCall that `work` raised, or WorkerError for any other error.
         """
-        source, again = iter(items), deque[tuple[Any, int]]()
+        source, retries = iter(items), deque[tuple[Any, int]]()
         busy: dict[Connection, tuple[Any, int]] = {}
         ended = False
 
-        def share_out() -> None:
+        def assign() -> None:
             nonlocal ended
-            while len(busy) < self._jobs and (again or not ended):
-                item, deaths = again.popleft() if again else (next(source, _END), 0)
+            while len(busy) < self._jobs and (retries or not ended):
+                item, deaths = retries.popleft() if retries else (next(source, _END), 0)
                 ended = ended or item is _END
                 if item is None or item is _END:
                     break
-                pipe = next((p for p in self._workers if p not in busy), None) or self._hire()
+                pipe = next((p for p in self._workers if p not in busy), None) or self._start()
                 busy[pipe] = item, deaths
-                with suppress(BrokenPipeError):  # it died while idle: the wait below sees that
+                with suppress(BrokenPipeError):  # it died while idle; the wait below notices
                     pipe.send(item)
 
         while True:
-            share_out()
+            assign()
             if ended and not busy:
                 return
             if not busy:
@@ -129,13 +131,13 @@ class Pool:
                             f"{DEATHS} workers died on {item}: the task ends its process; does it "
                             f"run out of memory, or call os._exit?"
                         ) from None
-                    again.append((item, deaths + 1))
+                    retries.append((item, deaths + 1))
                     continue
                 if isinstance(answer, BadCall):
                     raise answer
                 if isinstance(answer, _Failure):
                     raise WorkerError(f"{answer.text} in {item}") from RuntimeError(answer.trace)
-                share_out()  # no worker waits for what the caller does with an answer
+                assign()  # first, so that no worker waits while the caller uses the answer
                 yield item, answer
 
     def __enter__(self) -> Pool:

@@ -11,9 +11,10 @@ import torch
 
 from ..classes import class_of, classes
 from ..definition import Rule, nearest, rules
+from ..errors import BadCall
 
 
-class TargetError(ValueError):
+class TargetError(BadCall):
     """The target is no optimizer class, or cannot be constructed as asked."""
 
 

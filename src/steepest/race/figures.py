@@ -1,4 +1,4 @@
-"""The report's figures: what is drawn, and what is said below it."""
+"""The report's figures and their captions."""
 
 from __future__ import annotations
 
@@ -136,9 +136,9 @@ def _draw_differences(summary: Summary) -> Figure | None:
 
     return Figure(
         title=f"Difference to {base}, seed by seed",
-        text=f"Small marks: each of n={counted(summary, 'test', 'fresh seed')}, the entry less "
-        f"{base} on the same seed. Large marks and bars: mean and "
-        f"interval, as in the table. Arrowhead at the edge: beyond the scale.",
+        text=f"Small marks: the entry's result less that of {base} on the same seed, "
+        f"n={counted(summary, 'test', 'fresh seed')}. Large marks and bars: mean and interval of "
+        f"these differences, as in the table. Arrowheads at the edge: values beyond the scale.",
         drawings=[Drawing(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"))],
     )
 
@@ -183,7 +183,7 @@ def _draw_training(summary: Summary) -> list[Figure]:
         Figure(
             title="By second",
             text=f"Median of n={n} against {_describe_seconds(entries)} on one thread, "
-            f"evaluation left out.",
+            f"without the time of evaluations.",
             drawings=draw_both(by_second, "seconds of training", "t"),
         ),
     ]
@@ -223,8 +223,8 @@ def _draw_expected_best(summary: Summary) -> Figure | None:
     svg = _draw_entries(summary, series, xlabel="tuning trials", limits=limits, key="k", log=True)
     return Figure(
         title="By trials",
-        text=f"The best {_name_score(summary)} to expect of so many tuning trials, were they drawn "
-        f"from the n={counted(summary, 'tuning')} that each entry had "
+        text=f"The expected best {_name_score(summary)} of so many tuning trials, if they are "
+        f"drawn from the n={counted(summary, 'tuning')} trials of the entry "
         f"(Dodge et al. 2019, arXiv:1909.03004).",
         drawings=[Drawing(svg)],
     )
@@ -264,10 +264,10 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
         panels.append(Panel(draw(PANEL, paint, f"l{i}"), f"e{i}-panel", heading))
     return Figure(
         title="Sensitivity",
-        text=f"{_name_score(summary).capitalize()} of every tuning trial "
-        f"(n={counted(summary, 'tuning')} per entry, one seed each) against its learning rate, all "
-        f"of its hyperparameters varied at once; one scale for all. Ringed: chosen for a fresh "
-        f"seed. Crosses at the edge: diverged; arrowhead at the edge: beyond the scale.",
+        text=f"{_name_score(summary).capitalize()} of every tuning trial against its learning "
+        f"rate (n={counted(summary, 'tuning')} per entry, one seed each). All hyperparameters of a "
+        f"trial vary at once. All panels have the same scales. Rings: chosen for a fresh "
+        f"seed. Crosses at the edge: diverged. Arrowheads at the edge: values beyond the scale.",
         panels=panels,
     )
 
@@ -309,11 +309,11 @@ def _paint_panel(
 
 
 def _describe_seconds(entries: list[EntrySummary]) -> str:
-    """What the axis of seconds shows. Runs that diverged have no end and are left out of it."""
+    """What the axis of seconds shows. Diverged runs have no end and are left out of it."""
     if not any(entry["diverged"]["fresh"] for entry in entries):
         return "training time"
     finished = spread([len(e["test"]) - e["diverged"]["fresh"] for e in entries])
     return (
         f"the median training time of the n={finished} of them per entry that did not diverge "
-        "(in the metric the others count as the worst)"
+        "(in the median metric, a diverged run counts as the worst)"
     )

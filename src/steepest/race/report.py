@@ -1,4 +1,4 @@
-"""report.html: one page without scripts or requests, which opens offline and prints."""
+"""report.html, the page of one race."""
 
 from __future__ import annotations
 
@@ -36,30 +36,34 @@ def page(summary: Summary) -> str:
         },
         target=target is not None and number(summary, target) + units(summary)[0],
         seeds=counted(summary, "test"),
-        measures=_measures(summary),
-        beside=_known(beside, summary),
-        care=_known(care, summary),
-        ranges=_known(ranges, summary),
+        measures=_describe_measures(summary),
+        beside=_describe_entries(beside, summary),
+        care=_describe_entries(care, summary),
+        ranges=_describe_entries(ranges, summary),
         figures=figures(summary),
     )
 
 
-def _measures(summary: Summary) -> dict[str, dict[str, str]]:
+def _describe_measures(summary: Summary) -> dict[str, dict[str, str]]:
     """Measure -> entry -> mean and standard deviation over the fresh runs that reported it."""
-    found: dict[str, dict[str, str]] = {}
-    for entry, known in summary["entries"].items():
-        for name in sorted(
-            {name for run in known.get("measures", ()) for name in run} - {"gradients"}
-        ):  # which stand in the table
-            values = [run[name] for run in known.get("measures", ()) if name in run]
-            spread = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
-            found.setdefault(name, {})[entry] = f"{st.fmean(values):.4g}{spread} (n={len(values)})"
-    return found
+    measures: dict[str, dict[str, str]] = {}
+    for name, entry in summary["entries"].items():
+        runs = entry.get("measures", [])
+        # the gradients are in the main table
+        for measure in sorted({measure for run in runs for measure in run} - {"gradients"}):
+            values = [run[measure] for run in runs if measure in run]
+            deviation = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
+            text = f"{st.fmean(values):.4g}{deviation} (n={len(values)})"
+            measures.setdefault(measure, {})[name] = text
+    return measures
 
 
-def _known(say: Callable[[Summary, str], str | None], summary: Summary) -> dict[str, str]:
-    said = {name: say(summary, name) for name in summary["entries"]}
-    return {name: text for name, text in said.items() if text}
+def _describe_entries(
+    describe: Callable[[Summary, str], str | None], summary: Summary
+) -> dict[str, str]:
+    """Entry -> what `describe` says of it, if it says anything."""
+    texts = {name: describe(summary, name) for name in summary["entries"]}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _make_legend(summary: Summary) -> list[Key]:
