@@ -17,7 +17,7 @@ import sys
 import torch
 
 from steepest import bench, optimizer
-from steepest.backends.bucket import program_of
+from steepest.backends.wanted import program_of
 from steepest.catalogue import kind_of
 from steepest.definition import rules
 from steepest.families import select_defaults

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .backends import BACKENDS
-from .backends.bucket import program_of
+from .backends.wanted import program_of
 from .definition import Rule, rules
 from .errors import BadCall
 from .families import family_of, select_defaults

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.bucket import program_of
+from .backends.wanted import program_of
 from .checks import real as number
 from .checks import short
 from .definition import COMPENSATION, Rule, rules

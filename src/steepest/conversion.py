@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends.bucket import program_of
+from .backends.wanted import program_of
 from .checkpoint import (
     FIXED,
     Saved,

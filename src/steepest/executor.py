@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS, choose
-from .backends.bucket import Bucket, Stale, States, Wanted, program_of, takes_sparse, wider
+from .backends.bucket import Bucket, Stale, States
 from .backends.memory import Snapshot
+from .backends.wanted import Wanted, program_of, takes_sparse, wider
 from .family import Family
 from .tensors import describe, number
 from .trace import Program

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from .backend import Backend
-from .bucket import Wanted
 from .cpu import CPU
 from .eager import EAGER
 from .foreach import FOREACH
+from .wanted import Wanted
 
 __all__ = ["BACKENDS", "Backend", "choose"]
 BACKENDS: dict[str, Backend] = {each.name: each for each in (CPU, FOREACH, EAGER)}

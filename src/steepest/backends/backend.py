@@ -8,7 +8,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..trace import Program
-from .bucket import Bucket, Wanted
+from .bucket import Bucket
+from .wanted import Wanted
 
 
 class Backend(NamedTuple):

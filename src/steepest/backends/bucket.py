@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -18,12 +18,10 @@ from torch import Tensor
 
 from .. import codecs
 from ..definition import COMPENSATION
-from ..family import Selection
-from ..formulas import modifiers
 from ..tensors import PLAIN, describe, fake, in_bounds, local, number, offset
-from ..trace import Program
 from .cells import LIMIT, SINGLE, Cells
 from .memory import MISFIT, STRIDES, Gradients
+from .wanted import Wanted, program_of, takes_sparse, wider
 
 _traits, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
 States = Mapping[Tensor, dict[str, Any]]
@@ -33,16 +31,6 @@ Lists = list[list[Tensor]]
 
 class Stale(Exception):  # noqa: N818  a signal, caught by the shell
     """The parameters or gradients are no longer those that the buckets were made for."""
-
-
-class Wanted(NamedTuple):
-    """What a group asks for; backend None: the fastest backend for each tensor."""
-
-    selection: Selection
-    backend: str | None = None
-    differentiable: bool = False
-    rounding: str | None = None
-    seed: int = 0
 
 
 class Row(NamedTuple):
@@ -84,23 +72,6 @@ class StepInputs(NamedTuple):
     state: States
     scalars: list[float]
     grads: dict[int, Tensor]
-
-
-@cache
-def program_of(selection: Selection) -> Program:
-    """The traced program of a selection, made once."""
-    return selection.rule.trace(selection.modifiers, **dict(selection.choices))
-
-
-def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
-    """Whether the gradient is sparse and the rule can step only the rows that it has."""
-    supported = bool(selection.rule.sparse) and {*selection.modifiers} <= {modifiers.maximize}
-    return supported and g is not None and g.layout is torch.sparse_coo
-
-
-def wider(p: Tensor, g: Tensor | None) -> bool:
-    """Whether a 16-bit parameter has a float32 gradient, as gradient accumulation may leave it."""
-    return g is not None and p.dtype in codecs.HALVES and g.dtype is torch.float32
 
 
 class Bucket:

@@ -14,7 +14,7 @@ from ... import codecs
 from ...tensors import local
 from ...trace import Program
 from ..backend import Backend
-from ..bucket import Wanted, program_of, takes_sparse
+from ..wanted import Wanted, program_of, takes_sparse
 from . import printer
 from .bucket import CpuBucket
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...trace import Program
 from ..backend import Backend
-from ..bucket import Wanted, takes_sparse
+from ..wanted import Wanted, takes_sparse
 from .bucket import EagerBucket
 
 

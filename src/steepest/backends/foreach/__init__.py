@@ -7,7 +7,7 @@ from torch import Tensor
 from ...printing import host_notes
 from ...trace import Program
 from ..backend import Backend
-from ..bucket import Wanted, program_of, takes_sparse
+from ..wanted import Wanted, program_of, takes_sparse
 from . import printer
 from .bucket import ForeachBucket
 
