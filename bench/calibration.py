@@ -1,18 +1,19 @@
-"""How often a race claims a difference that is not there, and finds one that is.
+"""How often a race claims a difference that does not exist, and finds one that does.
 
-The same optimizer enters twice; each copy has its own tuning points and its own seeds (with
-shared ones the two are the same run to the bit, and nothing could fail). Every race goes through
-the protocol: tuning trials, the choice by validation, fresh seeds, the verdict's statistics.
+The same optimizer enters twice. Each copy has its own tuning points and seeds; with shared ones
+both would be the same run to the bit, and no claim could be false. Every race follows the protocol:
+tuning trials, the choice by validation, fresh seeds, the statistics of the verdict.
 
---task synthetic puts a fast function in place of training, with a peak over the learning rate
-like that of a small network; --task digits trains logistic regression in the loop of a race;
---task network runs the race's own digits task, 50 steps of a CNN (--first shares races out).
---once tunes once and runs the choice on all fresh seeds, which is not the protocol: it shows what
-luck in tuning does. --copies K races K copies with one baseline, Holm's procedure over them.
+--task synthetic replaces training by a fast function whose peak over the learning rate is like that
+of a small network. --task digits trains logistic regression in the loop of a race. --task network
+runs the race's own digits task, 50 steps of a CNN; --first splits the races over several calls.
+--once tunes once and runs the choice on all fresh seeds. That is not the protocol; it shows the
+effect of luck in tuning. --copies K races K copies against one baseline, with Holm's procedure.
 --plant S adds S times the difference that the planner promises to find to the first copy's tests.
---failures prints a table of null races in which runs of one side or of all diverge, with normal,
-heavy-tailed and discrete metrics, of 2, 4 and 9 entries: claims of the wrong sign. "collapse" is
-normal too, and who fails ends at chance, far above WORST: no run says that it has failed.
+--failures prints a table of races without a true difference, in which runs of one entry or of all
+diverge, with normal, heavy-tailed and discrete metrics and 2, 4 or 9 entries; it counts claims of
+the wrong sign. With "collapse" the metric is normal, and a run that fails ends at chance, far above
+WORST, so it is not reported as failed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
@@ -43,21 +45,21 @@ TASK: Any = SimpleNamespace(maximize=True, worst=0.0, measured=None, better=floa
 BOUND = 0.975
 """Probability of the binomial bounds."""
 STEPS = 50
-"""Of a run of `--task network`."""
+"""Steps of a run with `--task network`."""
 UNTUNED = 1000
-"""Runs with the defaults that the spread of differences without tuning is measured on."""
+"""Runs with default hyperparameters, for the spread of differences without tuning."""
 
 Train = Callable[[Trial], Result]
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What a run of the synthetic task suffers from."""
+    """The randomness of a run."""
 
     heavy: bool = False
     """Student's t with 2 degrees of freedom instead of a normal distribution."""
     diverge: float = 0.0
-    """Share of runs that diverge, at any learning rate."""
+    """The fraction of runs that diverge, at any learning rate."""
 
 
 SHAPES = {
@@ -145,8 +147,8 @@ def digits(noise: Noise) -> Train:
     return train
 
 
-Found = dict[str, tuple[list[float], bool]]
-"""Copy -> its paired differences, and whether a run of it or of the baseline has failed."""
+RaceResult = dict[str, tuple[list[float], bool]]
+"""Copy -> its paired differences, and whether a run of the copy or the baseline has failed."""
 
 
 def network(noise: Noise) -> Train:
@@ -164,8 +166,8 @@ def network(noise: Noise) -> Train:
 
 def differences(
     train: Train, race: int, trials: int, seeds: int, once: bool, copies: int = 1
-) -> Found:
-    """Per-seed test metric of every copy minus the baseline's, through the whole protocol."""
+) -> RaceResult:
+    """Per-seed test metric of every copy minus the baseline's, after the full protocol."""
     tests: list[list[float]] = []
     failed: list[bool] = []
     for copy in range(1, copies + 2):
@@ -173,7 +175,7 @@ def differences(
         plan = Plan("calibration", (ENTRY,), trials, seeds, 1, seed)
         planned = protocol.tuning(plan)[: trials if once else None]
         tuned = protocol.by_seed(plan, ((trial, train(trial)) for trial in planned))
-        chosen = [protocol.best(TASK, mine or tuned[0]) for mine in tuned]
+        chosen = [protocol.best(TASK, of_seed or tuned[0]) for of_seed in tuned]
         pairs = [(trial, train(trial)) for trial in protocol.fresh(plan, {ENTRY: chosen})]
         tests.append([test for p in pairs if (test := protocol.tested(TASK, *p)) is not None])
         failed.append(any(protocol.failed(TASK, *pair) for pair in pairs))
@@ -184,7 +186,7 @@ def differences(
     }
 
 
-# --- where runs diverge
+# --- races in which runs diverge
 
 RATES, NOISES, FIELDS = (
     (0.0, 0.05, 0.1, 0.2),
@@ -193,19 +195,20 @@ RATES, NOISES, FIELDS = (
 )
 SIDES = {"baseline": slice(0, 1), "one rival": slice(1, 2), "all": slice(None)}
 CASES = 150
-"""Of the test set of a discrete metric."""
+"""Size of the test set of a discrete metric."""
 CHANCE = 0.1
-"""What a run ends at that collapses."""
+"""The metric of a run that collapses."""
 GAIN = 4.0
-"""Standard deviations by which an entry that fails rarely is better where it does not."""
+"""Advantage, in standard deviations, of an entry that fails at times, in the runs that succeed."""
 
 
-def simulated(
+def simulate(
     rng: np.random.Generator, shape: tuple[int, int], trials: int, noise: str, rates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Test metrics of tuned entries (entries, seeds), and which runs diverged, at once.
+    """Test metrics of tuned entries, and which runs diverged, both of shape (entries, seeds).
 
-    The synthetic task as above; `rates` of divergence of the entries, in tuning as on fresh seeds.
+    The synthetic task as above, for all runs at once. rates: each entry's rate of divergence, in
+    tuning and on fresh seeds.
     """
     height, fall, peak, sd = SHAPES["middling"]
     low, high = np.log10(Recipe.read(ENTRY).space["lr"])
@@ -220,16 +223,16 @@ def simulated(
         return np.where(lost, np.nan, metric.clip(0, 1))
 
     validation = np.where(np.isnan(tuning := run(tried)), -1.0, tuning)
-    at = validation.argmax(axis=-1)
-    test = run(np.take_along_axis(tried, at[..., None], -1)[..., 0])
+    best = validation.argmax(axis=-1)
+    test = run(np.take_along_axis(tried, best[..., None], -1)[..., 0])
     if noise == "collapse":
         luck = 0.01 * rng.normal(size=test.shape)
         return np.where(np.isnan(test), CHANCE + luck, test), np.zeros(test.shape, dtype=bool)
     return np.nan_to_num(test, nan=TASK.worst), np.isnan(test)
 
 
-def decided(test: np.ndarray, lost: np.ndarray) -> dict[int, float]:
-    """Rival -> sign of the difference that a race claims of it; the first row is the baseline."""
+def claimed_signs(test: np.ndarray, lost: np.ndarray) -> dict[int, float]:
+    """Rival -> the sign of the difference that a race claims. The first row is the baseline."""
     failed = [str(i) for i in range(1, len(test)) if lost[0].any() or lost[i].any()]
     d = {str(i): statistics.paired(test[i], test[0]) for i in range(1, len(test))}
     _, _, claims = statistics.decide(d, failed)
@@ -237,16 +240,17 @@ def decided(test: np.ndarray, lost: np.ndarray) -> dict[int, float]:
 
 
 def failures(races: int, seeds: int, trials: int) -> dict[str, Any]:
-    """Races with a claim of the wrong sign, in every cell.
+    """Count the races with a claim of the wrong sign, for every cell of the table.
 
-    Entries are the same but for who diverges: the baseline, one rival, or all alike. Who diverges
-    is worse in the mean, so that a claim of that sign is right, and every other one is false.
+    All entries are equal except for their rate of divergence: the baseline's, one rival's, or that
+    of all. An entry that diverges more often is worse on average, so a claim with that sign is
+    right and any other claim is false.
     """
     cells = [
         (side, rate, noise, field)
-        for side in SIDES for rate in RATES for noise in NOISES for field in FIELDS
+        for side, rate, noise, field in product(SIDES, RATES, NOISES, FIELDS)
         if rate or side == "all"
-    ]  # fmt: skip
+    ]
     table, most = {}, int(stats.binom.ppf(1 - 0.025 / len(cells), races, statistics.ALPHA))
     for number, (side, rate, noise, field) in enumerate(cells):
         rng = np.random.default_rng([number, seeds])
@@ -254,36 +258,36 @@ def failures(races: int, seeds: int, trials: int) -> dict[str, Any]:
         rates[SIDES[side]] = rate
         true[1:] = {"baseline": 1.0, "one rival": 0.0, "all": 0.0}[side]
         true[1] -= side == "one rival"
-        wrong = found = 0
+        wrong = right = 0
         for _ in range(races):
-            claims = decided(*simulated(rng, (field, seeds), trials, noise, rates))
+            claims = claimed_signs(*simulate(rng, (field, seeds), trials, noise, rates))
             wrong += any(sign != true[i] for i, sign in claims.items())
-            found += any(sign == true[i] for i, sign in claims.items())
+            right += any(sign == true[i] for i, sign in claims.items())
         key = f"{side} {100 * rate:g} % {noise} {field}"
-        table[key] = {"false": wrong, "right": found}
+        table[key] = {"false": wrong, "right": right}
         print(key, table[key], flush=True)
     report: dict[str, Any] = {"races a cell": races, "cells": len(cells), "most": most}
     report["largest"] = max(row["false"] for row in table.values())
     report["above"] = [key for key, row in table.items() if row["false"] > most]
-    for rate in RATES[1:]:  # what no test can see: it has not failed yet
+    for rate in RATES[1:]:  # no test can detect an entry that fails but has not failed yet
         rng, better = np.random.default_rng(1), 0
         for _ in range(races):
-            test, lost = simulated(rng, (2, seeds), trials, "normal", np.array([0.0, rate]))
+            test, lost = simulate(rng, (2, seeds), trials, "normal", np.array([0.0, rate]))
             test[1] = np.where(lost[1], test[1], test[1] + GAIN * SHAPES["middling"][3])
-            better += decided(test, lost).get(1, 0.0) > 0
+            better += claimed_signs(test, lost).get(1, 0.0) > 0
         report[f"fails at {100 * rate:g} % and is called better"] = better / races
-    for noise, how in (("normal", "fails"), ("collapse", "collapses")):
+    for noise, verb in (("normal", "fails"), ("collapse", "collapses")):
         rng, beaten = np.random.default_rng(2), 0
         for _ in range(races):
-            test, lost = simulated(rng, (2, seeds), trials, noise, np.array([0.1, 0.0]))
+            test, lost = simulate(rng, (2, seeds), trials, noise, np.array([0.1, 0.0]))
             test[1] += GAIN * SHAPES["middling"][3]
-            beaten += decided(test, lost).get(1, 0.0) > 0
-        report[f"a baseline that {how} at 10 % is beaten"] = beaten / races
+            beaten += claimed_signs(test, lost).get(1, 0.0) > 0
+        report[f"a baseline that {verb} at 10 % is beaten"] = beaten / races
     return report
 
 
-def untuned(train: Train, count: int = UNTUNED) -> float:
-    """Standard deviation of the difference of two runs with the defaults, as `--plan` sees it."""
+def untuned_deviation(train: Train, count: int = UNTUNED) -> float:
+    """Standard deviation of the difference of two untuned runs, as `--plan` estimates it."""
     hyper = Recipe.read(ENTRY).defaults
     runs = [
         train(Trial("calibration", "pilot", ENTRY, i, protocol.derive(i, "untuned"), 1, hyper))
@@ -302,66 +306,80 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=protocol.SEEDS)
     parser.add_argument("--once", action="store_true", help="tune once, not for every fresh seed")
     parser.add_argument("--heavy", action="store_true", help="noise with heavy tails")
-    parser.add_argument("--diverge", type=float, default=0.0, help="share of runs that diverge")
-    parser.add_argument("--plant", type=float, nargs="*", default=[], help="differences, in the "
-                        "smallest one that the planner promises to find")  # fmt: skip
+    parser.add_argument("--diverge", type=float, default=0.0, help="fraction of runs that diverge")
+    parser.add_argument(
+        "--plant",
+        type=float,
+        nargs="*",
+        default=[],
+        help="differences to plant, as multiples of the smallest one the planner promises to find",
+    )
     parser.add_argument("--first", type=int, default=0, help="number of the first race")
-    parser.add_argument("--copies", type=int, default=1, help="copies raced against the first")
-    parser.add_argument("--failures", action="store_true", help="a table of null races with runs "
-                        "that diverge, --races for each cell")  # fmt: skip
+    parser.add_argument("--copies", type=int, default=1, help="copies raced against the baseline")
+    parser.add_argument(
+        "--failures",
+        action="store_true",
+        help="print a table of races with runs that diverge, --races per cell",
+    )
     options = parser.parse_args()
     if options.failures:
         print(json.dumps(failures(options.races, options.seeds, options.trials), indent=1))
         return
     noise = Noise(options.heavy, options.diverge)
-    real = {"digits": digits, "network": network}.get(options.task)
-    train = real(noise) if real else synthetic(options.shape, noise)
+    make_train = {"digits": digits, "network": network}.get(options.task)
+    train = make_train(noise) if make_train else synthetic(options.shape, noise)
     start = perf_counter()
-    found = [
+    results = [
         differences(
             train, options.first + race, options.trials, options.seeds, options.once, options.copies
         )
         for race in range(options.races)
     ]
     report = {
-        "races with a false claim": _claims(found),
+        "races with a false claim": _count_claims(results),
         "most": int(stats.binom.ppf(BOUND, options.races, statistics.ALPHA)),
         "of": options.races,
         "runs per entry": options.seeds + options.trials * (1 if options.once else options.seeds),
         "seconds": round(perf_counter() - start, 1),
     }
-    every = [d for race in found for d, _ in race.values()]
-    sd, without = float(np.std(every, ddof=1)), untuned(train, min(UNTUNED, 20 * options.races))
+    all_differences = [d for race in results for d, _ in race.values()]
+    sd = float(np.std(all_differences, ddof=1))
+    untuned_sd = untuned_deviation(train, min(UNTUNED, 20 * options.races))
     level = statistics.ALPHA / options.copies
     report["sd of a difference"] = round(sd, 6)
-    report["sd without tuning"] = round(without, 6)
+    report["sd without tuning"] = round(untuned_sd, 6)
     least = planning.detectable(sd, options.seeds, options.copies)
     report["planned detectable"] = round(least, 6)
-    # the power of what --plan promises: if it knew the spread without tuning, and as it knows it,
-    # from a few pairs, over whose standard deviations (chi distributed) the power is averaged
-    effect = planning.detectable(without / sd, options.seeds, options.copies)
+    # the power of the effect that --plan promises to find: first if it knew untuned_sd exactly,
+    # then as it estimates it from a few pairs, averaged over the (chi distributed) estimates
+    effect = planning.detectable(untuned_sd / sd, options.seeds, options.copies)
     df = conduct.PILOT_PAIRS - 1
-    seen = stats.chi.ppf((np.arange(200) + 0.5) / 200, df) / math.sqrt(df)
-    power = [statistics.power(effect * s, options.seeds, level) for s in (1.0, *seen)]
+    estimates = stats.chi.ppf((np.arange(200) + 0.5) / 200, df) / math.sqrt(df)
+    power = [statistics.power(effect * s, options.seeds, level) for s in (1.0, *estimates)]
     report["power of --plan, spread known"] = round(power[0], 2)
     report["power of --plan"] = round(float(np.mean(power[1:])), 2)
     for size in options.plant:
         shift = size * least
         promise = statistics.power(shift / sd, options.seeds, level)
         low, high = stats.binom.ppf([1 - BOUND, BOUND], options.races, promise)
-        planted = [{**r, "0": ([d + shift for d in r["0"][0]], r["0"][1])} for r in found]
-        claims = _claims(planted, first=True)
+        planted = [{**r, "0": ([d + shift for d in r["0"][0]], r["0"][1])} for r in results]
         report[f"planted {size:g}"] = {
-            "found": claims, "promised": round(promise, 3), "low": int(low), "high": int(high),
-        }  # fmt: skip
+            "found": _count_claims(planted, first=True),
+            "promised": round(promise, 3),
+            "low": int(low),
+            "high": int(high),
+        }
     print(json.dumps(report, indent=1))
 
 
-def _claims(found: list[Found], first: bool = False) -> int:
-    """Races with a claim about any copy, or about the first, Holm's procedure over all of them."""
+def _count_claims(results: list[RaceResult], first: bool = False) -> int:
+    """Count the races with a claim about any copy, or about the first.
+
+    Holm's procedure covers all copies of a race.
+    """
     count = 0
-    for race in found:
-        d = {name: np.array(each) for name, (each, _) in race.items()}
+    for race in results:
+        d = {name: np.array(values) for name, (values, _) in race.items()}
         _, _, claims = statistics.decide(d, [name for name, (_, lost) in race.items() if lost])
         count += "0" in claims if first else bool(claims)
     return count

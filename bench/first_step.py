@@ -1,8 +1,8 @@
-"""The first step and the import of a fresh process, in seconds: python bench/first_step.py
+"""Seconds for the import and the first step in a fresh process: python bench/first_step.py
 
-cold: with an empty cache of compiled loops; cached: with a full one. Each beside torch's AdamW,
-which imports parts of torch at its first step that ours needs too. Medians of 5 processes, in
-turns.
+cold: with an empty cache of compiled loops. cached: with a full one. torch's AdamW is the
+reference: its first step imports parts of torch that ours needs too. Medians of 5 processes each,
+which take turns.
 """
 
 import os
@@ -28,7 +28,7 @@ OURS = STEP.format(imports="import steepest", make="steepest.AdaBelief(p)")
 
 
 def seconds(code: str, cache: str) -> float:
-    """What a fresh process prints."""
+    """The seconds that a fresh process prints."""
     environment = {**os.environ, "STEEPEST_CACHE_DIR": cache}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, check=True
@@ -47,7 +47,7 @@ if __name__ == "__main__":
                 times.setdefault("cached", []).append(seconds(OURS, full))
                 times.setdefault("import steepest, after torch", []).append(seconds(IMPORT, full))
     base = statistics.median(times["torch AdamW"])
-    for label, found in times.items():
-        middle = statistics.median(found)
-        beyond = f"  {middle - base:+.2f} beyond torch" if label in ("cold", "cached") else ""
-        print(f"{label:30} {middle:.2f} s{beyond}  n={len(found)}")
+    for label, runs in times.items():
+        median = statistics.median(runs)
+        beyond = f"  {median - base:+.2f} beyond torch" if label in ("cold", "cached") else ""
+        print(f"{label:30} {median:.2f} s{beyond}  n={len(runs)}")

@@ -1,8 +1,8 @@
-"""What a race costs beside its runs: wall time over (seconds inside the runs / workers).
+"""The overhead of a race: wall time divided by (seconds inside the runs / workers).
 
-The command as a user gives it, from the start of the process to its end: import, workers, store,
-report. A tiny race before it fills the cache of compiled loops. Inside: from a run's first line to
-its last, evaluations among them; "training alone" leaves the evaluations out.
+Wall time is that of the command, from start to end of its process: import, workers, store, report.
+A tiny race runs first, to fill the cache of compiled loops. "Seconds inside runs" includes the
+evaluations; "training alone" does not.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from time import perf_counter
 
 
 def race(arguments: list[str], out: Path, jobs: int) -> float:
-    """Seconds of wall time of `steepest race`."""
-    start = perf_counter()
+    """The wall time of `steepest race` in seconds."""
     command = [sys.executable, "-m", "steepest", "race", *arguments]
-    subprocess.run(
-        [*command, "--jobs", str(jobs), "--out", str(out)],
-        check=True, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    command += ["--jobs", str(jobs), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    start = perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("race", nargs="*", default=["digits"], help="as `steepest race` takes it")
+    parser.add_argument("race", nargs="*", default=["digits"], help="arguments of `steepest race`")
     options, more = parser.parse_known_args()
     arguments = [*options.race, *more]
     with tempfile.TemporaryDirectory() as folder:

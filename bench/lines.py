@@ -1,4 +1,7 @@
-"""Lines of the execution code without blanks, comments, docstrings: python bench/lines.py"""
+"""Lines of the code that runs a step, without blanks, comments and docstrings.
+
+python bench/lines.py
+"""
 
 import ast
 import io
@@ -9,6 +12,14 @@ ROOMS = """
     definition.py trace.py printing.py executor.py shell.py backends codecs.py tensors.py
 """
 SOURCE = Path(__file__).parent.parent / "src" / "steepest"
+NO_CODE = {
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+}
 
 
 def lines(file: Path) -> tuple[int, int]:
@@ -17,11 +28,10 @@ def lines(file: Path) -> tuple[int, int]:
     code = {
         line
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
-                              tokenize.DEDENT, tokenize.ENDMARKER)
+        if token.type not in NO_CODE
         for line in range(token.start[0], token.end[0] + 1)
-    }  # fmt: skip
-    for node in ast.walk(ast.parse(text)):  # also the docstring of an attribute, below it
+    }
+    for node in ast.walk(ast.parse(text)):  # docstrings, those of attributes too
         if isinstance(node, ast.Expr) and isinstance(getattr(node.value, "value", None), str):
             code -= set(range(node.lineno, (node.end_lineno or 0) + 1))
     return len(code), len(text.splitlines())

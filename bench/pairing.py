@@ -1,7 +1,7 @@
-"""What checking a race's pairing costs beside a training step: python bench/pairing.py
+"""The cost of checking a race's pairing, compared with a training step: python bench/pairing.py
 
-Microseconds, medians, one thread: the hash of a batch, the turn to an optimizer's own random states
-and back, and a whole training step without both.
+Prints median microseconds on one thread: hashing a batch, switching to an optimizer's own random
+states and back, and a training step without either.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ IMAGES = (64, 3, 224, 224)
 
 
 class Stranger(torch.optim.SGD):
-    """Neither ours nor torch's: numpy's and Python's states are turned too."""
+    """Neither ours nor torch's, so numpy's and Python's random states are switched too."""
 
 
-def timed(work: Callable[[], Any], count: int = COUNT) -> float:
+def measure(call: Callable[[], Any], count: int = COUNT) -> float:
     """Median microseconds of a call."""
     times = []
     for _ in range(count):
         start = perf_counter()
-        work()
+        call()
         times.append(perf_counter() - start)
     return 1e6 * median(times)
 
 
-def turn(kind: type[torch.optim.Optimizer]) -> float:
-    """Of both turns around a step."""
-    apart = OwnRandomness(kind([torch.nn.Parameter(torch.ones(1))], lr=0.1), 0)  # type: ignore[call-arg]
+def measure_switch(cls: type[torch.optim.Optimizer]) -> float:
+    """Microseconds to switch the random states before a step and back after it."""
+    apart = OwnRandomness(cls([torch.nn.Parameter(torch.ones(1))], lr=0.1), 0)  # type: ignore[call-arg]
 
-    def both() -> None:
+    def switch() -> None:
         with apart.active():
             pass
 
-    return timed(both)
+    return measure(switch)
 
 
 def main() -> int:
     torch.set_num_threads(1)
     print("| task | bytes of a batch | hash | turn | training step |\n|---|---|---|---|---|")
-    ours, strange = turn(torch.optim.SGD), turn(Stranger)
+    ours, strange = measure_switch(torch.optim.SGD), measure_switch(Stranger)
     for name in TASKS:
         task, seen = tasks.get(name), Seen()
         assert task.build
         batches = iter(task.build(0).batches)
         first = next(batches)
-        parts = first if isinstance(first, (tuple, list)) else (first,)
-        size = sum(t.numel() * t.element_size() for t in parts)
-        taken = timed(lambda: seen.add(next(batches)))  # noqa: B023
-        drawn = timed(lambda: next(batches))  # noqa: B023
+        tensors = first if isinstance(first, (tuple, list)) else (first,)
+        size = sum(t.numel() * t.element_size() for t in tensors)
+        load_and_hash = measure(lambda: seen.add(next(batches)))  # noqa: B023
+        load = measure(lambda: next(batches))  # noqa: B023
         run = trials.run(Trial(name, FRESH, "adamw", 0, 0, COUNT, Recipe.read("adamw").defaults))
         step = 1e6 * run.train_seconds
-        print(f"| {name} | {size:,} | {taken - drawn:.0f} | {ours:.0f} | {step:.0f} |")
+        print(f"| {name} | {size:,} | {load_and_hash - load:.0f} | {ours:.0f} | {step:.0f} |")
     image, seen = torch.randn(IMAGES), Seen()
-    print(f"| {IMAGES} | {image.numel() * 4:,} | {timed(lambda: seen.add(image), 30):.0f} | | |")
+    print(f"| {IMAGES} | {image.numel() * 4:,} | {measure(lambda: seen.add(image), 30):.0f} | | |")
     print(f"\nThe turn around a class that is neither ours nor torch's: {strange:.0f}.")
     return 0
 

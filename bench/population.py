@@ -1,8 +1,8 @@
-"""256 small networks trained together and one by one: python bench/population.py [--threads N]
+"""256 small networks trained together or one by one: python bench/population.py [--threads N]
 
-One step is forward, backward and the optimizer's step of every member; one by one means 256
-models, each with an optimizer of its own. Both take turns; medians of 5 repetitions, after one to
-warm up in which the population also chooses its way.
+A step is forward, backward and optimizer step of every member. "One by one" means 256 models, each
+with its own optimizer. Both take turns. Prints the medians of 5 repetitions, after a warm-up in
+which the population also chooses between vmap and loop.
 """
 
 import argparse
@@ -43,10 +43,10 @@ def main() -> None:
         optimizer.step()
 
     def alone(x: torch.Tensor, y: torch.Tensor) -> None:
-        for model, own in zip(models, optimizers, strict=True):
-            own.zero_grad()
+        for model, model_optimizer in zip(models, optimizers, strict=True):
+            model_optimizer.zero_grad()
             LOSS(model(x), y).backward()
-            own.step()
+            model_optimizer.step()
 
     for batch in (32, 128, len(data)):
         seconds: dict[str, list[float]] = {"together": [], "alone": []}
@@ -55,11 +55,11 @@ def main() -> None:
                 start = perf_counter()
                 run(data[:batch], targets[:batch])
                 seconds[run.__name__].append(perf_counter() - start)
-        both = {name: 1e3 * median(s[1:]) for name, s in seconds.items()}
+        ms = {name: 1e3 * median(s[1:]) for name, s in seconds.items()}
         way = [*population.state_dict()["ways"].values()][-1]
         print(
-            f"batch {batch:4}: together {both['together']:.1f} ms ({way}), one by one "
-            f"{both['alone']:.1f} ms, {both['alone'] / both['together']:.2f} times faster",
+            f"batch {batch:4}: together {ms['together']:.1f} ms ({way}), one by one "
+            f"{ms['alone']:.1f} ms, {ms['alone'] / ms['together']:.2f} times faster",
             flush=True,
         )
 

@@ -1,7 +1,7 @@
-"""A character LSTM with bfloat16 parameters against the same one with float32: its last loss.
+"""The final loss of a character LSTM with bfloat16 parameters, compared with float32.
 
-Text: the help topics of Python's own pydoc. Every seed draws weights and batches; the four kinds
-share them. Printed: mean and standard deviation over the seeds.
+The text is the help topics of Python's pydoc. A seed draws weights and batches, the same for all
+four variants. Prints mean and standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import steepest
 
 LENGTH, BATCH, WIDTH, LAST = 24, 16, 48, 20
-KINDS = {
+VARIANTS = {
     "float32": (torch.float32, None),
     "bfloat16, to the nearest": (torch.bfloat16, None),
     "bfloat16, stochastic": (torch.bfloat16, "stochastic"),
@@ -27,7 +27,7 @@ KINDS = {
 
 
 class CharLSTM(nn.Module):
-    """Next-character logits, (batch, length, characters), of (batch, length) numbers."""
+    """Next-character logits (batch, length, characters) from indices (batch, length)."""
 
     def __init__(self, characters: int) -> None:
         super().__init__()
@@ -40,18 +40,18 @@ class CharLSTM(nn.Module):
 
 
 def text() -> tuple[Tensor, int]:
-    """The characters as numbers, and how many different ones there are."""
+    """The text as indices of characters, and the number of different characters."""
     joined = "".join(topics[name] for name in sorted(topics))[:200_000]
-    found = sorted(set(joined))
-    return torch.tensor([found.index(c) for c in joined]), len(found)
+    alphabet = sorted(set(joined))
+    return torch.tensor([alphabet.index(c) for c in joined]), len(alphabet)
 
 
 def batches(numbers: Tensor, seed: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        at = torch.randint(len(numbers) - LENGTH - 1, (BATCH, 1), generator=generator)
-        piece = numbers[at + torch.arange(LENGTH + 1)]
-        yield piece[:, :-1], piece[:, 1:]
+        starts = torch.randint(len(numbers) - LENGTH - 1, (BATCH, 1), generator=generator)
+        chunks = numbers[starts + torch.arange(LENGTH + 1)]
+        yield chunks[:, :-1], chunks[:, 1:]
 
 
 def final_loss(
@@ -60,14 +60,14 @@ def final_loss(
     """The mean loss of the last steps."""
     numbers, characters = text()
     torch.manual_seed(seed)
-    model = CharLSTM(characters).to(torch.bfloat16).to(dtype)  # all kinds start at the same numbers
-    made = steepest.optimizer(rule, model, lr=lr, rounding=rounding, seed=seed)
+    model = CharLSTM(characters).to(torch.bfloat16).to(dtype)  # all variants start the same
+    optimizer = steepest.optimizer(rule, model, lr=lr, rounding=rounding, seed=seed)
     losses = []
     for x, y in batches(numbers, seed, steps):
-        made.zero_grad()
+        optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x).float().flatten(0, 1), y.flatten())
         loss.backward()
-        made.step()
+        optimizer.step()
         losses.append(loss.item())
     return statistics.fmean(losses[-LAST:])
 
@@ -78,14 +78,13 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=5)
-    given = parser.parse_args()
+    args = parser.parse_args()
     digest = hashlib.sha256("".join(topics[name] for name in sorted(topics)).encode()).hexdigest()
-    print(
-        f"{given.rule}, lr {given.lr:g}, {given.steps} steps, n={given.seeds}, text {digest[:12]}"
-    )
-    for kind, (dtype, rounding) in KINDS.items():
-        ends = [
-            final_loss(seed, dtype, rounding, given.rule, given.lr, given.steps)
-            for seed in range(given.seeds)
+    print(f"{args.rule}, lr {args.lr:g}, {args.steps} steps, n={args.seeds}, text {digest[:12]}")
+    for name, (dtype, rounding) in VARIANTS.items():
+        losses = [
+            final_loss(seed, dtype, rounding, args.rule, args.lr, args.steps)
+            for seed in range(args.seeds)
         ]
-        print(f"{kind:26}{statistics.fmean(ends):8.4f} +- {statistics.stdev(ends):.4f}", flush=True)
+        mean, sd = statistics.fmean(losses), statistics.stdev(losses)
+        print(f"{name:26}{mean:8.4f} +- {sd:.4f}", flush=True)

@@ -2,9 +2,9 @@
 
     python bench/ratio.py [--alternations 20] [--sets resnet50 300x64] [SRC ...]
 
-SRC: source trees to compare, such as `src` and another checkout's; they take turns, a block each.
-In a block AdamW and AdaBelief of ours and torch's fused AdamW take turns in one process, each with
-a scheduler attached, on 2 threads; the ratio of a block is that of its medians.
+SRC: source trees to compare, such as `src` and that of another checkout. They take turns, a block
+each. In a block our AdamW, our AdaBelief and torch's fused AdamW take turns in one process on 2
+threads, each with a scheduler attached. A block's ratio is the ratio of its medians.
 """
 
 import argparse
@@ -22,8 +22,8 @@ torch.set_num_threads(2)
 labels = ("steepest AdamW", "steepest AdaBelief", "torch AdamW, fused")
 for line in sys.stdin:
     name, seconds = line.split()
-    found = bench.measure(bench.SETS[name](), float(seconds), lambda label: label in labels)
-    print(*(found[label]["median"] for label in labels), flush=True)
+    times = bench.measure(bench.SETS[name](), float(seconds), lambda label: label in labels)
+    print(*(times[label]["median"] for label in labels), flush=True)
 """
 
 
@@ -36,11 +36,14 @@ def main() -> None:
     options = parser.parse_args()
     workers = {
         tree: subprocess.Popen(
-            [sys.executable, "-c", BLOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", BLOCK],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": os.path.abspath(tree)},
         )
         for tree in options.trees
-    }  # fmt: skip
+    }
     for name in options.sets:
         times: dict[str, list[list[float]]] = {tree: [] for tree in workers}
         for _ in range(1 + options.alternations):

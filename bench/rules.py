@@ -1,9 +1,9 @@
-"""Every elementwise rule against the memory traffic of its states: python bench/rules.py [RULE ...]
+"""Step time of every elementwise rule against its memory traffic: python bench/rules.py [RULE ...]
 
-A step reads and writes the parameter, its gradient and its states, and on a large set that is what
-it costs. From AdaBelief's 28 bytes for a parameter (p, g, m, s read, p, m, s written) and the bytes
-of another rule follows how much of AdaBelief's time it may take. The two take turns in one process;
-of 5 processes the median of (time / AdaBelief's time) / (bytes / 28) is printed.
+On a large set, the cost of a step is reading and writing the parameter, its gradient and its
+states. AdaBelief moves 28 bytes per parameter (reads p, g, m, s; writes p, m, s), so a rule that
+moves B bytes should take B / 28 of AdaBelief's time. The two take turns in one process. Prints the
+median over 5 processes of (time / AdaBelief's time) / (B / 28).
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ BASE = "adabelief"
 
 
 def traffic(program: Program) -> int:
-    """Bytes for a float32 parameter: every input that is read, every output that is written."""
+    """Bytes per float32 parameter: every input that is read, every output that is written."""
     outputs = program.outputs.values()
     read = {a for n in program.body for a in n.args} | {*outputs}
     return 4 * (sum(node in read for node in program.inputs.values()) + len(outputs))
 
 
 def elementwise() -> dict[str, Program]:
-    """Rule -> its program, as its class has it by default."""
-    found = {name: program_of(select_defaults(rule)) for name, rule in rules.items()}
-    return {name: program for name, program in found.items() if kind_of(program) == "elementwise"}
+    """Rule -> its program with the defaults of its class."""
+    programs = {name: program_of(select_defaults(rule)) for name, rule in rules.items()}
+    return {name: p for name, p in programs.items() if kind_of(p) == "elementwise"}
 
 
-def once(names: list[str], seconds: float) -> dict[str, float]:
-    """Rule -> its time as a multiple of AdaBelief's, in one process."""
+def measure_once(names: list[str], seconds: float) -> dict[str, float]:
+    """Rule -> its step time divided by AdaBelief's, in one process."""
     shapes, ratios = bench.resnet50(), {}
     for name in names:
         makers = {n: lambda ps, n=n: optimizer(n, ps) for n in (BASE, name)}
@@ -61,7 +61,7 @@ def main() -> int:
     names = options.rules or [name for name in programs if name != BASE]
     torch.set_num_threads(2)
     if options.once:
-        print(json.dumps(once(names, options.seconds)))
+        print(json.dumps(measure_once(names, options.seconds)))
         return 0
     command = [sys.executable, __file__, "--once", "--seconds", str(options.seconds), *names]
     runs = []
@@ -77,9 +77,10 @@ def main() -> int:
     print(
         f"{'rule':20}{'bytes':>6}{'/ AdaBelief':>13}{'/ predicted':>13}   n={len(runs)} processes"
     )
-    for share, name, bytes_, ratio in sorted(rows, reverse=True):
-        print(f"{name:20}{bytes_:6}{ratio:13.3f}{share:13.3f}{'  slow' * (share > LIMIT)}")
-    return int(any(share > LIMIT for share, *_ in rows))
+    for excess, name, bytes_, ratio in sorted(rows, reverse=True):
+        mark = "  slow" if excess > LIMIT else ""
+        print(f"{name:20}{bytes_:6}{ratio:13.3f}{excess:13.3f}{mark}")
+    return int(any(excess > LIMIT for excess, *_ in rows))
 
 
 if __name__ == "__main__":

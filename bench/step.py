@@ -1,7 +1,8 @@
-"""AdaBelief between torch's fused AdamW and adabelief-pytorch: python bench/step.py [SET ...]
+"""AdaBelief against torch's fused AdamW and adabelief-pytorch: python bench/step.py [SET ...]
 
-The three take turns in one process, each with a scheduler attached, on 2 threads; the best of three
-medians of each is compared. The foreach backend is compared with torch's foreach AdamW alike.
+The three take turns in one process on 2 threads, each with a scheduler attached. Compares the best
+of three medians of each. The foreach backend is compared with torch's foreach AdamW in the same
+way.
 """
 
 import sys

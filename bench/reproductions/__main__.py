@@ -1,8 +1,8 @@
 """Claims of papers on small real data: `python bench/reproductions NAME`.
 
-Printed: the mean over the seeds, the standard deviation, and a 95 % t interval of the mean; below,
-paired differences with intervals and p values after Holm's procedure over all of them, as in a
-race. docs/reproductions.md has what came out.
+Prints the mean and the standard deviation over the seeds. Below them come paired differences with
+intervals and p values, after Holm's procedure over all differences, as in a race.
+docs/reproductions.md has the results.
 """
 
 from __future__ import annotations
@@ -19,9 +19,14 @@ from saddles import saddle
 from scheduled import growth, sgdr
 
 REPRODUCTIONS = {
-    "growth": growth, "sgdr": sgdr, "noise": noise, "saddle": saddle, "nesterov": nesterov,
-    "least-squares": fit, "ba-sgd": adaptive,
-}  # fmt: skip
+    "growth": growth,
+    "sgdr": sgdr,
+    "noise": noise,
+    "saddle": saddle,
+    "nesterov": nesterov,
+    "least-squares": fit,
+    "ba-sgd": adaptive,
+}
 
 
 def main() -> None:
@@ -31,18 +36,18 @@ def main() -> None:
     parser.add_argument("name", choices=REPRODUCTIONS)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    if given.seeds is not None and given.seeds < 1:
-        parser.error(f"--seeds {given.seeds} was given, expected 1 or more")
+    args = parser.parse_args()
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f"--seeds {args.seeds} was given, expected 1 or more")
     torch.set_num_threads(1)
-    began = perf_counter()
-    reproduction = REPRODUCTIONS[given.name]
-    found = reproduction() if given.seeds is None else reproduction(given.seeds)
-    seconds = perf_counter() - began
-    if given.json:
-        print(json.dumps({"name": given.name, "seconds": seconds, "rows": found.rows()}, indent=1))
+    start = perf_counter()
+    reproduction = REPRODUCTIONS[args.name]
+    results = reproduction() if args.seeds is None else reproduction(args.seeds)
+    seconds = perf_counter() - start
+    if args.json:
+        print(json.dumps({"name": args.name, "seconds": seconds, "rows": results.rows()}, indent=1))
     else:
-        print(f"{(reproduction.__doc__ or '').partition(chr(10))[0]}\n{found.text()}")
+        print(f"{(reproduction.__doc__ or '').partition(chr(10))[0]}\n{results.text()}")
         print(f"{seconds:.0f} s")
 
 

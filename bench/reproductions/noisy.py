@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from found import Found, digits
+from results import Results, digits
 from torch import Tensor, nn
 
 import steepest
@@ -16,11 +16,11 @@ LR, CLIP = 0.1, 10.0
 STARTS = {"N(0, 0.1^2)": 0.1, "zeros": 0.0, "He": None}
 ETAS = (0.0, 0.01, 0.3, 1.0)
 LEARNED = 20.0
-"""Per cent of test images beyond which a network has learned at all; chance is 10."""
+"""A network with a test accuracy (per cent) above this has learned something; chance is 10."""
 
 
 class SideBySide(nn.Module):
-    """Networks that share nothing, one per seed: a layer is one tensor (seeds, in, out)."""
+    """Independent networks, one per seed, evaluated together: a layer is (seeds, in, out)."""
 
     def __init__(self, seeds: int, deviation: float | None) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class SideBySide(nn.Module):
         generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
         for fan, out in pairwise(sizes):
             scale = (2 / fan) ** 0.5 if deviation is None else deviation
-            drawn = [scale * torch.randn(fan, out, generator=g) for g in generators]
-            self.weights.append(torch.stack(drawn))
+            weights = [scale * torch.randn(fan, out, generator=g) for g in generators]
+            self.weights.append(torch.stack(weights))
             self.biases.append(torch.zeros(seeds, 1, out))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class SideBySide(nn.Module):
 
 
 def clip(parameters: list[Tensor], limit: float) -> None:
-    """Clip the gradient of each network by its norm."""
+    """Clip the gradient of each network to this norm."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
     for g in gradients:
@@ -61,7 +61,7 @@ def accuracies(seeds: int, deviation: float | None, eta: float, steps: int) -> l
         rows = torch.stack([torch.randint(len(labels), (BATCH,), generator=g) for g in generators])
         optimizer.zero_grad()
         scores = model(images[rows])
-        # the mean over a network's batch, the sum over networks: each has its own gradient
+        # the mean over a network's batch, summed over networks: their gradients do not mix
         loss = nn.functional.cross_entropy(scores.flatten(0, 1), labels[rows].flatten())
         (loss * seeds).backward()
         clip(parameters, CLIP)
@@ -72,30 +72,31 @@ def accuracies(seeds: int, deviation: float | None, eta: float, steps: int) -> l
     return (100 * right.double().mean(1)).tolist()
 
 
-def walked(eta: float, steps: int) -> float:
-    """Standard deviation of a weight that nothing but the noise has moved."""
+def noise_deviation(eta: float, steps: int) -> float:
+    """Standard deviation of a weight that only the noise has moved."""
     return LR * sum(eta / (1 + t) ** 0.55 for t in range(steps)) ** 0.5
 
 
-def noise(seeds: int = 10, steps: int = 1000) -> Found:
+def noise(seeds: int = 10, steps: int = 1000) -> Results:
     """Annealed gradient noise from poor and good starts, Neelakantan et al. 2015.
 
     arXiv:1511.06807. 20 layers of width 20, ReLU, plain SGD at lr 0.1, gradients clipped to norm
-    10 before the noise. Test accuracy in per cent; "learned": 1 beyond LEARNED, else 0. "walked by
-    eta": without noise, from a normal start as wide as that noise alone would make the weights.
+    10 before the noise is added. Test accuracy in per cent; "learned" is 1 above LEARNED, else 0.
+    "walked by eta": training without noise, from a normal start with the standard deviation that
+    the noise alone would give the weights.
     """
     ways = {f"{s}, eta {eta:g}": (d, eta) for s, d in STARTS.items() for eta in ETAS}
-    walks = {f"walked by eta {eta:g}": (walked(eta, steps), 0.0) for eta in ETAS[1:]}
-    found = Found()
+    walks = {f"walked by eta {eta:g}": (noise_deviation(eta, steps), 0.0) for eta in ETAS[1:]}
+    results = Results()
     for way, (deviation, eta) in (ways | walks).items():
         ends = accuracies(seeds, deviation, eta, steps)
-        found.add(f"test accuracy: {way}", ends)
-        found.add(f"learned: {way}", [float(end > LEARNED) for end in ends])
+        results.add(f"test accuracy: {way}", ends)
+        results.add(f"learned: {way}", [float(end > LEARNED) for end in ends])
     noisy = {start: [f"{start}, eta {eta:g}" for eta in ETAS[1:]] for start in STARTS}
     for start, ways in noisy.items():
-        found.compare("test accuracy", f"{start}, eta 0", ways)
+        results.compare("test accuracy", f"{start}, eta 0", ways)
     poor = [way for start, ways in noisy.items() if start != "He" for way in ways]
-    found.compare("test accuracy", "He, eta 0", poor)
+    results.compare("test accuracy", "He, eta 0", poor)
     for way, walk in zip(noisy["N(0, 0.1^2)"], walks, strict=True):
-        found.compare("test accuracy", walk, [way])
-    return found
+        results.compare("test accuracy", walk, [way])
+    return results

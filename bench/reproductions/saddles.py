@@ -6,16 +6,16 @@ import math
 from typing import Any
 
 import torch
-from found import Found
+from results import Results
 from torch import Tensor, nn
 
 from steepest.full_batch import Newton
 
 ANGLE = 0.5
-"""Radians between the parameters and the axes along which `wells` is separable."""
+"""Radians between the parameters' axes and the axes along which `wells` is separable."""
 HIDDEN, PENALTY = 4, 1e-2
 FLAT = 1e-6
-"""Norm of a gradient that counts as zero."""
+"""A gradient with a smaller norm counts as zero."""
 FORMS: dict[str, dict[str, Any]] = {
     "plain": {"line_search": False},
     "saddle-free": {"line_search": False, "saddle_free": True},
@@ -27,35 +27,37 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 def wells(points: Tensor) -> Tensor:
-    """Sum over points (n, 2) of (u^2 - 1)^2/4 + (v^2 - 1)^2/4, (u, v) the point turned by ANGLE.
+    """Sum over points (n, 2) of (u^2 - 1)^2/4 + (v^2 - 1)^2/4; (u, v) is the rotated point.
 
-    Each has 4 minima (u and v are 1 or -1), 4 saddles (one of them is 0) and a maximum at 0.
+    The function of one point has 4 minima (u and v are 1 or -1), 4 saddles (one of u and v is 0)
+    and a maximum at 0.
     """
-    return ((turned(points).square() - 1).square() / 4).sum()
+    return ((rotate(points).square() - 1).square() / 4).sum()
 
 
-def turned(points: Tensor) -> Tensor:
+def rotate(points: Tensor) -> Tensor:
+    """Points (n, 2) rotated by ANGLE."""
     c, s = math.cos(ANGLE), math.sin(ANGLE)
     return points @ torch.tensor([[c, s], [-s, c]], dtype=points.dtype)
 
 
-def ends(start: Tensor, steps: int, **options: Any) -> Tensor:
-    """Where Newton's steps lead each of the starts (n, 2), turned.
+def run_newton(start: Tensor, steps: int, **options: Any) -> Tensor:
+    """The rotated points that Newton's steps reach from the starts (n, 2).
 
-    One optimizer steps all points: the Hessian of the sum has a block for each of them.
+    One optimizer steps all points: the Hessian of the sum has a block for each point.
     """
     points = nn.Parameter(start.clone())
     optimizer = Newton([points], **options)
     for _ in range(steps):
         optimizer.step(lambda: wells(points))
-    return turned(points.detach())
+    return rotate(points.detach())
 
 
 def network(seed: int, deviation: float) -> tuple[nn.Module, Any, Any]:
-    """A network (30-4-1, tanh) near zero on the breast cancer data, loss and accuracy.
+    """A network (30-4-1, tanh) with parameters near zero, its loss and its accuracy.
 
-    The loss has a penalty of PENALTY/2 |theta|^2, with which the point where all parameters but
-    the last bias are zero is a saddle whose Hessian is regular.
+    Data: breast cancer. The loss includes the penalty PENALTY/2 |theta|^2. With it, the point where
+    all parameters except the last bias are zero is a saddle with a nonsingular Hessian.
     """
     from sklearn.datasets import load_breast_cancer
 
@@ -80,38 +82,40 @@ def network(seed: int, deviation: float) -> tuple[nn.Module, Any, Any]:
 
 
 def slope_and_curvature(model: nn.Module, loss: Any) -> tuple[float, float]:
-    """Norm of the gradient and least eigenvalue of the Hessian, by a double backward."""
+    """Norm of the gradient and smallest eigenvalue of the Hessian, by double backward."""
     params = [*model.parameters()]
     gradient = torch.cat(
         [g.flatten() for g in torch.autograd.grad(loss(), params, create_graph=True)]
     )
     rows = [torch.autograd.grad(g, params, retain_graph=True) for g in gradient]
-    hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    hessian = torch.stack([torch.cat([block.flatten() for block in row]) for row in rows])
     return float(gradient.detach().norm()), float(torch.linalg.eigvalsh(hessian)[0])
 
 
-def saddle(seeds: int = 10, starts: int = 100, steps: int = 40, deviation: float = 0.05) -> Found:
-    """Plain Newton is drawn to saddles, the saddle-free form is not, Dauphin et al. 2014.
+def saddle(seeds: int = 10, starts: int = 100, steps: int = 40, deviation: float = 0.05) -> Results:
+    """Plain Newton is attracted to saddles, the saddle-free form is not, Dauphin et al. 2014.
 
-    arXiv:1406.2572. On a function with 4 minima, 4 saddles and a maximum: per cent of random starts
-    in [-2, 2]^2 that end within 1e-3 of each kind. On a network on the breast cancer data that
-    starts near a saddle: per cent at a saddle and at a minimum, by the gradient and the Hessian's
-    least eigenvalue, loss, and accuracy in per cent, both of the training data.
+    arXiv:1406.2572. "two variables": on a function with 4 minima, 4 saddles and a maximum, the
+    per cent of random starts in [-2, 2]^2 that end within 1e-3 of each. "network": on the breast
+    cancer data, started near a saddle, the per cent at a saddle and at a minimum (judged by the
+    gradient and the Hessian's smallest eigenvalue), and the loss and accuracy in per cent on the
+    training data.
     """
-    found = Found()
+    results = Results()
     for name in ("plain", "saddle-free"):
         shares: dict[str, list[float]] = {"minimum": [], "saddle": [], "maximum": []}
         for seed in range(seeds):
             generator = torch.Generator().manual_seed(seed)
             start = 4 * torch.rand(starts, 2, generator=generator, dtype=torch.float64) - 2
-            end = ends(start, steps, **FORMS[name]).abs()
-            near_zero = (end < 1e-3).sum(1)
-            there = ((end < 1e-3) | ((end - 1).abs() < 1e-3)).all(1)
-            for zeros, kind in enumerate(shares):
-                shares[kind].append(100 * float((there & (near_zero == zeros)).double().mean()))
-        for kind, share in shares.items():
-            found.add(f"two variables, % at a {kind}: {name}", share)
-    found.compare("two variables, % at a saddle", "plain", ["saddle-free"])
+            end = run_newton(start, steps, **FORMS[name]).abs()
+            zero = end < 1e-3
+            arrived = (zero | ((end - 1).abs() < 1e-3)).all(1)
+            for zeros, point in enumerate(shares):  # a minimum has 0 zeros, a saddle 1
+                share = (arrived & (zero.sum(1) == zeros)).double().mean()
+                shares[point].append(100 * float(share))
+        for point, values in shares.items():
+            results.add(f"two variables, % at a {point}: {name}", values)
+    results.compare("two variables, % at a saddle", "plain", ["saddle-free"])
     for name, options in FORMS.items():
         rows = []
         for seed in range(seeds):
@@ -121,12 +125,13 @@ def saddle(seeds: int = 10, starts: int = 100, steps: int = 40, deviation: float
                 optimizer.step(loss)
             slope, curvature = slope_and_curvature(model, loss)
             flat = slope < FLAT
-            kinds = (100.0 * (flat and curvature < 0), 100.0 * (flat and curvature > 0))
-            rows.append((*kinds, float(loss().detach()), accuracy()))
-        whats = ("% at a saddle", "% at a minimum", "loss", "accuracy")
-        for what, values in zip(whats, zip(*rows, strict=True), strict=True):
-            found.add(f"network, {what}: {name}", values)
-    found.compare("network, % at a saddle", "plain", ["saddle-free", "plain, line search"])
-    found.compare("network, % at a saddle", "plain, damped", ["saddle-free, damped"])
-    found.compare("network, accuracy", "plain, damped", ["saddle-free, damped"])
-    return found
+            at_saddle = 100.0 if flat and curvature < 0 else 0.0
+            at_minimum = 100.0 if flat and curvature > 0 else 0.0
+            rows.append((at_saddle, at_minimum, float(loss().detach()), accuracy()))
+        metrics = ("% at a saddle", "% at a minimum", "loss", "accuracy")
+        for metric, values in zip(metrics, zip(*rows, strict=True), strict=True):
+            results.add(f"network, {metric}: {name}", values)
+    results.compare("network, % at a saddle", "plain", ["saddle-free", "plain, line search"])
+    results.compare("network, % at a saddle", "plain, damped", ["saddle-free, damped"])
+    results.compare("network, accuracy", "plain, damped", ["saddle-free, damped"])
+    return results

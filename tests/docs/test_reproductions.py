@@ -20,7 +20,7 @@ import convex  # noqa: E402
 import noisy  # noqa: E402
 import saddles  # noqa: E402
 import scheduled  # noqa: E402
-from found import Found, digits  # noqa: E402
+from results import Results, digits  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -89,13 +89,13 @@ def test_the_minima_of_the_convex_functions_are_minima():
 
 
 def test_gradient_descent_goes_to_least_squares():
-    found = convex.fit(2, steps=8192).values
-    assert found["once, rank"] == found["twice, rank"] == [10]
+    results = convex.fit(2, steps=8192).values
+    assert results["once, rank"] == results["twice, rank"] == [10]
     for name in ("once, from random starts", "once, from zero", "twice, from zero"):
-        assert max(found[f"{name}, step 8192"]) < 1e-12
-        assert min(found[f"{name}, step 512"]) > 1e-3
-    assert min(found["twice, from random starts, step 8192"]) > 0.1
-    assert max(found["twice, less the start, step 8192"]) < 1e-12
+        assert max(results[f"{name}, step 8192"]) < 1e-12
+        assert min(results[f"{name}, step 512"]) > 1e-3
+    assert min(results["twice, from random starts, step 8192"]) > 0.1
+    assert max(results["twice, less the start, step 8192"]) < 1e-12
 
 
 def test_the_distance_is_that_of_the_spectrum():
@@ -107,32 +107,32 @@ def test_the_distance_is_that_of_the_spectrum():
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     shrunk = (1 - 2 * values / (values[0] + values[-1])) ** 512 * (vectors.T @ goal)
     expected = np.linalg.norm(shrunk) / np.linalg.norm(goal)
-    found = convex.fit(1, steps=512).values
-    assert found["once, from zero, step 512"] == pytest.approx([expected], rel=1e-9)
+    results = convex.fit(1, steps=512).values
+    assert results["once, from zero, step 512"] == pytest.approx([expected], rel=1e-9)
 
 
 def test_newton_ends_where_its_map_leads():
     start = 4 * torch.rand(30, 2, dtype=torch.float64, generator=torch.manual_seed(3)) - 2
     for absolute in (False, True):
-        u = saddles.turned(start).numpy()  # the function is separable there
+        u = saddles.rotate(start).numpy()  # the function is separable there
         for _ in range(40):
             curvature = 3 * u**2 - 1
             u = u - (u**3 - u) / (abs(curvature) if absolute else curvature)
-        found = saddles.ends(start, 40, line_search=False, saddle_free=absolute)
-        np.testing.assert_allclose(found, u, atol=1e-9)
+        results = saddles.run_newton(start, 40, line_search=False, saddle_free=absolute)
+        np.testing.assert_allclose(results, u, atol=1e-9)
         assert (abs(u).min(1) < 1e-9).any() != absolute
 
 
 def test_plain_newton_is_drawn_to_saddles_and_saddle_free_is_not():
-    found = saddles.saddle(1, starts=40, steps=30).values
-    assert found["two variables, % at a saddle: plain"][0] > 10
-    assert found["two variables, % at a minimum: saddle-free"] == [100]
+    results = saddles.saddle(1, starts=40, steps=30).values
+    assert results["two variables, % at a saddle: plain"][0] > 10
+    assert results["two variables, % at a minimum: saddle-free"] == [100]
     for form, kind in [
         ("plain, damped", "saddle"), ("saddle-free, damped", "minimum"),
         ("plain, line search", "minimum"), ("saddle-free, line search", "minimum"),
     ]:  # fmt: skip
-        assert found[f"network, % at a {kind}: {form}"] == [100], form
-        assert (found[f"network, accuracy: {form}"][0] > 95) == (kind == "minimum")
+        assert results[f"network, % at a {kind}: {form}"] == [100], form
+        assert (results[f"network, accuracy: {form}"][0] > 95) == (kind == "minimum")
 
 
 def test_the_saddle_has_the_curvature_that_it_must_have():
@@ -177,15 +177,17 @@ def test_networks_side_by_side_are_separate_networks():
 
 
 def test_noise_reports_every_start_and_noise():
-    found = noisy.noise(2, steps=3)
+    results = noisy.noise(2, steps=3)
     ways = [f"{start}, eta {eta:g}" for start in noisy.STARTS for eta in noisy.ETAS]
     ways += [f"walked by eta {eta:g}" for eta in noisy.ETAS[1:]]
-    assert {*found.values} == {f"{w}: {way}" for w in ("test accuracy", "learned") for way in ways}
+    assert {*results.values} == {
+        f"{w}: {way}" for w in ("test accuracy", "learned") for way in ways
+    }
     for way in ways:
-        ends = found.values[f"test accuracy: {way}"]
+        ends = results.values[f"test accuracy: {way}"]
         assert all(0 <= end <= 100 for end in ends)
-        assert found.values[f"learned: {way}"] == [float(end > noisy.LEARNED) for end in ends]
-    assert len(found.pairs) == 18
+        assert results.values[f"learned: {way}"] == [float(end > noisy.LEARNED) for end in ends]
+    assert len(results.pairs) == 18
 
 
 def test_noise_alone_walks_as_far_as_is_said():
@@ -196,7 +198,7 @@ def test_noise_alone_walks_as_far_as_is_said():
         weight.grad = torch.zeros_like(weight)
         optimizer.step()
     # the standard error of a deviation from 40,000 numbers is 0.35 %
-    assert float(weight.detach().std()) == pytest.approx(noisy.walked(0.3, 50), rel=0.02)
+    assert float(weight.detach().std()) == pytest.approx(noisy.noise_deviation(0.3, 50), rel=0.02)
 
 
 def test_a_network_of_zeros_learns_nothing_without_noise_and_one_of_he_does(monkeypatch):
@@ -209,16 +211,16 @@ def test_a_network_of_zeros_learns_nothing_without_noise_and_one_of_he_does(monk
 
 
 def test_growth_takes_the_steps_that_its_schedule_says():
-    found = scheduled.growth(1, epochs=4).values
+    results = scheduled.growth(1, epochs=4).values
     expected = {
         "decay": 4 * 75, "another order": 4 * 75, "neither": 4 * 75,
         "growth": 75 + 15 + 3 + 1, "hybrid": 75 + 3 * 15,
     }  # fmt: skip
     for name, updates in expected.items():
-        assert found[f"updates: {name}"] == [updates], name
-        assert 50 < found[f"test accuracy: {name}"][0] <= 100
-        assert found[f"train loss: {name}"][0] < 1
-    assert found["largest gap in train loss: another order"][0] > 0
+        assert results[f"updates: {name}"] == [updates], name
+        assert 50 < results[f"test accuracy: {name}"][0] <= 100
+        assert results[f"train loss: {name}"][0] < 1
+    assert results["largest gap in train loss: another order"][0] > 0
 
 
 def test_growth_and_decay_are_the_same_until_the_first_milestone():
@@ -236,19 +238,19 @@ def test_growth_and_decay_are_the_same_until_the_first_milestone():
 
 
 def test_a_batch_for_each_update_sees_as_many_samples_as_a_constant_one():
-    found = adaptive.adaptive(1, epochs=1)
-    assert len(found.pairs) == 12
-    found = found.values
+    results = adaptive.adaptive(1, epochs=1)
+    assert len(results.pairs) == 12
+    results = results.values
     for setting, (_, _, first) in adaptive.SETTINGS.items():
         for way in adaptive.WAYS:
             (updates,), (batch,) = (
-                found[f"{what}, {setting}: {way}"] for what in ("updates", "batch")
+                results[f"{what}, {setting}: {way}"] for what in ("updates", "batch")
             )
             assert updates * batch == pytest.approx(1200)
-            assert 0 <= found[f"test accuracy, {setting}: {way}"][0] <= 100
+            assert 0 <= results[f"test accuracy, {setting}: {way}"][0] <= 100
             if way == "constant":
                 assert updates == -(-1200 // first)
-        assert found[f"times as long, {setting}"][0] > 0
+        assert results[f"times as long, {setting}"][0] > 0
 
 
 def test_at_a_small_rate_the_adaptive_batch_is_the_constant_one():
@@ -259,12 +261,12 @@ def test_at_a_small_rate_the_adaptive_batch_is_the_constant_one():
 
 
 def test_sgdr_reports_the_ends_of_its_periods():
-    found = scheduled.sgdr(1, first=1, periods=2)
+    results = scheduled.sgdr(1, first=1, periods=2)
     for name in ("steps", "cosine", "sgdr"):
-        assert found.values[f"lr: {name}"][0] in scheduled.RATES
+        assert results.values[f"lr: {name}"][0] in scheduled.RATES
         for epoch in (1, 3):
-            assert 0 <= found.values[f"test accuracy after epoch {epoch}: {name}"][0] <= 100
-    assert len(found.pairs) == 4
+            assert 0 <= results.values[f"test accuracy after epoch {epoch}: {name}"][0] <= 100
+    assert len(results.pairs) == 4
 
 
 def test_the_choice_is_by_validation_and_what_diverged_is_the_worst():
@@ -289,12 +291,12 @@ def test_what_was_found_is_summed_up_as_numpy_and_scipy_do():
     from scipy import stats
 
     a, b = [1.0, 2.0, 4.0, 3.0, 5.0, 2.5], [2.0, 3.5, 5.0, 4.0, 6.5, 3.0]
-    found = Found()
-    found.add("metric: a", a)
-    found.add("metric: b", b)
-    found.add("once", [7.0])
-    found.compare("metric", "a", ["b"])
-    rows = {row["name"]: row for row in found.rows()}
+    results = Results()
+    results.add("metric: a", a)
+    results.add("metric: b", b)
+    results.add("once", [7.0])
+    results.compare("metric", "a", ["b"])
+    rows = {row["name"]: row for row in results.rows()}
     assert rows["metric: a"]["mean"] == pytest.approx(np.mean(a))
     assert rows["metric: a"]["sd"] == pytest.approx(np.std(a, ddof=1))
     assert rows["once"]["sd"] is None
@@ -304,7 +306,7 @@ def test_what_was_found_is_summed_up_as_numpy_and_scipy_do():
     assert (pair["low"], pair["high"]) == pytest.approx((interval.low, interval.high))
     assert pair["p_holm"] == pytest.approx(test.pvalue)
     assert pair["apart"]
-    assert "told apart" in found.text()
+    assert "told apart" in results.text()
 
 
 @pytest.fixture
@@ -320,7 +322,7 @@ def main(monkeypatch):
 
         And more of it.
         """
-        return Found({"this": [1.0, 2.0, 6.0][:seeds]})
+        return Results({"this": [1.0, 2.0, 6.0][:seeds]})
 
     names["REPRODUCTIONS"]["growth"] = quick  # the same dictionary that main looks into
     return call

@@ -1,4 +1,4 @@
-"""What a reproduction found: numbers per seed, and how they are printed."""
+"""The results of a reproduction: numbers per seed, and how they are printed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from steepest.tasks import images
 
 
 @dataclass
-class Found:
-    """`values` and `pairs` (paired differences) have a number per seed under each name."""
+class Results:
+    """`values` and `pairs` (paired differences) map a name to one number per seed."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
     pairs: dict[str, list[float]] = field(default_factory=dict)
@@ -23,24 +23,26 @@ class Found:
     def add(self, name: str, values: Sequence[float]) -> None:
         self.values[name] = [float(v) for v in values]
 
-    def compare(self, what: str, one: str, others: Sequence[str]) -> None:
-        """Add `what` of each of the others minus that of one."""
+    def compare(self, metric: str, baseline: str, others: Sequence[str]) -> None:
+        """Add the paired differences of a metric: each of the others minus the baseline."""
+        base = self.values[f"{metric}: {baseline}"]
         for other in others:
-            d = statistics.paired(self.values[f"{what}: {other}"], self.values[f"{what}: {one}"])
-            self.pairs[f"{what}: {other} - {one}"] = d.tolist()
+            d = statistics.paired(self.values[f"{metric}: {other}"], base)
+            self.pairs[f"{metric}: {other} - {baseline}"] = d.tolist()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Mean and spread of each; intervals and p values of the pairs, as the race judges them."""
+        """Mean and spread of all names; for pairs also interval and p value, as in a race."""
         rows = [_row(name, values) for name, values in self.values.items()]
-        for name, judged in statistics.compare(self.pairs).items():
+        for name, comparison in statistics.compare(self.pairs).items():
             rows.append(
                 _row(name, self.pairs[name])
-                | {"low": judged.low, "high": judged.high, "level": judged.level}
-                | {"p_holm": judged.p_holm, "apart": judged.claim}
+                | {"low": comparison.low, "high": comparison.high, "level": comparison.level}
+                | {"p_holm": comparison.p_holm, "apart": comparison.claim}
             )
         return rows
 
     def text(self) -> str:
+        """The rows as a table."""
         rows = self.rows()
         width = max(len(row["name"]) for row in rows)
         lines = [f"{'':{width}}   n       mean         sd  interval"]
@@ -56,10 +58,8 @@ class Found:
 
 
 def _row(name: str, values: list[float]) -> dict[str, Any]:
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"name": name, "n": len(values), "mean": float(np.mean(values)), "sd": sd} | {
-        "values": values
-    }
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"name": name, "n": len(values), "mean": mean, "sd": sd, "values": values}
 
 
 def digits(seed: int, train: int, validation: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
