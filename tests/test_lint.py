@@ -11,8 +11,9 @@ from scipy import stats
 import steepest
 from steepest.race import protocol
 from steepest.race.lint import RULES, lint, untuned_because
+from steepest.race.notes import beside, care, caveats
 from steepest.race.statistics import compare
-from steepest.race.wording import beside, care, caveats, verdict
+from steepest.race.verdicts import verdict
 
 LR = {"lr": [1e-5, 1e-1]}
 

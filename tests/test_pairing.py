@@ -22,11 +22,11 @@ from torch import nn
 
 from invented import InProcess
 from steepest.race import BadCall, conduct, entries, tasks, trials
+from steepest.race.notes import caveats
 from steepest.race.pairing import Apart, Seen
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
 from steepest.race.tasks import written
-from steepest.race.wording import caveats
 from steepest.race.workers import Pool
 
 

@@ -20,9 +20,9 @@ from scipy import stats
 
 from page import Page
 from steepest.race import BadCall, conduct, protocol, tasks
+from steepest.race.notes import caveats
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
-from steepest.race.wording import caveats
 from steepest.race.workers import Pool, WorkerError
 
 REQUEST = conduct.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=20)

@@ -17,7 +17,7 @@ from page import Page
 from steepest.race import drawing, figures, report
 from steepest.race.protocol import Plan
 from steepest.race.summary import summarise
-from steepest.race.wording import verdict
+from steepest.race.verdicts import verdict
 
 EVIL = "<script>alert(1)</script>$x$"
 LOST = (("fresh", "adam", 1), ("fresh", "adam", 4), ("tuning", "momentum", 0))

@@ -9,11 +9,11 @@ import pytest
 from invented import DIGITS, PROVENANCE, pairs
 from page import Page
 from steepest.race import BadCall, conduct, entries, protocol, report, searching
+from steepest.race.notes import caveats
 from steepest.race.protocol import Plan
 from steepest.race.request import Request
 from steepest.race.store import Store
 from steepest.race.summary import reproduce, summarise
-from steepest.race.wording import caveats
 
 FIELD = ("adamw", "adam+noise", "torch.optim:AdamW", "newton", "adamw+cosine")
 

@@ -1,6 +1,7 @@
 """What a summary holds and says: verdict, caveats, numbers, on races that were never run."""
 
 import csv
+import importlib
 import io
 import json
 import math
@@ -16,10 +17,13 @@ from scipy.stats import binom
 from invented import DIGITS, FIELD, LOSS, PROVENANCE, pairs, race
 from page import Page
 from steepest.race import figures, planning, report, tables, terminal, trials
+from steepest.race.notes import OWN, caveats
 from steepest.race.outcomes import settle
+from steepest.race.phrases import UNKNOWN, number
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
+from steepest.race.results_table import columns, rows
 from steepest.race.summary import _curve, summarise
-from steepest.race.wording import OWN, UNKNOWN, caveats, columns, number, rows, verdict
+from steepest.race.verdicts import verdict
 
 PLAN = Plan("digits", ("adamw", "adam", "momentum"), trials=1, seeds=6, steps=2, seed=0)
 
@@ -622,3 +626,20 @@ def test_what_is_paired_is_said(entry):
         }  # fmt: skip
         line = next(line for line in caveats(found) if line.startswith("Differences are paired"))
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("caveats", "notes"),
+        ("verdict", "verdicts"),
+        ("rows", "results_table"),
+        ("number", "phrases"),
+    ],
+)
+def test_an_old_name_goes_on_for_this_release(name, module):
+    with pytest.warns(DeprecationWarning, match=f"{name} is steepest.race.{module}.{name} now"):
+        old = getattr(importlib.import_module("steepest.race.wording"), name)
+    assert old is getattr(importlib.import_module(f"steepest.race.{module}"), name)
+    with pytest.raises(AttributeError, match="no attribute '_small'"):
+        importlib.import_module("steepest.race.wording")._small  # noqa: B018

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from invented import DIGITS, LOSS, PROVENANCE, pairs, race
 from steepest.race import terminal
+from steepest.race.phrases import UNKNOWN
 from steepest.race.protocol import Plan, Result, Trial
 from steepest.race.summary import summarise
-from steepest.race.wording import UNKNOWN
 
 PLAN = Plan("digits", ("adamw", "momentum", "adam+warmup+cosine"), 4, 5, 100, 0)
 

@@ -36,7 +36,7 @@ from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.tasks import Task
 from steepest.race.terminal import Progress
-from steepest.race.wording import over_budget, too_little
+from steepest.race.verdicts import over_budget, too_little
 from steepest.race.workers import Pool
 
 

@@ -12,8 +12,8 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 
 from steepest.race.drawing import INK, SIZE, draw, lines, looks, short
+from steepest.race.phrases import counted, judged_on, spread
 from steepest.race.schema import EntrySummary, Summary
-from steepest.race.wording import counted, judged_on, spread
 
 PANEL = (2.5, 1.9)
 FAR = 4.0

@@ -13,11 +13,11 @@ from typing import Any
 from scipy import stats
 
 import steepest
+from steepest.race.phrases import plural
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import EntrySummary, Summary, TuningTrial
 from steepest.race.schema import Finding as FindingRecord
 from steepest.race.statistics import ALPHA, LEAST, compare, paired
-from steepest.race.wording import _plural
 
 Finding = tuple[str, str]
 """(entry, sentence)"""
@@ -63,7 +63,7 @@ def untuned_because(tuning: list[TuningTrial]) -> str | None:
         )
     if all(trial["diverged"] for trial in others):
         return (
-            f"all of its {len(others)} {_plural('trial', len(others))} but the defaults diverged; "
+            f"all of its {len(others)} {plural('trial', len(others))} but the defaults diverged; "
             f"give a lower range of lr with --search"
         )
     return None
@@ -77,13 +77,13 @@ def diverged_best(summary: Summary) -> Iterator[Finding]:
         if hopeless:
             text = (
                 f"All tuning trials of {name} diverged for {hopeless} of {n} fresh "
-                f"{_plural('seed', n)}; give {_lower(entry, name)}"
+                f"{plural('seed', n)}; give {_lower(entry, name)}"
             )
             yield name, text
         elif lost:
             text = (
                 f"The chosen configuration of {name} diverged on {lost} of {n} fresh "
-                f"{_plural('seed', n)}; it lies too close to instability: give more --trials or "
+                f"{plural('seed', n)}; it lies too close to instability: give more --trials or "
                 f"{_lower(entry, name)}"
             )
             yield name, text
@@ -120,7 +120,7 @@ def border(summary: Summary) -> Iterator[Finding]:
             if chance < ALPHA / (2 * len(judged)):
                 text = (
                     f"The best {knob} of {name} is the {side} one tried in {count} of {n} "
-                    f"{_plural('tuning', n)}, by chance it would be in {n / trials:.2g}; give "
+                    f"{plural('tuning', n)}, by chance it would be in {n / trials:.2g}; give "
                     f"--search {name}.{knob}={_widened(low, high, side)} (it was {low:g} to "
                     f"{high:g}), or more --trials if that range reaches far enough"
                 )
@@ -134,8 +134,8 @@ def few_trials(summary: Summary) -> Iterator[Finding]:
         if 0 < points < POINTS_PER_KNOB * knobs:
             need = POINTS_PER_KNOB * knobs + 1
             text = (
-                f"{name} has {knobs} {_plural('knob', knobs)} and {points} "
-                f"{_plural('point', points)} beside its defaults; give --trials {need} or more"
+                f"{name} has {knobs} {plural('knob', knobs)} and {points} "
+                f"{plural('point', points)} beside its defaults; give --trials {need} or more"
             )
             yield name, text
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import optimize, stats
 
+from steepest.race.phrases import plural
 from steepest.race.protocol import Plan
 from steepest.race.statistics import ALPHA, LEAST, POWER, least_pairs, power
-from steepest.race.wording import _plural, too_little
+from steepest.race.verdicts import too_little
 
 CONFIDENCE = 0.8
 """Of the interval around a standard deviation that few pilot runs gave."""
@@ -69,8 +70,8 @@ def text(
     field = len(plan.entries)
     lines = [
         f"{field} {'entry' if field == 1 else 'entries, each'} with {plan.seeds} fresh "
-        f"{_plural('seed', plan.seeds)} and {plan.trials} tuning {_plural('trial', plan.trials)} "
-        f"for each of them, of {plan.steps} {_plural('step', plan.steps)}: {plan.runs} runs, about "
+        f"{plural('seed', plan.seeds)} and {plan.trials} tuning {plural('trial', plan.trials)} "
+        f"for each of them, of {plan.steps} {plural('step', plan.steps)}: {plan.runs} runs, about "
         f"{_clock(duration(plan, jobs, run, warm))} with --jobs {jobs}."
     ]
     comparisons = field - 1
@@ -78,7 +79,7 @@ def text(
         lines.append(f"{plan.baseline} runs alone: there is nothing to tell apart.")
     elif plan.seeds < LEAST:
         lines.append(
-            f"No verdict: {plan.seeds} fresh {_plural('seed', plan.seeds)}, a claim needs at "
+            f"No verdict: {plan.seeds} fresh {plural('seed', plan.seeds)}, a claim needs at "
             f"least {LEAST}; give --seeds {LEAST} or more."
         )
     else:
@@ -105,7 +106,7 @@ def text(
     if comparisons > 0 and lost[0]:
         lines.append(
             f"{lost[0]} of {lost[1]} pilot runs diverged. Where fresh runs do, the above does not "
-            f"hold, and a claim over {comparisons} {_plural('comparison', comparisons)} needs "
+            f"hold, and a claim over {comparisons} {plural('comparison', comparisons)} needs "
             f"{least_pairs(comparisons)} fresh seeds or more."
         )
     return "\n".join(lines)

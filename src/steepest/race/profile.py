@@ -18,9 +18,9 @@ from rich.text import Text
 
 from steepest.race import BadCall
 from steepest.race.drawing import lines
+from steepest.race.phrases import UNKNOWN
 from steepest.race.report import keys, rendered
 from steepest.race.schema import EntrySummary, Summary
-from steepest.race.wording import UNKNOWN
 
 WITHIN = (1.0, 2.0, 4.0)
 """Times the fewest steps of the entries compared; the profile is drawn to the last of them."""

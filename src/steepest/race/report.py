@@ -10,19 +10,10 @@ from jinja2 import Environment, PackageLoader
 
 from steepest.race.drawing import DARK, LIGHT, PAGE, looks, untuned
 from steepest.race.figures import figures
+from steepest.race.notes import beside, care, caveats, ranges
+from steepest.race.phrases import UNKNOWN, counted, number, units
+from steepest.race.results_table import columns, rows
 from steepest.race.schema import Summary
-from steepest.race.wording import (
-    UNKNOWN,
-    beside,
-    care,
-    caveats,
-    columns,
-    counted,
-    number,
-    ranges,
-    rows,
-    units,
-)
 
 
 def rendered(template: str, **known: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from steepest.race import BadCall, entries, pairing, searching
 from steepest.race.lint import lint, untuned_because
+from steepest.race.notes import OWN
 from steepest.race.protocol import (
     FRESH,
     TUNING,
@@ -44,7 +45,7 @@ from steepest.race.statistics import (
     proportion_error,
 )
 from steepest.race.tasks import Task
-from steepest.race.wording import OWN, verdict
+from steepest.race.verdicts import verdict
 
 Pairs = Sequence[tuple[Trial, Result]]
 

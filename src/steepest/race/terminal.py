@@ -15,10 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from steepest.race.notes import caveats
+from steepest.race.phrases import UNKNOWN, counted, number, units
 from steepest.race.protocol import TUNING, Plan, Result, Trial, failed
+from steepest.race.results_table import columns, rows
 from steepest.race.schema import Summary
 from steepest.race.tasks import Task
-from steepest.race.wording import UNKNOWN, caveats, columns, counted, number, rows, units
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")
 """Columns that report.html has and a terminal has no room for."""

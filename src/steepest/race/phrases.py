@@ -1,0 +1,67 @@
+"""Numbers, units and counts as text: what the verdict, the notes and the table share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from steepest.race.schema import Share, Summary
+from steepest.race.statistics import Difference
+
+UNKNOWN = "\u2013"
+"""In the table: not measured (yet)."""
+
+
+NO_INTERVAL = "(no interval: n too small)"
+
+
+def number(summary: Share, value: float, *, signed: bool = False) -> str:
+    """A metric or a difference as text, without its unit: 98.12, +0.34."""
+    sign = "+" if signed else ""
+    text = f"{100 * value:{sign}.2f}" if summary["proportion"] else f"{value:{sign}.4g}"
+    return text if float(text) else text.replace("-", sign)
+
+
+def units(summary: Share) -> tuple[str, str]:
+    """Units of the metric and of a difference of metrics, each with the space before it."""
+    return (" %", " points") if summary["proportion"] else ("", "")
+
+
+def judged_on(summary: Summary) -> str:
+    """The data of the fresh runs' metric: test, or validation where a task has no test data."""
+    return "test" if summary.get("test_data", True) else "validation"
+
+
+def level(d: Difference) -> str:
+    """The level of an interval, as 95 % or 99.4 %."""
+    return f"{100 * d.level:.1f}".removesuffix(".0") + " %"
+
+
+def spread(counts: Sequence[int]) -> str:
+    """The counts of all entries as text: 10, or 3 to 5."""
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -> str:
+    """How many "tuning" trials or "test" runs each entry had, and was to have if that is more.
+
+    `noun`: what they are called, one of them.
+    """
+    found = spread([len(entry[what]) for entry in summary["entries"].values()])
+    plan = summary["plan"]
+    planned = plan["seeds"] * (plan["trials"] if what == "tuning" else 1)
+    text = found if found == str(planned) else f"{found} of {planned} planned"
+    return f"{text} {noun if text == '1' else noun + 's'}" if noun else text
+
+
+def plural(word: str, count: int) -> str:
+    return word if count == 1 else word + "s"
+
+
+def differences(summary: Summary) -> dict[str, Difference]:
+    return {
+        name: Difference(**entry["difference"])
+        for name, entry in summary["entries"].items()
+        if entry["difference"] is not None
+    }

@@ -1,0 +1,103 @@
+"""The table of a race: a row for each entry."""
+
+from __future__ import annotations
+
+import math
+import statistics as st
+from collections.abc import Sequence
+
+from steepest.race.phrases import NO_INTERVAL, UNKNOWN, differences, judged_on, level, number, units
+from steepest.race.schema import EntrySummary, Summary
+from steepest.race.statistics import Difference
+
+
+def columns(summary: Summary) -> tuple[str, ...]:
+    """Heads of the table, with units."""
+    unit, points = (f" ({text.strip()})" if text else "" for text in units(summary))
+    levels = _levels(summary)
+    one = f", {levels.pop()} interval" if len(levels) == 1 else ""
+    return (
+        "entry",
+        "n",
+        f"{judged_on(summary)} {summary['metric']}{unit}",
+        f"difference to {summary['baseline']}{points}{one}",
+        "steps to target",
+        "seconds to target",
+        "optimizer ms/step",
+        "training ms/step",
+        *["gradients"] * costs(summary),
+        "state bytes/parameter",
+        "failed",
+    )
+
+
+def costs(summary: Summary) -> bool:
+    """Whether an entry has computed more or fewer gradients of a batch than it made steps."""
+    found = [entry.get("gradients") for entry in summary["entries"].values()]
+    return any(g is not None and g != summary["plan"]["steps"] for g in found)
+
+
+def rows(summary: Summary) -> list[list[str]]:
+    """The table, best mean test metric first, a text for each of `columns`."""
+
+    def order(item: tuple[str, EntrySummary]) -> float:
+        test = item[1]["test"]
+        mean = st.fmean(test) if test else -math.inf if summary["maximize"] else math.inf
+        return -mean if summary["maximize"] else mean
+
+    return [_row(summary, *item) for item in sorted(summary["entries"].items(), key=order)]
+
+
+def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
+    test, timing, n = entry["test"], entry["timing"], len(entry["test"])
+    metric = difference = UNKNOWN
+    if test:
+        spread = f" ± {number(summary, st.stdev(test))}" if n > 1 else ""
+        metric = number(summary, st.fmean(test)) + spread
+    if entry["difference"]:
+        d = Difference(**entry["difference"])
+        difference = number(summary, d.mean, signed=True)
+        if d.low is not None and d.high is not None:
+            low, high = (number(summary, x, signed=True) for x in (d.low, d.high))
+            difference += f" [{low}, {high}]"
+            if len(_levels(summary)) > 1:
+                difference += f" {level(d)}"
+        elif n > 1:
+            difference += f" {NO_INTERVAL if d.exact else 'on every seed'}"
+    elif name == summary["baseline"]:
+        difference = "baseline"
+    bytes_each = UNKNOWN
+    if entry["parameters"] and entry["state_bytes"] is not None:
+        bytes_each = f"{entry['state_bytes'] / entry['parameters']:.1f}"
+    return [
+        name,
+        str(n),
+        metric,
+        difference,
+        _reached(entry["steps_to_target"], "{:.0f}", [summary["plan"]["steps"]]),
+        _reached(timing["seconds_to_target"], "{:.2f}", timing["training_seconds"]),
+        UNKNOWN if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",
+        UNKNOWN if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
+        *[f"{entry['gradients']:,.0f}" if entry["gradients"] else UNKNOWN] * costs(summary),
+        bytes_each,
+        f"{entry['failed']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
+    ]
+
+
+def _reached(values: Sequence[float | None], form: str, ends: Sequence[float]) -> str:
+    """Median over seeds with the share of seeds that reached the target at all.
+
+    Where half of them did not, the median lies beyond the end of a run.
+    """
+    if not values:
+        return UNKNOWN
+    middle = st.median(math.inf if v is None else v for v in values)
+    share = f" ({sum(v is not None for v in values)}/{len(values)})"
+    if not math.isinf(middle):
+        return form.format(middle) + share
+    return (f"> {form.format(st.median(ends))}" if ends else "never") + share
+
+
+def _levels(summary: Summary) -> set[str]:
+    """The levels of the intervals that are shown."""
+    return {level(d) for d in differences(summary).values() if d.low is not None}
