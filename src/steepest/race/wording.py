@@ -10,7 +10,8 @@ from steepest.race import notes, phrases, results_table, verdicts
 
 
 def __getattr__(name: str) -> Any:
-    for module in (verdicts, notes, results_table, phrases):
+    # in the order of their imports: the first that has a name defines it
+    for module in (phrases, verdicts, notes, results_table):
         if not name.startswith("_") and name in vars(module):
             new = f"{module.__name__}.{name}"
             warn(f"steepest.race.wording.{name} is {new} now", DeprecationWarning, stacklevel=2)
