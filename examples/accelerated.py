@@ -26,24 +26,29 @@ def main(resume: str | None) -> None:
     text = torch.tensor(list(inspect.getsource(textwrap).encode()))  # bytes are the tokens
     chunks = text[: len(text) // LENGTH * LENGTH].reshape(-1, LENGTH)
     config = GPTNeoXConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=LENGTH, hidden_dropout=0.1,
-    )  # fmt: skip
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        hidden_dropout=0.1,
+    )
     model = GPTNeoXForCausalLM(config)
 
-    # the order of an epoch follows from its number, so that a resumed run draws the same batches
+    # the order depends only on the epoch's number, so a resumed run draws the same batches
     order = DataLoaderConfiguration(use_seedable_sampler=True)
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2, dataloader_config=order)
     loader = DataLoader(chunks, batch_size=16, shuffle=True, drop_last=True)
     groups = steepest.param_groups(model, weight_decay=0.1, decay_embeddings=False)
     optimizer = steepest.AdaBelief(groups, lr=5e-3)
-    steps = EPOCHS * math.ceil(len(loader) / 2)  # the schedule moves once per accumulated step
+    steps = EPOCHS * math.ceil(len(loader) / 2)  # the scheduler steps once per accumulated step
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
 
     start = 0
     if resume:
-        accelerator.load_state(resume)  # model, optimizer, schedule and random states
+        accelerator.load_state(resume)  # model, optimizer, scheduler and random states
         start = int(resume.rsplit("-", 1)[1])
 
     for epoch in range(start, EPOCHS):

@@ -1,4 +1,4 @@
-"""Averages of the weights, by torch's own swa_utils: of the last epochs (SWA), or moving (EMA).
+"""Weight averaging with torch's swa_utils: over the last epochs (SWA), or exponential (EMA).
 
 python averaging.py
 python averaging.py --resume checkpoint-8.pt
@@ -12,7 +12,7 @@ from torch.optim import swa_utils
 
 import steepest
 
-EPOCHS, START, BATCH = 12, 6, 32  # the average begins after START epochs
+EPOCHS, START, BATCH = 12, 6, 32  # averaging begins after START epochs
 
 
 def main(average: str, resume: str | None) -> None:
@@ -20,8 +20,8 @@ def main(average: str, resume: str | None) -> None:
     inputs = torch.randn(512, 16)
     labels = inputs[:, :8].sum(1).gt(0).long()
     model = nn.Sequential(nn.Linear(16, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 2))
-    moving = swa_utils.get_ema_multi_avg_fn(0.9) if average == "ema" else None
-    averaged = swa_utils.AveragedModel(model, multi_avg_fn=moving)
+    average_fn = swa_utils.get_ema_multi_avg_fn(0.9) if average == "ema" else None
+    averaged = swa_utils.AveragedModel(model, multi_avg_fn=average_fn)
 
     optimizer = steepest.AdaBelief(model.parameters(), lr=2e-2)
     scheduler = swa_utils.SWALR(optimizer, swa_lr=1e-2, anneal_epochs=START)
@@ -52,7 +52,7 @@ def main(average: str, resume: str | None) -> None:
         saved = {"parts": states, "rng": rng, "epoch": epoch + 1}
         torch.save(saved, f"checkpoint-{epoch + 1}.pt")
 
-    swa_utils.update_bn(inputs.split(BATCH), averaged)  # no batch has gone through the average yet
+    swa_utils.update_bn(inputs.split(BATCH), averaged)  # the averaged model has seen no batch yet
     averaged.eval()
     print(f"averaged: loss {nn.functional.cross_entropy(averaged(inputs), labels).item():.6f}")
     torch.save(averaged.module.state_dict(), "averaged.pt")

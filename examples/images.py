@@ -1,4 +1,4 @@
-"""An image script as timm's has it: optimizer by name, layer decay, updates of several batches,
+"""An image script in the style of timm: optimizer by name, layer decay, gradient accumulation,
 clipping, a moving average of the model, channels last, automatic mixed precision, resume.
 
     python images.py --opt adabelief --lr 3e-3
@@ -16,8 +16,8 @@ import steepest
 EPOCHS, IMAGES, BATCH, ACCUMULATE = 8, 512, 32, 2
 
 
-def block(width: int, to: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(width, to, 3, 2, 1), nn.BatchNorm2d(to), nn.ReLU())
+def block(width: int, out: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(width, out, 3, 2, 1), nn.BatchNorm2d(out), nn.ReLU())
 
 
 def main(opt: str, lr: float, resume: str | None) -> None:
@@ -68,7 +68,7 @@ def main(opt: str, lr: float, resume: str | None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--opt", default="adabelief", help="any name of `steepest list`")
+    parser.add_argument("--opt", default="adabelief", help="any name from `steepest list`")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--resume", metavar="FILE")
     main(**vars(parser.parse_args()))

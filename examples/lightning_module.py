@@ -45,7 +45,7 @@ def main(resume: str | None) -> None:
     pl.seed_everything(0, verbose=False)
     inputs = torch.randn(512, 16)
     data = TensorDataset(inputs, inputs[:, :8].sum(1).gt(0).long())
-    # Lightning tells this sampler the epoch, so a resumed run draws the same order
+    # Lightning sets this sampler's epoch, so a resumed run draws the same order
     sampler = DistributedSampler(data, num_replicas=1, rank=0, seed=0)
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -23,7 +23,7 @@ def main(resume: str | None) -> None:
     )
 
     groups = steepest.param_groups(model, weight_decay=0.05)
-    print(groups)  # what decays, what does not, and why
+    print(groups)  # shows which parameters decay, and why
     optimizer = steepest.AdaBelief(groups, lr=1e-2)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 
@@ -33,7 +33,7 @@ def main(resume: str | None) -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         scheduler.load_state_dict(saved["scheduler"])
-        torch.set_rng_state(saved["rng"])  # batches and dropout go on where they were
+        torch.set_rng_state(saved["rng"])  # batches and dropout continue where they stopped
         start = saved["step"]
 
     for step in range(start, STEPS):

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: our optimizer and its schedule by `optimizers=`, resume from a checkpoint.
+"""Hugging Face Trainer: optimizer and schedule through `optimizers=`, resume from a checkpoint.
 
 pip install transformers accelerate
 python trainer.py
@@ -24,9 +24,14 @@ def main(resume: str | None) -> None:
     chunks = text[: len(text) // LENGTH * LENGTH].reshape(-1, LENGTH)
     data = [{"input_ids": chunk, "labels": chunk} for chunk in chunks]
     config = LlamaConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=LENGTH, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+    )
     model = LlamaForCausalLM(config)
 
     groups = steepest.param_groups(model, weight_decay=0.1, decay_embeddings=False)

@@ -1,8 +1,8 @@
-"""Writes src/steepest/__init__.pyi, the signatures that type checkers and editors read:
+"""Writes src/steepest/__init__.pyi, the signatures for type checkers and editors:
 
     python scripts/stub.py --write
 
-Without --write it says whether the file is out of date, and leaves with 1 if it is.
+Without --write it checks whether the file is up to date, and exits with 1 if it is not.
 """
 
 from __future__ import annotations
@@ -49,81 +49,94 @@ def optimizer(  # pyright: ignore[reportOverlappingOverload]
 def optimizer(rule: str | Rule, params: ParamsT | nn.Module, **hyper: Any) -> RuleOptimizer: ...
 """
 ROOMS = sorted(steepest._ROOMS)
-# of what the decorator takes, where a type checker can be told more
-NARROWER = {
-    "decay": 'Literal["coupled", "decoupled"]', "sparse": 'Literal["", "rows", "dense"]',
+# annotations for arguments of the decorator that are narrower than those of Rule
+RULE_ANNOTATIONS = {
+    "decay": 'Literal["coupled", "decoupled"]',
+    "sparse": 'Literal["", "rows", "dense"]',
     "clocks": "Mapping[str, Any] | None",
-}  # fmt: skip
-KNOWN = {
-    "rounding": 'Literal["stochastic", "kahan"] | None', "seed": "int", "cautious": "bool",
-    "clip_norm": "float | Tensor | None", "backend": 'Literal["cpu", "foreach", "eager"] | None',
+}
+ANNOTATIONS = {
+    "rounding": 'Literal["stochastic", "kahan"] | None',
+    "seed": "int",
+    "cautious": "bool",
+    "clip_norm": "float | Tensor | None",
+    "backend": 'Literal["cpu", "foreach", "eager"] | None',
     "adjust_lr_fn": 'Literal["original", "match_rms_adamw"] | None',
-}  # fmt: skip
+}
 
 
-def kind(name: str, default: Any) -> str:
-    """The annotation of an argument."""
-    if name in KNOWN:
-        return KNOWN[name]
+def annotate(name: str, default: Any) -> str:
+    """The annotation of an argument of a class."""
+    if name in ANNOTATIONS:
+        return ANNOTATIONS[name]
     if name in WITHOUT_EFFECT:
         return "bool | None"
     if isinstance(default, bool):
         return "bool"
     if isinstance(default, tuple):
-        return f"Sequence[float | Tensor{' | None' * (None in default)}]"
+        member = "float | Tensor | None" if None in default else "float | Tensor"
+        return f"Sequence[{member}]"
     return "float | Tensor" if isinstance(default, (int, float)) else type(default).__name__
 
 
-def shown(family: Family, base: str) -> str:
+def print_class(family: Family, base: str) -> str:
     """The class of a family, with its constructor."""
-    every = [(n, d, False) for n, d in family.arguments.items()]
-    every += [(n, d, True) for n, d in {**STORAGE, "backend": None}.items()]
-    lines = [f"class {family.name}({base}):", "    def __init__(", "        self,",
-             "        params: ParamsT,"]  # fmt: skip
-    star = False
-    for name, default, keyword in every:
-        if keyword and not star:
-            lines.append("        *,")
-            star = True
-        value = 'float("inf")' if default == float("inf") else repr(default)
-        lines.append(f"        {name}: {kind(name, default)} = {value},")
-    return "\n".join([*lines, "    ) -> None: ..."])
+    lines = [
+        f"class {family.name}({base}):",
+        "    def __init__(",
+        "        self,",
+        "        params: ParamsT,",
+        *map(print_argument, family.arguments.items()),
+        "        *,",
+        *map(print_argument, {**STORAGE, "backend": None}.items()),
+        "    ) -> None: ...",
+    ]
+    return "\n".join(lines)
 
 
-def decorator() -> str:
-    """What @rule takes, as `Rule` itself does."""
+def print_argument(item: tuple[str, Any]) -> str:
+    """A line of a constructor: name, annotation, default."""
+    name, default = item
+    value = 'float("inf")' if default == float("inf") else repr(default)
+    return f"        {name}: {annotate(name, default)} = {value},"
+
+
+def print_decorator() -> str:
+    """The keyword arguments of @rule: those of `Rule`."""
     lines = []
-    for name, one in inspect.signature(steepest.Rule.__init__).parameters.items():
-        if one.kind is one.KEYWORD_ONLY:
-            plain = inspect.formatannotation(one.annotation).replace("collections.abc.", "")
-            shown = NARROWER.get(name, plain.replace("typing.", ""))
-            usual = json.dumps(one.default) if isinstance(one.default, str) else one.default
-            lines.append(f"    {name}: {shown} = {usual},")
+    for name, parameter in inspect.signature(steepest.Rule.__init__).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            default = parameter.default
+            text = json.dumps(default) if isinstance(default, str) else default
+            full = inspect.formatannotation(parameter.annotation)
+            short = full.replace("collections.abc.", "").replace("typing.", "")
+            lines.append(f"    {name}: {RULE_ANNOTATIONS.get(name, short)} = {text},")
     return "\n".join(lines)
 
 
 def stub() -> str:
-    """The whole file."""
+    """The text of the file."""
     imports = [f"from . import {room} as {room}" for room in ROOMS]
     bases = sorted({c.__mro__[1] for c in classes.classes.values()}, key=lambda c: c.__name__)
-    every = [*bases, *(getattr(steepest, n) for n in ("Rule", "SAM", "Lookahead"))]
-    every += [steepest.convert, steepest.param_groups]
-    for made in every:
-        name, module = made.__name__, made.__module__.removeprefix("steepest")
+    objects = [*bases, *(getattr(steepest, n) for n in ("Rule", "SAM", "Lookahead"))]
+    objects += [steepest.convert, steepest.param_groups]
+    for item in objects:
+        name, module = item.__name__, item.__module__.removeprefix("steepest")
         imports += [f"from {module} import {name} as {name}"]
-    body = [shown(c.family, c.__mro__[1].__name__) for c in classes.classes.values()]
-    head = HEAD.replace("{imports}", "\n".join(sorted(imports))).replace("{about}", decorator())
+    body = [print_class(c.family, c.__mro__[1].__name__) for c in classes.classes.values()]
+    head = HEAD.replace("{imports}", "\n".join(sorted(imports)))
+    head = head.replace("{about}", print_decorator())
     return head + "\n" + "\n\n".join(body) + "\n"
 
 
 def main(write: bool) -> int:
     text = stub()
-    same = STUB.exists() and STUB.read_text(encoding="utf-8") == text
+    current = STUB.exists() and STUB.read_text(encoding="utf-8") == text
     if write:
         STUB.write_text(text, encoding="utf-8")
-    elif not same:
+    elif not current:
         print(f"{STUB.name} is out of date: python scripts/stub.py --write")
-    return int(not same and not write)
+    return int(not current and not write)
 
 
 if __name__ == "__main__":
