@@ -121,8 +121,8 @@ def test_the_pages_say_what_was_tuned_over_what_and_how_to_get_the_same_again():
     assert summary["baseline"] == "momentum"
     assert summary["entries"]["momentum"]["difference"] is None
     assert (
-        "Tuned: lr of adam, momentum; lr and weight_decay of adamw. All else stayed at its "
-        "defaults." in caveats(summary)
+        "Tuned: lr of adam, momentum; lr and weight_decay of adamw. Everything else stayed at its "
+        "default." in caveats(summary)
     )
     text = " ".join(Page(report.page(summary)).text.split())
     assert "lr 1e-05 to 0.1, weight_decay 0.0001 to 1 (--search)" in text

@@ -1,4 +1,4 @@
-"""What a reader must know to read the verdict right, and what stands beside it."""
+"""What a reader needs to read the verdict right, and what stands beside it."""
 
 from __future__ import annotations
 
@@ -9,181 +9,207 @@ from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, over_budget
 
 OWN = "choose their own"
+"""Why the batches of some entries are not compared."""
 
 
 def caveats(summary: Summary) -> list[str]:
-    """What a reader must know to read the verdict right."""
-    plan, base = summary["plan"], summary["baseline"]
-    n, found = plan["seeds"], summary.get("lint", [])
+    """The notes below the verdict: how it was tuned, tested and paired, what failed, lint."""
+    plan = summary["plan"]
+    findings = summary.get("lint", [])
+    if plan["trials"] == 1:  # the first line says it of all entries
+        findings = [finding for finding in findings if finding["name"] != "untuned"]
+    lines = [_protocol(summary)]
+    if plan["over_budget"]:
+        lines.append(f"{over_budget(plan)}.")
+    lines += _tests(summary)
+    if "test_standard_error" in summary:
+        lines.append(
+            f"The test set has n={summary['test_size']} cases, so one {summary['metric']} has a "
+            f"standard error of {number(summary, summary['test_standard_error'])} points. The "
+            f"intervals cover other seeds and other tunings, not other test cases."
+        )
+    lines += _failed(summary)
+    if summary["complete"]:
+        rates = failures(summary, list(summary["entries"]))
+        lines.append(f"{rates[0].upper()}{rates[1:]}, by the exact one-sided 95 % bound.")
+        lines += _tuned(summary)
+    return lines + [f"{finding['text']}." for finding in findings]
+
+
+def _protocol(summary: Summary) -> str:
+    """How the entries were tuned and run."""
+    plan, n = summary["plan"], summary["plan"]["seeds"]
     steps = f"{plan['steps']} {plural('step', plan['steps'])}"
     if not summary["complete"]:
-        lines = [
+        return (
             f"So far each entry had {counted(summary, 'tuning', 'tuning trial')} of {steps}, "
             f"{plan['trials']} for each fresh seed, and {counted(summary, 'test', 'fresh seed')}, "
             f"each with the best of its trials by validation {summary['metric']}."
-        ]
-    elif plan["trials"] == 1:  # said once for all
-        found = [finding for finding in found if finding["name"] != "untuned"]
-        lines = [
-            f"Nothing was tuned: every entry, {base} too, ran with its defaults for {steps} on "
-            f"{n} fresh {plural('seed', n)}; give --trials {LEAST_TRIALS} or more."
-        ]
-    else:
-        lines = [
-            f"Every entry had {n} fresh {plural('seed', n)} and was tuned anew for each of them: "
-            f"{plan['trials']} trials of {steps} on seeds of their own, of which the best by "
-            f"validation {summary['metric']} was run on the fresh seed."
-        ]
-    if plan["over_budget"]:
-        lines.append(over_budget(plan) + ".")
-    compared = differences(summary)
-    entries = summary["entries"]
-    if compared:
-        exact = [e for e, d in compared.items() if d.exact]
-        kinds = "Two-sided t intervals"
-        if exact:
-            kinds = "Two-sided exact intervals"
-            if len(exact) < len(compared):
-                kinds = f"Two-sided intervals, exact for {', '.join(exact)}, else of the t test"
-        lines.append(
-            f"Differences are paired by seed (n={n}): {_same(summary)}. "
-            f"{kinds}, Holm-corrected over {len(compared)} "
-            f"{plural('comparison', len(compared))}: all claims together hold at 5 %; "
-            f"each interval has the level of its own test."
         )
-        if exact:
-            lost = [e for e in exact if entries[e]["failed"] or entries[base]["failed"]]
-            apart = [e for e in exact if e not in lost]
-            why = [f"a run failed ({_who_failed(summary)})"] * bool(lost)
-            why += [f"one seed stands far from the others ({', '.join(apart)})"] * bool(apart)
-            because = " and ".join(why)
-            lines.append(
-                f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean "
-                f"counts one such seed as one seed, however bad it was; with n={n} its smallest p "
-                f"is {2.0 ** (1 - n):.2g}."
-            )
-        if any(d.low is None and not d.exact for d in compared.values()) and n > 1:
-            lines.append(
-                "Where every seed gave the same difference there is no interval; "
-                "the exact sign test stands in for the t test."
-            )
-    if "test_standard_error" in summary:
-        lines.append(
-            f"The test set itself has n={summary['test_size']} cases: its standard error on one "
-            f"{summary['metric']} is {number(summary, summary['test_standard_error'])} points. "
-            f"The intervals speak of other seeds and other tunings, not of other cases."
+    if plan["trials"] == 1:
+        return (
+            f"Nothing was tuned: every entry, {summary['baseline']} too, ran with its defaults for "
+            f"{steps} on {n} fresh {plural('seed', n)}; give --trials {LEAST_TRIALS} or more."
         )
-    lost = sum(entry["diverged"]["fresh"] for entry in entries.values())
-    no_better = sum(entry["failed"] for entry in entries.values()) - lost
-    worst = ""
-    if summary["worst"] is not None:
-        worst = number(summary, summary["worst"]) + units(summary)[0]
-    if no_better:
-        lines.append(
-            f"{no_better} of {sum(len(e['test']) for e in entries.values())} fresh runs ended no "
-            f"better than a run that diverges; each counts as failed, with {summary['metric']} "
-            f"{worst}."
-        )
-    if lost:
-        lines.append(
-            f"{lost} of {sum(len(e['test']) for e in entries.values())} fresh runs diverged; each "
-            f"counts as {summary['metric']} {worst}, not as missing."
-        )
-    if summary["complete"]:
-        said = failures(summary, list(entries))
-        lines.append(said[0].upper() + said[1:] + ", by the exact one-sided 95 % bound.")
-        lines.append(_tuned(summary))
-    return [line for line in lines if line] + [f"{finding['text']}." for finding in found]
-
-
-def _who_failed(summary: Summary) -> str:
-    """The entries of which fresh runs failed, with how many of how many."""
-    return ", ".join(
-        f"{name} failed on {entry['failed']} of {len(entry['test'])}"
-        for name, entry in summary["entries"].items()
-        if entry["failed"]
+    seeds = f"each of {n} fresh seeds" if n > 1 else "the fresh seed"
+    return (
+        f"For {seeds}, every entry had {plan['trials']} tuning trials of {steps} with other seeds; "
+        f"the best one by validation {summary['metric']} was then trained once with the fresh seed."
     )
 
 
-def _tuned(summary: Summary) -> str:
-    """Which knobs were tuned; empty where none was."""
-    if summary["plan"]["trials"] == 1:
-        return ""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for name, entry in summary["entries"].items():
-        found.setdefault(tuple(entry["hyperparameters"] or ()), []).append(name)
-    said = [
-        f"{' and '.join(knobs) or 'nothing'} of {', '.join(mine)}" for knobs, mine in found.items()
+def _tests(summary: Summary) -> list[str]:
+    """How differences are paired and tested."""
+    compared, n = differences(summary), summary["plan"]["seeds"]
+    if not compared:
+        return []
+    exact = [name for name, d in compared.items() if d.exact]
+    intervals = "Two-sided t intervals"
+    if exact:
+        intervals = "Two-sided exact intervals"
+        if len(exact) < len(compared):
+            intervals = f"Two-sided t intervals, exact ones for {', '.join(exact)}"
+    lines = [
+        f"Differences are paired by seed (n={n}): {_same(summary)}. {intervals}, each at the "
+        f"level of its own test. With Holm's correction over {len(compared)} "
+        f"{plural('comparison', len(compared))}, all claims together hold at 5 %."
     ]
-    return f"Tuned: {'; '.join(said)}. All else stayed at its defaults."
+    if exact:
+        lines.append(_exact(summary, exact))
+    if n > 1 and any(d.low is None and not d.exact for d in compared.values()):
+        lines.append(
+            "Where every seed gave the same difference there is no interval, and the exact sign "
+            "test takes the place of the t test."
+        )
+    return lines
+
+
+def _exact(summary: Summary, exact: list[str]) -> str:
+    """Why the exact test was used, and what it does."""
+    entries, n = summary["entries"], summary["plan"]["seeds"]
+    baseline_failed = entries[summary["baseline"]]["failed"]
+    apart = [name for name in exact if not entries[name]["failed"] and not baseline_failed]
+    reasons = []
+    if len(apart) < len(exact):
+        who = (
+            f"{name} failed on {entry['failed']} of {len(entry['test'])}"
+            for name, entry in entries.items()
+            if entry["failed"]
+        )
+        reasons.append(f"a run failed ({', '.join(who)})")
+    if apart:
+        reasons.append(f"one seed stands far from the others ({', '.join(apart)})")
+    because = " and ".join(reasons)
+    return (
+        f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean is used. It "
+        f"counts such a seed as one seed, however bad it is; with n={n} its smallest p is "
+        f"{2.0 ** (1 - n):.2g}."
+    )
+
+
+def _failed(summary: Summary) -> list[str]:
+    """How many fresh runs failed or diverged, and what they count as."""
+    entries = summary["entries"].values()
+    diverged = sum(entry["diverged"]["fresh"] for entry in entries)
+    ended = sum(entry["failed"] for entry in entries) - diverged
+    total = sum(len(entry["test"]) for entry in entries)
+    worst = ""
+    if summary["worst"] is not None:
+        worst = number(summary, summary["worst"]) + units(summary)[0]
+    lines = []
+    if ended:
+        lines.append(
+            f"{ended} of {total} fresh runs ended no better than a run that diverges; each counts "
+            f"as failed, with {summary['metric']} {worst}."
+        )
+    if diverged:
+        lines.append(
+            f"{diverged} of {total} fresh runs diverged; each counts as {summary['metric']} "
+            f"{worst}, not as missing."
+        )
+    return lines
+
+
+def _tuned(summary: Summary) -> list[str]:
+    """Which knobs were tuned; nothing where none was."""
+    if summary["plan"]["trials"] == 1:
+        return []
+    by_knobs: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in summary["entries"].items():
+        by_knobs.setdefault(tuple(entry["hyperparameters"] or ()), []).append(name)
+    phrases = [
+        f"{' and '.join(knobs) or 'nothing'} of {', '.join(names)}"
+        for knobs, names in by_knobs.items()
+    ]
+    return [f"Tuned: {'; '.join(phrases)}. Everything else stayed at its default."]
 
 
 def _same(summary: Summary) -> str:
-    """What the runs of a seed have in common, and which of it was checked."""
-    whys: dict[str, list[str]] = {}
+    """What the runs of a seed have in common, and what of that was checked."""
+    by_reason: dict[str, list[str]] = {}
     for name, why in summary.get("batches_unchecked", {}).items():
-        whys.setdefault(why, []).append(name)
-    said = [
+        by_reason.setdefault(why, []).append(name)
+    phrases = [
         f"{', '.join(names)}, which {why}" if why == OWN else f"{', '.join(names)}: {why}"
-        for why, names in whys.items()
+        for why, names in by_reason.items()
     ]
+    unchecked = "; ".join(phrases)
     checked = summary.get("batches_checked", [])
-    text = "same initial weights"
     if len(checked) > 1:
-        text += " and batches, checked"
-        text += f" (unchecked for {'; '.join(said)})" if said else ""
-    elif len(whys) == 1 and not checked and OWN not in whys:
-        text += f", checked; batches unchecked ({next(iter(whys))})"
+        text = "same initial weights and batches, checked"
+        text += f" (unchecked for {unchecked})" if unchecked else ""
+    elif len(by_reason) == 1 and not checked and OWN not in by_reason:
+        text = f"same initial weights, checked; batches unchecked ({next(iter(by_reason))})"
     else:
-        text += ", checked"
-        text += f"; batches unchecked for {'; '.join(said)}" if said else ""
+        text = "same initial weights, checked"
+        text += f"; batches unchecked for {unchecked}" if unchecked else ""
     for name, what in summary.get("batches_unpaired", {}).items():
         text += f"; {name} is not paired: its {what}"
     return text
 
 
 def beside(summary: Summary, name: str) -> str | None:
-    """What stands beside an entry's difference: effect size, share of seeds; None without any."""
-    entry = summary["entries"][name]
-    if entry["difference"] is None:
+    """What stands beside an entry's difference: effect size, share of seeds; None without one."""
+    record = summary["entries"][name]["difference"]
+    if record is None:
         return None
-    d = Difference(**entry["difference"])
-    parts = []
+    d = Difference(**record)
+    phrases = []
     if d.effect is not None:
-        parts.append(f"effect {d.effect:+.2f} standard deviations of the differences (Hedges)")
+        phrases.append(f"effect {d.effect:+.2f} standard deviations of the differences (Hedges)")
     if d.improved is not None and d.improved_low is not None and d.improved_high is not None:
-        parts.append(
+        phrases.append(
             f"better than {summary['baseline']} on {100 * d.improved:.0f} % of n={d.n} "
             f"{plural('seed', d.n)} "
             f"({100 * d.improved_low:.0f} to {100 * d.improved_high:.0f} %)"
         )
     if d.bootstrap_low is not None and d.bootstrap_high is not None:
         ends = (number(summary, x, signed=True) for x in (d.bootstrap_low, d.bootstrap_high))
-        parts.append(f"BCa bootstrap interval {' to '.join(ends)}{units(summary)[1]}")
-    return "; ".join(parts)
+        phrases.append(f"BCa bootstrap interval {' to '.join(ends)}{units(summary)[1]}")
+    return "; ".join(phrases)
 
 
 def care(summary: Summary, name: str) -> str | None:
-    """How careful one must be with an entry's learning rate; None where that is not known."""
+    """How wide the range of good learning rates is; None where that is not known."""
     width = summary["entries"][name].get("lr_width")
     if not width or width["points"] < 2:
         return None
     tunings = width["tunings"]
     return (
-        f"rates tried in a row that came within 1 % of the best: over {width['seen']:.1f} decades "
+        f"neighbouring rates within 1 % of the best span {width['seen']:.1f} decades "
         f"({'median of' if tunings > 1 else 'from'} n={tunings} {plural('tuning', tunings)} "
         f"with up to {width['points']} rates each; the true range may be wider or narrower)"
     )
 
 
 def ranges(summary: Summary, name: str) -> str | None:
-    """Over what each knob of an entry was tuned; None where none was, or nobody knows it."""
-    asked = summary["plan"].get("search", {}).get(name, {})
-    space = summary["entries"][name]["space"] or {}
+    """The range over which each knob was tuned; None where none was, or it is not known."""
     if summary["plan"]["trials"] == 1:
         return None
-    said = [
-        f"{knob} {low:.3g} to {high:.3g}{' (--search)' * (knob in asked)}"
+    asked = summary["plan"].get("search", {}).get(name, {})
+    space = summary["entries"][name]["space"] or {}
+    phrases = [
+        f"{knob} {low:.3g} to {high:.3g}{' (--search)' if knob in asked else ''}"
         for knob, (low, high) in space.items()
     ]
-    return ", ".join(said) or None
+    return ", ".join(phrases) or None

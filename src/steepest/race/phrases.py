@@ -9,9 +9,7 @@ from steepest.race.schema import Share, Summary
 from steepest.race.statistics import Difference
 
 UNKNOWN = "\u2013"
-"""In the table: not measured (yet)."""
-
-
+"""A cell of the table that was not measured, or not yet."""
 NO_INTERVAL = "(no interval: n too small)"
 
 
@@ -23,35 +21,35 @@ def number(summary: Share, value: float, *, signed: bool = False) -> str:
 
 
 def units(summary: Share) -> tuple[str, str]:
-    """Units of the metric and of a difference of metrics, each with the space before it."""
+    """The unit of the metric, and of a difference of metrics, each after a space."""
     return (" %", " points") if summary["proportion"] else ("", "")
 
 
 def judged_on(summary: Summary) -> str:
-    """The data of the fresh runs' metric: test, or validation where a task has no test data."""
+    """The split that the verdict is about: "test", or "validation" without test data."""
     return "test" if summary.get("test_data", True) else "validation"
 
 
 def level(d: Difference) -> str:
-    """The level of an interval, as 95 % or 99.4 %."""
+    """The confidence level of an interval: 95 % or 99.4 %."""
     return f"{100 * d.level:.1f}".removesuffix(".0") + " %"
 
 
 def spread(counts: Sequence[int]) -> str:
-    """The counts of all entries as text: 10, or 3 to 5."""
+    """Counts as text: 10, or 3 to 5."""
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
 
 
 def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -> str:
-    """How many "tuning" trials or "test" runs each entry had, and was to have if that is more.
+    """How many runs an entry has finished, and of how many if some are missing.
 
-    `noun`: what they are called, one of them.
+    `what`: tuning trials, or fresh runs ("test"). `noun`: their name, in the singular.
     """
-    found = spread([len(entry[what]) for entry in summary["entries"].values()])
     plan = summary["plan"]
-    planned = plan["seeds"] * (plan["trials"] if what == "tuning" else 1)
-    text = found if found == str(planned) else f"{found} of {planned} planned"
+    planned = str(plan["seeds"] * (plan["trials"] if what == "tuning" else 1))
+    finished = spread([len(entry[what]) for entry in summary["entries"].values()])
+    text = finished if finished == planned else f"{finished} of {planned} planned"
     return f"{text} {noun if text == '1' else noun + 's'}" if noun else text
 
 
@@ -60,6 +58,7 @@ def plural(word: str, count: int) -> str:
 
 
 def differences(summary: Summary) -> dict[str, Difference]:
+    """Entry -> its difference to the baseline, for each that has been compared."""
     return {
         name: Difference(**entry["difference"])
         for name, entry in summary["entries"].items()

@@ -15,30 +15,31 @@ def columns(summary: Summary) -> tuple[str, ...]:
     """Heads of the table, with units."""
     unit, points = (f" ({text.strip()})" if text else "" for text in units(summary))
     levels = _levels(summary)
-    one = f", {levels.pop()} interval" if len(levels) == 1 else ""
+    interval = f", {levels.pop()} interval" if len(levels) == 1 else ""
+    gradients = ("gradients",) if costs(summary) else ()
     return (
         "entry",
         "n",
         f"{judged_on(summary)} {summary['metric']}{unit}",
-        f"difference to {summary['baseline']}{points}{one}",
+        f"difference to {summary['baseline']}{points}{interval}",
         "steps to target",
         "seconds to target",
         "optimizer ms/step",
         "training ms/step",
-        *["gradients"] * costs(summary),
+        *gradients,
         "state bytes/parameter",
         "failed",
     )
 
 
 def costs(summary: Summary) -> bool:
-    """Whether an entry has computed more or fewer gradients of a batch than it made steps."""
-    found = [entry.get("gradients") for entry in summary["entries"].values()]
-    return any(g is not None and g != summary["plan"]["steps"] for g in found)
+    """Whether the number of gradients of any entry differs from its number of steps."""
+    counts = (entry.get("gradients") for entry in summary["entries"].values())
+    return any(count is not None and count != summary["plan"]["steps"] for count in counts)
 
 
 def rows(summary: Summary) -> list[list[str]]:
-    """The table, best mean test metric first, a text for each of `columns`."""
+    """The cells for `columns`, best mean test metric first."""
 
     def order(item: tuple[str, EntrySummary]) -> float:
         test = item[1]["test"]
@@ -50,44 +51,46 @@ def rows(summary: Summary) -> list[list[str]]:
 
 def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
     test, timing, n = entry["test"], entry["timing"], len(entry["test"])
-    metric = difference = UNKNOWN
+    metric = bytes_each = UNKNOWN
     if test:
         spread = f" ± {number(summary, st.stdev(test))}" if n > 1 else ""
         metric = number(summary, st.fmean(test)) + spread
-    if entry["difference"]:
-        d = Difference(**entry["difference"])
-        difference = number(summary, d.mean, signed=True)
-        if d.low is not None and d.high is not None:
-            low, high = (number(summary, x, signed=True) for x in (d.low, d.high))
-            difference += f" [{low}, {high}]"
-            if len(_levels(summary)) > 1:
-                difference += f" {level(d)}"
-        elif n > 1:
-            difference += f" {NO_INTERVAL if d.exact else 'on every seed'}"
-    elif name == summary["baseline"]:
-        difference = "baseline"
-    bytes_each = UNKNOWN
     if entry["parameters"] and entry["state_bytes"] is not None:
         bytes_each = f"{entry['state_bytes'] / entry['parameters']:.1f}"
+    gradients = [f"{entry['gradients']:,.0f}" if entry.get("gradients") else UNKNOWN]
     return [
         name,
         str(n),
         metric,
-        difference,
+        _difference(summary, name, entry),
         _reached(entry["steps_to_target"], "{:.0f}", [summary["plan"]["steps"]]),
         _reached(timing["seconds_to_target"], "{:.2f}", timing["training_seconds"]),
         UNKNOWN if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",
         UNKNOWN if timing["train_step_ms"] is None else f"{timing['train_step_ms']:.2f}",
-        *[f"{entry['gradients']:,.0f}" if entry["gradients"] else UNKNOWN] * costs(summary),
+        *(gradients if costs(summary) else ()),
         bytes_each,
         f"{entry['failed']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
     ]
 
 
-def _reached(values: Sequence[float | None], form: str, ends: Sequence[float]) -> str:
-    """Median over seeds with the share of seeds that reached the target at all.
+def _difference(summary: Summary, name: str, entry: EntrySummary) -> str:
+    if entry["difference"] is None:
+        return "baseline" if name == summary["baseline"] else UNKNOWN
+    d = Difference(**entry["difference"])
+    text = number(summary, d.mean, signed=True)
+    if d.low is not None and d.high is not None:
+        low, high = (number(summary, x, signed=True) for x in (d.low, d.high))
+        text += f" [{low}, {high}]"
+        return f"{text} {level(d)}" if len(_levels(summary)) > 1 else text
+    if d.n > 1:
+        text += f" {NO_INTERVAL if d.exact else 'on every seed'}"
+    return text
 
-    Where half of them did not, the median lies beyond the end of a run.
+
+def _reached(values: Sequence[float | None], form: str, ends: Sequence[float]) -> str:
+    """Median over seeds, and how many of the seeds reached the target.
+
+    If half of them did not, the median lies beyond the end of a run (`ends`: theirs).
     """
     if not values:
         return UNKNOWN

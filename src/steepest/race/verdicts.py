@@ -1,162 +1,208 @@
-"""The verdict of a race, in words."""
+"""The verdict of a race, in sentences."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from steepest.race.phrases import NO_INTERVAL, differences, level, number, plural, units
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import PlanRecord, Summary
 from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs, spread_of
 
+Differences = Mapping[str, Difference]
 NEGLIGIBLE = 0.25
-"""Standard deviations of the baseline's runs that an entry may be better by and not be missed."""
-
-
+"""An entry that may be better by less than this is not missed: standard deviations of the
+baseline's fresh runs."""
 HALF = 4
-"""Times the seeds that make an interval about half as wide."""
+"""Four times the seeds make an interval about half as wide."""
 
 
 def verdict(summary: Summary) -> str:
     """What the race showed, in plain words, with n."""
+    plan, base = summary["plan"], summary["baseline"]
+    if reason := _no_verdict(summary):
+        return reason
+    judged = differences(summary)
+    claimed = {name: d for name, d in judged.items() if d.claim}
+    open_ = {name: d for name, d in judged.items() if not d.claim}
+    better = {name: d for name, d in claimed.items() if (d.mean > 0) == summary["maximize"]}
+    worse = {name: d for name, d in claimed.items() if name not in better}
+    few = too_little(plan)
+    keep = "" if few or better else _keep(summary, open_)
+
+    sentences = _claims(summary, better, worse)
+    if not claimed:
+        subject = "no entry can" if len(open_) > 1 else f"{next(iter(open_))} cannot"
+        text = f"{subject} be told apart from {base} in {_metric(summary)} at {_size(summary)}."
+        if not keep:
+            text = f"Undecided: {text}"
+        elif len(open_) > 1:  # the name of an entry stays as it is
+            text = _capital(text)
+        sentences.append(text)
+    elif open_:
+        names, be = ", ".join(open_), "is" if len(open_) == 1 else "are"
+        text = f"not told apart from {base}"
+        sentences.append(
+            f"{_capital(text)}: {names}." if keep else f"Undecided: {names} {be} {text}."
+        )
+    if few:
+        first = sentences[0][0].lower() + sentences[0][1:]
+        undecided = first.startswith("undecided")
+        so = "With so little tuning the race is" if undecided else "What so little tuning showed:"
+        sentences[0] = f"{so} {first}"
+        sentences.insert(0, f"{few}.")
+    sentences += [keep, *_without_spread(summary, open_)]
+    if not keep:
+        sentences += [_still_possible(summary, open_), _what_would_help(summary, open_)]
+    return " ".join(filter(None, sentences))
+
+
+def _no_verdict(summary: Summary) -> str | None:
+    """Why there is no verdict; None if there is one."""
     runs, base, plan = summary["runs"], summary["baseline"], summary["plan"]
-    n, trials = plan["seeds"], plan["trials"]
-    metric = f"test {summary['metric']}"
-    if not summary.get("test_data", True):
-        metric = f"validation {summary['metric']} of fresh seeds (the task has no test data)"
+    n = plan["seeds"]
     if not summary["complete"]:
         return f"No verdict: {runs['finished']} of {runs['planned']} runs are finished."
-    judged = differences(summary)
-    if not judged:
+    if not differences(summary):
         return (
             f"{base} ran alone (n={n} fresh {plural('seed', n)}): there is nothing to compare it "
-            f"to; name more in --optimizers, or another as --baseline."
+            f"to; name more entries in --optimizers, or another one as --baseline."
         )
-    if all(e["failed"] == len(e["test"]) for e in summary["entries"].values()):
+    if all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values()):
         return (
             f"Nothing was compared: every fresh run (n={n} per entry) diverged or ended no better "
-            f"than a run that did; give lower ranges with --search, or more --steps."
+            f"than one that diverges; give lower ranges with --search, or more --steps."
         )
-    few = too_little(plan)
     if n < LEAST:
         seeds = (
             f"Not enough seeds: n={n} fresh {plural('seed', n)} per entry, a verdict needs at "
             f"least {LEAST}; give --seeds {LEAST} or more."
         )
+        few = too_little(plan)
         return f"{seeds} {few}." if few else seeds
-    claims = {entry: d for entry, d in judged.items() if d.claim}
-    rest = {entry: d for entry, d in judged.items() if not d.claim}
-    side = {
-        better: {e: d for e, d in claims.items() if ((d.mean > 0) == summary["maximize"]) is better}
-        for better in (True, False)
-    }
-    parts = []
-    for better, word in ((True, "better"), (False, "worse")):
-        if side[better]:
-            each = ", ".join(f"{e} by {_size(summary, d)}" for e, d in side[better].items())
-            parts.append(f"{word} than {base} in {metric}: {each}")
-            parts += [failures(summary, list(side[better]))] * better
-    small = None if few else _small(summary, rest)
-    keep = "" if side[True] or small is None else f"{small}, so keep {base}"
-    tuned = f"each tuned anew with {trials} trials" if trials > 1 else "untuned"
-    at = f"n={n} fresh seeds, {tuned}"
-    if claims:
-        text = f"At {at}: " + "; ".join(parts)
-        if rest:
-            word = "Not told apart from" if keep else "Undecided, as not told apart from"
-            text += f". {word} {base}: {', '.join(rest)}"
-    else:
-        what = "no entry can" if len(rest) > 1 else f"{next(iter(rest))} cannot"
-        text = f"{what} be told apart from {base} in {metric} at {at}"
-        text = text[0].upper() + text[1:] if keep and len(rest) > 1 else text
-        text = text if keep else f"Undecided: {text}"
-    if few:
-        text = f"{few}. What so little tuning showed: {text[0].lower()}{text[1:]}"
-    text += keep + _unspread(summary, rest)
-    if keep:
-        return text + "."
-    text += _possible(summary, rest)
-    return text + _more(summary, rest) + "."
+    return None
 
 
-def _small(summary: Summary, rest: dict[str, Difference]) -> str | None:
-    """Why nobody of `rest` can be better than the baseline by more than luck; None if one can."""
-    base = summary["entries"][summary["baseline"]]
-    if base["failed"] or len(base["test"]) < 2:
-        return None
-    open_ = [d for d in rest.values() if d.low is not None or d.mean]
-    if not open_:
+def _claims(summary: Summary, better: Differences, worse: Differences) -> list[str]:
+    """Which entries are better than the baseline, how often they may fail, which are worse."""
+    sentences = []
+    for word, claimed in (("better", better), ("worse", worse)):
+        if not claimed:
+            continue
+        who = "one entry is" if len(claimed) == 1 else f"{len(claimed)} entries are"
+        each = ", ".join(f"{name} by {_by(summary, d)}" for name, d in claimed.items())
+        text = f"{who} {word} than {summary['baseline']} in {_metric(summary)}: {each}."
+        sentences.append(_capital(text) if sentences else f"At {_size(summary)}, {text}")
+        if claimed is better:
+            sentences.append(f"{_capital(failures(summary, list(better)))}.")
+    return sentences
+
+
+def _metric(summary: Summary) -> str:
+    if summary.get("test_data", True):
+        return f"test {summary['metric']}"
+    return f"validation {summary['metric']} of fresh seeds (the task has no test data)"
+
+
+def _size(summary: Summary) -> str:
+    """How much was run."""
+    n, trials = summary["plan"]["seeds"], summary["plan"]["trials"]
+    tuned = ", untuned" if trials == 1 else f" with {trials} tuning trials each"
+    return f"n={n} fresh seeds{tuned}"
+
+
+def _keep(summary: Summary, open_: Differences) -> str:
+    """Why to keep the baseline: no entry can be better by more than luck. Empty if one can."""
+    baseline = summary["entries"][summary["baseline"]]
+    if baseline["failed"] or len(baseline["test"]) < 2:
         return ""
-    own, sign = spread_of(base["test"]), 1 if summary["maximize"] else -1
-    ends = [None if d.high is None or d.low is None else max(sign * d.low, sign * d.high)
-            for d in open_]  # fmt: skip
-    known = [end for end in ends if end is not None]
-    if len(known) < len(ends) or max(known) > max(0.0, NEGLIGIBLE * own):
-        return None
-    levels = {level(d) for d in open_}
-    most, own = (number(summary, x) for x in (max(0.0, *known), own))
+    differ = {name: d for name, d in open_.items() if d.low is not None or d.mean}
+    keep = f"so keep {summary['baseline']}."
+    if not differ:
+        return f"No entry is better, {keep}"
+    gains = [_gain(summary, d) for d in differ.values()]
+    most = max((gain for gain in gains if gain is not None), default=0.0)
+    sd = spread_of(baseline["test"])
+    if None in gains or most > max(0.0, NEGLIGIBLE * sd):
+        return ""
+    unit = units(summary)[1]
+    gain = f"{number(summary, max(0.0, most))}{unit}"
+    who = f"{next(iter(differ))} is better by at most {gain}"
+    if len(differ) > 1:
+        who = f"None of them is better by more than {gain}"
+    levels = " and ".join(sorted({level(d) for d in differ.values()}))
     return (
-        f", and better by {most}{units(summary)[1]} at most ({' and '.join(sorted(levels))} "
-        f"{plural('interval', len(open_))}), less than a quarter of what {summary['baseline']} "
-        f"varies by from seed to seed (sd {own}, from the median absolute deviation)"
+        f"{who} ({levels} {plural('interval', len(differ))}). That is less than a quarter of the "
+        f"standard deviation of {summary['baseline']} between seeds ({number(summary, sd)}{unit}, "
+        f"from the median absolute deviation), {keep}"
     )
 
 
-def _possible(summary: Summary, rest: dict[str, Difference]) -> str:
+def _gain(summary: Summary, d: Difference, sign: int = 1) -> float | None:
+    """The end of an interval that is better for the entry (worse for sign=-1), as an improvement;
+    None without an interval.
+    """
+    if d.low is None or d.high is None:
+        return None
+    sign *= 1 if summary["maximize"] else -1
+    return max(sign * d.low, sign * d.high)
+
+
+def _still_possible(summary: Summary, open_: Differences) -> str:
     """How much better, and how much worse, an undecided entry may be by its interval."""
-    said = []
+    phrases = []
     for word, sign in (("better", 1), ("worse", -1)):
-        sign *= 1 if summary["maximize"] else -1
-        ends = [
-            (max(sign * d.low, sign * d.high), name)
-            for name, d in rest.items()
-            if d.low is not None and d.high is not None
-        ]
-        end, name = max(ends, default=(0.0, ""))
+        ends = ((_gain(summary, d, sign), name) for name, d in open_.items())
+        end, name = max(((end, name) for end, name in ends if end is not None), default=(0.0, ""))
         if end > 0:
             by = number(summary, end) + units(summary)[1]
-            said.append(f"up to {by} {word} ({name}, {level(rest[name])} interval)")
-    return f"; {' and '.join(said)} remain possible" if said else ""
+            phrases.append(f"up to {by} {word} ({name}, {level(open_[name])} interval)")
+    what = " or ".join(phrases)
+    return f"It remains possible that an entry is {what}." if phrases else ""
 
 
-def _unspread(summary: Summary, rest: dict[str, Difference]) -> str:
-    """What is said of entries whose differences have no spread, and so no interval."""
-    base, text = summary["baseline"], ""
-    fixed = [e for e, d in rest.items() if d.low is None and not d.exact]
-    equal = [e for e in fixed if rest[e].p == 1]
+def _without_spread(summary: Summary, open_: Differences) -> list[str]:
+    """The entries whose differences have no spread, and so no interval."""
+    base, sentences = summary["baseline"], []
+    fixed = {name: d for name, d in open_.items() if d.low is None and not d.exact}
+    equal = [name for name, d in fixed.items() if d.p == 1]
     if equal:
-        text += f"; the same as {base} on every seed: {', '.join(equal)}"
-    shifted = [e for e in fixed if e not in equal]
+        sentences.append(f"The same as {base} on every seed: {', '.join(equal)}.")
+    shifted = ", ".join(
+        f"{name} by {number(summary, d.mean, signed=True)}{units(summary)[1]}"
+        for name, d in fixed.items()
+        if name not in equal
+    )
     if shifted:
-        each = ", ".join(f"{e} by {number(summary, rest[e].mean, signed=True)}" for e in shifted)
-        text += f"; the same difference on every seed: {each}{units(summary)[1]}"
-    return text
+        sentences.append(f"The same difference to {base} on every seed: {shifted}.")
+    return sentences
 
 
-def _more(summary: Summary, rest: dict[str, Difference]) -> str:
-    """What would decide more. No number of seeds is named that would tell an entry apart: the
-    difference that was seen knows it too little, and may be of the other sign.
+def _what_would_help(summary: Summary, open_: Differences) -> str:
+    """What would decide more.
+
+    It promises no number of seeds that would tell an entry apart: the observed difference is too
+    uncertain for that, and may have the wrong sign.
     """
     plan, comparisons = summary["plan"], len(differences(summary))
-    n, needed = plan["seeds"], least_pairs(comparisons)
-    exact = [e for e, d in rest.items() if d.exact]
+    n, needed, seed = plan["seeds"], least_pairs(comparisons), plan["seed"] + 1
+    exact = [name for name, d in open_.items() if d.exact]
     if exact and n < needed:
         return (
-            f"; the exact test ({', '.join(exact)}) needs n={needed} or more for a claim over "
-            f"{comparisons} {plural('comparison', comparisons)}: give --seeds {needed} "
-            f"--seed {plan['seed'] + 1}"
+            f"The exact test ({', '.join(exact)}) needs n={needed} fresh seeds or more for a claim "
+            f"over {comparisons} {plural('comparison', comparisons)}: give --seeds {needed} "
+            f"--seed {seed}."
         )
-    if all(d.low is None for d in rest.values()) or plan["trials"] < LEAST_TRIALS:
-        return ""  # more seeds would not narrow what little tuning leaves open
+    if all(d.low is None for d in open_.values()) or plan["trials"] < LEAST_TRIALS:
+        return ""  # more seeds would not help where there was too little tuning
     return (
-        f"; a new race with --seeds {HALF * n} --seed {plan['seed'] + 1} would have intervals "
-        f"about half as wide"
+        f"A new race with --seeds {HALF * n} --seed {seed} would have intervals about half as wide."
     )
 
 
 def too_little(plan: PlanRecord) -> str:
-    """That the tuning is too little for a verdict, and what would be enough; empty if it is."""
+    """That there is too little tuning for a verdict, and what would be enough; else empty."""
     trials = plan["trials"]
     if trials >= LEAST_TRIALS:
         return ""
@@ -172,44 +218,48 @@ def too_little(plan: PlanRecord) -> str:
 
 
 def _budget(seconds: float) -> str:
+    """Seconds as --budget takes them, rounded up."""
     if seconds <= 300:
         return f"{math.ceil(seconds / 10) * 10}s"
     return f"{math.ceil(seconds / 60)}m" if seconds <= 7200 else f"{math.ceil(seconds / 360) / 10}h"
-
-
-def failures(summary: Summary, names: Sequence[str]) -> str:
-    """How many fresh runs of the entries failed, and what share of them is not excluded."""
-    found: dict[int, list[str]] = {}
-    for name in names:
-        found.setdefault(summary["entries"][name]["failed"], []).append(name)
-    n, said = summary["plan"]["seeds"], []
-    for lost, mine in sorted(found.items()):
-        bound = failure_bound(lost, n)
-        who = ", ".join(mine)
-        if len(mine) > 1:
-            every = len(mine) == len(summary["entries"]) and not lost
-            who = "any entry" if every else f"each of {who}"
-        said.append(
-            f"{lost or 'none'} of n={n} fresh {plural('run', n)} of {who} failed "
-            f"(up to {100 * bound:.0f} % is not excluded)"
-        )
-    return ", ".join(said)
 
 
 def over_budget(plan: PlanRecord) -> str:
     """What to know about a budget that cannot be met, before the race and after it."""
     trials, seeds = plan["trials"], plan["seeds"]
     return (
-        f"The budget of {plan['request']['budget']} allows less than the least race "
-        f"({seeds} {plural('seed', seeds)} per entry, {trials} {plural('trial', trials)} for "
-        f"each); "
-        f"the race exceeds it"
+        f"The budget of {plan['request']['budget']} is too small for the smallest race "
+        f"({seeds} fresh {plural('seed', seeds)} per entry, {trials} tuning "
+        f"{plural('trial', trials)} for each); the race takes longer"
     )
 
 
-def _size(summary: Summary, d: Difference) -> str:
+def failures(summary: Summary, names: Sequence[str]) -> str:
+    """How many fresh runs of the entries failed, and which rate of failure is not excluded."""
+    by_count: dict[int, list[str]] = {}
+    for name in names:
+        by_count.setdefault(summary["entries"][name]["failed"], []).append(name)
+    n, phrases = summary["plan"]["seeds"], []
+    for count, group in sorted(by_count.items()):
+        who = ", ".join(group)
+        if len(group) > 1:
+            every = len(group) == len(summary["entries"]) and not count
+            who = "any entry" if every else f"each of {who}"
+        phrases.append(
+            f"{count or 'none'} of n={n} fresh {plural('run', n)} of {who} failed "
+            f"(a failure rate of up to {100 * failure_bound(count, n):.0f} % is not excluded)"
+        )
+    return ", ".join(phrases)
+
+
+def _by(summary: Summary, d: Difference) -> str:
+    """The size of a claimed difference with its interval, both without a sign."""
     text = number(summary, abs(d.mean)) + units(summary)[1]
     if d.low is None or d.high is None:
         return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
     near, far = sorted((abs(d.low), abs(d.high)))
     return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
