@@ -17,7 +17,7 @@ import sys
 import torch
 
 from steepest import bench, optimizer
-from steepest.catalogue import kind_of
+from steepest.catalogue import category_of
 from steepest.definition import rules
 from steepest.families import select_defaults
 from steepest.plan import program_of
@@ -37,7 +37,9 @@ def traffic(program: Program) -> int:
 def elementwise() -> dict[str, Program]:
     """Rule -> its program, as its class has it by default."""
     found = {name: program_of(select_defaults(rule)) for name, rule in rules.items()}
-    return {name: program for name, program in found.items() if kind_of(program) == "elementwise"}
+    return {
+        name: program for name, program in found.items() if category_of(program) == "elementwise"
+    }
 
 
 def once(names: list[str], seconds: float) -> dict[str, float]:

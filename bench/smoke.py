@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import steepest
-from steepest.catalogue import said
+from steepest.catalogue import docstring_parts
 from steepest.race.tasks.images import BATCH, TRAIN
 
 EPOCHS, TRIALS, SEEDS, ENOUGH = 20, 8, 3, 0.95
@@ -40,7 +40,9 @@ def main() -> int:
         out = options.out or Path(folder)
         found = race(out / "plain", [*steepest.rules])
         low = [name for name, test in found.items() if fmean(test) < ENOUGH]
-        low = [n for n in low if "full batches alone" not in said(steepest.rules[n])["when"]]
+        low = [
+            n for n in low if "full batches alone" not in docstring_parts(steepest.rules[n])["when"]
+        ]
         again = race(out / "cosine", [f"{name}+cosine" for name in low]) if low else {}
     print("| rule | accuracy, % | of the seeds | |\n|---|---|---|---|")
     for name, test in sorted(found.items(), key=lambda item: -fmean(item[1])):

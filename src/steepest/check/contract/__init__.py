@@ -1,10 +1,12 @@
-"""The contract of torch.optim, an examination each; imported in the order of the report."""
+"""The contract of torch.optim as examinations. The report lists them in the order of imports."""
 
 # isort: off
-from . import construction, stepping, gradients, kinds, memory, checkpoints
-from . import hooks, surroundings, paths
-
-__all__ = [
-    "checkpoints", "construction", "gradients", "hooks", "kinds", "memory", "paths", "stepping",
-    "surroundings",
-]  # fmt: skip
+from . import construction as construction
+from . import stepping as stepping
+from . import gradients as gradients
+from . import tensor_types as tensor_types
+from . import memory as memory
+from . import checkpoints as checkpoints
+from . import hooks as hooks
+from . import surroundings as surroundings
+from . import paths as paths
