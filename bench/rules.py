@@ -18,7 +18,7 @@ import torch
 
 from steepest import bench, optimizer
 from steepest.backends.wanted import program_of
-from steepest.catalogue import kind_of
+from steepest.catalogue import category_of
 from steepest.definition import rules
 from steepest.families import select_defaults
 from steepest.trace import Program
@@ -37,7 +37,7 @@ def traffic(program: Program) -> int:
 def elementwise() -> dict[str, Program]:
     """Rule -> its program with the defaults of its class."""
     programs = {name: program_of(select_defaults(rule)) for name, rule in rules.items()}
-    return {name: p for name, p in programs.items() if kind_of(p) == "elementwise"}
+    return {name: p for name, p in programs.items() if category_of(p) == "elementwise"}
 
 
 def measure_once(names: list[str], seconds: float) -> dict[str, float]:

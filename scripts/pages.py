@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.arguments import allowed, meaning
-from steepest.catalogue import facts, said
+from steepest.catalogue import docstring_parts, facts
 from steepest.definition import Rule, rules
 from steepest.families import family_of
 from steepest.latex import formula
@@ -62,7 +62,7 @@ seen the rule) a transcription.
 
 def page(rule: Rule) -> str:
     """The page of one optimizer."""
-    text, f = said(rule), facts(rule)
+    text, f = docstring_parts(rule), facts(rule)
     lines = [f"# {text['title']}", "", f"`steepest.{f['class']}`, in a race `{rule.name}`."]
     lines += [*([f"{linked(text['paper'])}."] if text["paper"] else []), "", text["about"], ""]
     lines += [text["differs"], ""] if text["differs"] else []
@@ -196,7 +196,7 @@ def compared(readme: str) -> str:
     """The README with its sentence on what the rules are compared with."""
     names: dict[str, list[str]] = {}
     for name, row in ORACLES.items():
-        names.setdefault(row.kind, []).append(f"`{name}`")
+        names.setdefault(row.source, []).append(f"`{name}`")
     others = ", ".join(f"{len(names[kind])} with {words}" for kind, words in KINDS.items())
     loose: dict[str, float] = {}
     for setting in SETTINGS:

@@ -27,7 +27,7 @@ def test_the_facts_are_those_of_the_rule_and_its_oracle():
 @pytest.mark.parametrize("name", steepest.rules)
 def test_of_every_rule_all_is_known(name):
     facts = catalogue.facts(steepest.rules[name])
-    assert facts["oracle"] == ORACLES[name].kind
+    assert facts["oracle"] == ORACLES[name].source
     assert facts["title"]
     assert facts["paper"]
     assert 1700 < facts["year"] < 2100
@@ -75,7 +75,7 @@ def test_json_and_the_facts_are_one(capsys):
     ],
 )
 def test_the_kind_is_the_program_s(program, kind):
-    assert catalogue.kind_of(SimpleNamespace(**program)) == kind
+    assert catalogue.category_of(SimpleNamespace(**program)) == kind
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def written(doc):
         return p - lr * g
 
     mine.__doc__ = doc
-    return catalogue.said(steepest.rule(mine))
+    return catalogue.docstring_parts(steepest.rule(mine))
 
 
 def test_a_docstring_is_taken_apart():

@@ -1,4 +1,4 @@
-"""What there is to say of a rule: the facts behind `steepest list`, `steepest show` and docs."""
+"""The facts about a rule that `steepest list`, `steepest show` and the docs print."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ WIDTH = 100
 _LINK = re.compile(r"\b(?:arXiv|doi):\S*\w")
 
 
-def kind_of(program: Program) -> str:
-    """What a backend needs for it: "elementwise", "reducing" (a norm or mean first) or "matrix"."""
+def category_of(program: Program) -> str:
+    """What a step needs: "elementwise", "reducing" (a norm or mean first) or "matrix"."""
     if program.elementwise:
         return "elementwise"
     return "matrix" if program.matrix else "reducing"
 
 
-def said(rule: Rule) -> dict[str, str]:
-    """What the docstring says, a paragraph's line breaks left out.
+def docstring_parts(rule: Rule) -> dict[str, str]:
+    """The parts of a rule's docstring, without line breaks.
 
-    title: the first words; paper: what stands behind them; about: the neighbour; when: the sentence
-    among those that begins with "Use"; differs: the deviations from the paper.
+    title: the first sentence; paper: the rest of the first paragraph; about: the text up to the
+    deviations, with the nearest neighbour; when: the sentence in it that begins with "Use";
+    differs: the deviations from the paper.
     """
     head, *rest = inspect.cleandoc(rule.__doc__ or rule.name).split("\n\n")
     title, _, paper = " ".join(head.split()).partition(". ")
@@ -48,18 +49,18 @@ def said(rule: Rule) -> dict[str, str]:
 
 
 SQUARE = (1024, 1024)
-"""The parameter whose states are counted."""
+"""The shape of the parameter whose state bytes are counted."""
 
 
 def facts(rule: Rule) -> dict[str, Any]:
-    """All that is known of a rule without running it, as JSON can hold it.
+    """What is known of a rule without running it, as values that JSON can hold.
 
-    states and bytes_per_parameter are those of the class's defaults, in float32 (of a matrix rule,
-    for a parameter of 1024 x 1024); oracle is None for a rule that has none.
+    states and bytes_per_parameter hold for the class's defaults in float32 (for a matrix rule, with
+    a parameter of 1024 x 1024); oracle is None for a rule without one.
     """
     from .oracles import ORACLES
 
-    text = said(rule)
+    text = docstring_parts(rule)
     year = re.search(r"\b(1[89]|20)\d\d\b", text["paper"])
     link = _LINK.search(text["paper"])
     program = program_of(select_defaults(rule))
@@ -72,8 +73,8 @@ def facts(rule: Rule) -> dict[str, Any]:
         "year": int(year[0]) if year else None,
         "paper": text["paper"],
         "link": link[0] if link else None,
-        "kind": kind_of(program),
-        "oracle": row.kind if row else None,
+        "kind": category_of(program),
+        "oracle": row.source if row else None,
         "states": [rule.keys[s] for s in program.states],
         "bytes_per_parameter": round(4 * sum(sizes) / math.prod(SQUARE), 2),
         "when": text["when"],
@@ -86,14 +87,14 @@ def listing() -> list[dict[str, Any]]:
     return [facts(rule) for rule in rules.values()]
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The facts of each rule in a line of at most WIDTH columns, below a head.
+def table(rows_of_facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A header, then the facts of each rule in a line of at most WIDTH columns.
 
-    st: states; B: their bytes per parameter. A paper is named by its arXiv number where it has one,
-    and shortened to what fits.
+    st: number of states; B: their bytes per parameter. A paper is given by its arXiv number if it
+    has one, else by its citation, cut to fit.
     """
     rows: list[tuple[str, ...]] = [("name", "class", "year", "st", "B", "kind", "oracle", "paper")]
-    for f in found:
+    for f in rows_of_facts:
         size = f"{f['bytes_per_parameter']:g}"
         year, oracle = f["year"] or "-", f["oracle"] or "none"
         start = (f["name"], f["class"], year, len(f["states"]), size, f["kind"], oracle)
@@ -111,7 +112,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def shown(rule: Rule, backend: str | None = None) -> str:
-    """The rule's source, or what a backend makes of it with the class's defaults."""
+    """The rule's source, or the code that a backend makes of it with the class's defaults."""
     if backend is None:
         return inspect.getsource(rule.function)
     if backend not in BACKENDS:
@@ -120,9 +121,9 @@ def shown(rule: Rule, backend: str | None = None) -> str:
     program = program_of(select_defaults(rule))
     text = BACKENDS[backend].source(program)
     if text is None:
-        why = "looks at a whole matrix" if program.matrix else "adds up a whole tensor"
+        why = "works on whole matrices" if program.matrix else "sums over whole tensors"
         raise BadCall(
-            f"backend {backend!r} was given for {rule.name}, which {why} and runs as it is written "
-            "there: leave --backend out"
+            f"backend {backend!r} was given for {rule.name}, which {why} and runs there as it is "
+            "written; leave --backend out"
         )
     return text

@@ -225,7 +225,12 @@ def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: st
 
 
 def check_elsewhere(
-    called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
+    called: str,
+    slot: Slot,
+    saved: Saved,
+    family: Family,
+    group: Any,
+    saved_options: Mapping[str, Any],
 ) -> None:
     """ValueError for the state of an optimizer that this package does not have.
 
@@ -236,7 +241,7 @@ def check_elsewhere(
         return
     own, selection = _family_keys(family, saved.state), family.select(group).of(slot.tensor)
     try:
-        family.plain(given)
+        family.plain(saved_options)
         foreign = bool(needed(selection, saved.state)) if own else "step" in saved.state
     except (TypeError, ValueError):  # the options are not the family's either
         foreign = True
@@ -249,28 +254,28 @@ def options_of(family: Family) -> set[str]:
     return {*family.arguments, *family.captured} - {*WITHOUT_EFFECT}
 
 
-def owner(
-    selection: Selection, family: Family, given: Mapping[str, Any], state: Mapping[Any, Any]
+def other_owner(
+    selection: Selection, family: Family, saved_options: Mapping[str, Any], state: Mapping[Any, Any]
 ) -> str:
     """Which other optimizer saved a state, and what to do; "" if none did. Unknown entries alone
     are no sign of one: other code may keep them in the state (slow weights, tags).
 
-    given: the saved options. If they are the family's, and all that the family needs is in the
-    state, then only an unknown entry with the name of one of Adam's averages is a sign.
+    If the saved options are the family's, and all that the family needs is in the state, then only
+    an unknown entry with the name of one of Adam's averages is a sign.
     """
     odd, options = {k for k in state if k not in family.keys}, options_of(family)
-    own, foreign = _family_keys(family, state), _known_options() & given.keys() - options
+    own, foreign = _family_keys(family, state), _known_options() & saved_options.keys() - options
     theirs = odd & rule_keys(carried=True)
     complete = not needed(selection, state) if own else not program_of(selection).states
-    if complete and not foreign and options - _LATER <= given.keys():
+    if complete and not foreign and options - _LATER <= saved_options.keys():
         theirs = {k for k in theirs if "exp_avg" in k}
     # the keys may be equal and the options differ: does another class know more of them?
-    known = options & given.keys()
-    better = [f for f in families.values() if known < options_of(f) & given.keys()]
+    known = options & saved_options.keys()
+    better = [f for f in families.values() if known < options_of(f) & saved_options.keys()]
     if theirs or (own and any(own <= f.keys for f in better)):
         return "another optimizer, see steepest.convert"
     # a step count without any state of this rule; only stochastic rounding needs a bare count
-    counted = "step" in state and not own and given.get("rounding") != "stochastic"
+    counted = "step" in state and not own and saved_options.get("rounding") != "stochastic"
     counted = counted and any(isinstance(state[k], Tensor) for k in odd)
     if counted and (foreign or program_of(selection).states):
         return f"another optimizer, {_UNKNOWN}"
@@ -283,18 +288,21 @@ def _known_options() -> set[str]:
 
 
 def check_state(
-    called: str, slot: Slot, saved: Saved, family: Family, group: Any, given: Mapping[str, Any]
+    called: str,
+    slot: Slot,
+    saved: Saved,
+    family: Family,
+    group: Any,
+    saved_options: Mapping[str, Any],
 ) -> None:
-    """ValueError for a state that the group's rule cannot continue from; given: the options saved
-    with it.
-    """
+    """ValueError for a state that the group's rule cannot continue from."""
 
     def refuse(problem: str, cure: str = "it is damaged") -> None:
         raise ValueError(f"{called}: the checkpoint's {problem}; {cure}")
 
     p, scalars = slot.tensor, scalar_keys(family)
     selection = family.select(group).of(p)
-    if who := owner(selection, family, given, saved.state):
+    if who := other_owner(selection, family, saved_options, saved.state):
         _refuse_owner(called, slot, saved, family, who)
     for key, value in saved.state.items():
         if key not in family.keys:  # other code's

@@ -237,8 +237,8 @@ def _number(value: float) -> tuple[str, float]:
         return r"\mathrm{nan}", binds
     if abs(value) == float("inf"):
         return r"\infty" if value > 0 else r"-\infty", binds
-    whole = value == int(value) and abs(value) < 1e15
-    mantissa, _, exponent = (repr(int(value)) if whole else repr(value)).partition("e")
+    is_integer = value == int(value) and abs(value) < 1e15
+    mantissa, _, exponent = (repr(int(value)) if is_integer else repr(value)).partition("e")
     if not exponent:
         return mantissa, binds
     power = rf"10^{{{int(exponent)}}}"

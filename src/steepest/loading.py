@@ -178,7 +178,9 @@ def _copied_foreign(value: Any, p: Tensor | None = None) -> Any:
 def merge_options(
     called: str, index: int, groups: list[dict[str, Any]], sources: list[int], strict: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """The options of the saved groups that a group's parameters come from, and a complaint."""
+    """The options of the saved groups that a group's parameters come from, and [complaint] if these
+    groups differ.
+    """
     first, *others = [groups[i] for i in sources] or [{}]
     keys = {k: None for g in (first, *others) for k in g if k not in ("params", "param_names")}
     taken = {k: first[k] for k in keys if k in first}

@@ -200,7 +200,7 @@ def test_half_precision(setting, dtype, backend):
 COMPLEX = [
     s
     for s in PRECISE
-    if s.made_by.kind == "torch" and s.rule not in ("sparse_adam", "adafactor", "muon")
+    if s.made_by.source == "torch" and s.rule not in ("sparse_adam", "adafactor", "muon")
 ]
 
 

@@ -20,8 +20,9 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import steepest
 from steepest import check, cli
-from steepest.check import examinations, examine, report, subject
-from steepest.check.subject import Subject, quiet
+from steepest.check import examinations, examine, guards, report, subject, values
+from steepest.check.guards import quiet
+from steepest.check.subject import Subject
 from steepest.check.target import TargetError
 from steepest.classes import classes
 from tests.blocks import ROOT
@@ -260,7 +261,7 @@ def test_a_step_that_never_ends_is_a_failing_line(monkeypatch):
             while True:
                 pass
 
-    monkeypatch.setattr(subject, "SECONDS", 1)
+    monkeypatch.setattr(guards, "SECONDS", 1)
     (line,) = examine(Endless, "direction-closure")
     assert line.outcome == "fail"
     assert "did not end within 1 s" in line.detail
@@ -338,7 +339,7 @@ def test_a_rule_of_the_users_own():
 
     lines = {f.name: f for f in examine(halved)}
     assert {n for n, f in lines.items() if f.outcome == "fail"} <= {"copies-pickle"}
-    assert "names no oracle" in lines["trajectory"].detail
+    assert "has no oracle" in lines["trajectory"].detail
     assert lines["path-backend-cpu"].outcome == "pass"
 
 
@@ -463,7 +464,7 @@ def test_the_suite_runs_under_pytest(tmp_path):
     assert "3 failed" in outcomes, outcomes
     assert "1 xfailed" in outcomes
     assert "1 skipped" in outcomes
-    assert "repr passes now; take it out of `known`" in ran.stdout
+    assert "repr passes now; remove it from `known`" in ran.stdout
     assert "torch finds no accelerator" in ran.stdout
     assert "make = AdamW" in ran.stdout
 
@@ -534,7 +535,7 @@ def test_a_hanging_child_is_not_waited_for_beyond_the_limit():
         waits = re.findall(r"(?:poll|join)\((\d+)\)|timeout=(\d+)", script_of(name, "sgd"))
         times = [int(a or b) for a, b in waits]
         assert times
-        assert max(times) <= 20 < subject.SECONDS
+        assert max(times) <= 20 < guards.SECONDS
 
 
 @pytest.mark.parametrize(
@@ -547,7 +548,7 @@ def test_a_hanging_child_is_not_waited_for_beyond_the_limit():
     ],
 )  # fmt: skip
 def test_options_are_written_as_expressions(value, text):
-    made, modules = subject.written(value)
+    made, modules = values.as_expression(value)
     assert made == text
     space = {"torch": torch, **{m.split(".")[0]: __import__(m) for m in modules}}
     assert str(eval(made, space)) == str(value)
@@ -655,7 +656,7 @@ def test_the_table_is_as_wide_as_the_terminal(monkeypatch):
 
 
 def test_an_unknown_name_is_answered_in_whole_sentences():
-    with pytest.raises(TargetError, match=r"[a-z]\. A class of another one"):
+    with pytest.raises(TargetError, match=r"[a-z]\. A class of another package"):
         examine("qqqq")
 
 

@@ -53,7 +53,7 @@ def each(settings: Any) -> Any:
 
 def test_every_rule_has_an_oracle():
     assert set(ORACLES) == set(steepest.rules)
-    assert {row.kind for row in ORACLES.values()} == KINDS
+    assert {row.source for row in ORACLES.values()} == KINDS
 
 
 @pytest.mark.parametrize("rule", ORACLES)
@@ -90,7 +90,7 @@ def test_float64(setting, backend):
     only_ours = {"step", "last_grad", "lr_max", "weight_sum", "d", "d_max", "r", "moves", "k"}
     if setting.rule == "yellowfin":
         only_ours |= {*steepest.rules["yellowfin"].carried}
-    if setting.made_by.kind == "pytorch-optimizer":  # SOAP's, in lists
+    if setting.made_by.source == "pytorch-optimizer":  # SOAP's, in lists
         only_ours |= {"covariances", "bases"}
     if setting.rule in ("lars", "novograd"):  # not kept by optax, or without lr; see only_theirs
         ours.pop("momentum_buffer", None), theirs.pop("momentum_buffer", None)
@@ -226,7 +226,7 @@ def test_float32_is_as_precise_as_the_oracle(setting, backend):
         mean, tail = mine.mean() / own.mean(), mine.quantile(0.999) / own.quantile(0.999)
         found[key] = round(float(mean), 2), round(float(tail), 2)
     # optax adds the decay to the step, and so rounds the parameter once
-    most = 1.6 if setting.made_by.kind == "optax" else 1.5
+    most = 1.6 if setting.made_by.source == "optax" else 1.5
     worst = {key: pair for key, pair in found.items() if not (pair[0] <= most and pair[1] <= 4)}
     assert not worst, f"(mean, 99.9 % quantile) of our error in units of the oracle's: {worst}"
 
@@ -269,7 +269,7 @@ def test_tiny_huge_and_non_finite_gradients(setting, backend):
 @pytest.mark.parametrize(
     "rule",
     # torch's Muon keeps options of its iteration in the groups, which ours has no use for
-    [name for name, row in ORACLES.items() if row.kind == "torch" and name != "muon"],
+    [name for name, row in ORACLES.items() if row.source == "torch" and name != "muon"],
 )
 def test_a_run_moves_between_torch_and_us(rule, from_torch, backend):
     setting = next(s for s in reversed(SETTINGS) if s.rule == rule and s is not CANCELLING)

@@ -1,7 +1,7 @@
 """The doctor: a counted list of examinations for any torch.optim.Optimizer subclass.
 
-`examine(SomeOptimizer)` returns a finding per examination, each with a reproduction where it fails;
-`steepest.check.Suite` is the same as a pytest suite; `steepest check` the same in a terminal.
+`examine(SomeOptimizer)` returns one finding per examination, with a reproduction if it fails.
+`steepest.check.Suite` runs the examinations as a pytest suite, `steepest check` in a terminal.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ __all__ = ["Examination", "Finding", "TargetError", "examinations", "examine", "
 
 
 def __getattr__(name: str) -> Any:
-    """Suite, imported when it is asked for: it alone needs pytest."""
+    """Import Suite on first use, because only Suite needs pytest."""
     if name == "Suite":
         from .suite import Suite
 

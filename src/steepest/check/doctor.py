@@ -1,4 +1,4 @@
-"""Runs the examinations on a class; each ends in a finding, whatever happens on the way."""
+"""Runs the examinations on a class; each one ends in a finding, whatever it raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 
 from . import contract as contract
 from .examination import Examination, table
-from .subject import Subject, limited, quiet
+from .guards import limited, quiet
+from .subject import Subject
 from .target import TargetError
 
 Outcome = Literal["pass", "fail", "not applicable"]
@@ -20,10 +21,10 @@ Outcome = Literal["pass", "fail", "not applicable"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one examination found.
+    """The result of one examination.
 
-    detail: for a failure the observed and the expected, for "not applicable" the reason, else a
-    remark or nothing. reproduction: on failure a script that fails the same way when pasted.
+    detail: what was observed and expected ("fail"), the reason ("not applicable"), or a remark or
+    nothing ("pass"). reproduction: for a failure, a script that fails the same way when pasted.
     """
 
     name: str
@@ -44,34 +45,34 @@ def examine(
     """Examine an optimizer class; one finding per examination, in order.
 
     target: a subclass of torch.optim.Optimizer, a rule or its name, the name of a class of this
-    package, or "module:Class". only: names of examinations, or their beginnings ("resume" for
-    resume-float32 and its like). options: arguments of the constructor, beside the parameters, at
-    every construction. Raises TargetError, a ValueError, for a class that cannot be constructed and
-    for unknown names; whatever an examination raises is a finding.
+    package, or "module:Class". only: names of examinations, or first words of names ("resume"
+    selects resume-float32 and the like). options: constructor arguments besides the parameters,
+    used at every construction. Raises TargetError, a ValueError, for a class that cannot be
+    constructed and for unknown names; what an examination raises becomes a finding.
     """
     subject = Subject(target, options)
-    return [_examined(each, subject) for each in _chosen(only)]
+    return [_run_examination(each, subject) for each in _select(only)]
 
 
-def _chosen(only: str | Iterable[str] | None) -> list[Examination]:
+def _select(only: str | Iterable[str] | None) -> list[Examination]:
     if only is None:
         return list(table.values())
-    found: dict[str, Examination] = {}
+    selected: set[str] = set()
     for name in [only] if isinstance(only, str) else only:
-        some = {n: e for n, e in table.items() if n == name or n.startswith(f"{name}-")}
-        if not some:
-            raise TargetError(f"{name!r} is no examination; {_nearest(name)}")
-        found |= some
-    return [e for e in table.values() if e.name in found]
+        names = [n for n in table if n == name or n.startswith(f"{name}-")]
+        if not names:
+            raise TargetError(f"there is no examination {name!r}; {_nearest(name)}")
+        selected.update(names)
+    return [e for e in table.values() if e.name in selected]
 
 
 def _nearest(name: str) -> str:
     known = {*table, *(n.rsplit("-", 1)[0] for n in table)}
     close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else "a run without --only names them all"
+    return f"did you mean {close[0]!r}?" if close else "a run without --only lists them all"
 
 
-def _examined(each: Examination, subject: Subject) -> Finding:
+def _run_examination(each: Examination, subject: Subject) -> Finding:
     script = ""
     try:
         with quiet():
@@ -80,24 +81,25 @@ def _examined(each: Examination, subject: Subject) -> Finding:
                 if reason := need(subject):
                     return Finding(each.name, each.about, "not applicable", reason)
         code = compile(script, f"<{each.name}>", "exec")
-        remark = _run(code, dict(subject.namespace))
+        remark = _execute(code, dict(subject.namespace))
         return Finding(each.name, each.about, "pass", remark)
     except (Exception, SystemExit) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        detail = said if isinstance(error, AssertionError) else f"{type(error).__name__}: {said}"
+        name = type(error).__name__
+        message = " ".join(str(error).split()) or name
+        detail = message if isinstance(error, AssertionError) else f"{name}: {message}"
         return Finding(each.name, each.about, "fail", detail, script)
 
 
-def _run(code: CodeType, namespace: dict[str, Any]) -> str:
-    """Execute a script on one thread of torch, with its state left as it was; its remark."""
+def _execute(code: CodeType, namespace: dict[str, Any]) -> str:
+    """Execute a script with one thread of torch, restore torch's state, and return the remark."""
     threads, mode = torch.get_num_threads(), torch.is_grad_enabled()
-    torch.set_num_threads(1)  # tiny tensors, and children forked of us
+    torch.set_num_threads(1)  # the tensors are tiny, and some examinations fork
     namespace["__name__"] = "__examination__"
     try:
-        with quiet() as said, torch.random.fork_rng(devices=[]), limited():
+        with quiet() as printed, torch.random.fork_rng(devices=[]), limited():
             exec(code, namespace)
     finally:
         torch.set_num_threads(threads)
         torch.set_grad_enabled(mode)
-    remarks = [line for line in said.getvalue().splitlines() if line.startswith("found: ")]
-    return " ".join(remarks).removeprefix("found: ")
+    remarks = [line for line in printed.getvalue().splitlines() if line.startswith("note: ")]
+    return " ".join(remarks).removeprefix("note: ")

@@ -1,8 +1,7 @@
-"""What an examination is: a short function whose source is run, and printed when it fails.
+"""An examination is a short function whose source is run, and printed if it fails.
 
-The body of the function, with its helpers, its imports and the constructor of the class examined
-before it, makes a script of its own. The doctor executes that very text, so a reproduction cannot
-differ from what was found.
+The body of the function becomes a script, after its imports, its helpers and the constructor of the
+examined class. The doctor executes exactly that text, so a reproduction shows what was examined.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ Need = Callable[["Subject"], str | None]
 
 @dataclass(frozen=True)
 class Examination:
-    """One examination: stable name, one line on what must hold, and who promises it.
+    """One examination: a stable name, one line on what must hold, and who promises it.
 
-    function: its body is the script; it takes `make`, then values by name, each an expression
-    given by the case or by the subject. source: where torch documents the behaviour, or why it is
-    asked for where torch does not. promised: whether torch.optim promises it.
+    function: its body is the script; it takes `make`, then values by name, each an expression from
+    the case or from the subject. source: where torch documents the behaviour, or why it is required
+    if torch does not. promised: whether torch.optim promises it.
     """
 
     name: str
@@ -70,9 +69,9 @@ def examination(
     cases: Mapping[str, Mapping[str, str]] | None = None,
     case_needs: Mapping[str, Need] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Enter a function in the table, once for each case: suffix -> argument -> expression."""
+    """Add a function to the table, once for each case: suffix -> argument -> expression."""
 
-    def enter(function: Callable[..., None]) -> Callable[..., None]:
+    def add(function: Callable[..., None]) -> Callable[..., None]:
         about = " ".join(inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].split())
         for suffix, case in (cases or {"": {}}).items():
             full = f"{name}-{suffix}" if suffix else name
@@ -83,7 +82,7 @@ def examination(
             table[full] = Examination(full, text, source, promised, function, case, needs + more)
         return function
 
-    return enter
+    return add
 
 
 @cache
@@ -99,7 +98,7 @@ def _parts(function: Callable[..., None]) -> tuple[str, frozenset[str], tuple[st
 
 
 def _read(tree: ast.AST) -> frozenset[str]:
-    """The names that a piece of source takes from outside."""
+    """The names that a piece of source reads but does not define."""
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
     bound = {n.id for n in names if isinstance(n.ctx, ast.Store)}
     bound |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
@@ -120,7 +119,7 @@ def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], 
             imports[full] = f"import {full}" if full == name else f"import {full} as {name}"
         elif isinstance(value, types.FunctionType) and value.__module__.startswith(_HERE):
             if value.__module__.endswith(".helpers"):
-                helpers[name] = ""  # first its own needs
+                helpers[name] = ""  # its own helpers come first
                 source = _undocumented(inspect.getsource(value))
                 for inner in sorted(_read(ast.parse(source))):
                     need(inner, value.__globals__)
@@ -138,7 +137,7 @@ def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], 
 
 
 def _undocumented(source: str) -> str:
-    """A helper without its docstring and annotations: the reader wants the lines alone."""
+    """The source of a helper without its docstring and annotations, to keep scripts short."""
     tree = ast.parse(source).body[0]
     assert isinstance(tree, ast.FunctionDef)
     del tree.body[0]

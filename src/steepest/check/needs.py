@@ -1,4 +1,4 @@
-"""What an examination needs of a class: each function returns the reason why it does not apply."""
+"""Requirements of examinations: each function returns why a class does not meet one, or None."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from ..classes import classes
 from ..oracles import PACKAGES
 from ..oracles.trajectories import settings_of
-from .subject import Subject, limited, quiet
+from .guards import limited, quiet
+from .subject import Subject
 
 
 def dense(subject: Subject) -> str | None:
@@ -28,32 +29,32 @@ def plain(subject: Subject) -> str | None:
 
 
 def excused(subject: Subject, requirement: str) -> str | None:
-    """Why the rule of that name does not meet a requirement, as it says itself."""
-    kind = classes.get(subject.name)
-    rules = kind.family.members if kind else ()
+    """The reason that the rule itself gives for not meeting a requirement."""
+    cls = classes.get(subject.name)
+    rules = cls.family.members if cls else ()
     return next((r.excused[requirement] for r in rules if requirement in r.excused), None)
 
 
 def beyond_signs(subject: Subject) -> str | None:
-    """Its formula has more of the gradient than the sign."""
+    """Its formula uses more of the gradient than the sign."""
     return excused(subject, "beyond_signs")
 
 
 def separate(subject: Subject) -> str | None:
     """It steps each parameter by itself."""
-    kind = classes.get(subject.name)
-    if kind and kind.family.members[0].trace().spans:
+    cls = classes.get(subject.name)
+    if cls and cls.family.members[0].trace().spans:
         return f"{subject.name} has one rate for the parameters of all groups together"
     return None
 
 
 def coarse(subject: Subject) -> str | None:
-    """Its first steps are larger than the precision of 16 bits, and nothing else."""
+    """Its first steps are larger than the precision of 16 bits."""
     return excused(subject, "coarse")
 
 
 def at_rest(subject: Subject) -> str | None:
-    """Its step is nothing where the gradient is."""
+    """Its step is zero where the gradient is zero."""
     return excused(subject, "at_rest")
 
 
@@ -61,8 +62,8 @@ def sparse_taken(subject: Subject) -> str | None:
     """It takes sparse gradients."""
     if subject.closure_needed:
         return "its step() needs a closure"
-    said = subject.complaint(sparse=True)
-    return f"it refuses sparse gradients: {said}" if said else None
+    complaint = subject.complaint(sparse=True)
+    return f"it refuses sparse gradients: {complaint}" if complaint else None
 
 
 def scheduled(subject: Subject) -> str | None:
@@ -81,12 +82,12 @@ def argument(*names: str) -> Callable[[Subject], str | None]:
 
 
 def descending(subject: Subject) -> str | None:
-    """It goes downhill."""
-    return "with maximize=True it goes uphill" if subject.options.get("maximize") else None
+    """It minimizes."""
+    return "with maximize=True it maximizes" if subject.options.get("maximize") else None
 
 
 def lr_tensor_taken(subject: Subject) -> str | None:
-    """It has an lr, and no option with which torch allows it to be a float alone."""
+    """It has an lr, and no option for which torch requires lr to be a float."""
     if missing := argument("lr")(subject):
         return missing
     if subject.ours or not subject.options.get("foreach"):
@@ -107,14 +108,14 @@ def _form(value: Any) -> int:
 
 
 def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
-    """It has this argument, by default of the same form, and takes these values of it."""
+    """It has this argument, with a default of the same form, and takes these values."""
 
     def need(subject: Subject) -> str | None:
         if missing := argument(name)(subject):
             return missing
         now = subject.options.get(name, subject.parameters[name].default)
         if _form(now) != _form(values[0]):
-            return f"its {name} is {now!r}, of another form than {values[0]}"
+            return f"its {name} is {now!r}, not of the form of {values[0]}"
         for value in values:
             try:
                 with quiet():
@@ -127,19 +128,21 @@ def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
 
 
 def number(name: str) -> Callable[[Subject], str | None]:
-    """It has this argument, and a number for it by default."""
+    """It has this argument, with a number as default."""
 
     def need(subject: Subject) -> str | None:
         if missing := argument(name)(subject):
             return missing
         value = subject.options.get(name, subject.parameters[name].default)
-        return None if isinstance(value, (int, float)) else f"its {name} is no number: {value!r}"
+        if isinstance(value, (int, float)):
+            return None
+        return f"its {name} is not a number: {value!r}"
 
     return need
 
 
 def shape(*sizes: int) -> Callable[[Subject], str | None]:
-    """It does not refuse parameters of that shape outright."""
+    """It can be constructed on parameters of that shape."""
 
     def need(subject: Subject) -> str | None:
         p = torch.nn.Parameter(torch.ones(sizes))
@@ -171,9 +174,9 @@ def known(subject: Subject) -> str | None:
         except Exception as error:
             return f"it does not take both a matrix and a vector: {error}"
         return None
-    settings = settings_of(subject.kind)
+    settings = settings_of(subject.cls)
     if not settings:
-        return f"steepest.oracles names no oracle of {subject.name}"
+        return f"steepest.oracles has no oracle for {subject.name}"
     for module in dict.fromkeys(s.made_by.module for s in settings):
         if importlib.util.find_spec(module) is None:
             return f"its oracle is missing: pip install {PACKAGES[module]}"
@@ -186,7 +189,7 @@ def own_backend(subject: Subject) -> str | None:
 
 
 def taken(**options: Any) -> Callable[[Subject], str | None]:
-    """It has these arguments, and takes these values of them on the CPU."""
+    """It has these arguments, and takes these values on the CPU."""
 
     def need(subject: Subject) -> str | None:
         if (missing := argument(*options)(subject)) or subject.ours:
@@ -204,17 +207,17 @@ def taken(**options: Any) -> Callable[[Subject], str | None]:
 
 
 def halves(subject: Subject) -> str | None:
-    """It does not refuse float16 in so many words."""
-    said = subject.complaint(torch.float16)
-    return f"it refuses float16: {said}" if "float16" in said else None
+    """It does not refuse float16 explicitly."""
+    complaint = subject.complaint(torch.float16)
+    return f"it refuses float16: {complaint}" if "float16" in complaint else None
 
 
 def differentiated(subject: Subject) -> str | None:
-    """It has the argument differentiable, and takes it with the other options."""
+    """It has the argument differentiable, and accepts it together with the other options."""
     if missing := argument("differentiable")(subject):
         return missing
     if subject.options.get("foreach") and not subject.ours:
-        return "autograd does not go through foreach=True"
+        return "autograd cannot go through foreach=True"
     try:
         with quiet():
             subject.construct([torch.ones(2, 2)], differentiable=True)
@@ -224,7 +227,7 @@ def differentiated(subject: Subject) -> str | None:
 
 
 def capturable(subject: Subject) -> str | None:
-    """It has the argument capturable, which torch allows on accelerators alone."""
+    """It has the argument capturable, which torch allows on accelerators only."""
     if missing := argument("capturable")(subject):
         return missing
     return "it has no effect in this class" if subject.ours else accelerator(subject)
@@ -232,11 +235,13 @@ def capturable(subject: Subject) -> str | None:
 
 def accelerator(subject: Subject) -> str | None:
     """There is a device beside the CPU."""
-    found = torch.accelerator.is_available()
-    return None if found else "torch finds no accelerator on this machine"
+    if torch.accelerator.is_available():
+        return None
+    return "torch finds no accelerator on this machine"
 
 
 def fork(subject: Subject) -> str | None:
     """The platform has fork."""
-    found = "fork" in multiprocessing.get_all_start_methods()
-    return None if found else "this platform cannot fork"
+    if "fork" in multiprocessing.get_all_start_methods():
+        return None
+    return "this platform cannot fork"

@@ -1,4 +1,4 @@
-"""Moved to `steepest.oracles`; this name goes with the next release."""
+"""Moved to `steepest.oracles`; this module will be removed in the next release."""
 
 from ..oracles import ORACLES as ORACLES
 from ..oracles import SECOND as SECOND

@@ -1,4 +1,4 @@
-"""The passport of an optimizer of this package: what it was compared with, and what was found."""
+"""The passport of an optimizer of this package: its oracle, its deviations, its examinations."""
 
 from __future__ import annotations
 
@@ -7,40 +7,39 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backends import BACKENDS
-from ..catalogue import said
+from ..catalogue import docstring_parts
 from ..classes import class_of
-from ..oracles.trajectories import STEPS, apart, settings_of
+from ..oracles.trajectories import STEPS, path_deviation, settings_of
 from .doctor import Finding, examine
+from .guards import quiet
 from .report import summary
-from .subject import quiet
 
 
 def passport(name: Any, findings: Sequence[Finding] | None = None) -> str:
     """A section of Markdown: oracle, largest deviation, paths, differences from the paper.
 
-    name: a rule or a class of this package. findings: what `examine` found, if it is at hand.
+    name: a rule or a class of this package. findings: the result of `examine`, if there is one.
     """
-    kind = class_of(name)
-    findings = examine(kind) if findings is None else findings
+    cls = class_of(name)
+    findings = examine(cls) if findings is None else findings
     with quiet():
-        settings = settings_of(kind)
-        worst = {b: max(apart(kind, s, backend=b) for s in settings) for b in BACKENDS}
+        settings = settings_of(cls)
+        worst = {b: max(path_deviation(cls, s, backend=b) for s in settings) for b in BACKENDS}
     oracles = " and ".join(dict.fromkeys(f"{s.made_by.described}" for s in settings))
-    kinds = " and ".join(dict.fromkeys(s.made_by.kind for s in settings))
-    found = ", ".join(f"{b} {far:.0e}" for b, far in worst.items())
-    text = [f"## {kind.__name__}", ""]
-    for rule in kind.family.members:
-        about = _paragraphs(rule)
-        text.append(f"- Rule `{rule.name}`: {about[0]}")
+    sources = " and ".join(dict.fromkeys(s.made_by.source for s in settings))
+    deviations = ", ".join(f"{backend} {value:.0e}" for backend, value in worst.items())
+    text = [f"## {cls.__name__}", ""]
+    text += [f"- Rule `{rule.name}`: {_paragraphs(rule)[0]}" for rule in cls.family.members]
     text += [
-        f"- Oracle ({kinds}): {oracles}, {len(settings)} settings of {STEPS} steps.",
-        f"- Largest relative deviation after any step, in float64, by backend: {found}.",
-        f"- Paths that agree with each other: {_paths(findings)}.",
+        f"- Oracle ({sources}): {oracles}, {len(settings)} settings of {STEPS} steps.",
+        f"- Largest relative deviation after any step, in float64, by backend: {deviations}.",
+        f"- Paths that agree with each other: {_agreeing_paths(findings)}.",
         f"- Examinations: {summary(findings)}.",
     ]
     text += [f"  - fails `{f.name}`: {f.detail}" for f in findings if f.outcome == "fail"]
-    differs = {rule.name: said(rule)["differs"] for rule in kind.family.members}
-    text += [f"- `{name}`: {words}" for name, words in differs.items() if words]
+    for rule in cls.family.members:
+        if differs := docstring_parts(rule)["differs"]:
+            text.append(f"- `{rule.name}`: {differs}")
     return "\n".join(text) + "\n"
 
 
@@ -49,6 +48,6 @@ def _paragraphs(rule: Any) -> list[str]:
     return [" ".join(part.split()) for part in text.split("\n\n")]
 
 
-def _paths(findings: Sequence[Finding]) -> str:
+def _agreeing_paths(findings: Sequence[Finding]) -> str:
     names = [f.name for f in findings if f.outcome == "pass" and f.name.startswith("path-")]
     return ", ".join(n.removeprefix("path-") for n in names) or "none"

@@ -1,4 +1,4 @@
-"""Findings in words: for the terminal and for programs."""
+"""Findings as text for the terminal, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def examined(
     only: str | Iterable[str] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Iterator[tuple[str, list[Finding]]]:
-    """Each target with its findings; several are shared out among processes, one per core."""
+    """Each target with its findings; several targets run in parallel, one process per core."""
     if len(targets) == 1:
         yield targets[0], examine(targets[0], only, options)
         return
     work = functools.partial(examine, only=only, options=options)
-    context, mine = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
-    pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=_uninterrupted)
+    context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
+    pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=_ignore_interrupts)
     try:
-        with _no_interrupt():  # inherited by the workers, which import for seconds
-            made = [pool.submit(work, target) for target in targets]
-        for target, each in zip(targets, made, strict=True):
-            yield target, each.result()
+        with _interrupts_blocked():  # inherited by the workers, which import for seconds
+            futures = [pool.submit(work, target) for target in targets]
+        for target, future in zip(targets, futures, strict=True):
+            yield target, future.result()
     except BaseException:
-        with _no_interrupt():
-            workers = {*multiprocessing.active_children()} - mine
+        with _interrupts_blocked():
+            workers = {*multiprocessing.active_children()} - others
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in workers:
                 worker.terminate()
@@ -59,14 +59,14 @@ def examined(
     pool.shutdown()
 
 
-def _uninterrupted() -> None:
-    """Ctrl-C reaches the workers too, and is the parent's to answer."""
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the workers too, but only the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """SIGINT waits until the end, where the platform can hold it back."""
+def _interrupts_blocked() -> Iterator[None]:
+    """SIGINT is delivered after the block, on platforms that can block it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -84,35 +84,35 @@ def count(findings: Sequence[Finding]) -> dict[Outcome, int]:
 
 def summary(findings: Sequence[Finding]) -> str:
     """One line: how many of the examinations pass."""
-    found = count(findings)
-    text = f"{found['pass']} of {len(findings)} examinations pass, "
-    failing = f"{found['fail']} fail, " if found["fail"] else ""
-    return f"{text}{failing}{found['not applicable']} not applicable"
+    counts = count(findings)
+    text = f"{counts['pass']} of {len(findings)} examinations pass, "
+    failing = f"{counts['fail']} fail, " if counts["fail"] else ""
+    return f"{text}{failing}{counts['not applicable']} not applicable"
 
 
 def lines(target: str, findings: Sequence[Finding], failing_only: bool = False) -> Iterator[str]:
-    """A line for each examination, the summary, and the reproductions of what failed."""
+    """A line for each examination, the summary, and a reproduction of each failure."""
     width = max(len(name) for name in table) + 2
     room = max(shutil.get_terminal_size((120, 24)).columns - width - 6, 20)
-    for f in findings if not failing_only else [f for f in findings if f.outcome == "fail"]:
-        word = "n.a." if f.outcome == "not applicable" else f.outcome
+    failures = [f for f in findings if f.outcome == "fail"]
+    for f in failures if failing_only else findings:
+        label = "n.a." if f.outcome == "not applicable" else f.outcome
         text = plain_text(f.detail or f.about)
         short = text if len(text) <= room else text[: room - 3] + "..."
-        yield f"{word:6}{f.name:{width}}{short}"
+        yield f"{label:6}{f.name:{width}}{short}"
     yield f"{target}: {summary(findings)}"
-    for f in findings:
-        if f.outcome == "fail":
-            head = f"\n# {f.name}: {f.about}\n# found: {plain_text(f.detail)}\n"
-            yield (head + f.reproduction).rstrip()
+    for f in failures:
+        head = f"\n# {f.name}: {f.about}\n# found: {plain_text(f.detail)}\n"
+        yield (head + f.reproduction).rstrip()
 
 
 def plain_text(text: str) -> str:
-    """Without the codes that colour a terminal, and on one line."""
+    """The text on one line, without the codes that colour a terminal."""
     return " ".join(re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", text).split())
 
 
 def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
-    """What was examined, with versions, counts and findings."""
+    """The target with versions, counts and findings."""
     return {
         "target": target,
         "package": package(target),
@@ -124,7 +124,7 @@ def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def package(target: Any) -> str:
-    """The distribution that a class comes from and its version; nothing if there is none."""
+    """The distribution that a class comes from and its version; "" if there is none."""
     top = resolve(target)[0].__module__.split(".")[0]
     names = [top, *importlib.metadata.packages_distributions().get(top, [])]
     for name in names:

@@ -5,8 +5,8 @@
     class TestMine(Suite):
         optimizer = Mine
 
-Each examination is a test: one that does not apply is skipped with its reason, one that fails
-prints what was found and the reproduction.
+Each examination is a test. One that does not apply is skipped with the reason; one that fails
+prints its detail and the reproduction.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .doctor import examinations, examine
 
 
 class Suite:
-    """A test for each examination; a subclass says of what.
+    """A test for each examination; a subclass names the optimizer.
 
-    optimizer: the class (or whatever `examine` takes). options: arguments of its constructor.
-    known: name of an examination -> why its failure is accepted; it must fail then.
+    optimizer: the class (or anything else that `examine` takes). options: arguments of its
+    constructor. known: name of an examination -> why its failure is accepted; it must then fail.
     """
 
     optimizer: ClassVar[Any]
@@ -31,14 +31,16 @@ class Suite:
 
     @pytest.mark.parametrize("name", [each.name for each in examinations()])
     def test_examination(self, name: str) -> None:
-        """One examination; `-k NAME` chooses."""
-        (found,) = examine(self.optimizer, name, self.options)
+        """One examination; `-k NAME` selects it."""
+        (finding,) = examine(self.optimizer, name, self.options)
         reason = self.known.get(name)
-        if found.outcome == "not applicable":
-            pytest.skip(found.detail)
-        if reason and found.outcome == "pass":
-            pytest.fail(f"{name} passes now; take it out of `known`", pytrace=False)
-        if reason and found.outcome == "fail":
+        if finding.outcome == "not applicable":
+            pytest.skip(finding.detail)
+        if reason and finding.outcome == "pass":
+            pytest.fail(f"{name} passes now; remove it from `known`", pytrace=False)
+        if reason and finding.outcome == "fail":
             pytest.xfail(reason)
-        if found.outcome == "fail":
-            pytest.fail(f"{found.about}\n{found.detail}\n\n{found.reproduction}", pytrace=False)
+        if finding.outcome == "fail":
+            pytest.fail(
+                f"{finding.about}\n{finding.detail}\n\n{finding.reproduction}", pytrace=False
+            )

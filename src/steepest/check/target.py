@@ -1,4 +1,4 @@
-"""What is examined: a class or rule that was named, or given."""
+"""Finds the class that is examined: a class or a rule, given itself or by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import BadCall
 
 
 class TargetError(BadCall):
-    """The target is no optimizer class, or cannot be constructed as asked."""
+    """The target is not an optimizer class, or cannot be constructed with the options."""
 
 
 def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
@@ -28,11 +28,11 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
         try:
             target = class_of(target)
         except ValueError:
-            known = {*rules, *classes}
-            hint = nearest(target, known)
+            hint = nearest(target, {*rules, *classes})
+            hint = hint if hint.endswith("?") else f"{hint}."
             raise TargetError(
-                f"{target!r} is no optimizer of this package; {hint}{'.' * (hint[-1] != '?')} "
-                "A class of another one is given as module:Class"
+                f"{target!r} is no optimizer of this package; {hint} A class of another package is "
+                "given as module:Class"
             ) from None
     if isinstance(target, Rule):
         target = class_of(target)
@@ -45,41 +45,43 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
 
 
 def imported(target: str) -> Any:
-    """What stands behind "module:Class"."""
+    """The object that "module:Class" names."""
     module, _, name = target.partition(":")
     if not all(part.isidentifier() for part in module.split(".")):
         raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # ours may be JSON
+        with contextlib.redirect_stdout(sys.stderr):  # our own output may be JSON
             loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise TargetError(f"{target}: there is no module {error.name!r}") from None
         raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise TargetError(f"{target}: importing {module} raised {said}") from error
+        message = f"{type(error).__name__}: {error}"
+        raise TargetError(f"{target}: importing {module} raised {message}") from error
     if not hasattr(loaded, name):
         known = [n for n, v in vars(loaded).items() if is_optimizer(v)]
         raise TargetError(f"{target}: {module} has no {name!r}; {nearest(name, known)}")
     return getattr(loaded, name)
 
 
-def sentence(error: Exception, kind: bool = True) -> str:
-    said = " ".join(str(error).split())
-    name = type(error).__name__
-    return (f"{name}: {said}" if kind else said) if said else name
+def one_line(error: Exception, with_type: bool = True) -> str:
+    """An error's message on one line."""
+    message, name = " ".join(str(error).split()), type(error).__name__
+    if not message:
+        return name
+    return f"{name}: {message}" if with_type else message
 
 
 def is_optimizer(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
 
 
-def home_of(kind: type) -> str:
-    """The shortest module that the class can be imported from; nothing if there is none."""
-    parts = kind.__module__.split(".")
+def home_of(cls: type) -> str:
+    """The shortest module that the class can be imported from; "" if there is none."""
+    parts = cls.__module__.split(".")
     for k in range(1, len(parts) + 1):
         module = ".".join(parts[:k])
-        if getattr(sys.modules.get(module), kind.__name__, None) is kind and module != "__main__":
+        if getattr(sys.modules.get(module), cls.__name__, None) is cls and module != "__main__":
             return module
     return ""

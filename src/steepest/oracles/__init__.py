@@ -1,6 +1,6 @@
 """The independent oracle of every rule, and the settings in which the two are compared.
 
-A file for each file of formulas. To add a rule, write one `compare(...)` here.
+There is one file for each file of `formulas/`. To add a rule, write one `compare(...)` there.
 """
 
 from . import adam, belief, bound, free, gradient, matrices, momenta, norms, signs  # noqa: F401
@@ -8,15 +8,24 @@ from .scaled import CANCELLING
 from .table import LIMIT, ORACLES, PACKAGES, SECOND, SETTINGS, Maker, Row, Setting, fixing
 
 __all__ = [
-    "CANCELLING", "LIMIT", "ORACLES", "PACKAGES", "PRECISE", "SECOND", "SETTINGS", "Maker", "Row",
-    "Setting", "fixing",
-]  # fmt: skip
+    "CANCELLING",
+    "LIMIT",
+    "ORACLES",
+    "PACKAGES",
+    "PRECISE",
+    "SECOND",
+    "SETTINGS",
+    "Maker",
+    "Row",
+    "Setting",
+    "fixing",
+]
 
 
-def _ends(rule: str) -> tuple[Setting, Setting]:
+def _first_and_last(rule: str) -> tuple[Setting, Setting]:
     own = [s for s in SETTINGS if s.rule == rule and s is not CANCELLING]
     return own[0], own[-1]
 
 
-# in float32 the first and the last setting of each rule: every loop there is compiled anew
-PRECISE = tuple(dict.fromkeys(s for rule in ORACLES for s in _ends(rule)))
+# run in float32: only the first and the last setting of each rule, since each compiles a loop
+PRECISE = tuple(dict.fromkeys(s for rule in ORACLES for s in _first_and_last(rule)))

@@ -12,30 +12,34 @@ from .table import (
     MOMENTS,
     Params,
     Row,
+    adapted,
     also,
     compare,
     fixing,
     named,
     optax,
-    second_library,
     steepest,
     zeros,
 )
 from .transcriptions import EAdam
 
 compare(
-    "adam", Row("torch", optim.Adam, steepest.Adam),
+    "adam",
+    Row("torch", optim.Adam, steepest.Adam),
     {},
     {**BETAS, "eps": 1e-3},
     DECAY,
     {"betas": (0.0, 0.99), **DECAY, **ASCENT},
     {"decoupled_weight_decay": True, "lr": 0.01, **DECAY},
-)  # fmt: skip
+)
 
 compare(
-    "adamw", Row("torch", optim.AdamW, steepest.AdamW),
-    {}, {**BETAS, "weight_decay": 0.0}, {"lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+    "adamw",
+    Row("torch", optim.AdamW, steepest.AdamW),
+    {},
+    {**BETAS, "weight_decay": 0.0},
+    {"lr": 0.01, **DECAY, **ASCENT},
+)
 
 compare(
     "amsgrad",
@@ -46,42 +50,48 @@ compare(
 )
 row = Row("torch", fixing(optim.Adam, amsgrad=True), named("amsgrad"))
 also("amsgrad", {}, {"betas": (0.8, 0.95), **DECAY}, row=row, label="single")
-# AdamW of torch with amsgrad: the same rule, but decoupled decay
+# torch's AdamW(amsgrad=True): the same rule with decoupled decay
 row = Row("torch", optim.AdamW, steepest.AdamW)
 also("amsgrad", {"amsgrad": True, "lr": 0.01, **DECAY}, row=row)
 
 compare(
-    "sparse_adam", Row("torch", sparse_adam, steepest.SparseAdam),
-    {}, {**BETAS, "eps": 1e-3}, {"lr": 0.01, **BETAS, **ASCENT},
-)  # fmt: skip
+    "sparse_adam",
+    Row("torch", sparse_adam, steepest.SparseAdam),
+    {},
+    {**BETAS, "eps": 1e-3},
+    {"lr": 0.01, **BETAS, **ASCENT},
+)
 
 compare(
-    "nadam", Row("torch", optim.NAdam, steepest.NAdam),
+    "nadam",
+    Row("torch", optim.NAdam, steepest.NAdam),
     {},
     {**BETAS, "momentum_decay": 0.1, "eps": 1e-3, **DECAY},
     {"decoupled_weight_decay": True, "lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+)
 
 compare(
-    "radam", Row("torch", optim.RAdam, steepest.RAdam),
+    "radam",
+    Row("torch", optim.RAdam, steepest.RAdam),
     {},
     {**BETAS, "eps": 1e-3, **DECAY},
     {"betas": (0.9, 0.99), **DECAY},
     {"betas": (0.9, 0.5)},  # rho_inf is 3: never rectified
     {"decoupled_weight_decay": True, "lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+)
 
 DEFAULT = {"betas": (0.9, 0.999), "eps": 1e-8, "lr": 1e-3}  # the transcription has no defaults
 compare(
-    "eadam", Row("transcription", EAdam, steepest.EAdam),
+    "eadam",
+    Row("transcription", EAdam, steepest.EAdam),
     DEFAULT,
     {**DEFAULT, **BETAS, "eps": 1e-3, **DECAY},
     {**DEFAULT, "lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+)
 
 
 def _yogi(params: Params, **hyper: Any) -> Any:
-    """Of pytorch-optimizer, with the first moment from 0."""
+    """pytorch-optimizer's Yogi, with the first moment started at 0."""
     made = foreign("pytorch_optimizer", "Yogi", foreach=False)(params, **hyper)
     for p, zero in zip(params, zeros(params), strict=True):
         made.state[p] = {"exp_avg": zero, "exp_avg_sq": zero + made.defaults["initial_accumulator"]}
@@ -89,7 +99,10 @@ def _yogi(params: Params, **hyper: Any) -> Any:
 
 
 compare(
-    "yogi", optax("yogi", steepest.Yogi, MOMENTS, decay="decoupled", zeroed="mu", lr=0.01),
-    {}, {**BETAS, "eps": 1e-2, **DECAY}, {"lr": 0.001, **DECAY, **ASCENT},
-    second=second_library(_yogi, steepest.Yogi),
-)  # fmt: skip
+    "yogi",
+    optax("yogi", steepest.Yogi, MOMENTS, decay="decoupled", zeroed="mu", lr=0.01),
+    {},
+    {**BETAS, "eps": 1e-2, **DECAY},
+    {"lr": 0.001, **DECAY, **ASCENT},
+    second=adapted(_yogi, steepest.Yogi),
+)

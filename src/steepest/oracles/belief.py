@@ -6,7 +6,8 @@ from .table import ASCENT, DECAY, Row, compare, steepest
 _belief = foreign("adabelief_pytorch", "AdaBelief", print_change_log=False)
 
 compare(
-    "adabelief", Row("package", _belief, steepest.AdaBelief, "adabelief_pytorch"),
+    "adabelief",
+    Row("package", _belief, steepest.AdaBelief, "adabelief_pytorch"),
     {},
     {"betas": (0.5, 0.9), "eps": 1e-8},
     {"rectify": False, "eps": 1e-8},
@@ -24,4 +25,4 @@ compare(
     {"rectify": False, "weight_decouple": False, "amsgrad": True, **DECAY, **ASCENT},
     {"rectify": False, "lr": 0.01, **DECAY, **ASCENT},
     {"lr": 0.01, **DECAY},
-)  # fmt: skip
+)

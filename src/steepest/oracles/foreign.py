@@ -1,4 +1,4 @@
-"""Makers of oracles out of other packages: quiet, in torch's clothes, imported when used."""
+"""Makers of oracles from other packages: silent, with torch's interface, imported when used."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Maker = Callable[..., Any]
 
 
 def foreign(module: str, name: str, **fixed: Any) -> Maker:
-    """A maker that prints nothing and whose steps raise no warning of deprecated signatures."""
+    """A maker of a package's optimizer that prints nothing and raises no deprecation warnings."""
 
     def make(params: Params, **hyper: Any) -> Any:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            kind = getattr(importlib.import_module(module), name)
+            cls = getattr(importlib.import_module(module), name)
             maximize = hyper.pop("maximize", False)
-            optimizer = kind(params, **{**fixed, **hyper})
+            optimizer = cls(params, **{**fixed, **hyper})
         plain_step = optimizer.step
 
         def step() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                for p in params if maximize else ():  # the packages cannot ascend by themselves
+                for p in params if maximize else ():  # the packages have no maximize
                     p.grad = None if p.grad is None else -p.grad
                 plain_step()
 
@@ -43,7 +43,7 @@ def foreign(module: str, name: str, **fixed: Any) -> Maker:
 
 
 def sparse_adam(params: Params, **hyper: Any) -> Any:
-    """torch's SparseAdam, given gradients that have every row."""
+    """torch's SparseAdam on sparse gradients that contain every row."""
     optimizer: Any = optim.SparseAdam(params, **hyper)
     plain_step = optimizer.step
 
@@ -60,8 +60,8 @@ def sparse_adam(params: Params, **hyper: Any) -> Any:
     return optimizer
 
 
-def _before(optimizer: Any, act: Callable[[], None]) -> Any:
-    """The optimizer, whose every step does something first."""
+def _call_before_step(optimizer: Any, act: Callable[[], None]) -> Any:
+    """The optimizer, with `act` called before each step."""
     plain_step = optimizer.step
 
     def step() -> None:
@@ -72,19 +72,19 @@ def _before(optimizer: Any, act: Callable[[], None]) -> Any:
     return optimizer
 
 
-def shrinking(maker: Maker) -> Maker:
-    """The maker of what has no weight decay, with a decoupled one done from outside."""
+def with_decay(maker: Maker) -> Maker:
+    """Adds decoupled weight decay to a maker whose optimizer has none."""
 
     def make(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
         group = optimizer.param_groups[0]
-        return _before(optimizer, lambda: _shrink(params, group["lr"] * weight_decay))
+        return _call_before_step(optimizer, lambda: _shrink(params, group["lr"] * weight_decay))
 
     return make
 
 
-def early(maker: Maker) -> Maker:
-    """The maker of what decays, decoupled, from the second step on, with the first one's too."""
+def with_first_decay(maker: Maker) -> Maker:
+    """Adds the first step's decay to a maker whose optimizer decays from the second step on."""
 
     def make(params: Params, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
@@ -94,16 +94,16 @@ def early(maker: Maker) -> Maker:
             if next(steps) == 0:
                 _shrink(params, group["lr"] * group["weight_decay"])
 
-        return _before(optimizer, shrink)
+        return _call_before_step(optimizer, shrink)
 
     return make
 
 
 def as_rows(maker: Maker) -> Maker:
-    """The maker of what leaves vectors alone, given every parameter as a matrix of one row."""
+    """Gives every parameter as a matrix of one row, to an optimizer that leaves vectors alone."""
 
     def make(params: Params, **hyper: Any) -> Any:
-        rows = [p.detach().view(1, -1).requires_grad_() for p in params]  # of the same memory
+        rows = [p.detach().view(1, -1).requires_grad_() for p in params]  # share the memory
         optimizer = maker(rows, **hyper)
         plain_step = optimizer.step
 
@@ -120,7 +120,7 @@ def as_rows(maker: Maker) -> Maker:
 
 
 def split(params: Params, matrices: Maker, others: Maker) -> Any:
-    """One optimizer for matrices, one for all else, whose rates keep their ratio."""
+    """One optimizer for matrices and one for all other parameters; their rates keep their ratio."""
     made = matrices([p for p in params if p.dim() > 1])
     if all(p.dim() > 1 for p in params):
         return made
@@ -145,12 +145,12 @@ def _shrink(params: Params, share: float) -> None:
 
 
 class Optax:
-    """A transformation of optax in 64 bits, with the groups, states and step of torch.
+    """An optax transformation in 64 bits, with torch's groups, states and step.
 
-    name: where optax has it; keys: our state -> its field there; decay: "own", or how weight decay
-    is done here for a transformation that has none; names: our argument -> optax's; zeroed: a field
-    that starts at 0 here, whatever optax does. The transformation is made anew at each step, so
-    that the learning rate may move.
+    name: its path in optax; keys: our state -> optax's field; decay: "own", or "coupled" or
+    "decoupled" for a transformation without weight decay; names: our argument -> optax's; zeroed: a
+    field that starts at 0 here. The transformation is rebuilt at each step, since the learning rate
+    may change.
     """
 
     def __init__(
@@ -198,8 +198,8 @@ class Optax:
                 move, inner = made.update(array(g.numpy(), copy=True), inner, point)
                 self.inner[p] = inner
                 p.copy_(_torch(point + move))
-                found = dict(_fields(inner))
-                self.state[p] = {ours: _torch(found[theirs]) for ours, theirs in self.keys.items()}
+                values = dict(_fields(inner))
+                self.state[p] = {ours: _torch(values[theirs]) for ours, theirs in self.keys.items()}
 
     def start(self, made: Any, point: Any) -> Any:
         """The state before the first step."""
@@ -217,7 +217,8 @@ def _torch(x: Any) -> Tensor:
 
 def _fields(state: Any) -> Iterator[tuple[str, Any]]:
     """The named fields of a nested state of optax."""
-    for name, value in zip(getattr(state, "_fields", ()) or [""] * len(state), state, strict=True):
+    names = getattr(state, "_fields", ()) or [""] * len(state)
+    for name, value in zip(names, state, strict=True):
         if isinstance(value, tuple):
             yield from _fields(value)
         else:

@@ -7,7 +7,7 @@ from .table import ASCENT, BETAS, DECAY, Maker, Params, Row, also, compare, opta
 
 
 def _free(name: str) -> Maker:
-    """Of schedulefree, in training."""
+    """schedulefree's class, in train mode."""
 
     def oracle(params: Params, **hyper: Any) -> Any:
         made = foreign("schedulefree", f"{name}ScheduleFree")(params, **hyper)
@@ -19,19 +19,24 @@ def _free(name: str) -> Maker:
 
 WARM = {"lr": 0.01, "warmup_steps": 20, "r": 1.0, "weight_lr_power": 1.0}
 
-about = {"lr": 1.0, "names": {"momentum": "b1"}}
+options = {"lr": 1.0, "names": {"momentum": "b1"}}
 compare(
-    "schedule_free_sgd", Row("package", _free("SGD"), steepest.SGDScheduleFree, "schedulefree"),
-    {"lr": 0.01}, {"lr": 0.1, "momentum": 0.5, **DECAY}, {"lr": 0.02, **DECAY, **ASCENT},
-    second=optax("contrib.schedule_free_sgd", steepest.SGDScheduleFree, {"z": "z"}, **about),
-)  # fmt: skip
+    "schedule_free_sgd",
+    Row("package", _free("SGD"), steepest.SGDScheduleFree, "schedulefree"),
+    {"lr": 0.01},
+    {"lr": 0.1, "momentum": 0.5, **DECAY},
+    {"lr": 0.02, **DECAY, **ASCENT},
+    second=optax("contrib.schedule_free_sgd", steepest.SGDScheduleFree, {"z": "z"}, **options),
+)
 also("schedule_free_sgd", WARM, {**WARM, **DECAY, **ASCENT})
 
 keys = {"z": "z", "exp_avg_sq": "nu"}
 compare(
     "schedule_free_adamw",
     Row("package", _free("AdamW"), steepest.AdamWScheduleFree, "schedulefree"),
-    {}, {**BETAS, "eps": 1e-3, **DECAY}, {"lr": 0.01, **DECAY, **ASCENT},
+    {},
+    {**BETAS, "eps": 1e-3, **DECAY},
+    {"lr": 0.01, **DECAY, **ASCENT},
     second=optax("contrib.schedule_free_adamw", steepest.AdamWScheduleFree, keys, lr=2.5e-3),
-)  # fmt: skip
+)
 also("schedule_free_adamw", WARM, {**WARM, **DECAY, **ASCENT})

@@ -8,30 +8,20 @@ import torch
 from torch import optim
 
 from .foreign import foreign, split
-from .table import (
-    ASCENT,
-    BETAS,
-    DECAY,
-    SECOND,
-    Params,
-    Row,
-    also,
-    compare,
-    second_library,
-    steepest,
-)
+from .table import ASCENT, BETAS, DECAY, SECOND, Params, Row, adapted, also, compare, steepest
 from .transcriptions import Soap
 
 compare(
-    "adafactor", Row("torch", optim.Adafactor, steepest.Adafactor),
+    "adafactor",
+    Row("torch", optim.Adafactor, steepest.Adafactor),
     {},
     {"eps": (1e-5, 1e-2), "d": 1.5, "beta2_decay": -0.6, **DECAY},
     {"lr": 0.02, **DECAY, **ASCENT},
-)  # fmt: skip
+)
 
 
 def _muon(params: Params, adamw_lr: float = 3e-4, **hyper: Any) -> Any:
-    """torch's Muon, and its AdamW for what is no matrix, at a rate on the same schedule."""
+    """torch's Muon, and its AdamW for parameters that are not matrices; one schedule for both."""
     betas, eps = hyper.pop("betas", (0.9, 0.95)), hyper.pop("adamw_eps", 1e-10)
     decay = hyper.get("weight_decay", 0.1)
     return split(
@@ -49,7 +39,7 @@ compare("muon", row, {}, {**FLAT, "weight_decay": 0.0}, FLAT, FAST)
 
 
 class _Float64:
-    """torch, but what asks for float32 is given float64."""
+    """The module torch, with float64 under the name float32."""
 
     float32 = torch.float64
 
@@ -58,18 +48,18 @@ class _Float64:
 
 
 def _soap(params: Params, **hyper: Any) -> Any:
-    """Of pytorch-optimizer, whose eigenvectors are not rounded to float32 when they are refined."""
+    """pytorch-optimizer's SOAP, without its rounding of refined eigenvectors to float32."""
     made = foreign("pytorch_optimizer", "SOAP", foreach=False)(params, **hyper)
-    rounding = type(made).get_orthogonal_matrix_qr
-    names = {**rounding.__globals__, "torch": _Float64()}
-    exact = FunctionType(rounding.__code__, names, argdefs=rounding.__defaults__)
+    original = type(made).get_orthogonal_matrix_qr
+    names = {**original.__globals__, "torch": _Float64()}
+    exact = FunctionType(original.__code__, names, argdefs=original.__defaults__)
     made.get_orthogonal_matrix_qr = partial(exact, made)
     return made
 
 
 OFTEN = {**BETAS, "eps": 1e-3, "precondition_frequency": 3, **DECAY}
-row = second_library(_soap, steepest.SOAP)
+row = adapted(_soap, steepest.SOAP)
 compare("soap", row, {}, OFTEN, {"lr": 0.03, "weight_decay": 0.0, **ASCENT})
 SECOND["soap"] = Row("transcription", Soap, steepest.SOAP)
 last = {"lr": 0.03, **DECAY, **ASCENT}
-also("soap", {}, OFTEN, last, row=SECOND["soap"], label=SECOND["soap"].kind)
+also("soap", {}, OFTEN, last, row=SECOND["soap"], label=SECOND["soap"].source)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .foreign import early, foreign, shrinking
+from .foreign import foreign, with_decay, with_first_decay
 from .table import (
     ASCENT,
     BETAS,
@@ -10,16 +10,16 @@ from .table import (
     MOMENTS,
     Params,
     Row,
+    adapted,
     also,
     compare,
     optax,
-    second_library,
     steepest,
 )
 
 
 def _msvag(params: Params, **hyper: Any) -> Any:
-    """Of pytorch-optimizer, whose first variance, 0 but for rounding, is not divided by 1e-4."""
+    """pytorch-optimizer's MSVAG, without dividing the first variance, pure rounding, by 1e-4."""
     made = foreign("pytorch_optimizer", "MSVAG", foreach=False)(params, **hyper)
     rho = made.get_rho
     made.get_rho = lambda power, beta: 0.5 if power == beta else rho(power, beta)
@@ -27,26 +27,30 @@ def _msvag(params: Params, **hyper: Any) -> Any:
 
 
 compare(
-    "msvag", second_library(shrinking(_msvag), steepest.MSVAG),
-    {}, {"beta": 0.5, **DECAY}, {"lr": 0.1, **DECAY, **ASCENT},
-)  # fmt: skip
+    "msvag",
+    adapted(with_decay(_msvag), steepest.MSVAG),
+    {},
+    {"beta": 0.5, **DECAY},
+    {"lr": 0.1, **DECAY, **ASCENT},
+)
 
 
 def _adopt(params: Params, clip: bool = True, **hyper: Any) -> Any:
-    """Of torch-adopt, whose decoupled decay waits for the second step."""
+    """torch-adopt's ADOPT, whose decoupled decay begins at the second step only."""
     made = foreign("adopt", "ADOPT", **({} if clip else {"clip_lambda": None}))
-    return (early(made) if hyper.get("decouple") else made)(params, **hyper)
+    return (with_first_decay(made) if hyper.get("decouple") else made)(params, **hyper)
 
 
 clips = {"decay": "coupled", "names": {"clip": "use_clipping"}}
 compare(
-    "adopt", Row("package", _adopt, steepest.ADOPT, "adopt"),
+    "adopt",
+    Row("package", _adopt, steepest.ADOPT, "adopt"),
     {},
     {**BETAS, "eps": 1e-3, **DECAY},
     {"clip": False, **DECAY},
     {"lr": 0.01, "betas": (0.9, 0.99), **DECAY, **ASCENT},
     second=optax("contrib.adopt", steepest.ADOPT, MOMENTS, **clips),
-)  # fmt: skip
+)
 also("adopt", {"decouple": True, **DECAY}, {"decouple": True, "lr": 0.01, **DECAY})
 
 
@@ -57,12 +61,13 @@ def _adan(params: Params, no_prox: bool = False, **hyper: Any) -> Any:
 
 
 compare(
-    "adan", second_library(_adan, steepest.Adan),
+    "adan",
+    adapted(_adan, steepest.Adan),
     {},
     {"betas": (0.9, 0.5, 0.95), "eps": 1e-3, **DECAY},
     {"no_prox": True, **DECAY},
     {"lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+)
 
 
 def _ademamix(
@@ -75,16 +80,20 @@ def _ademamix(
 
 SLOW = {"betas": (0.8, 0.95, 0.99)}
 keys = {"exp_avg": "m1", "exp_avg_slow": "m2", "exp_avg_sq": "nu"}
-other = second_library(_ademamix, steepest.AdEMAMix)
+other = adapted(_ademamix, steepest.AdEMAMix)
 compare(
-    "ademamix", optax("contrib.ademamix", steepest.AdEMAMix, keys, alpha=2.0),
-    {}, {**SLOW, "eps": 1e-3, "alpha": 5.0, **DECAY}, {**SLOW, **DECAY, **ASCENT},
+    "ademamix",
+    optax("contrib.ademamix", steepest.AdEMAMix, keys, alpha=2.0),
+    {},
+    {**SLOW, "eps": 1e-3, "alpha": 5.0, **DECAY},
+    {**SLOW, **DECAY, **ASCENT},
     second=other,
-)  # fmt: skip
+)
 also(
     "ademamix",
     {"alpha_warmup": 40.0, "beta3_warmup": 40.0},
     {"alpha_warmup": 150.0, "beta3_warmup": 150.0, "betas": (0.5, 0.9, 0.999), **DECAY},
-    row=other, label=other.kind,
-)  # fmt: skip
+    row=other,
+    label=other.source,
+)
 also("ademamix", {**SLOW, "lr": 0.01, **DECAY, **ASCENT})

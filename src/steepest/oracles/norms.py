@@ -15,39 +15,51 @@ from .table import (
     Params,
     Row,
     Setting,
-    another,
+    adapted,
     compare,
     optax,
-    second_library,
+    pytorch_optimizer,
     steepest,
 )
 from .transcriptions import Swats, YellowFin
 
 compare(
-    "fromage", another("Fromage", steepest.Fromage, shrink=True, p_bound=None),
-    {}, {"lr": 0.1, **DECAY}, {"lr": 0.03, **ASCENT},
-)  # fmt: skip
+    "fromage",
+    pytorch_optimizer("Fromage", steepest.Fromage, shrink=True, p_bound=None),
+    {},
+    {"lr": 0.1, **DECAY},
+    {"lr": 0.03, **ASCENT},
+)
 
 compare(
-    "lars", optax("lars", steepest.LARS, {}, lr=1.0),
-    {}, {"lr": 0.1, "momentum": 0.5}, {"trust_coefficient": 0.02, **ASCENT},
-)  # fmt: skip
-# optax has another norm where there is decay, and pytorch-optimizer another place for lr
+    "lars",
+    optax("lars", steepest.LARS, {}, lr=1.0),
+    {},
+    {"lr": 0.1, "momentum": 0.5},
+    {"trust_coefficient": 0.02, **ASCENT},
+)
+# with decay optax takes another norm; pytorch-optimizer applies lr elsewhere, so lr stays 1
 _lars = as_rows(foreign("pytorch_optimizer", "LARS", foreach=False, lr=1.0))
-SECOND["lars"] = second_library(_lars, steepest.LARS)
+SECOND["lars"] = adapted(_lars, steepest.LARS)
 for hyper in (DECAY, {"momentum": 0.5, "trust_coefficient": 0.02, **DECAY}):
-    SETTINGS.append(Setting("lars", hyper, row=SECOND["lars"], label=SECOND["lars"].kind))
+    SETTINGS.append(Setting("lars", hyper, row=SECOND["lars"], label=SECOND["lars"].source))
 
 compare(
-    "lamb", optax("lamb", steepest.LAMB, MOMENTS),
-    {}, {**BETAS, "eps": 1e-3, **DECAY}, {"lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+    "lamb",
+    optax("lamb", steepest.LAMB, MOMENTS),
+    {},
+    {**BETAS, "eps": 1e-3, **DECAY},
+    {"lr": 0.01, **DECAY, **ASCENT},
+)
 
-about = {"lr": 1e-2, "betas": (0.95, 0.98), "weight_decouple": False}
+options = {"lr": 1e-2, "betas": (0.95, 0.98), "weight_decouple": False}
 compare(
-    "novograd", another("NovoGrad", steepest.NovoGrad, **about),
-    {}, {**BETAS, "eps": 1e-3, **DECAY}, {"lr": 0.03, **DECAY, **ASCENT},
-)  # fmt: skip
+    "novograd",
+    pytorch_optimizer("NovoGrad", steepest.NovoGrad, **options),
+    {},
+    {**BETAS, "eps": 1e-3, **DECAY},
+    {"lr": 0.03, **DECAY, **ASCENT},
+)
 
 
 def _prodigy(params: Params, **hyper: Any) -> Any:
@@ -57,7 +69,7 @@ def _prodigy(params: Params, **hyper: Any) -> Any:
 ORACLES["prodigy"] = Row("package", _prodigy, steepest.Prodigy, "prodigyopt")
 SETTINGS.append(Setting("prodigy", {}))
 WHY = (
-    "d begins with p0 - p, which is as short as d0: a last bit of p is 1e-10 of it "
+    "d begins with p0 - p, which is as small as d0: the last bit of p is 1e-10 of it "
     "(test_a_last_bit_of_the_parameter_moves_prodigy)"
 )
 for hyper in ({**BETAS, "d0": 1e-4, **DECAY}, {"d_coef": 0.5, **DECAY, **ASCENT}):
@@ -65,7 +77,7 @@ for hyper in ({**BETAS, "d0": 1e-4, **DECAY}, {"d_coef": 0.5, **DECAY, **ASCENT}
 
 
 def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
-    """Of pytorch-optimizer: vectors treated as matrices are, and no 1e-15 added to v."""
+    """pytorch-optimizer's MARS, which treats vectors like matrices here and adds no 1e-15 to v."""
     both = {"weight_decay": weight_decay, "weight_decay_1d": weight_decay}
     made = foreign("pytorch_optimizer", "MARS", foreach=False, optimize_1d=True, **both)
     optimizer = made(params, weight_decouple=True, **hyper)
@@ -75,17 +87,26 @@ def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
 
 TINY = {"eps": 1e-30}  # the oracle adds eps before the correction of v, the paper after it
 compare(
-    "mars", second_library(_mars, steepest.MARS),
-    TINY, {**BETAS, **TINY, "gamma": 0.1, **DECAY}, {**TINY, "lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+    "mars",
+    adapted(_mars, steepest.MARS),
+    TINY,
+    {**BETAS, **TINY, "gamma": 0.1, **DECAY},
+    {**TINY, "lr": 0.01, **DECAY, **ASCENT},
+)
 
 SETTLED = {"settled": 0.05, "lr": 0.01}
 compare(
-    "swats", Row("transcription", Swats, steepest.SWATS),
-    {}, {**BETAS, "eps": 1e-3, **SETTLED, **DECAY}, {**SETTLED, **ASCENT},
-)  # fmt: skip
+    "swats",
+    Row("transcription", Swats, steepest.SWATS),
+    {},
+    {**BETAS, "eps": 1e-3, **SETTLED, **DECAY},
+    {**SETTLED, **ASCENT},
+)
 
 compare(
-    "yellowfin", Row("transcription", YellowFin, steepest.YellowFin),
-    {}, {"beta": 0.9, **DECAY}, {"lr": 0.3, **ASCENT},
-)  # fmt: skip
+    "yellowfin",
+    Row("transcription", YellowFin, steepest.YellowFin),
+    {},
+    {"beta": 0.9, **DECAY},
+    {"lr": 0.3, **ASCENT},
+)

@@ -1,22 +1,31 @@
 """The rules of `formulas/signs.py`."""
 
 from .foreign import foreign
-from .table import ASCENT, BETAS, DECAY, Row, another, compare, optax, steepest
+from .table import ASCENT, BETAS, DECAY, Row, compare, optax, pytorch_optimizer, steepest
 
-about = {"decay": "decoupled", "lr": 1e-4, "names": {"momentum": "beta"}}
+options = {"decay": "decoupled", "lr": 1e-4, "names": {"momentum": "beta"}}
 compare(
-    "signum", optax("signum", steepest.Signum, {"momentum_buffer": "ema"}, **about),
-    {}, {"momentum": 0.5, **DECAY}, {"lr": 0.001, **DECAY, **ASCENT},
-    second=another("SignSGD", steepest.Signum, lr=1e-4),
-)  # fmt: skip
-
-compare(
-    "lion", optax("lion", steepest.Lion, {"exp_avg": "mu"}, lr=1e-4, weight_decay=0.0),
-    {}, {**BETAS, **DECAY}, {"lr": 0.001, **DECAY, **ASCENT},
-    second=another("Lion", steepest.Lion),
-)  # fmt: skip
+    "signum",
+    optax("signum", steepest.Signum, {"momentum_buffer": "ema"}, **options),
+    {},
+    {"momentum": 0.5, **DECAY},
+    {"lr": 0.001, **DECAY, **ASCENT},
+    second=pytorch_optimizer("SignSGD", steepest.Signum, lr=1e-4),
+)
 
 compare(
-    "grams", Row("package", foreign("grams", "Grams"), steepest.Grams, "grams"),
-    {}, {**BETAS, "eps": 1e-3, **DECAY}, {"lr": 0.01, **DECAY, **ASCENT},
-)  # fmt: skip
+    "lion",
+    optax("lion", steepest.Lion, {"exp_avg": "mu"}, lr=1e-4, weight_decay=0.0),
+    {},
+    {**BETAS, **DECAY},
+    {"lr": 0.001, **DECAY, **ASCENT},
+    second=pytorch_optimizer("Lion", steepest.Lion),
+)
+
+compare(
+    "grams",
+    Row("package", foreign("grams", "Grams"), steepest.Grams, "grams"),
+    {},
+    {**BETAS, "eps": 1e-3, **DECAY},
+    {"lr": 0.01, **DECAY, **ASCENT},
+)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..classes import classes, optimizer
-from .foreign import Optax, foreign, shrinking
+from .foreign import Optax, foreign, with_decay
 
 LIMIT = 1e-12
-"""On a deviation in float64."""
+"""The largest deviation allowed in float64."""
 PACKAGES = {
     "adabelief_pytorch": "adabelief-pytorch==0.2.1",
     "adabound": "adabound==0.0.5",
@@ -30,7 +30,7 @@ PACKAGES = {
     "optax": "optax==0.2.8",
     "pytorch_optimizer": "pytorch-optimizer==4.1.0",
 }
-"""Modules of the foreign packages, and what pip calls them; imported when they are used."""
+"""Module -> the package that pip installs. The modules are imported when they are used."""
 # options that many settings share
 DECAY, ASCENT, HEAVY = {"weight_decay": 0.03}, {"maximize": True}, {"momentum": 0.9}
 BETAS = {"betas": (0.5, 0.9)}
@@ -42,12 +42,12 @@ Hyper = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """kind: what the oracle is; oracle, ours: makers of an optimizer, given params and hyper.
-
-    module: the package that the oracle is imported from.
+    """A rule's oracle. oracle, ours: functions of params and hyperparameters that make the
+    optimizers. source: what the oracle is, such as "torch" or "optax". module: the package that it
+    is imported from.
     """
 
-    kind: str
+    source: str
     oracle: Maker
     ours: Maker
     module: str = "torch"
@@ -57,20 +57,20 @@ class Row(NamedTuple):
         """What the oracle is, in words."""
         if self.module in PACKAGES:
             return PACKAGES[self.module]
-        if self.kind == "reference":
+        if self.source == "reference":
             return f"steepest's reference {self.oracle.__name__}"
         return {"torch": "torch.optim", "transcription": "the paper's formula, transcribed"}[
-            self.kind
+            self.source
         ]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One comparison: the rule that must be selected, its row, hyperparameters, and more.
+    """One comparison of a rule with an oracle.
 
-    bound: the largest deviation in float64. why: what the oracle loses, where that is not LIMIT.
-    scheduled: whether the learning rate changes from step to step. label: of what the row is, if
-    not the rule's first one.
+    rule: the one that the hyperparameters must select. scheduled: whether the learning rate changes
+    from step to step. row, label: the oracle and its name, if it is not the rule's first one.
+    bound: the largest deviation allowed in float64; why: the reason for one other than LIMIT.
     """
 
     rule: str
@@ -86,8 +86,10 @@ class Setting:
         return self.row or ORACLES[self.rule]
 
     def __str__(self) -> str:
-        words = [f"{k}={v}" for k, v in self.hyper.items()] + ["scheduled"] * self.scheduled
-        return "-".join(filter(None, [self.rule, self.label, *words])).replace(" ", "")
+        options = [f"{k}={v}" for k, v in self.hyper.items()]
+        scheduled = "scheduled" if self.scheduled else ""
+        parts = [self.rule, self.label, *options, scheduled]
+        return "-".join(filter(None, parts)).replace(" ", "")
 
 
 ORACLES: dict[str, Row] = {}
@@ -98,10 +100,10 @@ SETTINGS: list[Setting] = []
 
 
 def compare(rule: str, row: Row, *hypers: Hyper, second: Row | None = None) -> None:
-    """Run a rule beside its oracle in these settings; the learning rate moves in the last one.
+    """Compare a rule with its oracle in these settings; the learning rate changes in the last one.
 
-    second: another oracle. Its settings stand in the middle: a rule's first and last setting are
-    run oftener.
+    second: another oracle. Its settings go in the middle, because a rule's first and last setting
+    are run more often.
     """
     ORACLES[rule] = row
     if second is None:
@@ -109,12 +111,12 @@ def compare(rule: str, row: Row, *hypers: Hyper, second: Row | None = None) -> N
         return
     SECOND[rule] = second
     SETTINGS.append(Setting(rule, hypers[0]))
-    also(rule, *hypers, row=second, label=second.kind)
+    also(rule, *hypers, row=second, label=second.source)
     also(rule, *hypers[1:])
 
 
 def also(rule: str, *hypers: Hyper, row: Row | None = None, label: str = "") -> None:
-    """More settings; row: of another oracle or another class."""
+    """Add settings; row: another oracle or another class."""
     last = len(hypers) - 1
     for k, hyper in enumerate(hypers):
         SETTINGS.append(Setting(rule, hyper, k == last, row, label=label))
@@ -126,12 +128,12 @@ steepest = SimpleNamespace(**classes)
 
 
 def named(rule: str) -> Maker:
-    """The class of that rule alone, whose arguments are the rule's own."""
+    """A maker of the class of that rule alone, which takes the rule's own arguments."""
     return lambda params, **hyper: optimizer(rule, params, **hyper)
 
 
 def fixing(maker: Maker, **fixed: Any) -> Maker:
-    """The maker with some options given."""
+    """The maker with some options fixed."""
 
     def make(params: Params, **hyper: Any) -> Any:
         return maker(params, **{**fixed, **hyper})
@@ -141,7 +143,7 @@ def fixing(maker: Maker, **fixed: Any) -> Maker:
 
 
 def optax(name: str, ours: Maker, keys: dict[str, str], **about: Any) -> Row:
-    """Of optax; keys: ours -> its own, of the states."""
+    """A row with an optimizer of optax; keys: our state -> optax's field."""
 
     def oracle(params: Params, **hyper: Any) -> Any:
         return Optax(params, name, keys, **{**about, **hyper})
@@ -149,14 +151,14 @@ def optax(name: str, ours: Maker, keys: dict[str, str], **about: Any) -> Row:
     return Row("optax", oracle, ours, "optax")
 
 
-def another(name: str, ours: Maker, shrink: bool = False, **fixed: Any) -> Row:
-    """Of pytorch-optimizer, one tensor at a time; shrink: it has no weight decay."""
+def pytorch_optimizer(name: str, ours: Maker, shrink: bool = False, **fixed: Any) -> Row:
+    """A row with an optimizer of pytorch-optimizer; shrink: add the weight decay that it lacks."""
     oracle = foreign("pytorch_optimizer", name, foreach=False, **fixed)
-    return second_library(shrinking(oracle) if shrink else oracle, ours)
+    return adapted(with_decay(oracle) if shrink else oracle, ours)
 
 
-def second_library(oracle: Maker, ours: Maker) -> Row:
-    """Of pytorch-optimizer, made in a way of its own."""
+def adapted(oracle: Maker, ours: Maker) -> Row:
+    """A row with an optimizer of pytorch-optimizer that `oracle` has changed."""
     return Row("pytorch-optimizer", oracle, ours, "pytorch_optimizer")
 
 

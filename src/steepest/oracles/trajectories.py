@@ -1,4 +1,4 @@
-"""Paths of 100 steps, of a class and of its oracle, and how far they are apart."""
+"""Runs a class and its oracle for 100 steps and measures the deviation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from . import CANCELLING, SETTINGS, Maker, Row, Setting, fixing
 
 STEPS = 100
 SHAPES = ((16, 15), (60,))
-"""Of the parameters in float64; the last four elements have gradients that vanish at some steps."""
+"""The parameters in float64; the gradients of their last four elements are zero at some steps."""
 LARGE = ((100, 100),)
-"""Of the parameter in float32: enough elements for a quantile of 99.9 %."""
+"""The parameter in float32: enough elements for a quantile of 99.9 %."""
 FOREIGN = 1e-9
-"""On the deviation of a class that claims no equality with ours: its name alone says so."""
+"""The largest deviation allowed of a foreign class, which has only the name in common with ours."""
 
 
 # one run
@@ -56,7 +56,7 @@ def starts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor
 
 
 def scheduled(lr: float, t: int) -> float:
-    """A learning rate that rises, falls and jumps; the first step already has another than `lr`."""
+    """A learning rate that rises, falls and jumps; it differs from `lr` at the first step too."""
     return lr * (1 + 0.5 * math.sin(0.3 * t)) * (0.1 if t > 60 else 1.0)
 
 
@@ -72,7 +72,7 @@ def steps(
     rounded: torch.dtype,
     **more: Any,
 ) -> Iterator[dict[str, Tensor]]:
-    """What an optimizer makes in `dtype`, step by step, of starts and gradients in `rounded`."""
+    """Run an optimizer in `dtype` on starts and gradients in `rounded`; key -> values, per step."""
     params = [p.to(dtype).requires_grad_() for p in starts(shapes, rounded)]
     with default_dtype(dtype):
         optimizer = maker(params, **setting.hyper, **more)
@@ -85,15 +85,16 @@ def steps(
             p.grad = g.to(dtype, copy=True)
         with default_dtype(dtype):
             optimizer.step()
-        made = {}
-        found = ((k, v) for p in params for k, v in optimizer.state[p].items())
-        keys = dict.fromkeys(k for k, v in found if isinstance(v, (Tensor, float, int)))
-        for key in ("p", *keys):  # of matrices and of vectors they may be others
-            held = [p for p in params if key == "p" or key in optimizer.state[p]]
-            values = [p.detach() if key == "p" else optimizer.state[p][key] for p in held]
+        row = {}
+        states = [state for p in params for state in optimizer.state[p].items()]
+        keys = dict.fromkeys(k for k, v in states if isinstance(v, (Tensor, float, int)))
+        for key in ("p", *keys):
+            # matrices and vectors may have different keys
+            having = [p for p in params if key == "p" or key in optimizer.state[p]]
+            values = [p.detach() if key == "p" else optimizer.state[p][key] for p in having]
             flat = [torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in values]
-            made[key] = torch.cat(flat)  # a copy, also of one tensor
-        yield made
+            row[key] = torch.cat(flat)  # a copy, even of one tensor
+        yield row
 
 
 @contextlib.contextmanager
@@ -108,9 +109,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def path_of(maker: Maker, setting: Setting, **more: Any) -> Path:
-    """The whole path in float64."""
-    made = list(steps(maker, setting, SHAPES, torch.float64, torch.float64, **more))
-    return {key: torch.stack([row[key] for row in made]) for key in made[-1]}
+    """The path of an optimizer in float64."""
+    rows = list(steps(maker, setting, SHAPES, torch.float64, torch.float64, **more))
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[-1]}
 
 
 @cache
@@ -120,35 +121,37 @@ def oracle(setting: Setting) -> Path:
 
 
 class End(NamedTuple):
-    """After the last step: the values, and the largest magnitude of each element on the way."""
+    """The values after the last step, and the largest magnitude of each element during the run."""
 
     values: dict[str, Tensor]
     peaks: dict[str, Tensor]
 
 
 def end_of(maker: Maker, setting: Setting, dtype: torch.dtype, **more: Any) -> End:
-    """Where an optimizer ends in `dtype`, from starts and gradients that float32 holds exactly."""
+    """The end of a run in `dtype`, on starts and gradients that float32 holds exactly."""
     peaks: dict[str, Tensor] = {}
-    made: dict[str, Tensor] = {}
-    for made in steps(maker, setting, LARGE, dtype, torch.float32, **more):
-        for key, value in made.items():
+    row: dict[str, Tensor] = {}
+    for row in steps(maker, setting, LARGE, dtype, torch.float32, **more):
+        for key, value in row.items():
             peaks[key] = torch.maximum(peaks.get(key, value.abs()), value.abs())
-    return End(made, peaks)
+    return End(row, peaks)
 
 
 @cache
 def oracle_end(setting: Setting, dtype: torch.dtype) -> End:
-    """Where the oracle ends, run once for all backends."""
+    """The end of the oracle's run, which is made once for all backends."""
     return end_of(setting.made_by.oracle, setting, dtype)
 
 
 def scales(path: Tensor) -> Tensor:
-    """Per step and element the largest value so far: a moment that passes zero keeps its scale."""
+    """The largest magnitude of each element so far: a moment that passes zero keeps its scale."""
     return path.abs().cummax(0).values
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
-    """The largest deviation at any step, relative to element's scale and to tensor's maximum."""
+    """The largest deviation at any step, relative to the element's scale or the tensor's maximum:
+    the larger of the two.
+    """
     difference = (ours - theirs).abs()
     if not difference.any():
         return 0.0
@@ -164,15 +167,15 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
 
 
 @cache
-def settings_of(kind: type) -> tuple[Setting, ...]:
-    """The settings whose optimizer is of that class of ours."""
-    found = []
-    for setting in SETTINGS:
+def settings_of(cls: type) -> tuple[Setting, ...]:
+    """The settings that compare that class of ours."""
+
+    def compares(setting: Setting) -> bool:
         with contextlib.suppress(TypeError):  # an option that only the rule's other class has
-            made = setting.made_by.ours([torch.zeros(1)], **setting.hyper)
-            if type(made) is kind:
-                found.append(setting)
-    return tuple(found)
+            return type(setting.made_by.ours([torch.zeros(1)], **setting.hyper)) is cls
+        return False
+
+    return tuple(filter(compares, SETTINGS))
 
 
 def _bound(name: str) -> float:
@@ -182,18 +185,18 @@ def _bound(name: str) -> float:
 
 
 def same_name(name: str, options: dict[str, Any], hyper: dict[str, Any]) -> Setting:
-    """A foreign class against our reference of the same name; hyper stands before the options."""
+    """A foreign class against our reference of the same name; hyper overrides the options."""
     ours = fixing(classes[name], backend="eager", **options)
     return Setting(name, hyper, row=Row("reference", ours, ours), bound=max(FOREIGN, _bound(name)))
 
 
-def apart(make: Maker, setting: Setting, **more: Any) -> float:
+def path_deviation(make: Maker, setting: Setting, **more: Any) -> float:
     """The largest relative deviation of an optimizer's path from the oracle's, over 100 steps.
 
-    A foreign class is compared in its parameters, ours in the states that both have as well.
+    It covers the parameters and, for our own classes, the states that both have.
     """
     row = setting.made_by
-    if row.kind == "reference":
+    if row.source == "reference":
         ours, theirs = path_of(make, setting), path_of(row.oracle, setting)
         return deviation(ours["p"], theirs["p"])
     ours, theirs = path_of(row.ours, setting, **more), oracle(setting)

@@ -1,4 +1,4 @@
-"""Papers written out, line by line: the oracles of what no other package has."""
+"""Papers transcribed line by line: the oracles of rules that no other package has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Params = Sequence[Tensor]
 
 
 class Transcription:
-    """What the harness needs of an optimizer: groups, states and a step."""
+    """The interface that a comparison needs: groups, states and a step."""
 
     def __init__(self, params: Params, **hyper: Any) -> None:
         self.param_groups = [{"params": list(params), **hyper}]
@@ -45,8 +45,7 @@ class ClassicalMomentum(Transcription):
 class ClassicalNesterov(Transcription):
     """v <- mu v - lr grad(theta + mu v);  theta <- theta + v (Sutskever et al. 2013, eq. 3 and 4).
 
-    The gradient is taken at the look-ahead point, so that is what stands in the parameter: theta
-    lives here alone.
+    The parameter holds the look-ahead point, where the gradient is taken; theta is a state.
     """
 
     def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
@@ -69,10 +68,10 @@ class EAdam(Transcription):
 
 
 class Swats(Transcription):
-    """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters together.
+    """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters.
 
-    `exp_avg2` is the average rate, and from the switch on SGD's, which goes on with the schedule:
-    `sgd` keeps the share of the first lr that was left at the switch, and is 0 before it.
+    `exp_avg2` is the average rate; from the switch on it is SGD's rate, which follows the schedule.
+    `sgd` is 0 before the switch, and then lr at the switch over the first lr.
     """
 
     def __init__(self, params: Params, lr: float = 1e-3, **hyper: Any) -> None:
@@ -113,13 +112,14 @@ class Swats(Transcription):
 
 
 class Soap(Transcription):
-    """Algorithms 3 and 4 of Vyas et al. 2024, for any number of dimensions; of vectors, Adam.
+    """Algorithms 3 and 4 of Vyas et al. 2024, for any number of dimensions; Adam for vectors.
 
-    Where the paper says nothing, as its authors' code: the first gradient makes no move and is in
-    neither moment, moments are corrected by the number of moves, the old eigenvectors are ordered
-    by their Rayleigh quotients before they are refined, and v goes with them. Weight decay comes
-    after the step. Where rows and columns differ by more than one, the first eigenvectors of what
-    no gradient has reached are rounding's own, and two right implementations part.
+    Where the paper says nothing, it follows its authors' code: the first gradient makes no move and
+    enters neither moment, moments are corrected by the number of moves, the old eigenvectors are
+    sorted by their Rayleigh quotients before they are refined, and v is reordered with them. Weight
+    decay comes after the step. If the numbers of rows and columns differ by more than one, rounding
+    decides the first eigenvectors of directions without a gradient, and two correct implementations
+    diverge.
     """
 
     def __init__(self, params: Params, lr: float = 3e-3, **hyper: Any) -> None:
@@ -162,7 +162,7 @@ _LETTERS = "abcdefgh"
 
 
 def _covariances(g: Tensor) -> list[Tensor]:
-    """Of each dimension: the sum over all others of the products."""
+    """For each dimension: the products, summed over all other dimensions."""
     letters = _LETTERS[: g.dim()]
     return [torch.einsum(f"{letters},{letters.replace(x, 'z')}->{x}z", g, g) for x in letters]
 
@@ -184,7 +184,7 @@ def _squares(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
 
 
 def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Algorithm 4, and the order that the old vectors were put in."""
+    """Algorithm 4, and the order of the old vectors."""
     order = torch.argsort((basis.T @ covariance @ basis).diagonal(), descending=True)
     return torch.linalg.qr(covariance @ basis[:, order]).Q, order
 
@@ -192,8 +192,8 @@ def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 class YellowFin(Transcription):
     """Algorithms 1 to 4 of Zhang and Mitliagkas 2017, over all parameters together.
 
-    Averages are debiased; neither logarithms are averaged nor gradients clipped, and the rate rises
-    over the first ten windows. Where no gradient has been, nothing moves.
+    Averages are debiased and are not of logarithms; gradients are not clipped; the rate rises over
+    the first ten windows. Nothing moves before the first nonzero gradient.
     """
 
     def __init__(self, params: Params, lr: float = 1.0, **hyper: Any) -> None:
@@ -233,13 +233,13 @@ class YellowFin(Transcription):
         self.distance = beta * self.distance + (1 - beta) * self.norm / self.square
         low = self.low / debias
         pull = (self.distance / debias * low) ** 2
-        # the least of x^2 D^2 + (1 - x)^4 C / h_min^2, in u = 1 - x: halved to the last bit
-        u = _halved(pull / (2 * variance)) if variance else 1.0
+        # the minimum of x^2 D^2 + (1 - x)^4 C / h_min^2, in u = 1 - x, bisected to the last bit
+        u = _bisect(pull / (2 * variance)) if variance else 1.0
         u = min(u, 2 / (math.sqrt(self.high / self.low) + 1))
         return (1 - u) ** 2, u * u / low * min(1.0, self.t / (10 * window))
 
 
-def _halved(q: float) -> float:
+def _bisect(q: float) -> float:
     """The u in (0, 1] where u^3 = q (1 - u)."""
     low, high = 0.0, 1.0
     while low < (middle := (low + high) / 2) < high:

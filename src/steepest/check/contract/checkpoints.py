@@ -1,4 +1,4 @@
-"""state_dict, and what saves, loads and copies an optimizer."""
+"""state_dict and load_state_dict, saving, resuming, copying."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOADED = "torch.optim.Optimizer.load_state_dict: "
 
 @examination("state-dict-form", SAVED + "a dict of state and param_groups", plain)
 def state_dict_form(make: Any) -> None:
-    """The state_dict has the keys state and param_groups, and parameters stand in it by number."""
+    """The state_dict has the keys state and param_groups, and refers to parameters by number."""
     params = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
     optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
     drive(optimizer, params, 1)
@@ -57,7 +57,7 @@ def save_weights_only(make: Any) -> None:
 
 @examination(
     "resume",
-    LOADED + "training goes on from the checkpoint",
+    LOADED + "training continues from the checkpoint",
     plain,
     cases={
         "float32": {"dtype": "torch.float32"},
@@ -66,27 +66,27 @@ def save_weights_only(make: Any) -> None:
     },
 )
 def resume(make: Any, dtype: Any, variants: Any) -> None:
-    """50 steps, a checkpoint, a fresh optimizer and 50 steps more equal 100 steps bit for bit."""
+    """50 steps, a checkpoint, a new optimizer and 50 more steps equal 100 steps bit for bit."""
     for options in variants:
         straight = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
-        whole = make([straight], **options)
-        drive(whole, [straight], 50)
+        original = make([straight], **options)
+        drive(original, [straight], 50)
         p = torch.nn.Parameter(straight.detach().clone())
         file = io.BytesIO()
-        torch.save(whole.state_dict(), file)
+        torch.save(original.state_dict(), file)
         file.seek(0)
         resumed = make([p], **options)
         resumed.load_state_dict(torch.load(file, weights_only=True))
-        drive(whole, [straight], 50, start=50)
+        drive(original, [straight], 50, start=50)
         drive(resumed, [p], 50, start=50)
-        ends = [flat([q, o.state_dict()]) for q, o in ((p, resumed), (straight, whole))]
+        ends = [flat([q, o.state_dict()]) for q, o in ((p, resumed), (straight, original))]
         different = differences(*ends)
         assert not different, f"after 50 + 50 and 100 steps with {options}: {different[0]}"
 
 
 @examination("resume-scheduled", "torch.optim.lr_scheduler: state_dict", plain, argument("lr"))
 def resume_scheduled(make: Any) -> None:
-    """Optimizer and scheduler, saved and loaded together, go on bit for bit."""
+    """Optimizer and scheduler, saved and loaded together, continue bit for bit."""
     ends = []
     for stop in (False, True):
         p = torch.nn.Parameter(torch.ones(2, 2))
@@ -107,7 +107,7 @@ def resume_scheduled(make: Any) -> None:
 
 
 @examination(
-    "load-state-dtype", LOADED + "states belong to their parameter's dtype or keep theirs", plain
+    "load-state-dtype", LOADED + "states take their parameter's dtype or keep theirs", plain
 )
 def load_state_dtype(make: Any) -> None:
     """The states of a bfloat16 parameter have the same dtypes after loading as before saving."""
@@ -123,7 +123,7 @@ def load_state_dtype(make: Any) -> None:
 
 @examination(
     "load-no-alias",
-    "beyond torch: the dict that was loaded is the caller's, to keep or to load again",
+    "beyond torch: the caller may keep the loaded dict, or load it again",
     plain,
     promised=False,
 )
@@ -144,7 +144,8 @@ def load_no_alias(make: Any) -> None:
     "load-wrong-groups", LOADED + "another number of groups or parameters is an error", plain
 )
 def load_wrong_groups(make: Any) -> None:
-    """A checkpoint of other numbers of parameters or groups is a ValueError; nothing changes."""
+    """A checkpoint with another number of parameters or groups raises ValueError and changes
+    nothing."""
     p, q = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = make([p])
     drive(optimizer, [p], 1)
@@ -155,19 +156,19 @@ def load_wrong_groups(make: Any) -> None:
         except ValueError:
             pass
         else:
-            raise AssertionError("a checkpoint of other groups was taken, expected a ValueError")
+            raise AssertionError("a checkpoint of other groups was accepted, expected a ValueError")
         different = differences(flat(optimizer.state_dict()), before)
         assert not different, f"the refused checkpoint changed {different[0]}"
 
 
 @examination(
     "load-missing-option",
-    "beyond torch: a checkpoint from before an option existed takes the option's default",
+    "beyond torch: a checkpoint that is older than an option takes the option's default",
     plain,
     promised=False,
 )
 def load_missing_option(make: Any) -> None:
-    """A checkpoint that lacks an option loads, and the next step is made with the default."""
+    """A checkpoint that lacks an option loads, and the next step uses the default."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     drive(optimizer, [p], 2)
@@ -183,12 +184,12 @@ def load_missing_option(make: Any) -> None:
 
 @examination(
     "load-other-shape",
-    "beyond torch: a state of another shape is found at loading, not later or never",
+    "beyond torch: a state of another shape is an error when it is loaded, not later or never",
     plain,
     promised=False,
 )
 def load_other_shape(make: Any) -> None:
-    """A checkpoint of a parameter of another shape is a ValueError, where there is a state."""
+    """A checkpoint with states of another shape raises ValueError or RuntimeError."""
     p, q = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(3, 2))
     optimizer, other = make([p]), make([q])
     drive(other, [q], 1)
@@ -196,9 +197,9 @@ def load_other_shape(make: Any) -> None:
     try:
         optimizer.load_state_dict(other.state_dict())
     except (ValueError, RuntimeError) as error:
-        print("found: refused:", error)
+        print("note: refused:", error)
     else:
-        assert not held, "states of shape (3, 2) were taken for a parameter of shape (2, 2)"
+        assert not held, "states of shape (3, 2) were accepted for a parameter of shape (2, 2)"
 
 
 @examination(
@@ -211,7 +212,7 @@ def load_other_shape(make: Any) -> None:
     },
 )
 def copies(make: Any, copied: Any) -> None:
-    """A copy made with its parameter goes on as the original, and neither moves the other."""
+    """A copy made together with its parameter steps like the original, independently of it."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     drive(optimizer, [p], 2)

@@ -1,4 +1,4 @@
-"""Gradients that are zero, missing, late or not a number; and that they are left alone."""
+"""Gradients that are zero, missing, late or not a number; gradients are never changed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP = "torch.optim.Optimizer.step: "
 
 @examination("zero-gradient", "torch.optim: the formulas of each class", plain, at_rest)
 def zero_gradient(make: Any, quiet_options: Any) -> None:
-    """Zero gradients from the first step on leave a parameter without decay where it is: no NaN."""
+    """Zero gradients from the first step on leave a parameter without decay unchanged: no NaN."""
     p = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.0, 4.0]]))
     start = p.detach().clone()
     optimizer = make([p], **quiet_options)
@@ -69,8 +69,7 @@ def no_gradients_at_all(make: Any) -> None:
     assert torch.equal(frozen, torch.ones(2, 2)), f"the frozen tensor became {frozen.tolist()}"
 
 
-@examination("late-gradient", "torch.optim: state['step'] is kept per parameter", plain,
-             separate)  # fmt: skip
+@examination("late-gradient", "torch.optim: state['step'] is kept per parameter", plain, separate)
 def late_gradient(make: Any) -> None:
     """A parameter whose first gradient comes late counts its own steps, as it would alone."""
     p, late, alone = (torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(3))
@@ -80,15 +79,15 @@ def late_gradient(make: Any) -> None:
     fresh = make([torch.nn.Parameter(torch.ones(2, 2)), alone])
     for t in range(3):
         drive(fresh, [torch.ones(2, 2), alone], 1, start=t)
-    found, expected = late.detach(), alone.detach()
-    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12), (
-        f"the late parameter went to {found.tolist()}, alone it goes to {expected.tolist()}"
+    actual, expected = late.detach(), alone.detach()
+    assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12), (
+        f"the late parameter went to {actual.tolist()}, alone it goes to {expected.tolist()}"
     )
 
 
 @examination(
     "gradient-unmodified",
-    STEP + "it reads gradients; hooks, logging and accumulation read them afterwards",
+    STEP + "it only reads gradients; hooks, logging and accumulation use them afterwards",
     plain,
     cases={
         "plain": {"options": "{}"},

@@ -1,4 +1,4 @@
-"""What several examinations need. Their sources stand in the scripts, so they are few and short."""
+"""Helpers of the examinations. Their source is copied into scripts, so they are few and short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def drive(optimizer: Any, params: Sequence[Tensor], count: int, start: int = 0) -> None:
-    """Steps on gradients that depend on nothing but the number of the step and the parameter."""
+    """Take steps on gradients that depend only on the step's number and the parameter's."""
     for t in range(start, start + count):
         for k, p in enumerate(params):
             random = torch.Generator().manual_seed(1000 * k + t)
@@ -20,7 +20,7 @@ def drive(optimizer: Any, params: Sequence[Tensor], count: int, start: int = 0) 
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """The numbers in nested dicts, lists and tensors, by their path; of tensors the dtype, too."""
+    """Path -> value in nested dicts and lists; of a tensor the dtype and the numbers."""
     if isinstance(value, torch.Tensor):
         return {path: (value.dtype, value.tolist())}
     if isinstance(value, (list, tuple)):
@@ -31,6 +31,6 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    """What differs between two structures made flat, in words."""
+    """A sentence for each difference between two structures made flat."""
     keys = [k for k in {**one, **two} if one.get(k) != two.get(k)]
     return [f"{k} is {one.get(k)}, expected {two.get(k)}" for k in keys]

@@ -34,16 +34,16 @@ def step_hook(make: Any, register: Any) -> None:
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     calls = []
-    handle = register(optimizer, lambda *given: calls.append(given))
+    handle = register(optimizer, lambda *args: calls.append(args))
     try:
         drive(optimizer, [p], 2)
     finally:
         handle.remove()
     drive(optimizer, [p], 1)
     assert len(calls) == 2, f"two steps called the hook {len(calls)} times"
-    given = calls[0]
-    assert given[0] is optimizer, f"the hook was given {given[0]!r} first"
-    assert len(given) == 3, f"the hook was given {len(given)} values, expected 3"
+    args = calls[0]
+    assert args[0] is optimizer, f"the hook got {args[0]!r} first, expected the optimizer"
+    assert len(args) == 3, f"the hook got {len(args)} values, expected 3"
 
 
 @examination(
@@ -74,7 +74,7 @@ def hook_arguments(make: Any) -> None:
 
     optimizer.register_step_pre_hook(lambda o, args, kwargs: ((o, closure), {}))
     loss = optimizer.step()
-    assert loss is not None, "the closure that the hook put in was not called"
+    assert loss is not None, "the closure that the hook returned was not called"
     assert float(loss) == 7.0, f"step returned {float(loss)}, expected the new closure's 7.0"
 
 
@@ -85,10 +85,10 @@ def hook_state_dict(make: Any) -> None:
     optimizer = make([p])
     called = []
     optimizer.register_state_dict_pre_hook(lambda o: called.append(o))
-    optimizer.register_state_dict_post_hook(lambda o, saved: {**saved, "note": "mine"})
+    optimizer.register_state_dict_post_hook(lambda o, saved: {**saved, "note": "added"})
     saved = optimizer.state_dict()
     assert called == [optimizer], f"the pre-hook was called with {called}"
-    assert saved.get("note") == "mine", f"the post-hook's dict was dropped: {sorted(saved)}"
+    assert saved.get("note") == "added", f"the post-hook's dict was dropped: {sorted(saved)}"
 
 
 @examination("hook-load-state-dict", HOOKS + "load_state_dict_pre_hook, ..._post_hook", plain)
@@ -98,7 +98,7 @@ def hook_load_state_dict(make: Any) -> None:
     optimizer, other = make([p]), make([q])
     drive(other, [q], 3)
     replaced, seen = copy.deepcopy(other.state_dict()), []
-    optimizer.register_load_state_dict_pre_hook(lambda o, given: replaced)
+    optimizer.register_load_state_dict_pre_hook(lambda o, loaded: replaced)
     optimizer.register_load_state_dict_post_hook(lambda o: seen.append(flat(o.state_dict())))
     optimizer.load_state_dict(make([p]).state_dict())
     assert len(seen) == 1, f"the post-hook was called {len(seen)} times"

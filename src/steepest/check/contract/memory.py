@@ -1,4 +1,4 @@
-"""The memory of parameters and states: who may count on what."""
+"""The memory of parameters and states, on which other code relies."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from .helpers import differences, drive, flat
     "memory-kept",
     "torch.optim: parameters are changed in place; views, shared memory and wrappers rely on it",
     plain,
-    cases={
-        name: {"dtype": f"torch.{name}"} for name in ("float32", "bfloat16", "float16")
-    },
+    cases={name: {"dtype": f"torch.{name}"} for name in ("float32", "bfloat16", "float16")},
     case_needs={"float16": halves},
-)  # fmt: skip
+)
 def memory_kept(make: Any, dtype: Any) -> None:
     """The parameter is the same object in the same memory after a step."""
     p = torch.nn.Parameter(torch.ones(2, 2, dtype=dtype))
@@ -27,8 +25,8 @@ def memory_kept(make: Any, dtype: Any) -> None:
     optimizer = make([p])
     drive(optimizer, [p], 2)
     assert optimizer.param_groups[0]["params"][0] is p, "the group holds another tensor"
-    assert p.data_ptr() == address, "the parameter lies in other memory than before"
-    assert torch.equal(view, p.detach().view(-1)), "a view of the parameter was left behind"
+    assert p.data_ptr() == address, "the parameter is in other memory than before"
+    assert torch.equal(view, p.detach().view(-1)), "a view of the parameter kept the old values"
 
 
 @examination("shared-memory", "torch.multiprocessing: Tensor.share_memory_", plain)
@@ -41,7 +39,7 @@ def shared_memory(make: Any) -> None:
 
 @examination("version-counter", "torch autograd: in-place correctness checks", plain)
 def version_counter(make: Any) -> None:
-    """A backward through a parameter that was stepped in between raises, as autograd promises."""
+    """Backward through a parameter that was stepped in between raises, as autograd promises."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     loss = p.square().sum()
@@ -52,13 +50,13 @@ def version_counter(make: Any) -> None:
         raised = ""
     except RuntimeError as error:
         raised = str(error)
-    said = raised or f"nothing, and gave {p.grad.tolist()}"
-    assert "modified by an inplace operation" in raised, f"backward raised {said}"
+    outcome = raised or f"nothing, and gave {p.grad.tolist()}"
+    assert "modified by an inplace operation" in raised, f"backward raised {outcome}"
 
 
 @examination("no-graph", "torch.optim.Optimizer.step: not tracked by autograd", plain)
 def no_graph(make: Any) -> None:
-    """A step on a gradient that has a graph of its own leaves none on parameter and state."""
+    """A step on a gradient with a graph leaves no graph on the parameter and its state."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     for _ in range(2):
@@ -81,21 +79,21 @@ def no_graph(make: Any) -> None:
     },
 )
 def parameter_replaced(make: Any, write: Any, slow: Any) -> None:
-    """New values written into a parameter between two steps are where the next step begins."""
+    """A step begins at the values that were written into the parameter before it."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p], **slow)
     drive(optimizer, [p], 2)
     write(p)
     drive(optimizer, [p], 1, start=2)
-    apart = (p.detach() - 3).abs().max().item()
-    assert 0 < apart < 1, f"one step after 3.0 was written the parameter is {p.tolist()}"
+    distance = (p.detach() - 3).abs().max().item()
+    assert 0 < distance < 1, f"one step after 3.0 was written the parameter is {p.tolist()}"
 
 
 @examination(
     "state-replaced", "torch.optim: moving the tensors of optimizer.state is an idiom", plain
 )
 def state_replaced(make: Any) -> None:
-    """A state tensor replaced by a copy is the one that the next steps read and write."""
+    """After a state tensor is replaced by a copy, steps read and write the copy."""
     ends = []
     for replaced in (False, True):
         p = torch.nn.Parameter(torch.ones(2, 2))

@@ -1,4 +1,4 @@
-"""One formula, several ways through the code: they must agree, and agree with the reference."""
+"""The implementations of one formula: they must agree with each other and with the oracle."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import torch
 
 from ...backends import BACKENDS
-from ...oracles.trajectories import apart, same_name, settings_of  # noqa: F401  in its comparisons
+from ...oracles.trajectories import path_deviation, same_name, settings_of  # noqa: F401  in values
 from ..examination import examination
 from ..needs import capturable, differentiated, known, own_backend, plain, taken
 from .helpers import drive
 
 _CAPTURABLE = {
-    "one": "{'capturable': False}", "two": "{'capturable': True}",
+    "one": "{'capturable': False}",
+    "two": "{'capturable': True}",
     "device": "torch.accelerator.current_accelerator()",
-}  # fmt: skip
+}
 _REFERENCE = "{'backend': 'eager'}"
 _PRINTED = [name for name in BACKENDS if name != "eager"]
 
@@ -32,13 +33,15 @@ _PRINTED = [name for name in BACKENDS if name != "eager"]
         **{f"backend-{b}": {"one": _REFERENCE, "two": f"{{'backend': {b!r}}}"} for b in _PRINTED},
     },
     case_needs={
-        "foreach": taken(foreach=True), "default": taken(foreach=False),
-        "fused": taken(fused=True), "capturable": capturable,
+        "foreach": taken(foreach=True),
+        "default": taken(foreach=False),
+        "fused": taken(fused=True),
+        "capturable": capturable,
         **{f"backend-{name}": own_backend for name in _PRINTED},
     },
-)  # fmt: skip
+)
 def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
-    """Both ways make the same steps in float64, whatever else is on; some lack a gradient."""
+    """Both make the same steps in float64 under various options; some gradients are missing."""
     for options in variants:
         ends = []
         for way in (one, two):
@@ -49,16 +52,15 @@ def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
                 params[0].grad = None
                 drive(optimizer, params[t % 3 == 1 :], 1, start=t)
             ends.append(torch.cat([p.detach().flatten() for p in params]))
-        far = ((ends[0] - ends[1]).abs() / (ends[0].abs() + 1e-3)).max().item()
-        assert far < 1e-6, f"{two} with {options} is {far:.1e} off {one} after 20 steps"
-    print(f"found: they agree, with {len(variants)} sets of options")
+        difference = ((ends[0] - ends[1]).abs() / (ends[0].abs() + 1e-3)).max().item()
+        assert difference < 1e-6, f"{two} with {options} is {difference:.1e} off {one}, 20 steps on"
+    print(f"note: they agree, with {len(variants)} sets of options")
 
 
 @examination("path-differentiable", "torch.optim: differentiable", plain, differentiated)
 def differentiable(make: Any, tensors: Any) -> None:
-    """differentiable=True makes the same steps, and through three of them autograd finds the slopes
-    that finite differences find: of parameter, gradients, and an lr and a decay that are
-    tensors."""
+    """differentiable=True makes the same steps, and autograd through three of them agrees with
+    finite differences: for the parameter, the gradients, and lr and weight decay as tensors."""
 
     def end(start: torch.Tensor, *grads: torch.Tensor, **options: Any) -> torch.Tensor:
         q = start.clone()
@@ -71,23 +73,24 @@ def differentiable(make: Any, tensors: Any) -> None:
     def weighed(values: Any, names: Any) -> torch.Tensor:
         options = dict(zip(names, values[4:], strict=True))
         moved = end(*values[:4], differentiable=True, **options) - values[0]
-        return (tilt * moved).sum()
+        return (weights * moved).sum()
 
     random = torch.Generator().manual_seed(0)
-    every = torch.empty(5, 2, 2, dtype=torch.float64).uniform_(0.4, 1.6, generator=random)
-    *given, tilt = every.unbind()
-    torch.testing.assert_close(end(*given, differentiable=True), end(*given), rtol=1e-6, atol=1e-9)
+    drawn = torch.empty(5, 2, 2, dtype=torch.float64).uniform_(0.4, 1.6, generator=random)
+    *inputs, weights = drawn.unbind()
+    actual, expected = end(*inputs, differentiable=True), end(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
     for names in ([], tensors):
-        values = [*given, *(torch.tensor(0.05, dtype=torch.float64) for _ in names)]
+        values = [*inputs, *(torch.tensor(0.05, dtype=torch.float64) for _ in names)]
         values = [x.clone().requires_grad_() for x in values]
-        found = torch.autograd.grad(weighed(values, names), values, allow_unused=True)
+        grads = torch.autograd.grad(weighed(values, names), values, allow_unused=True)
         for k, name in enumerate(["parameter", "gradient 1", "gradient 2", "gradient 3", *names]):
-            step = 1e-4 * values[k].detach() * (tilt if k < 4 else 1)
+            step = 1e-4 * values[k].detach() * (weights if k < 4 else 1)
             up, down = ([*values[:k], values[k] + s, *values[k + 1 :]] for s in (step, -step))
             change = (weighed(up, names) - weighed(down, names)).item() / 2
-            mine = 0.0 if found[k] is None else (found[k] * step).sum().item()
-            said = f"{name}: autograd finds {1e4 * mine:.3e}, differences {1e4 * change:.3e}"
-            assert abs(mine - change) <= 1e-3 * abs(change) + 1e-13, said
+            slope = 0.0 if grads[k] is None else (grads[k] * step).sum().item()
+            both = f"{name}: autograd finds {1e4 * slope:.3e}, differences {1e4 * change:.3e}"
+            assert abs(slope - change) <= 1e-3 * abs(change) + 1e-13, both
 
 
 @examination(
@@ -98,11 +101,13 @@ def differentiable(make: Any, tensors: Any) -> None:
 )
 def trajectory(make: Any, comparisons: Any) -> None:
     """In float64 the path follows that of an independent implementation for 100 steps."""
-    worst, against = 0.0, ""
+    worst, oracle = 0.0, ""
     for setting in comparisons:
-        far = apart(make, setting)
-        against = setting.made_by.described
-        assert far <= setting.bound, f"{setting}: up to {far:.1e} off {against}, relatively"
-        worst = max(worst, far)
-    many = f"{len(comparisons)} settings of 100 steps"
-    print(f"found: within {worst:.0e} of {against} after every step, {many}")
+        deviation = path_deviation(make, setting)
+        oracle = setting.made_by.described
+        assert deviation <= setting.bound, (
+            f"{setting}: up to {deviation:.1e} off {oracle}, relatively"
+        )
+        worst = max(worst, deviation)
+    count = f"{len(comparisons)} settings of 100 steps"
+    print(f"note: within {worst:.0e} of {oracle} after every step, {count}")

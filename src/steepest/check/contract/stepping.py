@@ -1,4 +1,4 @@
-"""The step: groups, learning rates, decay, closures, and gradients that are odd or missing."""
+"""The step: direction, learning rates, groups, decay, closures."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def direction(make: Any, fast: Any) -> None:
 
 @examination("direction-closure", STEP + "closure reevaluates the model", dense, descending)
 def direction_closure(make: Any) -> None:
-    """The loss falls when each step is given a closure, and a checkpoint goes on from there."""
+    """The loss falls when each step gets a closure, and a checkpoint continues the run."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(8, 3, generator=random)
     weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
@@ -55,7 +55,7 @@ def direction_closure(make: Any) -> None:
         loss.backward()
         return loss
 
-    losses = [float(optimizer.step(closure)) for _ in range(12)]  # some warm up standing still
+    losses = [float(optimizer.step(closure)) for _ in range(12)]  # some do not move at first
     saved, start = copy.deepcopy(optimizer.state_dict()), weight.detach().clone()
     losses += [float(optimizer.step(closure)) for _ in range(3)]
     assert losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
@@ -123,7 +123,7 @@ def scheduler(make: Any, schedule: Any) -> None:
 
 @examination("lr-scheduled", "torch.optim, adjusting the learning rate", plain, scheduled)
 def lr_scheduled(make: Any) -> None:
-    """A new value of group["lr"] acts from a later step on, as schedulers need it."""
+    """A new value of group["lr"] takes effect at a later step, as schedulers need."""
     ends = []
     for changed in (False, True):
         p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
@@ -138,7 +138,7 @@ def lr_scheduled(make: Any) -> None:
 
 @examination("lr-tensor", "torch.optim: lr is a float or a Tensor", plain, lr_tensor_taken)
 def lr_tensor(make: Any) -> None:
-    """lr=torch.tensor(0.1) steps as lr=0.1 does."""
+    """lr=torch.tensor(0.1) steps like lr=0.1."""
     ends = []
     for lr in (0.1, torch.tensor(0.1, dtype=torch.float64)):
         p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
@@ -149,7 +149,7 @@ def lr_tensor(make: Any) -> None:
 
 @examination("lr-zero", "torch.optim: lr >= 0; warm-ups start there", plain, argument("lr"))
 def lr_zero(make: Any) -> None:
-    """With lr=0 from the start it stands still (1e-5 is granted), and moves once lr is set."""
+    """With lr=0 from the start the parameter moves by at most 1e-5; once lr is set, it moves."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p], lr=0.0)
     drive(optimizer, [p], 2)
@@ -163,7 +163,7 @@ def lr_zero(make: Any) -> None:
 
 @examination("group-lr", GROUPS + "lr", plain, separate, argument("lr"))
 def group_lr(make: Any) -> None:
-    """Two groups with an lr each step as two optimizers with that lr."""
+    """Two groups with different lr step like two optimizers with these lr."""
     joint, alone = (
         [torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
         for _ in range(2)
@@ -181,7 +181,7 @@ def group_lr(make: Any) -> None:
     "group-weight-decay", GROUPS + "weight_decay", plain, separate, argument("weight_decay")
 )
 def group_weight_decay(make: Any) -> None:
-    """Two groups with a weight decay each step as two optimizers with that decay."""
+    """Two groups with different weight decay step like two optimizers with these decays."""
     joint, alone = (
         [torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
         for _ in range(2)
@@ -196,10 +196,13 @@ def group_weight_decay(make: Any) -> None:
     torch.testing.assert_close(joint[1], alone[1], rtol=1e-9, atol=1e-12)
 
 
-_OF_GROUPS: dict[str, tuple[Any, Any]] = {
-    "betas": ((0.9, 0.999), (0.5, 0.6)), "eps": (1e-8, 1e-2), "momentum": (0.9, 0.5),
-    "alpha": (0.99, 0.5), "rho": (0.9, 0.5),
-}  # fmt: skip
+_GROUP_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "betas": ((0.9, 0.999), (0.5, 0.6)),
+    "eps": (1e-8, 1e-2),
+    "momentum": (0.9, 0.5),
+    "alpha": (0.99, 0.5),
+    "rho": (0.9, 0.5),
+}
 
 
 @examination(
@@ -208,12 +211,12 @@ _OF_GROUPS: dict[str, tuple[Any, Any]] = {
     plain,
     cases={
         name: {"name": repr(name), "one": repr(one), "two": repr(two)}
-        for name, (one, two) in _OF_GROUPS.items()
+        for name, (one, two) in _GROUP_OPTIONS.items()
     },
-    case_needs={name: grouped(name, *values) for name, values in _OF_GROUPS.items()},
+    case_needs={name: grouped(name, *values) for name, values in _GROUP_OPTIONS.items()},
 )
 def group_options(make: Any, name: Any, one: Any, two: Any) -> None:
-    """Two groups with a value each of an option step as two optimizers with that value."""
+    """Two groups with different values of an option step like two optimizers with these values."""
     joint, alone = (
         [torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
         for _ in range(2)
@@ -230,7 +233,7 @@ def group_options(make: Any, name: Any, one: Any, two: Any) -> None:
 
 @examination("group-added-later", "torch.optim.Optimizer.add_param_group", plain, separate)
 def group_added_later(make: Any) -> None:
-    """A group added after some steps begins anew, and the older group goes on as before."""
+    """A group added after some steps starts at its first step; the older group is not affected."""
     joint, alone = (
         [torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
         for _ in range(2)
@@ -261,7 +264,7 @@ def weight_decay_acts(make: Any) -> None:
 
 @examination("maximize", "torch.optim: maximize", plain, argument("maximize"))
 def maximize(make: Any) -> None:
-    """maximize=True steps as minimizing does on the negative gradient."""
+    """maximize=True steps like minimizing with the negative gradient."""
     one, two = (torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2))
     up, down = make([one], maximize=True), make([two], maximize=False)
     for t in range(5):
@@ -337,10 +340,11 @@ def zero_grad(make: Any) -> None:
     assert p.grad is None, f"the gradient is {p.grad}, expected None"
 
 
-@examination("post-accumulate-hook", "torch tutorial: the optimizer step in backward", plain,
-             separate)  # fmt: skip
+@examination(
+    "post-accumulate-hook", "torch tutorial: the optimizer step in backward", plain, separate
+)
 def post_accumulate_hook(make: Any) -> None:
-    """One optimizer per parameter, stepped in the backward, equals the ordinary loop."""
+    """One optimizer per parameter, stepped during backward, equals the ordinary loop."""
     joint, alone = (
         [torch.nn.Parameter(torch.full((2, 2), 1.0 + k)) for k in range(2)] for _ in range(2)
     )

@@ -17,7 +17,7 @@ from .helpers import differences, drive, flat
     "grad-scaler", "torch.amp.GradScaler: steps whose gradients hold inf or NaN are skipped", plain
 )
 def grad_scaler(make: Any) -> None:
-    """GradScaler skips a step with an infinite gradient whole, and unscales the others."""
+    """GradScaler skips a step with an infinite gradient completely, and unscales the others."""
     p, plain = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     one, two = make([p]), make([plain])
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
@@ -39,7 +39,7 @@ def grad_scaler(make: Any) -> None:
 
 @examination("two-threads", "torch.optim: optimizers of separate parameters are independent", plain)
 def two_threads(make: Any) -> None:
-    """Two optimizers that step at once in two threads end where they end one after the other."""
+    """Two optimizers that step at the same time in two threads end as if they took turns."""
     params = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(4)]
     optimizers = [make([p]) for p in params]
     for p, optimizer in zip(params[:2], optimizers[:2], strict=True):
@@ -61,7 +61,7 @@ def two_threads(make: Any) -> None:
     "forked-child", "torch.multiprocessing: fork; evaluation and search workers", plain, fork
 )
 def forked_child(make: Any) -> None:
-    """A forked child makes the same steps as its parent, also after the parent has stepped."""
+    """A forked child makes the same steps as its parent, even after the parent has stepped."""
     p = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = make([p])
     drive(optimizer, [p], 2)
@@ -86,7 +86,7 @@ def forked_child(make: Any) -> None:
 
 @examination("data-loader", "torch.utils.data.DataLoader: num_workers", plain, fork)
 def data_loader(make: Any) -> None:
-    """Steps between the batches of a DataLoader with forked workers are as without one."""
+    """Steps between the batches of a DataLoader with forked workers equal those without it."""
     p, plain = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3, 2))
     one, two = make([p]), make([plain])
     drive(one, [p], 1)
@@ -105,7 +105,7 @@ def data_loader(make: Any) -> None:
 
 @examination("mixed-devices", "torch.optim: parameters on several devices", plain, accelerator)
 def mixed_devices(make: Any) -> None:
-    """Parameters on the CPU and on an accelerator, in one group, step as each does alone."""
+    """Parameters on the CPU and on an accelerator, in one group, step as each one does alone."""
     device = torch.accelerator.current_accelerator()
     joint: Any
     joint, alone = (
@@ -119,13 +119,13 @@ def mixed_devices(make: Any) -> None:
         both.step()
         single[0].step()
         single[1].step()
-    for found, expected in zip(joint, alone, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(joint, alone, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 @examination("accelerator", "torch.optim: parameters live on any device", plain, accelerator)
 def on_accelerator(make: Any) -> None:
-    """A parameter on the accelerator steps as its copy on the CPU does, also after loading."""
+    """A parameter on the accelerator steps like its copy on the CPU, also after loading."""
     device = torch.accelerator.current_accelerator()
     there = torch.nn.Parameter(torch.ones(3, 2, device=device))
     here = torch.nn.Parameter(torch.ones(3, 2))

@@ -1,4 +1,4 @@
-"""Parameters and gradients of every layout, dtype and kind."""
+"""Parameters and gradients of every layout and dtype, complex, sparse or empty."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..examination import examination
 from ..needs import coarse, descending, halves, plain, separate, shape, sparse_taken
 from .helpers import drive
 
-KINDS = "torch.optim steps any strided floating-point tensor; "
+TYPES = "torch.optim steps any strided floating-point tensor; "
 _LAYOUTS = {
     "strided": "torch.ones(4, 6)[:, ::2]",
     "transposed": "torch.ones(3, 4).t()",
@@ -22,30 +22,28 @@ _LAYOUTS = {
 
 @examination(
     "layout",
-    KINDS + "tensor views: strides are no part of a tensor's value",
+    TYPES + "tensor views: strides are no part of a tensor's value",
     plain,
     cases={name: {"start": expression} for name, expression in _LAYOUTS.items()},
-    case_needs={
-        "channels-last": shape(2, 3, 2, 2), "vector": shape(5), "scalar": shape(),
-    },
-)  # fmt: skip
+    case_needs={"channels-last": shape(2, 3, 2, 2), "vector": shape(5), "scalar": shape()},
+)
 def layout(make: Any, start: Any) -> None:
-    """The values after a few steps are those of a contiguous parameter."""
-    odd, even = torch.nn.Parameter(start), torch.nn.Parameter(start.clone().contiguous())
-    strides = odd.stride()
-    for p in (odd, even):
-        optimizer = make([p])
+    """After a few steps the values are those of a contiguous parameter."""
+    p, contiguous = torch.nn.Parameter(start), torch.nn.Parameter(start.clone().contiguous())
+    strides = p.stride()
+    for q in (p, contiguous):
+        optimizer = make([q])
         for t in range(3):
             g = torch.arange(1.0, 1 + start.numel()).reshape(start.shape) - 2 * t
-            p.grad = torch.empty_like(p).copy_(g) if p is odd else g
+            q.grad = torch.empty_like(q).copy_(g) if q is p else g
             optimizer.step()
-    assert odd.stride() == strides, f"the strides {strides} became {odd.stride()}"
-    torch.testing.assert_close(odd, even)
+    assert p.stride() == strides, f"the strides {strides} became {p.stride()}"
+    torch.testing.assert_close(p, contiguous)
 
 
 @examination(
     "gradient-layout",
-    KINDS + "tensor views: a gradient's strides need not be its parameter's",
+    TYPES + "tensor views: a gradient's strides need not be its parameter's",
     plain,
     cases={
         "transposed": {"relaid": "lambda g: g.t().contiguous().t()"},
@@ -54,19 +52,19 @@ def layout(make: Any, start: Any) -> None:
     },
 )
 def gradient_layout(make: Any, relaid: Any) -> None:
-    """A gradient of other strides steps as a contiguous one of the same values does."""
-    odd: Any = torch.nn.Parameter(torch.ones(3, 4))
-    even = torch.nn.Parameter(torch.ones(3, 4))
-    one, two = make([odd]), make([even])
+    """A gradient with other strides steps like a contiguous one with the same values."""
+    p: Any = torch.nn.Parameter(torch.ones(3, 4))
+    contiguous = torch.nn.Parameter(torch.ones(3, 4))
+    one, two = make([p]), make([contiguous])
     for t in range(3):
-        odd.grad = relaid(torch.arange(1.0, 13).reshape(3, 4) - 5 * t)
-        even.grad = odd.grad.clone(memory_format=torch.contiguous_format)
+        p.grad = relaid(torch.arange(1.0, 13).reshape(3, 4) - 5 * t)
+        contiguous.grad = p.grad.clone(memory_format=torch.contiguous_format)
         one.step()
         two.step()
-    torch.testing.assert_close(odd, even)
+    torch.testing.assert_close(p, contiguous)
 
 
-@examination("empty-parameter", KINDS + "a shape may have zeros", plain, shape(0, 2))
+@examination("empty-parameter", TYPES + "a shape may have zeros", plain, shape(0, 2))
 def empty_parameter(make: Any) -> None:
     """A parameter without elements does not disturb the others, and its state can be saved."""
     empty, p, alone = (torch.nn.Parameter(torch.ones(n, 2)) for n in (0, 3, 3))
@@ -82,23 +80,21 @@ def empty_parameter(make: Any) -> None:
     torch.testing.assert_close(p, alone)
 
 
-def small(subject: Any) -> str | None:
-    """It steps float16, visibly."""
+def steps_float16(subject: Any) -> str | None:
+    """Its steps are visible in float16."""
     return halves(subject) or coarse(subject)
 
 
 @examination(
     "dtype",
-    KINDS + "every floating-point dtype",
+    TYPES + "every floating-point dtype",
     plain,
     descending,
-    cases={
-        name: {"dtype": f"torch.{name}"} for name in ("float64", "bfloat16", "float16")
-    },
-    case_needs={"bfloat16": coarse, "float16": small},
-)  # fmt: skip
+    cases={name: {"dtype": f"torch.{name}"} for name in ("float64", "bfloat16", "float16")},
+    case_needs={"bfloat16": coarse, "float16": steps_float16},
+)
 def dtype(make: Any, fast: Any, dtype: Any) -> None:
-    """A parameter stays finite, moves down the gradient, and keeps its dtype."""
+    """A parameter stays finite, moves against the gradient, and keeps its dtype."""
     p = torch.nn.Parameter(torch.full((3, 2), 0.01, dtype=dtype))
     start = p.detach().clone()
     optimizer = make([p], **fast)
@@ -128,9 +124,9 @@ def float16_small_gradients(make: Any, size: Any) -> None:
     assert torch.isfinite(p).all(), f"after gradients of {size} the parameter is {p.tolist()}"
 
 
-@examination("mixed-dtypes", KINDS + "parameters of several dtypes in one group", plain, separate)
+@examination("mixed-dtypes", TYPES + "parameters of several dtypes in one group", plain, separate)
 def mixed_dtypes(make: Any) -> None:
-    """Parameters of three dtypes in one group step as each does alone."""
+    """Parameters of three dtypes in one group step as each one does alone."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     joint, alone = ([torch.nn.Parameter(torch.ones(2, 2, dtype=d)) for d in dtypes] for _ in "ab")
     drive(make(joint), joint, 4)
@@ -139,15 +135,15 @@ def mixed_dtypes(make: Any) -> None:
         drive(single[0], alone, 1, start=t)
         single[1].step()
         single[2].step()
-    for found, expected in zip(joint, alone, strict=True):
-        torch.testing.assert_close(found, expected, msg=lambda m, d=found.dtype: f"{d}: {m}")
+    for actual, expected in zip(joint, alone, strict=True):
+        torch.testing.assert_close(actual, expected, msg=lambda m, d=actual.dtype: f"{d}: {m}")
 
 
 @examination(
     "complex", "torch.optim: complex numbers are pairs, as torch.view_as_real has them", plain
 )
 def complex_parameter(make: Any) -> None:
-    """A complex parameter steps as its pairs of real numbers do, or is clearly refused."""
+    """A complex parameter steps like its pairs of real numbers, or is clearly refused."""
     start = torch.tensor([[1 + 2j, -1 - 1j], [0.5 - 1j, 3j]])
     gradient = torch.tensor([[0.5 - 1j, 2j], [1 + 1j, -0.25 + 0.5j]])
     p = torch.nn.Parameter(start.clone())
@@ -163,21 +159,21 @@ def complex_parameter(make: Any) -> None:
     if refusal:
         assert "complex" in refusal.lower(), f"a complex parameter led to {refusal}"
         assert torch.equal(p, start), "the refusal came after the parameter was changed"
-        print("found: refused:", refusal)
+        print("note: refused:", refusal)
     else:
         optimizer = make([pairs])
         for t in range(3):
             pairs.grad = torch.view_as_real(gradient * (1 - t)).clone()
             optimizer.step()
         torch.testing.assert_close(torch.view_as_real(p), pairs)
-        print("found: stepped as pairs of real numbers")
+        print("note: stepped as pairs of real numbers")
 
 
 @examination("sparse", "torch.sparse: SGD, Adagrad and SparseAdam take sparse gradients", plain)
 def sparse(make: Any) -> None:
-    """A sparse gradient, duplicates included, steps as the dense one does, or is clearly refused.
+    """A sparse gradient, duplicates included, steps like the dense one, or is clearly refused.
 
-    A refusal leaves every parameter of the group as it was, also those with dense gradients.
+    A refusal leaves every parameter of the group as it was, even those with dense gradients.
     """
     before, p, twin = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
     optimizer, other = make([before, p]), make([twin])
@@ -195,7 +191,7 @@ def sparse(make: Any) -> None:
         assert torch.equal(p, torch.ones(3, 2)), "the refusal came after its parameter was changed"
         other = before.tolist()
         assert other == [[1.0, 1.0]] * 3, f"before the refusal another parameter became {other}"
-        print("found: refused:", refusal)
+        print("note: refused:", refusal)
     else:
         for _ in range(2):
             twin.grad = torch.sparse_coo_tensor(
@@ -203,7 +199,7 @@ def sparse(make: Any) -> None:
             ).to_dense()
             other.step()
         torch.testing.assert_close(p, twin)
-        print("found: stepped as the dense gradient")
+        print("note: stepped like the dense gradient")
 
 
 @examination(
@@ -213,7 +209,7 @@ def sparse(make: Any) -> None:
     descending,
 )
 def sparse_rows(make: Any, quiet_options: Any) -> None:
-    """Of an embedding, the rows that have a gradient move against it and the others stay."""
+    """The rows of an embedding that have a gradient move against it, and the others stay."""
     weight = torch.nn.Parameter(torch.ones(4, 2))
     optimizer = make([weight], **quiet_options)
     for _ in range(3):
