@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Transcription
+from .base import DECAY, SHORT, UP, Array, Transcription
 
 
 def _begin(
@@ -203,3 +203,36 @@ class RAdam(Transcription):
             return p - o["lr"] * m_hat
         share = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
         return p - o["lr"] * (share * seen) ** 0.5 * _ratio(m_hat, np.sqrt(v) + o["eps"])
+
+
+CASES = {
+    "Adamax": (Adamax, [({}, {**SHORT, "eps": 1e-3, **DECAY, **UP})]),
+    "Adam": (
+        Adam,
+        [
+            ({}, {**SHORT, "eps": 1e-3, **DECAY, **UP}),
+            ({"amsgrad": True}, {"decoupled_weight_decay": True, **DECAY}),
+        ],
+    ),
+    "AdamW": (
+        AdamW,
+        [({}, {**SHORT, "weight_decay": 0.1, **UP}), ({"amsgrad": True}, {"amsgrad": False})],
+    ),
+    "AMSGrad": (AMSGrad, [({}, {**SHORT, "eps": 1e-3, **DECAY, **UP})]),
+    "SparseAdam": (SparseAdam, [({}, {**SHORT, "eps": 1e-3, **UP})]),
+    "EAdam": (EAdam, [({}, {**SHORT, "eps": 1e-3, **DECAY, **UP})]),
+    "NAdam": (
+        NAdam,
+        [
+            ({}, {**SHORT, "momentum_decay": 0.1, **DECAY, **UP}),
+            ({"decoupled_weight_decay": True, **DECAY}, {}),
+        ],
+    ),
+    "RAdam": (
+        RAdam,
+        [
+            ({}, {"betas": (0.9, 0.5), **DECAY, **UP}),
+            ({"decoupled_weight_decay": True, **DECAY}, {}),
+        ],
+    ),
+}

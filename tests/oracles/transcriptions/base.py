@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 Array = np.ndarray
+# options that many comparisons share
+DECAY, UP = {"weight_decay": 0.03}, {"maximize": True}
+SHORT = {"betas": (0.5, 0.9)}
 
 
 class Transcription:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Transcription
+from .base import DECAY, SHORT, UP, Array, Transcription
 
 Options = dict[str, Any]
 
@@ -282,3 +282,46 @@ class AdEMAMix(Transcription):
         v = mean(state, "v", g * g, beta2) / (1 - beta2**t)
         move = quotient(fast + alpha * slow, np.sqrt(v) + o["eps"])
         return shrunk(p, o) - o["lr"] * move
+
+
+CASES = {
+    "AdaBelief": (
+        AdaBelief,
+        [
+            ({}, {**SHORT, "eps": 1e-8, **DECAY, **UP}),
+            (
+                {"rectify": False},
+                {"rectify": False, "amsgrad": True, "weight_decouple": False, **DECAY},
+            ),
+            ({"degenerated_to_sgd": False}, {"fixed_decay": True, "weight_decay": 1e-3}),
+        ],
+    ),
+    "AdaBound": (
+        AdaBound,
+        [
+            ({}, {"final_lr": 1e-3, "gamma": 0.05, **SHORT, **DECAY, **UP}),
+            ({"amsbound": True, "gamma": 0.05}, DECAY),
+        ],
+    ),
+    "AMSBound": (AMSBound, [({}, {"final_lr": 1e-3, "gamma": 0.05, **SHORT, **DECAY, **UP})]),
+    "Yogi": (Yogi, [({}, {**SHORT, "eps": 1e-2, **DECAY, **UP})]),
+    "MSVAG": (MSVAG, [({}, {"beta": 0.5, **DECAY, **UP})]),
+    "ADOPT": (
+        ADOPT,
+        [({}, {**SHORT, "clip": False, **DECAY, **UP}), ({"decouple": True, **DECAY}, {})],
+    ),
+    "Adan": (
+        Adan,
+        [
+            ({}, {"betas": (0.9, 0.5, 0.95), "eps": 1e-3, **DECAY, **UP}),
+            ({"no_prox": True, **DECAY}, {}),
+        ],
+    ),
+    "AdEMAMix": (
+        AdEMAMix,
+        [
+            ({}, {"betas": (0.8, 0.95, 0.99), "alpha": 5.0, **DECAY, **UP}),
+            ({"alpha_warmup": 50.0, "beta3_warmup": 120.0}, {"alpha_warmup": 400.0}),
+        ],
+    ),
+}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Transcription
+from .base import DECAY, UP, Array, Transcription
 
 
 def _slope(p: Array, g: Array, o: dict[str, Any]) -> Array:
@@ -230,3 +230,30 @@ class RMSprop(Transcription):
             move = o["momentum"] * state.get("momentum_buffer", np.zeros_like(p)) + move
             state["momentum_buffer"] = move
         return p - o["lr"] * move
+
+
+CASES = {
+    "SGD": (
+        SGD,
+        [
+            ({}, {"lr": 0.1, **DECAY}),
+            ({"momentum": 0.9}, {"momentum": 0.5, "dampening": 0.3, **DECAY, **UP}),
+            ({"momentum": 0.9, "nesterov": True}, DECAY),
+        ],
+    ),
+    "Momentum": (Momentum, [({}, {"momentum": 0.5, "dampening": 0.3, **DECAY, **UP})]),
+    "Nesterov": (Nesterov, [({}, {"momentum": 0.5, **DECAY, **UP})]),
+    "ClassicalMomentum": (ClassicalMomentum, [({}, {"momentum": 0.5, **DECAY, **UP})]),
+    "ClassicalNesterov": (ClassicalNesterov, [({}, {"momentum": 0.5, **DECAY, **UP})]),
+    "ASGD": (ASGD, [({"t0": 20.0}, {"t0": 3.0, "lambd": 0.01, "alpha": 0.6, **DECAY, **UP})]),
+    "Rprop": (Rprop, [({}, {"etas": (0.3, 1.5), "step_sizes": (1e-3, 0.1), **UP})]),
+    "Adagrad": (
+        Adagrad,
+        [({}, {"lr_decay": 0.1, "initial_accumulator_value": 0.7, **DECAY, **UP})],
+    ),
+    "Adadelta": (Adadelta, [({}, {"rho": 0.95, "eps": 1e-3, **DECAY, **UP})]),
+    "RMSprop": (
+        RMSprop,
+        [({}, {"alpha": 0.9, **DECAY}), ({"centered": True}, {"momentum": 0.9, **UP})],
+    ),
+}

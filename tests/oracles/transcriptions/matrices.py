@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .base import Array, Transcription
+from .base import DECAY, SHORT, UP, Array, Transcription
 
 
 def _over(a: Array, b: Array) -> Array:
@@ -154,3 +154,15 @@ def _turn(x: Array, bases: dict[int, Array], back: bool = False) -> Array:
     for axis, basis in bases.items():
         x = np.moveaxis(np.tensordot(x, basis, axes=(axis, 1 if back else 0)), -1, axis)
     return x
+
+
+CASES = {
+    "Muon": (
+        Muon,
+        [
+            ({}, {"lr": 0.01, "adamw_lr": 0.01, **SHORT}),
+            ({"nesterov": False, "adjust_lr_fn": "match_rms_adamw"}, {"ns_steps": 3, **DECAY}),
+        ],
+    ),
+    "SOAP": (SOAP, [({}, {**SHORT, "precondition_frequency": 3, **DECAY, **UP})]),
+}

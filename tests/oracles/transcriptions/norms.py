@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Transcription
+from .base import DECAY, SHORT, UP, Array, Transcription
 
 
 def _norm(x: Array) -> float:
@@ -181,3 +181,16 @@ class Adafactor(Transcription):
         u = _over(g, np.sqrt(np.maximum(estimate, floor**2)))
         p = p * (1 - o["lr"] * o["weight_decay"])
         return p - share / max(1.0, _rms(u) / o["d"]) * u
+
+
+CASES = {
+    "Fromage": (Fromage, [({}, {"lr": 0.1, **DECAY, **UP})]),
+    "LARS": (LARS, [({"lr": 0.1}, {"momentum": 0.5, "trust_coefficient": 0.02, **DECAY, **UP})]),
+    "LAMB": (LAMB, [({}, {**SHORT, "eps": 1e-3, **DECAY, **UP})]),
+    "NovoGrad": (NovoGrad, [({}, {**SHORT, "eps": 1e-3, **DECAY, **UP})]),
+    "MARS": (MARS, [({}, {**SHORT, "gamma": 0.1, **DECAY, **UP})]),
+    "Adafactor": (
+        Adafactor,
+        [({}, {"eps": (1e-5, 1e-2), "d": 1.5, "beta2_decay": -0.6, **DECAY, **UP})],
+    ),
+}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Transcription
+from .base import DECAY, UP, Array, Transcription
 
 Item = tuple[int, int, Array, dict[str, Any], dict[str, Any]]
 
@@ -239,3 +239,19 @@ class YellowFin(_Joint):
             return 0.0
         noisy = 2 * math.sqrt(k / 3) * math.sinh(math.asinh(1.5 * math.sqrt(3 / k)) / 3)
         return min(noisy, robust)
+
+
+CASES = {
+    "SWATS": (
+        SWATS,
+        [({"lr": 0.01}, {**DECAY, **UP}), ({"lr": 0.01, "settled": 1e3}, {"lr": 0.02, **DECAY})],
+    ),
+    "Prodigy": (
+        Prodigy,
+        [
+            ({}, {**DECAY, **UP}),
+            ({"d0": 1e-4, "growth_rate": 1.02}, {"d0": 1e-4, "growth_rate": 1.02, "eps": 1e-6}),
+        ],
+    ),
+    "YellowFin": (YellowFin, [({}, {**DECAY, **UP}), ({"beta": 0.9, "lr": 0.5}, {"beta": 0.9})]),
+}

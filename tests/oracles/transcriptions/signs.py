@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Transcription
+from .base import DECAY, SHORT, UP, Array, Transcription
 
 Options = dict[str, Any]
 
@@ -143,3 +143,24 @@ class AdamWScheduleFree(Transcription):
         if o["weight_decay"]:
             move = move + o["weight_decay"] * p
         return free_step(p, move, beta1, state, o)
+
+
+CASES = {
+    "Signum": (Signum, [({}, {"momentum": 0.5, **DECAY, **UP})]),
+    "Lion": (Lion, [({}, {**SHORT, **DECAY, **UP})]),
+    "Grams": (Grams, [({}, {**SHORT, "eps": 1e-3, **DECAY, **UP})]),
+    "SGDScheduleFree": (
+        SGDScheduleFree,
+        [
+            ({"lr": 0.01}, {"lr": 0.1, "momentum": 0.5, **DECAY, **UP}),
+            ({"lr": 0.01, "warmup_steps": 20.0, "r": 1.0}, {"weight_lr_power": 1.0}),
+        ],
+    ),
+    "AdamWScheduleFree": (
+        AdamWScheduleFree,
+        [
+            ({}, {**SHORT, **DECAY, **UP}),
+            ({"warmup_steps": 20.0, "r": 1.0}, {"weight_lr_power": 1.0}),
+        ],
+    ),
+}
