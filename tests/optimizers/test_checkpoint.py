@@ -929,7 +929,7 @@ def test_a_source_that_cannot_be_told_is_asked_for():
     with pytest.raises(ValueError, match="may be of ClassicalMomentum or ClassicalNesterov"):
         convert(saved(steepest.ClassicalNesterov), "sgd")
     old["state"][0]["unheard_of"] = torch.ones(4, 3)
-    with pytest.raises(ValueError, match="of no optimizer that is known here"):
+    with pytest.raises(ValueError, match="no optimizer known here has the checkpoint"):
         convert(old, "sgd")
     with pytest.raises(ValueError, match="did you mean"):
         convert(old, "adamm")
