@@ -23,7 +23,7 @@ TARGETS = (
     "steepest:AdamW",
 )
 LONGEST = 200
-"""Characters of a detail that stand on the page."""
+"""Longer details are cut to this many characters."""
 Findings = Callable[[str], list[Finding]]
 
 INTRODUCTION = """\
@@ -70,13 +70,13 @@ classes.
 """
 
 
-def page(found: Findings) -> str:
+def page(findings_of: Findings) -> str:
     """The page on the doctor."""
     lines = [INTRODUCTION.format(count=len(examinations()))]
     lines += ["## As found", "", f"`python scripts/doctor.py`, torch {torch.__version__}:", ""]
-    lines += table([("", *(f"`{t}`" for t in TARGETS)), *rows(found)])
+    lines += table([("", *(f"`{t}`" for t in TARGETS)), *rows(findings_of)])
     for target in TARGETS:
-        failed = [f for f in found(target) if f.outcome == "fail"]
+        failed = [f for f in findings_of(target) if f.outcome == "fail"]
         if failed:
             lines += ["", f"### {target}", ""]
             lines += [f"- `{f.name}`: {shortened(f.detail)}" for f in failed]
@@ -86,36 +86,36 @@ def page(found: Findings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rows(found: Findings) -> list[tuple[str, ...]]:
-    """Version, counts, and each examination that fails somewhere."""
-    outcomes = {t: {f.name: f.outcome for f in found(t)} for t in TARGETS}
-    counts = [count(found(t)) for t in TARGETS]
-    made = [("version", *(package(t).split()[1] for t in TARGETS))]
-    made += [(f"**{o}**", *(str(c[o]) for c in counts)) for o in counts[0]]
+def rows(findings_of: Findings) -> list[tuple[str, ...]]:
+    """Versions, counts, and each examination that at least one target fails."""
+    outcomes = {t: {f.name: f.outcome for f in findings_of(t)} for t in TARGETS}
+    counts = [count(findings_of(t)) for t in TARGETS]
+    cells = [("version", *(package(t).split()[1] for t in TARGETS))]
+    cells += [(f"**{o}**", *(str(c[o]) for c in counts)) for o in counts[0]]
     for e in examinations():
-        cells = [outcomes[t][e.name] for t in TARGETS]
-        if "fail" in cells:
+        row = [outcomes[t][e.name] for t in TARGETS]
+        if "fail" in row:
             short = {"fail": "**fail**", "not applicable": "n.a.", "pass": "pass"}
-            made.append((f"`{e.name}`", *(short[c] for c in cells)))
-    return made
+            cells.append((f"`{e.name}`", *(short[outcome] for outcome in row)))
+    return cells
 
 
 def table(cells: list[tuple[str, ...]]) -> list[str]:
-    """Rows of Markdown, the first one the head."""
+    """A Markdown table; the first row is its head."""
     escaped = [[c.replace("|", "\\|") for c in row] for row in cells]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     return [lines[0], "| " + " | ".join("---" for _ in cells[0]) + " |", *lines[1:]]
 
 
 def shortened(text: str) -> str:
-    """The beginning of a long detail."""
+    """A detail, cut to LONGEST characters."""
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
-def passports(found: Findings) -> str:
+def passports(findings_of: Findings) -> str:
     """The page of passports."""
     head = "# Passports\n\nOf every optimizer of this package, by `python scripts/doctor.py`."
-    return "\n".join([head + "\n", *(passport(name, found(name)) for name in classes)])
+    return "\n".join([head + "\n", *(passport(name, findings_of(name)) for name in classes)])
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ README = DOCS.parent / "README.md"
 
 
 def pages() -> dict[Path, str]:
-    """Every file of the folder and the README, and what they have to hold."""
-    made = {FOLDER / f"{rule.name}.md": page(rule) for rule in rules.values()}
+    """File -> the text it must have: the README and every page of the folder."""
+    by_rule = {FOLDER / f"{rule.name}.md": page(rule) for rule in rules.values()}
     readme = compared(README.read_text(encoding="utf-8"))
-    return {README: readme, FOLDER / "README.md": index(), **made}
+    return {README: readme, FOLDER / "README.md": index(), **by_rule}
 
 
 def index() -> str:
@@ -69,8 +69,8 @@ def page(rule: Rule) -> str:
     lines += ["## Formula", "", *formulas(rule)]
     lines += ["## Arguments", "", *arguments(rule), "", "## States", "", *states(rule, f), ""]
     lines += ["## Passport", "", *passport(f["class"]), ""]
-    if found := races(rule.name):
-        lines += ["## Measured races", "", *found, ""]
+    if links := races(rule.name):
+        lines += ["## Measured races", "", *links, ""]
     lines += [
         "## See also",
         "",
@@ -81,20 +81,20 @@ def page(rule: Rule) -> str:
 
 
 def linked(paper: str) -> str:
-    """The paper with a link to what its number names."""
+    """The paper's citation, with arXiv and doi numbers as links."""
     paper = re.sub(r"\barXiv:([\w.]+\w)", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
     return re.sub(r"\bdoi:([^\s;,]+\w)", r"[doi:\1](https://doi.org/\1)", paper)
 
 
 def formulas(rule: Rule) -> list[str]:
-    """The formula with the class's defaults, and with each switch the other way."""
+    """The formula with the class's defaults, then one with each flag inverted."""
     family = family_of(rule)
-    usual = dict(family.select(family.arguments).choices)
-    usual = {name: usual.get(name, default) for name, default in rule.choices.items()}
+    chosen = dict(family.select(family.arguments).choices)
+    defaults = {name: chosen.get(name, default) for name, default in rule.choices.items()}
     seen, lines = set[str](), []
-    for name in (None, *(n for n, v in usual.items() if isinstance(v, bool))):
-        switched = {} if name is None else {name: not usual[name]}
-        text = str(formula(rule, **{**usual, **switched}))
+    for name in (None, *(n for n, v in defaults.items() if isinstance(v, bool))):
+        switched = {} if name is None else {name: not defaults[name]}
+        text = str(formula(rule, **{**defaults, **switched}))
         if text not in seen:
             lines += [f"With `{n}={v}`:\n" for n, v in switched.items()]
             lines += ["```math", text, "```", ""]
@@ -103,44 +103,46 @@ def formulas(rule: Rule) -> list[str]:
 
 
 def arguments(rule: Rule) -> list[str]:
-    """The constructor's arguments: symbol, default and whose that is, limits."""
+    """The constructor's arguments: meaning, symbol, default and its source, limits."""
     family, symbols = family_of(rule), formula(rule).symbols
     cells = [("argument", "what it is", "in the formula", "default", "as in", "allowed")]
     for name, default in {**family.arguments, **STORAGE}.items():
         if name in WITHOUT_EFFECT or (name == "clip_norm" and not rule.trace().elementwise):
             continue
-        parts = [n for n, (pair, _) in PAIRS.items() if pair == name and n in rule.defaults]
-        mine = parts or ([name] if name in rule.defaults else [])
-        signs = ", ".join(inline(symbols[n]) for n in mine)
-        source = "this package" if name in STORAGE else source_of(rule, name, default, bool(mine))
-        what, limits = meaning(rule, name), allowed(rule, name)
-        cells.append((f"`{name}`", what, signs, f"`{default}`", source, limits))
+        members = [n for n, (pair, _) in PAIRS.items() if pair == name and n in rule.defaults]
+        scalars = members or ([name] if name in rule.defaults else [])
+        signs = ", ".join(inline(symbols[n]) for n in scalars)
+        source = (
+            "this package" if name in STORAGE else source_of(rule, name, default, bool(scalars))
+        )
+        row = (meaning(rule, name), signs, f"`{default}`", source, allowed(rule, name))
+        cells.append((f"`{name}`", *row))
     tuned = [f"`{n}` from {low:g} to {high:g}" for n, (low, high) in rule.search.items()]
     note = f"A race tunes {' and '.join(tuned)}." if tuned else "A race tunes nothing."
     others = ", ".join(f"`{n}`" for n in WITHOUT_EFFECT)
     return [*table(cells), "", f"{note} Accepted without effect: {others}."]
 
 
-def source_of(rule: Rule, name: str, default: Any, mine: bool) -> str:
-    """Whose default it is."""
-    row, kind = ORACLES.get(rule.name), family_of(rule).name
+def source_of(rule: Rule, name: str, default: Any, in_formula: bool) -> str:
+    """Where a default comes from: another package's class, the formula or this package."""
+    row, class_name = ORACLES.get(rule.name), family_of(rule).name
     for module in ("torch.optim", *([row.module] if row and row.module != "torch" else [])):
-        theirs = getattr(importlib.import_module(module), kind, None)
-        known = inspect.signature(theirs).parameters if isinstance(theirs, type) else {}
-        if name in known and known[name].default == default:
-            return f"`{module}.{kind}`"
-    return "its formula" if mine or name in rule.choices else "this package"
+        other = getattr(importlib.import_module(module), class_name, None)
+        parameters = inspect.signature(other).parameters if isinstance(other, type) else {}
+        if name in parameters and parameters[name].default == default:
+            return f"`{module}.{class_name}`"
+    return "its formula" if in_formula or name in rule.choices else "this package"
 
 
-def states(rule: Rule, found: dict[str, Any]) -> list[str]:
-    """What is kept from step to step."""
+def states(rule: Rule, row: dict[str, Any]) -> list[str]:
+    """The section on the states that are kept between steps."""
     symbols = formula(rule).symbols
     names = {key: name for name, key in rule.keys.items()}
-    kept = [f"`{key}` ({inline(symbols[names[key]])})" for key in found["states"]]
-    size = found["bytes_per_parameter"]
-    of_own = ", ".join(kept) or "none"
+    keys = [f"`{key}` ({inline(symbols[names[key]])})" for key in row["states"]]
+    size = row["bytes_per_parameter"]
+    of_own = ", ".join(keys) or "none"
     lines = [f"Of each parameter's shape: {of_own}; {size:g} bytes per float32 parameter."]
-    if found["kind"] == "matrix":
+    if row["kind"] == "matrix":
         lines[0] += " For matrices some of them are of another size."
     if rule.carried:
         named = ", ".join(f"`{rule.keys[n]}` ({inline(symbols[n])})" for n in rule.carried)
@@ -148,43 +150,43 @@ def states(rule: Rule, found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def passport(kind: str) -> list[str]:
+def passport(class_name: str) -> list[str]:
     """The section of a class in docs/passports.md, without its heading."""
     text = (DOCS / "passports.md").read_text(encoding="utf-8")
-    found = re.search(rf"^## {kind}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if not found:
+    section = re.search(rf"^## {class_name}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if not section:
         return ["Not examined yet: `python scripts/doctor.py`."]
-    # the rest stands above
-    return [x for x in found[1].strip().splitlines() if not re.match("- (Rule )?`", x)]
+    # the page says the rest already
+    return [x for x in section[1].strip().splitlines() if not re.match("- (Rule )?`", x)]
 
 
 def races(name: str, file: Path = DOCS / "findings.md") -> list[str]:
-    """A line for each section of the findings that names the optimizer in backquotes."""
+    """A link to each section of the findings that names the optimizer in backquotes."""
     if not file.exists():
         return []
-    parts = re.split(r"^#+ (.+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    sections = zip(parts[::2], parts[1::2], strict=True)
-    return [f"- [{title}](../{file.name}#{anchor(title)})" for title, text in sections
-            if f"`{name}`" in text]  # fmt: skip
+    pieces = re.split(r"^#+ (.+)\n", file.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    sections = zip(pieces[::2], pieces[1::2], strict=True)
+    titles = [title for title, text in sections if f"`{name}`" in text]
+    return [f"- [{title}](../{file.name}#{anchor(title)})" for title in titles]
 
 
 def anchor(title: str) -> str:
-    """What GitHub calls a heading."""
+    """GitHub's anchor of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def inline(symbol: str) -> str:
-    """A symbol within a line, out of Markdown's reach."""
+    """An inline formula, quoted so that Markdown leaves it alone."""
     return f"$`{symbol}`$"
 
 
 def table(cells: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of Markdown, the first one the head."""
+    """A Markdown table; the first row is its head."""
     rows = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in cells]
     return [rows[0], "| " + " | ".join("---" for _ in cells[0]) + " |", *rows[1:]]
 
 
-KINDS = {
+COMPARED_WITH = {
     "torch": "torch.optim",
     "package": "the authors' own packages",
     "optax": "optax",
@@ -193,21 +195,21 @@ KINDS = {
 
 
 def compared(readme: str) -> str:
-    """The README with its sentence on what the rules are compared with."""
+    """The README with a current paragraph on what the rules are compared with."""
     names: dict[str, list[str]] = {}
     for name, row in ORACLES.items():
         names.setdefault(row.source, []).append(f"`{name}`")
-    others = ", ".join(f"{len(names[kind])} with {words}" for kind, words in KINDS.items())
+    others = ", ".join(f"{len(names[k])} with {other}" for k, other in COMPARED_WITH.items())
     loose: dict[str, float] = {}
     for setting in SETTINGS:
         if setting.bound > LIMIT:
             loose[setting.rule] = max(setting.bound, loose.get(setting.rule, 0))
     bounds = ", ".join(f"`{rule}` ({bound:.0e} in some settings)" for rule, bound in loose.items())
     transcribed = names["transcription"]
-    kinds = f"{others}, and {len(transcribed)} that have none of these ({', '.join(transcribed)})"
+    groups = f"{others}, and {len(transcribed)} that have none of these ({', '.join(transcribed)})"
     sentences = (
         f"- Every optimizer is compared, step by step, with another implementation: of "
-        f"{len(ORACLES)} rules {kinds} with a transcription of the paper. In float64 they agree "
+        f"{len(ORACLES)} rules {groups} with a transcription of the paper. In float64 they agree "
         f"within {LIMIT:.0e}, but for {bounds}; `src/steepest/oracles/` says why, and "
         "tests measure it. Every class is also compared with a second transcription, in NumPy, by "
         "somebody who had not seen the rule (`tests/oracles/test_transcriptions.py`)."
@@ -219,10 +221,10 @@ def compared(readme: str) -> str:
 
 
 def stale() -> list[Path]:
-    """The pages that differ from what has to stand there, and those of no rule."""
-    wanted = pages()
-    old = [f for f, text in wanted.items() if not f.exists() or f.read_text("utf-8") != text]
-    return old + sorted({*FOLDER.glob("*.md")} - {*wanted})
+    """The files that are out of date, and pages that belong to no rule."""
+    current = pages()
+    old = [f for f, text in current.items() if not f.exists() or f.read_text("utf-8") != text]
+    return old + sorted({*FOLDER.glob("*.md")} - {*current})
 
 
 if __name__ == "__main__":

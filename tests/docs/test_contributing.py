@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md is true: its steps add an optimizer, and the way of one trial names what exists."""
+"""CONTRIBUTING.md: its steps add an optimizer, and the way of one trial names what exists."""
 
 import importlib
 import json
@@ -94,7 +94,8 @@ def tree(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project")
     for name in ("src", "tests", "scripts", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
     for name, text in ADDED.items():
         path = folder / name
         before = path.read_text(encoding="utf-8")
