@@ -169,9 +169,9 @@ def test_the_best_at_the_border(best, side):
     found = findings(race(trials=4, adam=entry(tuning, test=STEADY)), "border")
     wider = "1e-05:10" if side == "highest" else "1e-07:0.1"
     assert found == {
-        "adam": f"The best lr of adam is the {side} one tried in 6 of 6 tunings, by chance it "
-        f"would be in 1.5; give --search adam.lr={wider} "
-        f"(it was 1e-05 to 0.1), or more --trials if that range reaches far enough"
+        "adam": f"The best lr of adam is the {side} one tried in 6 of 6 tunings, where "
+        f"chance would give 1.5; give --search adam.lr={wider} "
+        f"(it was 1e-05 to 0.1), or more --trials if that range is wide enough"
     }
 
 
@@ -289,7 +289,7 @@ def test_a_diverged_best():
     some = entry(*[lost] * 2, *[GOOD] * 4, test=[0.0] * 6, lost=6)
     found = findings(race(a=some, b=entry(GOOD, test=STEADY, lost=2)), "diverged")
     assert "All tuning trials of a diverged for 2 of 6 fresh seeds;" in found["a"]
-    assert "configuration of b diverged on 2 of 6 fresh seeds;" in found["b"]
+    assert "configuration of b diverged on 2 of 6 fresh seeds, so" in found["b"]
 
 
 # --- worse than its default
@@ -432,7 +432,7 @@ def test_what_is_declared_as_included_is(general, special):
 def test_what_comes_after_the_end_of_the_run():
     short = race(steps=300, adabound=entry(GOOD, test=STEADY), asgd=entry(GOOD, test=STEADY))
     found = findings(short, "schedule")
-    assert "halfway to SGD at step 1,000 (gamma=0.001) and the run has 300;" in found["adabound"]
+    assert "halfway to SGD at step 1,000 (gamma=0.001), but the run has 300;" in found["adabound"]
     assert "begins to average at step 1,000,000" in found["asgd"]
     assert not findings(race(steps=1000, adabound=entry(GOOD, test=STEADY)), "schedule")
     named = race(steps=300, **{"adabound+cosine": entry(GOOD, test=STEADY)})
@@ -480,14 +480,14 @@ def test_the_choice_of_cases_moves_a_difference_by_no_more_than_is_said(shared):
 
 
 def test_an_entry_that_computes_much_more_than_the_baseline():
-    summary = race(dear=entry(GOOD, test=STEADY), fair=entry(GOOD, test=STEADY))
-    base, dear, fair = (summary["entries"][name] for name in ("adamw", "dear", "fair"))
+    summary = race(costly=entry(GOOD, test=STEADY), fair=entry(GOOD, test=STEADY))
+    base, costly, fair = (summary["entries"][name] for name in ("adamw", "costly", "fair"))
     assert not any(f["name"] == "cost" for f in lint(summary))  # nobody has counted
-    base["gradients"], dear["gradients"], fair["gradients"] = 2000.0, 3001.0, 3000.0
+    base["gradients"], costly["gradients"], fair["gradients"] = 2000.0, 3001.0, 3000.0
     (found,) = [f for f in lint(summary) if f["name"] == "cost"]
-    assert found["entry"] == "dear"
-    assert "dear computed 3,001 gradients of a batch for its 2,000 steps" in found["text"]
-    assert "adamw 2,000: at equal steps it is dearer 1.5 times over" in found["text"]
+    assert found["entry"] == "costly"
+    assert "costly computed 3,001 gradients of a batch for its 2,000 steps" in found["text"]
+    assert "adamw 2,000, so at equal steps it costs 1.5 times as much" in found["text"]
 
 
 def test_lint_is_spoken():

@@ -1,6 +1,6 @@
 """What is wrong with a race although it ran: pure functions of its summary.
 
-A finding is {"name", "entry", "text"}; its sentence has the number that gave it away and a cure.
+The sentence of a finding has the number that gave it away, and a cure.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from scipy import stats
 import steepest
 from steepest.race.phrases import plural
 from steepest.race.protocol import LEAST_TRIALS
-from steepest.race.schema import EntrySummary, Summary, TuningTrial
-from steepest.race.schema import Finding as FindingRecord
+from steepest.race.schema import EntrySummary, Finding, Summary, TuningTrial
 from steepest.race.statistics import ALPHA, LEAST, compare, paired
 from steepest.training.recipe import Recipe
 
-Finding = tuple[str, str]
+Found = tuple[str, str]
 """(entry, sentence)"""
 TRIALS_TO_JUDGE = 3
-"""Fewer tuning trials always have their best at one end."""
-MUCH = 1.5
-"""So many times the baseline's gradients are no equal cost."""
+"""With fewer tuning trials the best one is always the lowest or the highest."""
+COSTLY = 1.5
+"""An entry that computes this many times the baseline's gradients has no equal cost."""
 POINTS_PER_KNOB = 4
-"""Quasi-random points that a knob needs: over the usual four decades, one in each."""
+"""Quasi-random points that a knob needs: one in each of the usual four decades."""
 
 
-def lint(summary: Summary) -> list[FindingRecord]:
-    """All findings about a race, in the order of `RULES`. An interrupted race is not judged."""
+def lint(summary: Summary) -> list[Finding]:
+    """All findings about a race, in the order of `RULES`; none about an interrupted race."""
     if not summary["complete"]:
         return []
     return [
@@ -41,8 +40,8 @@ def lint(summary: Summary) -> list[FindingRecord]:
     ]
 
 
-def untuned(summary: Summary) -> Iterator[Finding]:
-    """Nothing but the defaults could be chosen: drawn grey in every figure."""
+def untuned(summary: Summary) -> Iterator[Found]:
+    """Only the defaults could be chosen: grey in every figure."""
     for name, entry in summary["entries"].items():
         if entry["untuned"]:
             yield name, f"{name} is untuned: {entry['untuned']}"
@@ -59,8 +58,7 @@ def untuned_because(tuning: list[TuningTrial]) -> str | None:
     others = [trial for trial in tuning if trial["hyperparameters"] != defaults]
     if not others:
         return (
-            f"nothing but the defaults was tried (1 configuration); give --trials {LEAST_TRIALS} "
-            f"or more"
+            f"only the defaults were tried (1 configuration); give --trials {LEAST_TRIALS} or more"
         )
     if all(trial["diverged"] for trial in others):
         return (
@@ -70,10 +68,10 @@ def untuned_because(tuning: list[TuningTrial]) -> str | None:
     return None
 
 
-def diverged_best(summary: Summary) -> Iterator[Finding]:
+def diverged_best(summary: Summary) -> Iterator[Found]:
     """The chosen configuration does not train."""
     for name, entry in summary["entries"].items():
-        lost, n = entry["diverged"]["fresh"], len(entry["test"])
+        diverged, n = entry["diverged"]["fresh"], len(entry["test"])
         hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"] or ())
         if hopeless:
             text = (
@@ -81,70 +79,79 @@ def diverged_best(summary: Summary) -> Iterator[Finding]:
                 f"{plural('seed', n)}; give {_lower(entry, name)}"
             )
             yield name, text
-        elif lost:
+        elif diverged:
             text = (
-                f"The chosen configuration of {name} diverged on {lost} of {n} fresh "
-                f"{plural('seed', n)}; it lies too close to instability: give more --trials or "
+                f"The chosen configuration of {name} diverged on {diverged} of {n} fresh "
+                f"{plural('seed', n)}, so it is close to instability; give more --trials or "
                 f"{_lower(entry, name)}"
             )
             yield name, text
 
 
-def border(summary: Summary) -> Iterator[Finding]:
-    """The best value of a knob is the lowest or the highest one tried in more tunings than chance.
+def border(summary: Summary) -> Iterator[Found]:
+    """The best value of a knob is the lowest or the highest one tried more often than by chance.
 
-    Were the knob without effect, either would be so in one of as many tunings as there are trials:
-    a binomial test at 5 %, shared among all ends of all knobs (Bonferroni).
+    If the knob had no effect, each of the two would happen in one of as many tunings as there are
+    trials. A binomial test at 5 %, shared among both ends of all knobs (Bonferroni).
     """
     trials, n = summary["plan"]["trials"], summary["plan"]["seeds"]
     if trials < TRIALS_TO_JUDGE:
         return
-    judged = {
+    spaces = {
         (name, knob): ends
         for name, entry in summary["entries"].items()
         if not entry["untuned"]
         for knob, ends in (entry["space"] or {}).items()
     }
-    for (name, knob), (low, high) in judged.items():
-        entry, at = summary["entries"][name], {"lowest": 0, "highest": 0}
-        for i, chosen in enumerate(entry["chosen"] or ()):
-            tried = entry["tuning"][i * trials : (i + 1) * trials]
-            best = entry["tuning"][chosen]
-            equal = [t for t in tried if t["validation"] == best["validation"]]
-            ends = [t["hyperparameters"][knob] for t in equal if not t["diverged"]]
-            values = [t["hyperparameters"][knob] for t in tried]
-            if ends and min(values) < max(values):
-                at["lowest"] += max(ends) == min(values)
-                at["highest"] += min(ends) == max(values)
-        for side, count in at.items():
+    for (name, knob), (low, high) in spaces.items():
+        for side, count in _at_the_ends(summary["entries"][name], knob, trials).items():
             chance = float(stats.binom.sf(count - 1, n, 1 / trials))
-            if chance < ALPHA / (2 * len(judged)):
+            if chance < ALPHA / (2 * len(spaces)):
                 text = (
                     f"The best {knob} of {name} is the {side} one tried in {count} of {n} "
-                    f"{plural('tuning', n)}, by chance it would be in {n / trials:.2g}; give "
+                    f"{plural('tuning', n)}, where chance would give {n / trials:.2g}; give "
                     f"--search {name}.{knob}={_widened(low, high, side)} (it was {low:g} to "
-                    f"{high:g}), or more --trials if that range reaches far enough"
+                    f"{high:g}), or more --trials if that range is wide enough"
                 )
                 yield name, text
 
 
-def few_trials(summary: Summary) -> Iterator[Finding]:
-    """Fewer quasi-random points than four a knob."""
+def _at_the_ends(entry: EntrySummary, knob: str, trials: int) -> dict[str, int]:
+    """In how many tunings the best value of a knob was the lowest, or the highest, one tried."""
+    counts = {"lowest": 0, "highest": 0}
+    for i, chosen in enumerate(entry["chosen"] or ()):
+        tried = entry["tuning"][i * trials : (i + 1) * trials]
+        best = entry["tuning"][chosen]["validation"]
+        # of several equally good values the least extreme one counts
+        bests = [
+            trial["hyperparameters"][knob]
+            for trial in tried
+            if trial["validation"] == best and not trial["diverged"]
+        ]
+        values = [trial["hyperparameters"][knob] for trial in tried]
+        if bests and min(values) < max(values):
+            counts["lowest"] += max(bests) == min(values)
+            counts["highest"] += min(bests) == max(values)
+    return counts
+
+
+def few_trials(summary: Summary) -> Iterator[Found]:
+    """There are fewer than four quasi-random points for each knob."""
     for name, entry in summary["entries"].items():
         knobs, points = len(entry["hyperparameters"] or ()), summary["plan"]["trials"] - 1
         if 0 < points < POINTS_PER_KNOB * knobs:
-            need = POINTS_PER_KNOB * knobs + 1
+            needed = POINTS_PER_KNOB * knobs + 1
             text = (
                 f"{name} has {knobs} {plural('knob', knobs)} and {points} "
-                f"{plural('point', points)} beside its defaults; give --trials {need} or more"
+                f"{plural('point', points)} beside its defaults; give --trials {needed} or more"
             )
             yield name, text
 
 
-def worse_than_default(summary: Summary) -> Iterator[Finding]:
-    """The tuned baseline falls short, on fresh seeds, of what its defaults reached in tuning.
+def worse_than_default(summary: Summary) -> Iterator[Found]:
+    """The tuned baseline is worse on fresh seeds than its defaults were in tuning.
 
-    By Welch's t test at 5 %: the seeds of tuning are other ones.
+    By Welch's t test at 5 %, since the seeds of tuning are different ones.
     """
     name, trials = summary["baseline"], summary["plan"]["trials"]
     entry = summary["entries"][name]
@@ -152,93 +159,94 @@ def worse_than_default(summary: Summary) -> Iterator[Finding]:
     n, shown = len(fresh), _shown(summary)
     if n < LEAST or any(trial["diverged"] for trial in defaults):
         return
-    if entry["diverged"]["fresh"]:  # which `diverged_best` says; a t test knows nothing then
+    if entry["diverged"]["fresh"]:  # `diverged_best` reports that; a t test would mean nothing
         return
-    if all(i % trials == 0 for i in entry["chosen"] or ()):  # what was run again are the defaults
+    if all(i % trials == 0 for i in entry["chosen"] or ()):  # the defaults were chosen
         return
     before = [trial["validation"] for trial in defaults]
-    short = (st.fmean(before) - st.fmean(fresh)) * (1 if summary["maximize"] else -1)
-    known = [x for v in (before, fresh) for x in (st.fmean(v), st.stdev(v), n)]
-    spread = known[1] + known[4]
-    test: Any = stats.ttest_ind_from_stats(*known, equal_var=False) if spread else None
-    if short > 0 and (test is None or test.pvalue < ALPHA):
+    loss = (st.fmean(before) - st.fmean(fresh)) * (1 if summary["maximize"] else -1)
+    moments = [x for v in (before, fresh) for x in (st.fmean(v), st.stdev(v), n)]
+    spread = moments[1] + moments[4]
+    test: Any = stats.ttest_ind_from_stats(*moments, equal_var=False) if spread else None
+    if loss > 0 and (test is None or test.pvalue < ALPHA):
         text = (
             f"{name} as tuned reached {shown(st.fmean(fresh))} in validation on {n} fresh seeds, "
-            f"its defaults {shown(st.fmean(before))} in tuning: lucky trials were chosen; give "
+            f"its defaults {shown(st.fmean(before))} in tuning, so lucky trials were chosen; give "
             f"more --trials or --steps"
         )
         yield name, text
 
 
-def inclusion(summary: Summary) -> Iterator[Finding]:
+def inclusion(summary: Summary) -> Iterator[Found]:
     """An entry loses to its own special case: at 5 % on paired seeds, over all such pairs."""
-    shown, found = _shown(summary), summary["entries"]
-    both = {
-        f"{a} {b}": (a, b)
-        for a in found
-        if a in steepest.rules
-        for b in steepest.rules[a].includes
-        if b in found
+    shown, entries = _shown(summary), summary["entries"]
+    pairs = {
+        f"{general} {special}": (general, special)
+        for general in entries
+        if general in steepest.rules
+        for special in steepest.rules[general].includes
+        if special in entries
     }
     judged = compare(
-        {key: paired(found[a]["test"], found[b]["test"]) for key, (a, b) in both.items()},
-        failed=[key for key, (a, b) in both.items() if found[a]["failed"] or found[b]["failed"]],
+        {key: paired(entries[a]["test"], entries[b]["test"]) for key, (a, b) in pairs.items()},
+        failed=[k for k, (a, b) in pairs.items() if entries[a]["failed"] or entries[b]["failed"]],
     )
     for key, d in judged.items():
-        general, special = both[key]
+        general, special = pairs[key]
         knob, how = steepest.rules[general].includes[special]
-        a, b = (found[name]["test"] for name in (general, special))
+        a, b = (st.fmean(entries[name]["test"]) for name in (general, special))
         if d.claim and (d.mean < 0) == summary["maximize"]:
-            searched = knob in (found[general]["hyperparameters"] or ())
+            searched = knob in (entries[general]["hyperparameters"] or ())
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
-                f"{general} ({shown(st.fmean(a))}) loses to {special} ({shown(st.fmean(b))}) at "
-                f"n={d.n} although with {how} it is {special}; {cure} before blaming the method"
+                f"{general} ({shown(a)}) loses to {special} ({shown(b)}) at n={d.n}, although it "
+                f"equals {special} with {how}; {cure} before blaming the method"
             )
             yield general, text
 
 
-def schedule(summary: Summary) -> Iterator[Finding]:
-    """Something that an optimizer counts steps for begins after the run."""
+def schedule(summary: Summary) -> Iterator[Found]:
+    """Something that an optimizer does after a number of steps would come after the run."""
     steps = summary["plan"]["steps"]
     for name, entry in summary["entries"].items():
-        rule = Recipe.read(name).base
-        if rule not in steepest.rules:
+        rule = steepest.rules.get(Recipe.read(name).base)
+        if rule is None:
             continue
-        chosen = {name: middle for name, (_, middle, _) in (entry["hyperparameters"] or {}).items()}
-        for knob, clock in steepest.rules[rule].clocks.items():
-            value = {**steepest.rules[rule].defaults, **chosen}[knob]
+        chosen = {k: middle for k, (_, middle, _) in (entry["hyperparameters"] or {}).items()}
+        for knob, clock in rule.clocks.items():
+            value = {**rule.defaults, **chosen}[knob]
             if clock.step(value) > steps:
                 low, high = sorted(clock.value(share * steps) for share in (0.1, 0.5))
                 text = (
-                    f"{name} {clock.event} at step {clock.step(value):,.0f} ({knob}={value:g}) and "
-                    f"the run has {steps:,}; give --search {name}.{knob}={low:.3g}:{high:.3g}, or "
-                    f"more --steps"
+                    f"{name} {clock.event} at step {clock.step(value):,.0f} ({knob}={value:g}), "
+                    f"but the run has {steps:,}; give --search {name}.{knob}={low:.3g}:{high:.3g}, "
+                    f"or more --steps"
                 )
                 yield name, text
 
 
-def cost(summary: Summary) -> Iterator[Finding]:
-    """An entry has computed many more gradients than the baseline in as many steps."""
-    base = summary["entries"][summary["baseline"]].get("gradients")
+def cost(summary: Summary) -> Iterator[Found]:
+    """An entry computed many more gradients than the baseline in as many steps."""
+    name_of_base, steps = summary["baseline"], summary["plan"]["steps"]
+    base = summary["entries"][name_of_base].get("gradients")
     for name, entry in summary["entries"].items():
         spent = entry.get("gradients")
-        if base and spent and spent > MUCH * base:
+        if base and spent and spent > COSTLY * base:
             text = (
-                f"{name} computed {spent:,.0f} gradients of a batch for its "
-                f"{summary['plan']['steps']:,} steps, {summary['baseline']} {base:,.0f}: at equal "
-                f"steps it is dearer {spent / base:,.1f} times over; compare by seconds, or give "
-                f"{summary['baseline']} more --steps in another race"
+                f"{name} computed {spent:,.0f} gradients of a batch for its {steps:,} steps, "
+                f"{name_of_base} {base:,.0f}, so at equal steps it costs {spent / base:,.1f} times "
+                f"as much; compare by seconds, or give {name_of_base} more --steps in another race"
             )
             yield name, text
 
 
-def test_noise(summary: Summary) -> Iterator[Finding]:
-    """A claimed difference is smaller than what the choice of the test cases may make of it.
+def test_noise(summary: Summary) -> Iterator[Found]:
+    """A claimed difference is smaller than what the choice of the test cases may change.
 
-    A case's difference is -1, 0 or 1, and not 0 only where one of the two is wrong: its variance is
-    at most the sum of both shares of errors, less the difference squared, also after a mean over
-    seeds. Two that are wrong on the same cases differ by less; how much less is not known here.
+    A case contributes a difference of -1, 0 or 1, and not 0 only where one of the two entries is
+    wrong. So its variance is at most the sum of both error rates minus the squared difference, also
+    for a mean over seeds. It is less for entries that are wrong on the same cases; how much less is
+    not known here.
     """
     shown, size = _shown(summary), summary["test_size"]
     base = summary["entries"][summary["baseline"]]["test"]
@@ -246,20 +254,20 @@ def test_noise(summary: Summary) -> Iterator[Finding]:
         d = entry["difference"]
         if not (summary["proportion"] and size and d and d["claim"]):
             continue
-        wrong = 2 - st.fmean(base) - st.fmean(entry["test"])
+        errors = 2 - st.fmean(base) - st.fmean(entry["test"])
         if not summary["maximize"]:
-            wrong = st.fmean(base) + st.fmean(entry["test"])
-        error = math.sqrt(max(0.0, wrong - d["mean"] ** 2) / size)
-        if abs(d["mean"]) < error:
+            errors = st.fmean(base) + st.fmean(entry["test"])
+        noise = math.sqrt(max(0.0, errors - d["mean"] ** 2) / size)
+        if abs(d["mean"]) < noise:
             text = (
                 f"{name} differs by {shown(abs(d['mean']))}, and the choice of n={size} test cases "
-                f"may move that by up to {shown(error)} (one standard error): the seeds agree, "
-                f"other cases might not; take more test data"
+                f"may change that by up to {shown(noise)} (one standard error), so other cases may "
+                f"disagree though the seeds agree; take more test data"
             )
             yield name, text
 
 
-RULES: dict[str, Callable[[Summary], Iterator[Finding]]] = {
+RULES: dict[str, Callable[[Summary], Iterator[Found]]] = {
     "untuned": untuned,
     "diverged": diverged_best,
     "border": border,

@@ -1,4 +1,4 @@
-"""What may be claimed from paired seeds: pure functions on lists of numbers."""
+"""What paired seeds allow to claim: pure functions of lists of numbers."""
 
 from __future__ import annotations
 
@@ -11,63 +11,66 @@ import numpy as np
 from scipy import special, stats
 
 ALPHA = 0.05
+"""Level of all claims of a race together."""
 POWER = 0.8
-"""Share of races in which a difference of the planned size is to be found."""
+"""Share of races that should find a difference of the planned size."""
 LEAST = 5
-"""Fewer pairs than this allow no claim, more are needed where a run failed: `least_pairs`."""
-EVERY = 20
-"""Pairs up to which the sign-flip test takes every subset of them."""
+"""With fewer pairs there is no claim; the exact test may need more: see `least_pairs`."""
+EXHAUSTIVE = 20
+"""Up to this many pairs the sign-flip test takes every subset of them."""
 CHUNK = 2**15
-"""Subsets drawn at once."""
+"""Subsets that are drawn at once."""
 APART = 10.0
-"""Median distances that a difference may lie from the others' middle: see `stands_apart`."""
+"""A difference stands apart at this many median distances: see `stands_apart`."""
 BOOTSTRAP_LEAST = 20
-"""Pairs from which a bootstrap interval is shown; below, it is too narrow."""
+"""With fewer pairs a bootstrap interval is too narrow, and not shown."""
 NEAR = 0.01
-"""Share of the best metric that a learning rate may cost and still be called as good."""
+"""A learning rate is as good as the best if it costs at most this share of the best metric."""
 FAR = 6.0
-"""Noncentrality beyond which the wrong tail, under 1e-9, is left out: scipy 1.17 has nan there."""
+"""Noncentrality beyond which the other tail, below 1e-9, is left out: scipy 1.17 gives nan."""
 NO_SPREAD = 1e-12
-"""Difference, relative to the numbers it is of, that is rounding and not spread."""
+"""A difference below this share of the numbers that it is made of is rounding."""
 TINY = 1e-150
-"""Beneath it squares vanish."""
+"""The square of a smaller number is 0."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Paired difference of an entry to the baseline, in units of the metric.
+    """Paired difference of an entry to the baseline, in the unit of the metric.
 
-    The claim rests on the t test, or on the exact one; everything from `effect` on is shown beside
-    it.
+    The claim rests on the t test or on the exact test. All fields from `effect` on are only shown
+    beside it.
     """
 
     n: int
     mean: float
     low: float | None
     high: float | None
-    """Interval at `level`; None where there is none (one pair, no spread, too few for an exact
-    one)."""
+    """Interval at `level`; None for one pair, without spread, or with too few pairs for an exact
+    interval."""
     level: float
+    """Confidence level, 0 to 1."""
     p: float | None
     p_holm: float | None
+    """`p` after Holm's correction."""
     claim: bool
-    """Told apart from the baseline at 5 % over all entries."""
+    """Whether the entry is told apart from the baseline, at 5 % over all entries."""
     exact: bool = False
-    """By the sign-flip test, as a run failed or one stands apart; else by the t test."""
+    """By the sign-flip test, since a run failed or one stands apart; else by the t test."""
     effect: float | None = None
     """`hedges`, in standard deviations of the differences."""
     improved: float | None = None
-    """Share of seeds on which the entry was better, ties counted half..."""
+    """Share of seeds on which the entry was better; a tie counts half."""
     improved_low: float | None = None
     improved_high: float | None = None
-    """...with an exact 95 % interval."""
+    """Exact 95 % interval of `improved`."""
     bootstrap_low: float | None = None
     bootstrap_high: float | None = None
     """BCa 95 % interval of the mean, from 20 pairs on."""
 
 
 def spread_of(values: Sequence[float]) -> float:
-    """Standard deviation by the median absolute deviation: one run does not decide it."""
+    """Standard deviation by the median absolute deviation, which one run cannot decide."""
     return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
 
 
@@ -96,36 +99,38 @@ def _step_down(p: Mapping[Any, float]) -> tuple[dict[Any, float], dict[Any, floa
 
 
 def stands_apart(d: Sequence[float] | np.ndarray) -> bool:
-    """Whether one of the differences is so far from the others that a t test sees only it.
+    """Whether one difference is so far from the others that a t test would see nothing else.
 
-    Its size |d| lies further from the median size than 10 times the median of all such distances
-    (MAD; Hampel 1974, Journal of the American Statistical Association 69, 383-393). It asks for
-    sizes alone: where it sends a race does not depend on signs, which are what the exact test
-    counts. Of normal differences without a mean it holds for 3 % at n=10.
+    That is: its size |d| lies further from the median size than 10 times the median of all such
+    distances (MAD; Hampel 1974, Journal of the American Statistical Association 69, 383-393). Only
+    sizes decide, and never signs, so that the exact test, which counts signs, keeps its level.
+    Holds for 3 % of samples of n=10 normal differences with mean 0.
     """
     size = abs(np.asarray(d, dtype=float))
-    away = abs(size - np.median(size))
-    return bool(away.max(initial=0.0) > APART * max(float(np.median(away)), NO_SPREAD * size.max()))
+    distance = abs(size - np.median(size))
+    usual = max(float(np.median(distance)), NO_SPREAD * size.max())
+    return bool(distance.max(initial=0.0) > APART * usual)
 
 
 def sign_flip(d: Sequence[float] | np.ndarray) -> float:
     """Two-sided p of the sign-flip test of the mean of paired differences `d`.
 
-    The share of the 2^n sums of plus or minus every difference that lie as far from 0 as theirs
-    (Fisher 1935, The Design of Experiments, section 21). It is exact where both entries of a pair
-    have the same distribution, whatever that is: one huge difference, of a run that failed, counts
-    as one sign, while it makes the t of a t test 1. The least p is 2 / 2^n.
+    Of the 2^n ways to choose the signs of the differences, the share whose sum lies as far from 0
+    as the observed sum (Fisher 1935, The Design of Experiments, section 21). The test is exact if
+    both entries of a pair have the same distribution, whichever that is. One huge difference, of a
+    run that failed, counts as one sign, while it makes the t of a t test 1. The smallest p is
+    2 / 2^n.
 
-    Flipping a subset of the signs raises the sum just where the subset's own sum is below 0, so
-    that signs of sums of subsets are all that is needed. Beyond 20 pairs 2^20 subsets drawn from a
-    fixed seed stand for all, and the one of none counts, which keeps p valid.
+    Flipping the signs of a subset raises the sum exactly if the subset's own sum is below 0, so
+    only the signs of the sums of subsets are needed. Beyond 20 pairs, 2^20 subsets are drawn with a
+    fixed seed; the empty one is among them, which keeps p valid.
     """
     (subsets,) = _subsets([np.asarray(d, dtype=float)])
     return subsets.p()
 
 
 def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float, float] | None:
-    """The shifts of `d` that `sign_flip` does not reject at `level`; None for too few pairs.
+    """The shifts of `d` that `sign_flip` does not reject at `level`; None with too few pairs.
 
     Its ends are means of subsets of the differences: Hartigan (1969), Journal of the American
     Statistical Association 64, 1303-1317.
@@ -136,57 +141,63 @@ def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float,
 
 @dataclass(frozen=True)
 class _Subsets:
-    """Sum, exactly 0 where it is but rounding, and size of every subset, or of those drawn."""
+    """Sum and size of every subset of the differences, or of those that were drawn.
+
+    A sum that is only rounding is exactly 0.
+    """
 
     sums: np.ndarray
     sizes: np.ndarray
 
     def p(self) -> float:
-        few = min((self.sums <= 0).sum(), (self.sums >= 0).sum())
-        return min(1.0, 2 * float(few) / len(self.sizes))
+        fewer = min((self.sums <= 0).sum(), (self.sums >= 0).sum())
+        return min(1.0, 2 * float(fewer) / len(self.sizes))
 
     def interval(self, level: float) -> tuple[float, float] | None:
-        some = self.sizes > 0
-        # p of a shift is twice the share of subsets with a mean beyond it, empty ones among them
-        few = math.floor((1 - level) / 2 * len(some) * (1 + NO_SPREAD)) - int((~some).sum())
-        if few < 0:
+        nonempty = self.sizes > 0
+        # p of a shift is twice the share of subsets with a mean beyond it, empty ones included
+        beyond = math.floor((1 - level) / 2 * len(nonempty) * (1 + NO_SPREAD))
+        beyond -= int((~nonempty).sum())
+        if beyond < 0:
             return None
-        means = self.sums[some] / self.sizes[some]
-        means.partition([few, len(means) - 1 - few])
-        return float(means[few]), float(means[-1 - few])
+        means = self.sums[nonempty] / self.sizes[nonempty]
+        means.partition([beyond, len(means) - 1 - beyond])
+        return float(means[beyond]), float(means[-1 - beyond])
 
 
-def _subsets(found: Sequence[np.ndarray]) -> list[_Subsets]:
-    """Those of each of `found`, all of as many pairs: the same subsets for all."""
-    if not found:
+def _subsets(samples: Sequence[np.ndarray]) -> list[_Subsets]:
+    """The subsets of each of `samples`, which have the same number of pairs: the same for all."""
+    if not samples:
         return []
-    n, every = len(found[0]), np.array([row for d in found for row in (d, abs(d))])
-    if n <= EVERY:
-        sums = np.zeros((len(every), 1))
+    n = len(samples[0])
+    rows = np.array([row for d in samples for row in (d, abs(d))])
+    if n <= EXHAUSTIVE:
+        sums = np.zeros((len(rows), 1))
         sizes = np.zeros(1)
         for i in range(n):
-            sums = np.concatenate((sums, sums + every[:, i : i + 1]), axis=1)
+            sums = np.concatenate((sums, sums + rows[:, i : i + 1]), axis=1)
             sizes = np.concatenate((sizes, sizes + 1))
     else:
-        rng, parts = np.random.default_rng(0), []
-        for k in range(2**EVERY // CHUNK):
+        rng, chunks = np.random.default_rng(0), []
+        for k in range(2**EXHAUSTIVE // CHUNK):
             drawn = rng.integers(2, size=(CHUNK, n), dtype=np.int8).astype(float)
-            drawn[0] *= k > 0  # the first of all is that of none
-            parts.append((every @ drawn.T, drawn.sum(axis=1)))
-        sums, sizes = (np.concatenate(part, axis=-1) for part in zip(*parts, strict=True))
+            if k == 0:
+                drawn[0] = 0  # the empty subset
+            chunks.append((rows @ drawn.T, drawn.sum(axis=1)))
+        sums, sizes = (np.concatenate(chunk, axis=-1) for chunk in zip(*chunks, strict=True))
     return [
-        _Subsets(np.where(abs(own) <= NO_SPREAD * size, 0.0, own), sizes)
-        for own, size in zip(sums[::2], sums[1::2], strict=True)
+        _Subsets(np.where(abs(total) <= NO_SPREAD * size, 0.0, total), sizes)
+        for total, size in zip(sums[::2], sums[1::2], strict=True)
     ]
 
 
 def least_pairs(comparisons: int) -> int:
-    """Fewest pairs with which the sign-flip test can reject at Holm's first step."""
+    """The fewest pairs with which the sign-flip test can reject at the first step of Holm."""
     return max(LEAST, 1 + math.ceil(math.log2(max(1, comparisons) / ALPHA)))
 
 
 def failure_bound(failed: int, n: int) -> float:
-    """The largest rate of failure that `failed` of `n` runs do not exclude, at 95 %, one-sided.
+    """One-sided 95 % upper bound of the rate of failure, where `failed` of `n` runs failed.
 
     Clopper and Pearson (1934), Biometrika 26, 404-413.
     """
@@ -199,7 +210,7 @@ def _constant(d: np.ndarray) -> bool:
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """The differences a - b, without what is but rounding in numbers as large as these."""
+    """The differences a - b without rounding: those below it are 0, those equal up to it equal."""
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     rounding = NO_SPREAD * np.maximum(abs(x), abs(y)) + TINY
     d = np.where(abs(x - y) <= rounding, 0.0, x - y)
@@ -209,24 +220,24 @@ def paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Tests:
-    """Of every entry that has two pairs: its p, and what an exact one is made of."""
+    """The p of every entry with two pairs or more, and the subsets behind an exact one."""
 
     p: dict[str, float]
     subsets: dict[str, _Subsets]
     exact: set[str]
+    """Entries that are judged by the exact test."""
 
 
 def _tests(differences: Mapping[str, np.ndarray], failed: Collection[str]) -> _Tests:
     exact = {name for name, d in differences.items() if name in failed or stands_apart(d)}
-    flipped: dict[int, list[str]] = {}
+    by_size: dict[int, list[str]] = {}
     for name, d in differences.items():
         if len(d) >= 2 and (name in exact or _constant(d)):  # there is no t test without spread
-            flipped.setdefault(len(d), []).append(name)
-    subsets = {
-        name: one
-        for names in flipped.values()
-        for name, one in zip(names, _subsets([differences[name] for name in names]), strict=True)
-    }
+            by_size.setdefault(len(d), []).append(name)
+    subsets: dict[str, _Subsets] = {}
+    for names in by_size.values():
+        made = _subsets([differences[name] for name in names])
+        subsets |= dict(zip(names, made, strict=True))
     p = {}
     for name, d in differences.items():
         if name in subsets:
@@ -240,7 +251,7 @@ def _tests(differences: Mapping[str, np.ndarray], failed: Collection[str]) -> _T
 def decide(
     differences: Mapping[str, np.ndarray], failed: Collection[str] = ()
 ) -> tuple[dict[str, float], dict[str, float], set[str]]:
-    """p of every entry that has two pairs, the same after Holm, and the entries told apart."""
+    """p of every entry with two pairs or more, p after Holm, and the entries told apart."""
     p = _tests(differences, failed).p
     adjusted, _ = _step_down(p)
     return p, adjusted, {e for e, d in differences.items() if _claimed(d, adjusted.get(e))}
@@ -258,12 +269,13 @@ def compare(
 ) -> dict[str, Difference]:
     """Judge every entry's `paired` differences to the baseline; `maximize`: more is better.
 
-    Two-sided paired t tests; the exact `sign_flip` for the entries `failed`, of which, or of whose
-    baseline, a run has failed, where one difference `stands_apart`, and where all differences are
-    the same number. Holm-corrected over the entries. The interval of an entry is of the same test,
-    at the level at which Holm's procedure tested it, between 95 % and (1 - 0.05 / entries), so
-    that it leaves out zero exactly where a difference may be claimed. Where all differences are the
-    same there is none.
+    Two-sided paired t tests, Holm-corrected over the entries. The exact `sign_flip` takes the place
+    of the t test for the entries in `failed` (a run of theirs or of the baseline failed), where one
+    difference `stands_apart`, and where all differences are the same number.
+
+    The interval of an entry inverts the same test, at the level of its step in Holm's procedure:
+    between 95 % and 1 - 0.05 / (number of entries). So it leaves out zero exactly if a difference
+    is claimed. There is no interval where all differences are the same.
     """
     arrays = {name: np.asarray(d, dtype=float) for name, d in differences.items()}
     tests = _tests(arrays, failed)
@@ -273,7 +285,7 @@ def compare(
         level, exact = levels.get(name, 1 - ALPHA), name in tests.exact
         low = high = effect = between = None
         if len(d) >= 2 and not _constant(d):
-            if exact:  # an effect size and a bootstrap would be of the one difference alone
+            if exact:  # one difference would decide an effect size and a bootstrap
                 low, high = tests.subsets[name].interval(level) or (None, None)
             else:
                 interval = stats.ttest_1samp(d, 0.0).confidence_interval(level)
@@ -302,11 +314,11 @@ def compare(
 
 
 def hedges(d: Sequence[float] | np.ndarray) -> float:
-    """Mean over standard deviation of paired differences, without its bias in small samples.
+    """Mean over standard deviation of paired differences, corrected for small samples.
 
     The standardised mean difference of pairs (d_z) times the exact correction of Hedges (1981),
-    Journal of Educational Statistics 6, 107-128, for n - 1 degrees of freedom, which is 0 for
-    n = 2. Needs two pairs or more, with spread.
+    Journal of Educational Statistics 6, 107-128, for n - 1 degrees of freedom; it is 0 for n = 2.
+    Needs two pairs or more, and some spread.
     """
     d = np.asarray(d, dtype=float)
     df = len(d) - 1
@@ -317,11 +329,11 @@ def hedges(d: Sequence[float] | np.ndarray) -> float:
 
 
 def improvement(d: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
-    """Share of pairs above zero, ties counted half, and an exact 95 % interval (low, high).
+    """Share of pairs above zero, where a tie counts half, and its exact 95 % interval (low, high).
 
     The probability of improvement of Agarwal et al. 2021, arXiv:2108.13264, for pairs. The
-    interval is that of Clopper and Pearson (1934), Biometrika 26, 404-413, with every tie
-    against the entry at its lower end and for it at its upper end: never too narrow.
+    interval is that of Clopper and Pearson (1934), Biometrika 26, 404-413. Ties count against the
+    entry at the lower end and for it at the upper end, so the interval is never too narrow.
     """
     signs = np.sign(d)
     n, wins, ties = len(signs), int((signs > 0).sum()), int((signs == 0).sum())
@@ -345,16 +357,16 @@ def bootstrap(d: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
 
 
 def power(effect: float, n: int, alpha: float = ALPHA) -> float:
-    """Chance that a two-sided t test of `n` pairs at `alpha` sees a true `effect`.
+    """Power of a two-sided t test of `n` pairs at `alpha` for a true `effect`.
 
-    `effect` is the mean of the differences in their standard deviations. Noncentral t: Cohen
-    (1988), Statistical Power Analysis for the Behavioral Sciences.
+    `effect`: mean of the differences in their standard deviations. By the noncentral t
+    distribution: Cohen (1988), Statistical Power Analysis for the Behavioral Sciences.
     """
     shift, edge = abs(effect) * math.sqrt(n), stats.t.isf(alpha / 2, n - 1)
-    found = float(stats.nct.sf(edge, n - 1, shift))
+    chance = float(stats.nct.sf(edge, n - 1, shift))
     if shift < FAR:
-        found += float(stats.nct.cdf(-edge, n - 1, shift))
-    return found
+        chance += float(stats.nct.cdf(-edge, n - 1, shift))
+    return chance
 
 
 def proportion_error(share: float, n: int) -> float:
@@ -363,12 +375,12 @@ def proportion_error(share: float, n: int) -> float:
 
 
 def expected_best(values: Sequence[float], *, maximize: bool = True) -> list[float]:
-    """Mean of the best of k of `values`, drawn without replacement, for k = 1 to all of them.
+    """Expected best of k of `values`, drawn without replacement, for k = 1 to all of them.
 
-    What k tuning trials may be expected to find: the curve of Dodge et al. 2019,
-    arXiv:1909.03004, by the unbiased estimator of Tang et al. 2020, arXiv:2004.13705.
+    The curve of Dodge et al. 2019, arXiv:1909.03004: what k tuning trials can be expected to
+    reach. By the unbiased estimator of Tang et al. 2020, arXiv:2004.13705.
     """
-    ordered = sorted(values, reverse=not maximize)  # the best last
+    ordered = sorted(values, reverse=not maximize)  # best last
     n = len(ordered)
     return [
         # C(i, k - 1) of the C(n, k) choices have ordered[i] as their best
@@ -378,19 +390,19 @@ def expected_best(values: Sequence[float], *, maximize: bool = True) -> list[flo
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """Mean of the middle half: one diverged run does not decide it. Agarwal et al. 2021."""
+    """Mean of the middle half, which one diverged run cannot decide. Agarwal et al. 2021."""
     return float(stats.trim_mean(values, 0.25))
 
 
 def lr_width(
     trials: Sequence[tuple[float, float]], *, maximize: bool = True
 ) -> dict[str, Any] | None:
-    """How far the learning rates tried that came within 1 % of the best reach; None without one.
+    """How wide the range of tried learning rates within 1 % of the best is; None without a trial.
 
     `trials`: (learning rate, metric) of the trials that did not diverge. "seen": decades between
-    the outermost of the neighbouring trials around the best that are all within 1 %, of "points"
-    trials. It is of what was tried, and no bound of the true width from either side: other knobs
-    vary too, a bad run ends the range early, and a lucky one widens it.
+    the outermost of the neighbouring trials around the best that all come within 1 %. "points":
+    number of trials. It bounds the true width from neither side: other knobs vary too, a bad run
+    ends the range early, and a lucky one widens it.
     """
     if not trials:
         return None
