@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from steepest.race import planning, statistics
+from steepest.race import descriptive, planning, statistics
 from steepest.race.protocol import Plan
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=9)
@@ -137,8 +137,8 @@ def test_no_claim_on_fewer_than_five_seeds(n):
 
 
 def test_proportion_error():
-    assert statistics.proportion_error(0.5, 100) == pytest.approx(0.05)
-    assert statistics.proportion_error(1.0, 7) == 0
+    assert descriptive.proportion_error(0.5, 100) == pytest.approx(0.05)
+    assert descriptive.proportion_error(1.0, 7) == 0
 
 
 # --- where a run failed
@@ -461,7 +461,7 @@ def test_no_difference_makes_a_nan(d):
 @given(values, st.booleans())
 def test_expected_best_is_the_mean_over_all_choices(tried, maximize):
     best = max if maximize else min
-    got = statistics.expected_best(tried, maximize=maximize)
+    got = descriptive.expected_best(tried, maximize=maximize)
     for k in range(1, len(tried) + 1):
         every = [best(choice) for choice in itertools.combinations(tried, k)]
         assert got[k - 1] == pytest.approx(math.fsum(every) / len(every), abs=1e-9)
@@ -470,26 +470,26 @@ def test_expected_best_is_the_mean_over_all_choices(tried, maximize):
 
 def test_expected_best_of_a_uniform_distribution_is_unbiased():
     rng = np.random.default_rng(4)
-    curves = [statistics.expected_best(rng.random(8).tolist()) for _ in range(4000)]
+    curves = [descriptive.expected_best(rng.random(8).tolist()) for _ in range(4000)]
     assert np.mean(curves, axis=0) == pytest.approx([k / (k + 1) for k in range(1, 9)], abs=0.01)
-    assert statistics.expected_best([]) == []
+    assert descriptive.expected_best([]) == []
 
 
 def test_width_of_the_learning_rates_near_the_best():
     trials = [(1e-4, 0.5), (1e-3, 0.960), (3e-3, 0.965), (1e-2, 0.969), (1e-1, 0.2), (1.0, 0.965)]
-    width = statistics.lr_width(trials)
+    width = descriptive.lr_width(trials)
     assert width is not None
     assert width["seen"] == pytest.approx(1.0)
     assert width["points"] == 6  # of which 1.0 is as good, and no neighbour
-    down = statistics.lr_width([(lr, -v) for lr, v in trials[::-1]], maximize=False)
+    down = descriptive.lr_width([(lr, -v) for lr, v in trials[::-1]], maximize=False)
     assert down == width
-    one = statistics.lr_width([(0.1, 0.0)])
+    one = descriptive.lr_width([(0.1, 0.0)])
     assert one == {"seen": 0.0, "points": 1}
-    assert statistics.lr_width([]) is None
+    assert descriptive.lr_width([]) is None
 
 
 def test_interquartile_mean():
-    assert statistics.interquartile_mean([0, 1, 2, 3, 4, 5, 6, 1e9]) == pytest.approx(3.5)
+    assert descriptive.interquartile_mean([0, 1, 2, 3, 4, 5, 6, 1e9]) == pytest.approx(3.5)
 
 
 # --- the plan

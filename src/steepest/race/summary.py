@@ -11,6 +11,7 @@ import numpy as np
 
 from steepest.errors import BadCall
 from steepest.race import pairing, searching
+from steepest.race.descriptive import expected_best, interquartile_mean, lr_width, proportion_error
 from steepest.race.lint import lint, untuned_because
 from steepest.race.notes import OWN
 from steepest.race.protocol import (
@@ -36,15 +37,7 @@ from steepest.race.schema import (
     Summary,
     TuningTrial,
 )
-from steepest.race.statistics import (
-    compare,
-    expected_best,
-    failure_bound,
-    interquartile_mean,
-    lr_width,
-    paired,
-    proportion_error,
-)
+from steepest.race.statistics import compare, failure_bound, paired
 from steepest.race.verdicts import verdict
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
