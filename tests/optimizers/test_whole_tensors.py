@@ -79,9 +79,7 @@ def test_one_estimate_for_all_parameters_whatever_their_layout(rule):
 def test_a_norm_of_what_a_norm_made_is_refused():
     from steepest.ops import norm
 
-    with pytest.raises(
-        TypeError, match="rule twice: a norm of a value that depends on another norm"
-    ):
+    with pytest.raises(TypeError, match="twice: a norm of a value that depends on another norm"):
 
         @steepest.rule
         def twice(p, g, *, lr=0.1):
