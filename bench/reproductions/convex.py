@@ -123,10 +123,10 @@ def slope(k: Any, gaps: Any) -> float:
 def nesterov(seeds: int = 5, steps: int = 1000, longest: int = 512) -> Results:
     """1/k of gradient descent against 1/k^2 of Nesterov's method on smooth convex functions.
 
-    Reports the slope of log(f(x_k) - f*) against log k, and the largest ratio to the bound of the
-    theory ("share of the bound"). "slowest" and "worst quadratic" make k = 32, 64, ... steps on the
-    function that is hardest for k steps, of gradient descent and of any first-order method, in
-    units of L |x_0 - x*|^2; they are deterministic (n=1). "logistic": breast cancer, one random
+    Reports the slope of log(f(x_k) - f*) against log k, and the largest ratio to the theory's bound
+    ("share of the bound"). "slowest": k = 32, 64, ... steps on gradient descent's worst function
+    for k steps. "worst quadratic": the same on the worst function for any first-order method. Both
+    are in units of L |x_0 - x*|^2 and deterministic (n=1). "logistic": breast cancer, one random
     start per seed, steps 10 to `steps`.
     """
     results = Results()

@@ -97,8 +97,8 @@ def race(
     study: Annotated[
         str | None,
         typer.Option(
-            help="Name of the race in --storage: a new name, or that of a race to join, whose "
-            "work is then shared.",
+            help="Name of the race in --storage: a new name, or the name of a race to join and "
+            "help with.",
             metavar="NAME",
             show_default="a new name",
         ),

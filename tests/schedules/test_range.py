@@ -245,7 +245,7 @@ NET = Net()
     [
         ({"low": 0}, "expected 0 < low < high"), ({"low": math.nan}, "expected 0 < low < high"),
         ({"low": 2, "high": 1}, "expected 0 < low < high"), ({"high": math.inf}, "low < high"),
-        ({"steps": 9}, "a whole number from 10"), ({"steps": 20.0}, "a whole number from 10"),
+        ({"steps": 9}, "a whole number of 10"), ({"steps": 20.0}, "a whole number of 10"),
         ({"seeds": 0}, "at least 1"), ({"seeds": [1, 1]}, "different"), ({"seeds": []}, "at least"),
         ({"diverged": 1}, "above 1"), ({"diverged": math.nan}, "above 1"),
         ({"batches": []}, "batches is empty"), ({"batches": iter(BATCHES)}, "only once"),

@@ -23,9 +23,9 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     """An optimizer that takes a closure and treats all parameters as one float64 vector.
 
     The closure computes the loss of all data and returns it. It does not call backward(): the
-    method computes the derivatives that it needs. Parameters may have any real dtype and stand in
-    any number of groups; those that do not require a gradient are never changed. All groups have
-    the same options, since the method sees one vector.
+    method computes the derivatives that it needs. Parameters may have any real dtype and any number
+    of groups; those that do not require a gradient are never changed. All groups have the same
+    options, since the method sees one vector.
 
     If a step is interrupted or the closure raises, the parameters and the method's own state stay
     as they were. That state is not in `state` but under "whole" in the state_dict, because torch

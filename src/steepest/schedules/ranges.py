@@ -101,7 +101,7 @@ def range_test(
     own randomness. The interval over seeds shows how much that moves the answer; it is not a
     confidence interval.
 
-    model: in training or evaluation mode, as it is to be trained.
+    model: its copies keep its mode, so call train() or eval() before.
     optimizer: over the model's parameters. step() gets a closure, so SAM works too. Its hooks are
     not copied. The groups keep the ratios of their lr; the lr reported here is that of the group
     with the largest.
@@ -141,7 +141,8 @@ def range_test(
         )
     if type(steps) is not int or steps < _FEWEST_STEPS:
         raise ValueError(
-            f"range_test: steps={steps!r} was given, expected a whole number from {_FEWEST_STEPS}"
+            f"range_test: steps={steps!r} was given, expected a whole number of {_FEWEST_STEPS} or "
+            "more"
         )
     if not real(diverged) > 1:
         raise ValueError(f"range_test: diverged={diverged!r} was given, expected a number above 1")
@@ -196,7 +197,7 @@ def _run(
     best = inf
     for lr, batch in zip(lrs, batches, strict=False):
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            # base_lr is AdaBound's: it behaves as if made with this lr, not as if scheduled to it
+            # base_lr too: AdaBound then behaves as if it were made with this lr
             for key in {"lr", "base_lr"} & group.keys():
                 if isinstance(group[key], Tensor):
                     group[key].fill_(lr * ratio)

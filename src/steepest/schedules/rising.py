@@ -126,11 +126,12 @@ class WarmupLR(LRScheduler):
         self.after = after
         self.targets = read_lrs(after.optimizer)
         self._last_lr = []
-        self._made: list[float | Tensor] = []  # after a load, until the next step: lrs before it
+        # between load_state_dict and the next step: the lrs that were set before the load
+        self._made: list[float | Tensor] = []
         LRScheduler.__init__(self, after.optimizer)
 
     def _initial_step(self) -> None:
-        if self._last_lr:  # called by SequentialLR, whose first part this is, not by __init__
+        if self._last_lr:  # not called by __init__, but by a SequentialLR that begins with this
             self._restart_after()
         LRScheduler._initial_step(self)
 
