@@ -346,13 +346,13 @@ def test_a_worst_whose_square_is_infinite_is_refused(tmp_path):
 def test_a_plan_is_not_silently_compared_to_another_baseline(monkeypatch):
     assert PLAN.baseline == PLAN.compared_to(None).baseline == "adamw"
     assert PLAN.compared_to("adam").baseline == "adam"
-    with pytest.raises(BadCall, match="--baseline lion: takes no part in the race: expected one"):
+    with pytest.raises(BadCall, match="--baseline lion: not an entry of the race: expected one"):
         PLAN.compared_to("lion")
     # nor is one that is made of a request
     request = conduct.Request("digits", "adamw,adam", baseline="adam")
     assert conduct._plan(request, 1, None, 0.0).baseline == "adam"
     monkeypatch.setattr(conduct.Request, "field", lambda self: ("adamw", "momentum"))
-    with pytest.raises(BadCall, match="--baseline adam: takes no part"):
+    with pytest.raises(BadCall, match="--baseline adam: not an entry"):
         conduct._plan(request, 1, None, 0.0)
     # who leaves entries out of a plan keeps a baseline that takes part
     assert replace(PLAN, entries=("momentum", "adam")).baseline == "momentum"

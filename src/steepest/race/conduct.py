@@ -167,7 +167,7 @@ def _plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         return _meant(plan)
     run, warm, _ = _measured(plan, jobs, jobs, pool)
     spent = perf_counter() - started
-    cost = {"field": len(plan.entries), "jobs": jobs, "run": run, "warm": warm}
+    cost = {"entries": len(plan.entries), "jobs": jobs, "run": run, "warm": warm}
     left = protocol.parse_budget(request.budget) - spent
     count, seeds = protocol.affordable(left, **cost, seeds=request.seeds)
     short = seeds * (count + 1) > protocol.runs_within(left, **cost)

@@ -1,4 +1,4 @@
-"""What is run in a race: pure functions from a request to trials, the same on every machine.
+"""What a race runs: pure functions from a plan to trials, with the same result on every machine.
 
 Equal tuning (Choi et al. 2019, arXiv:1910.05446; Schmidt et al. 2021, arXiv:2007.01547): every
 entry gets the same number of trials of the same number of steps, however many knobs it has.
@@ -21,44 +21,46 @@ from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
-"""What a verdict needs, and a budget keeps as long as it can: first the trials, then the seeds.
+"""What a verdict needs. A budget keeps both as long as it can, the trials longer than the seeds.
 
-Four quasi-random points, one in each decade of the usual range, and the defaults: with fewer, what
-is compared is whose range or whose defaults happen to suit the task."""
+Five trials are the defaults and four quasi-random points, one in each decade of the usual range.
+With fewer, the race compares whose range or whose defaults happen to suit the task."""
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
-"""Coordinates of a quasi-random point; an entry uses as many as it has knobs."""
+"""Coordinates of a quasi-random point; an entry uses one for each of its knobs."""
 PLANNED_SHARE = 0.85
-"""Share of a budget that is planned: the rest pays for the store, the report and slow moments."""
+"""Share of a budget that is planned; the rest pays for the store, the report and slow moments."""
 YEAR = 366 * 24 * 3600.0
-"""Seconds that a budget can be meant to have."""
+"""Most seconds of a budget."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the trials of a race, and how it was asked for."""
+    """Everything that decides the trials of a race, and the request behind it."""
 
     task: str
     entries: tuple[str, ...]
     trials: int
     """Tuning trials of an entry for each of its fresh seeds."""
     seeds: int
-    """Fresh seeds, each tuned anew."""
+    """Fresh seeds of an entry, each with a tuning of its own."""
     steps: int
+    """Optimizer steps of a run."""
     seed: int
+    """The study seed, of which all others are made."""
     request: dict[str, Any] = field(default_factory=dict)
-    """The options that were given, as they were written."""
+    """Option -> value, as the caller gave it."""
     over_budget: bool = False
-    """The budget allows less than the least race, which is run all the same."""
+    """The budget is too small for the smallest race, which is run all the same."""
     data: str | None = None
-    """The folder that a task on the user's data reads."""
+    """Folder of the user's files that the task reads."""
     baseline: str = ""
-    """The entry that the others are compared to. Where it takes no part (empty, or left out by a
-    `replace`) it is adamw, or the first entry if adamw takes no part; see `compared_to`."""
+    """The entry that the others are compared to. If it is not among the entries (it is empty, or
+    `replace` took it away), adamw is, or else the first entry. `compared_to` is strict."""
     search: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Entry -> knob -> [low, high], where the caller wants another range than the declared one."""
+    """Entry -> knob -> [low, high], where the caller asked for another range than the declared."""
     enough: float | None = None
-    """Seconds of a budget that would have bought the trials that a verdict needs."""
+    """Seconds of a budget that would buy the trials that a verdict needs; None if this one does."""
 
     def __post_init__(self) -> None:
         if self.baseline not in self.entries:
@@ -66,12 +68,12 @@ class Plan:
             object.__setattr__(self, "baseline", usual)
 
     def compared_to(self, baseline: str | None) -> Plan:
-        """This plan with another baseline, or as it is for None; BadCall if it takes no part."""
+        """The plan with this baseline, unchanged for None; BadCall if it is not an entry."""
         if baseline is None:
             return self
         if baseline not in self.entries:
             raise BadCall(
-                f"--baseline {baseline}: takes no part in the race: expected one of "
+                f"--baseline {baseline}: not an entry of the race: expected one of "
                 f"{', '.join(self.entries)}"
             )
         return replace(self, baseline=baseline)
@@ -94,22 +96,22 @@ class Plan:
 
     def space(self, entry: str) -> dict[str, tuple[float, float]]:
         """Hyperparameter -> (low, high) of its log-uniform search range in this race."""
-        mine = self.search.get(entry, {})
-        return Recipe.read(entry).space | {knob: (low, high) for knob, (low, high) in mine.items()}
+        asked = self.search.get(entry, {})
+        return Recipe.read(entry).space | {knob: (low, high) for knob, (low, high) in asked.items()}
 
     def defaults(self, entry: str) -> dict[str, float]:
-        """The optimizer's own value of every hyperparameter that is searched in this race."""
-        known = Recipe.read(entry).defaults
-        return known | {
+        """The optimizer's default of every hyperparameter that is searched in this race."""
+        declared = Recipe.read(entry).defaults
+        return declared | {
             knob: searching.default(entry, knob)
             for knob in self.search.get(entry, {})
-            if knob not in known
+            if knob not in declared
         }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: `index` of `phase` of `entry`."""
+    """One training run: number `index` of an entry in a phase."""
 
     task: str
     phase: str
@@ -130,55 +132,60 @@ class Trial:
 
 @dataclass
 class Result:
-    """What one training gave. Times in seconds of `time.perf_counter`, evaluation left out."""
+    """The outcome of one run. Times are in seconds of `time.perf_counter`, without evaluation."""
 
     steps: list[int] = field(default_factory=list)
+    """Steps at each evaluation."""
     validation: list[float] = field(default_factory=list)
+    """Validation metric at each evaluation."""
     seconds: list[float] = field(default_factory=list)
     """Training time until each evaluation."""
     test: float | None = None
-    """Metric on test data; never computed while tuning."""
+    """Metric on test data; None in tuning."""
     diverged: str | None = None
+    """Why the run diverged; None if it did not."""
     step_seconds: float = 0.0
     """Median of one call of `optimizer.step()`."""
     train_seconds: float = 0.0
     """Median of one whole training step."""
     state_bytes: int = 0
     parameters: int = 0
+    """Numbers that the optimizer steps."""
     measures: dict[str, float] = field(default_factory=dict)
-    """What else the last report said."""
+    """Whatever else the last report said."""
     tested: bool = True
-    """`test` is of test data; else of validation data."""
+    """Whether `test` is of test data; else it is of validation data."""
     initial: str = ""
     """Hash of the parameters before the first step."""
     batches: list[str] = field(default_factory=list)
-    """Hash of all batches so far at each evaluation; none of an entry or loop with its own."""
+    """Hash of all batches so far, at each evaluation; empty if the entry or the task's own loop
+    chooses its batches."""
     draws: list[str] = field(default_factory=list)
-    """Hash of the random states at each evaluation."""
+    """Hash of the random states, at each evaluation."""
     first: dict[str, str] = field(default_factory=dict)
-    """What the first batch had where."""
+    """Path in the first batch -> hash of what lies there."""
     unread: str = ""
-    """Why batches are unchecked though the entry trains on the task's own."""
+    """Why the batches could not be hashed, though they are the task's own."""
     backends: list[str] = field(default_factory=list)
     """What made the steps."""
     wall_seconds: float = 0.0
+    """The whole run, with its evaluations."""
     warm_seconds: float = 0.0
-    """Untimed first step of an entry in a worker (compilation), before the training."""
+    """First step of the entry in a worker (compilation); it comes before the run."""
 
 
-def derive(seed: int, *words: object) -> int:
-    """A seed of 31 bits that depends on `seed` and `words` alone."""
-    digest = hashlib.sha256(repr((seed, *words)).encode()).digest()
+def derive(seed: int, *labels: object) -> int:
+    """A seed of 31 bits that depends only on `seed` and `labels`."""
+    digest = hashlib.sha256(repr((seed, *labels)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> list:
     """The first `count` scrambled Sobol points, log-uniform over `ranges` (knob -> low, high).
 
-    Point i depends on (seed, i) and the ranges alone, not on `count`. Knob k of every entry takes
-    coordinate k of the same point: entries with the same range try the same learning rates, so
-    that luck in drawing them is no difference between entries. So the point of trial i of an entry
-    is a function of the study seed, the entry (its ranges) and i, whoever else takes part.
+    Point i depends only on the seed, i and the ranges, and neither on `count` nor on the other
+    entries. Knob k of every entry takes coordinate k of the same point: entries with the same range
+    try the same learning rates, so luck in drawing them makes no difference between entries.
     """
     if not ranges or count < 1:
         return [{} for _ in range(count)]
@@ -198,10 +205,10 @@ def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> lis
 def tuning(plan: Plan) -> list[Trial]:
     """The tuning trials: `plan.trials` of every entry for every fresh seed, one seed after another.
 
-    Of each tuning the first is the rule's own defaults, the others are quasi-random points of its
-    own: luck in tuning then differs from seed to seed, and the intervals contain it. Trial k of
-    tuning i has the same seed in every entry. Ordered by index, so that a machine that slows down
-    slows every entry.
+    The first trial of a tuning has the optimizer's defaults, the others quasi-random points that
+    no other tuning has. So luck in tuning differs from seed to seed, and the intervals contain it.
+    Trial k of tuning i has the same seed in every entry. The entries take turns, so that all of
+    them suffer when the machine slows down.
     """
 
     def hypers(entry: str, i: int) -> list[dict[str, float]]:
@@ -220,26 +227,26 @@ def tuning(plan: Plan) -> list[Trial]:
             plan.data,
         )
         for i in range(plan.seeds)
-        for k, each in enumerate(zip(*(hypers(e, i) for e in plan.entries), strict=True))
-        for entry, hyper in zip(plan.entries, each, strict=True)
+        for k, points_k in enumerate(zip(*(hypers(e, i) for e in plan.entries), strict=True))
+        for entry, hyper in zip(plan.entries, points_k, strict=True)
     ]
 
 
 def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tuple[Trial, Result]]]:
-    """The tuning trials of one entry, those for each fresh seed together."""
-    found: list[list[tuple[Trial, Result]]] = [[] for _ in range(plan.seeds)]
+    """The tuning trials of one entry, grouped by the fresh seed that they are for."""
+    groups: list[list[tuple[Trial, Result]]] = [[] for _ in range(plan.seeds)]
     for pair in tuned:
-        found[pair[0].index // plan.trials].append(pair)
-    return found
+        groups[pair[0].index // plan.trials].append(pair)
+    return groups
 
 
 def final(task: Task, result: Result) -> float:
-    """The last validation metric, or the worst one if the run diverged; never worse than that."""
+    """The last validation metric, or the worst metric if the run diverged or ended beyond it."""
     return _worst(task) if result.diverged else clamped(task, result.validation[-1])
 
 
 def tested(task: Task, trial: Trial, result: Result) -> float | None:
-    """The metric that the verdict is about, the worst one if the run diverged; None in tuning."""
+    """The metric that the verdict is about; the worst one if the run diverged, None in tuning."""
     if trial.phase != FRESH:
         return None
     if result.diverged or result.test is None:
@@ -248,22 +255,22 @@ def tested(task: Task, trial: Trial, result: Result) -> float | None:
 
 
 def clamped(task: Task, metric: float) -> float:
-    """`metric`, or the task's worst one where it is worse: no run counts for less than that."""
+    """`metric`, or the task's worst metric if that is better."""
     if task.worst is None:
         return metric
     return max(metric, task.worst) if task.maximize else min(metric, task.worst)
 
 
 def failed(task: Task, trial: Trial, result: Result) -> bool:
-    """Whether a fresh run diverged, or ended no better than WORST.
+    """Whether a run diverged, or is a fresh one that ended no better than the worst metric.
 
-    A worst that was measured is that of an untrained model, which may be a good one: who ends no
-    better than it has not failed.
+    Only a worst metric that the task gives counts. One that was measured is that of an untrained
+    model, which may be a good model: a run that ends no better has not failed.
     """
     if result.diverged or task.measured is not None:
         return result.diverged is not None
-    metric, bad = tested(task, trial, result), task.worst
-    return metric is not None and bad is not None and not task.better(metric, bad)
+    metric, worst = tested(task, trial, result), task.worst
+    return metric is not None and worst is not None and not task.better(metric, worst)
 
 
 def _worst(task: Task) -> float:
@@ -273,7 +280,9 @@ def _worst(task: Task) -> float:
 
 
 def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
-    """The trial with the best last validation metric; diverged last, ties to the lower index."""
+    """The trial with the best last validation metric. Diverged trials come last; of equal ones the
+    first wins.
+    """
 
     def rank(pair: tuple[Trial, Result]) -> tuple[bool, float, int]:
         score = 0.0 if pair[1].diverged else pair[1].validation[-1]
@@ -283,47 +292,49 @@ def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
 
 
 def fresh(plan: Plan, chosen: dict[str, list[Trial]]) -> list[Trial]:
-    """The runs that are reported: on the same new seeds for every entry, each by its own choice."""
+    """The runs that are reported: the same fresh seeds for every entry, each with the trial that
+    was chosen for that seed.
+    """
     return [
         Trial(
             plan.task,
             FRESH,
-            e,
+            entry,
             i,
             derive(plan.seed, FRESH, i),
             plan.steps,
-            chosen[e][i].hyper,
+            chosen[entry][i].hyper,
             plan.data,
         )
         for i in range(plan.seeds)
-        for e in plan.entries
+        for entry in plan.entries
     ]
 
 
-def runs_within(seconds: float, field: int, jobs: int, run: float, warm: float) -> int:
-    """Runs of each of `field` entries that `seconds` of wall time allow; see `affordable`."""
-    return int(jobs * (seconds - field * warm) / run / field)
+def runs_within(seconds: float, entries: int, jobs: int, run: float, warm: float) -> int:
+    """Runs of each entry that fit into `seconds` of wall time; see `affordable`."""
+    return int(jobs * (seconds - entries * warm) / run / entries)
 
 
 def affordable(
-    seconds: float, field: int, jobs: int, run: float, warm: float, seeds: int | None
+    seconds: float, entries: int, jobs: int, run: float, warm: float, seeds: int | None
 ) -> tuple[int, int]:
     """(trials for each seed, seeds) of an entry that fit into `seconds` of wall time.
 
-    `field` entries on `jobs` workers, `run` seconds a training, `warm` seconds for the first
-    step of an entry in a worker. Seeds stay at 10 where 5 trials for each then fit, never fall
-    below 5, and are not touched if given.
+    With so many `entries` on `jobs` workers, `run` seconds for a run, and `warm` seconds for the
+    first step of an entry in a worker. There are 10 seeds if 5 trials for each then fit, fewer if
+    not, at least 5; `seeds` stays as it is if it is given.
     """
-    runs = runs_within(seconds * PLANNED_SHARE, field, jobs, run, warm)
+    runs = runs_within(seconds * PLANNED_SHARE, entries, jobs, run, warm)
     if seeds is None:
         seeds = min(SEEDS, max(LEAST_SEEDS, runs // (LEAST_TRIALS + 1)))
     return max(1, runs // seeds - 1), seeds
 
 
-def enough(field: int, jobs: int, run: float, warm: float, seeds: int | None) -> float:
-    """Seconds of wall time that `affordable` turns into the least trials and seeds of a verdict."""
+def enough(entries: int, jobs: int, run: float, warm: float, seeds: int | None) -> float:
+    """Seconds of wall time for which `affordable` gives the trials and seeds of a verdict."""
     runs = (LEAST_TRIALS + 1) * max(LEAST_SEEDS, seeds or 0)
-    return ((runs + 1) * field * run / jobs + field * warm) / PLANNED_SHARE
+    return ((runs + 1) * entries * run / jobs + entries * warm) / PLANNED_SHARE
 
 
 def parse_budget(text: str) -> float:
@@ -336,6 +347,6 @@ def parse_budget(text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= YEAR:
         raise BadCall(
-            f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h, of a year at most"
+            f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h, a year at most"
         )
     return seconds
