@@ -73,7 +73,7 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
     if wanted.rounding == "stochastic" and p.dtype == torch.float16:
         raise RuntimeError(
             f"{rule}: rounding='stochastic' was given for {describe(p)}, expected "
-            "torch.bfloat16 (or 32 bits and more, which need none); take rounding='kahan'"
+            "torch.bfloat16, or a type of 32 bits or more; use rounding='kahan'"
         )
     if hasattr(p, "to_local") and (program.reductions or program.matrix):
         raise RuntimeError(
@@ -82,8 +82,8 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
         )
     if program.matrix and p.is_complex():
         raise RuntimeError(
-            f"{rule}: {describe(p)} was given, expected real numbers, as in torch.optim; "
-            "give it another rule, in a group with rule=..."
+            f"{rule}: {describe(p)} was given, expected real numbers (torch.optim's class "
+            "asks for them too); put this parameter in a group with another rule=..."
         )
     if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
         raise RuntimeError(

@@ -14,8 +14,8 @@ def fromage(p, g, *, lr=1e-2):
     """Fromage. Bernstein, Vahdat, Yue and Liu 2020, arXiv:2002.03432, algorithm 1.
 
     Gradient descent whose step is a share of the parameter's norm. The division by sqrt(1 + lr^2)
-    keeps the norm from growing; the paper has no other weight decay. Use it where one rate must do
-    for layers of very different scale, without weight decay.
+    keeps the norm from growing; the paper has no other weight decay. Use it, without weight decay,
+    where one learning rate has to suit layers of very different scale.
     """
     ratio = where(norm(p) * norm(g) > 0, norm(p) / norm(g), 1)
     return (p - lr * ratio * g) / sqrt(1 + lr**2)

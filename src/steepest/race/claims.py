@@ -1,10 +1,11 @@
-"""Who runs what where several processes share a study: a claim on each trial, and signs of life.
+"""Decides which process runs which trial when several share a study.
 
-A claim is a row among the study's system attributes, whose key is unique: whoever inserts it first
-has the trial, on every database. (Optuna's own running trials have a number, not a name, so two
-processes could run the same one; and to finish one takes a transaction for each of its values.)
-A racer that has shown no new sign for GRACE seconds, by the clock of the one who waits for it, is
-dead: its claims are taken over. No two clocks are compared.
+A process claims a trial before it runs it. A claim is a row in the table of the study's system
+attributes, whose keys are unique: on every database the first process to insert the row has the
+trial. (Optuna's own RUNNING state is not enough: its trials have a number, not a name, so two
+processes could run the same one.) A process also writes signs of life. When another process has
+waited for GRACE seconds, by its own clock, without a new sign, it takes over the claims. So no two
+clocks are compared.
 """
 
 from __future__ import annotations

@@ -198,7 +198,10 @@ def _draw_entries(
     key: str,
     log: bool,
 ) -> str:
-    """A curve of the validation metric for each entry. log: both axes, y only for a loss."""
+    """A curve of the validation metric for each entry.
+
+    log: the x axis is logarithmic, and for a loss the y axis too.
+    """
     return draw_lines(
         list(summary["entries"]),
         series,
@@ -223,8 +226,8 @@ def _draw_expected_best(summary: Summary) -> Figure | None:
     svg = _draw_entries(summary, series, xlabel="tuning trials", limits=limits, key="k", log=True)
     return Figure(
         title="By trials",
-        text=f"The expected best {_name_score(summary)} of so many tuning trials, if they are "
-        f"drawn from the n={counted(summary, 'tuning')} trials of the entry "
+        text=f"The expected best {_name_score(summary)} of k tuning trials (x axis), drawn "
+        f"from the n={counted(summary, 'tuning')} trials of the entry "
         f"(Dodge et al. 2019, arXiv:1909.03004).",
         drawings=[Drawing(svg)],
     )

@@ -199,8 +199,8 @@ def inclusion(summary: Summary) -> Iterator[Found]:
             searched = knob in (entries[general]["hyperparameters"] or ())
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
-                f"{general} ({shown(a)}) loses to {special} ({shown(b)}) at n={d.n}, although it "
-                f"equals {special} with {how}; {cure} before blaming the method"
+                f"{general} ({shown(a)}) loses to {special} ({shown(b)}) at n={d.n}, although "
+                f"with {how} the two are equal; {cure} before blaming the method"
             )
             yield general, text
 

@@ -71,8 +71,9 @@ def _tests(summary: Summary) -> list[str]:
             intervals = f"Two-sided t intervals, exact ones for {', '.join(exact)}"
     lines = [
         f"Differences are paired by seed (n={n}): {_same(summary)}. {intervals}, each at the "
-        f"level of its own test. With Holm's correction over {len(compared)} "
-        f"{plural('comparison', len(compared))}, all claims together hold at 5 %."
+        f"confidence level that Holm's correction over {len(compared)} "
+        f"{plural('comparison', len(compared))} gives it: the chance of any false claim in this "
+        f"race is at most 5 %."
     ]
     if exact:
         lines.append(_exact(summary, exact))
@@ -176,12 +177,14 @@ def beside(summary: Summary, name: str) -> str | None:
     d = Difference(**record)
     phrases = []
     if d.effect is not None:
-        phrases.append(f"effect {d.effect:+.2f} standard deviations of the differences (Hedges)")
+        phrases.append(
+            f"mean difference {d.effect:+.2f} standard deviations of the differences (Hedges)"
+        )
     if d.improved is not None and d.improved_low is not None and d.improved_high is not None:
         phrases.append(
             f"better than {summary['baseline']} on {100 * d.improved:.0f} % of n={d.n} "
             f"{plural('seed', d.n)} "
-            f"({100 * d.improved_low:.0f} to {100 * d.improved_high:.0f} %)"
+            f"(95 % interval {100 * d.improved_low:.0f} to {100 * d.improved_high:.0f} %)"
         )
     if d.bootstrap_low is not None and d.bootstrap_high is not None:
         ends = (number(summary, x, signed=True) for x in (d.bootstrap_low, d.bootstrap_high))
@@ -196,7 +199,7 @@ def care(summary: Summary, name: str) -> str | None:
         return None
     tunings = width["tunings"]
     return (
-        f"neighbouring rates within 1 % of the best span {width['seen']:.1f} decades "
+        f"learning rates within 1 % of the best metric cover {width['seen']:.1f} decades "
         f"({'median of' if tunings > 1 else 'from'} n={tunings} {plural('tuning', tunings)} "
         f"with up to {width['points']} rates each; the true range may be wider or narrower)"
     )

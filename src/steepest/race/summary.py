@@ -309,7 +309,7 @@ def _curve(task: Task, results: Sequence[Result]) -> Curve:
 
 
 def reproduce(plan: Plan) -> str:
-    """The command line that runs the same trials again, also where a budget had chosen them."""
+    """The command line that runs the same trials again, even if a budget chose their number."""
     numbers = f"--trials {plan.trials} --seeds {plan.seeds} --steps {plan.steps} --seed {plan.seed}"
     field = ",".join(plan.entries)
     data = f" --data {shlex.quote(plan.data)}" if plan.data else ""

@@ -225,8 +225,8 @@ def _compute_loss(
     value.backward()
     if all(p.grad is None for p in model.parameters()):
         raise ValueError(
-            "range_test: the loss does not depend on the model that it was passed; compute it with "
-            "its first argument, which is a copy"
+            "range_test: the loss does not depend on the model passed to the loss function; use "
+            "that model, the function's first argument: it is a copy"
         )
     return value.detach()
 

@@ -176,10 +176,10 @@ def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
             )
         was, became = next((a, b) for a, b in zip_longest(expected, now) if a != b)
         raise Undone(
-            f"entry {entry!r}: {scheduled} set lr to {was}, and at the step it is {became}: the "
-            f"loop sets it too, by a schedule of its own or by hand; expected a loop that leaves "
-            f"lr alone, or entries without {scheduled} (Hugging Face's Trainer leaves it alone "
-            f"with optimizers=(optimizer, MultiplicativeLR(optimizer, lambda _: 1.0)))"
+            f"entry {entry!r}: {scheduled} set lr to {was}, but at the step it is {became}: the "
+            f"training loop sets it too, by a schedule of its own or by hand; expected a loop that "
+            f"leaves lr alone, or entries without {scheduled}. With Hugging Face's Trainer, pass "
+            f"optimizers=(optimizer, MultiplicativeLR(optimizer, lambda _: 1.0))"
         )
 
     def remember(*_: object) -> None:
