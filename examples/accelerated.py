@@ -25,15 +25,9 @@ def main(resume: str | None) -> None:
     set_seed(0)
     text = torch.tensor(list(inspect.getsource(textwrap).encode()))  # bytes are the tokens
     chunks = text[: len(text) // LENGTH * LENGTH].reshape(-1, LENGTH)
-    config = GPTNeoXConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=LENGTH,
-        hidden_dropout=0.1,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": LENGTH}
+    depth = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_dropout": 0.1}
+    config = GPTNeoXConfig(vocab_size=256, **sizes, **depth)
     model = GPTNeoXForCausalLM(config)
 
     # the order depends only on the epoch's number, so a resumed run draws the same batches

@@ -272,7 +272,7 @@ def test_a_class_that_cannot_be_imported_is_named_in_its_reproduction():
         pass
 
     (line,) = examine(Local, "gradient-unmodified-plain")
-    assert "# Local as defined in test_check" in line.reproduction
+    assert "# Local as defined in tests.check.test_check" in line.reproduction
     with pytest.raises(AssertionError, match="the gradient"):
         exec(line.reproduction, {"Local": Local})
 

@@ -664,7 +664,7 @@ def test_a_verdict_without_test_data_says_so():
 def test_what_stands_beside_a_difference():
     summary = race(adam=entry(GOOD, test=LOSS))
     text = beside(summary, "adam")
-    assert "better than adamw on 0 % of n=6 seeds (0 to 46 %)" in text
+    assert "better than adamw on 0 % of n=6 seeds (95 % interval 0 to 46 %)" in text
     assert "standard deviations of the differences (Hedges)" in text
     assert beside(summary, "adamw") is None
 
@@ -674,7 +674,7 @@ def test_how_careful_one_must_be():
     width = {"seen": 0.5, "tunings": 6, "points": 5}
     summary["entries"]["adamw"]["lr_width"] = width
     said = care(summary, "adamw")
-    assert "span 0.5 decades (median of n=6 tunings with up to 5 rates each; the true" in said
+    assert "cover 0.5 decades (median of n=6 tunings with up to 5 rates each; the true" in said
     width["tunings"] = 1
     assert "(from n=1 tuning with" in care(summary, "adamw")
     width["points"] = 1

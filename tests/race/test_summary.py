@@ -383,7 +383,7 @@ def test_one_number_of_failed_runs_is_shown_everywhere():
     text = " ".join(Page(report.page(summary)).text.split())
     assert "adam (untuned, 2 of 10 failed)" in text
     assert "2/10 (0/50)" in text
-    assert "Failed: fresh runs that diverged or, where the task gives a worst metric," in text
+    assert "Failed: fresh runs that diverged, or ended no better than" in text
     shown = terminal._table(summary, 120)
     assert str(shown.columns[-1].header) == "failed"
     assert [str(cell) for cell in shown.columns[-1].cells] == ["0/10 (0/50)", "2/10 (0/50)"]
