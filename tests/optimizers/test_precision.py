@@ -73,7 +73,7 @@ def test_a_small_language_model_ends_where_float32_does():
         kind: [
             bench["final_loss"](seed, dtype, rounding, "adabelief", 1e-3, 150) for seed in range(3)
         ]
-        for kind, (dtype, rounding) in bench["KINDS"].items()
+        for kind, (dtype, rounding) in bench["VARIANTS"].items()
     }
     wanted = ends.pop("float32")
     spread, lost = statistics.stdev(wanted), ends.pop("bfloat16, to the nearest")
