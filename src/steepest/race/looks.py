@@ -9,14 +9,16 @@ DeMets (1983), Biometrika 70, 659-663: `spent`.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from scipy import optimize, special, stats
 from scipy.stats import qmc
 
-from steepest.race.statistics import ALPHA
+from steepest.race.statistics import ALPHA, _constant, flip_interval, sign_flip, stands_apart
 
 LOOKS = (5, 8, 12)
 """Units of every open entry at each look."""
@@ -96,3 +98,63 @@ def _direction(n: int, uniform: np.ndarray) -> np.ndarray:
 def _above(r: np.ndarray, n: int) -> np.ndarray:
     """Probability that r of n numbers is larger."""
     return special.betainc((n - 1) / 2, (n - 1) / 2, np.clip((1 - r) / 2, 0, 1))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where an entry stands after the looks that its units allow."""
+
+    state: Literal["open", "told apart", "dropped", "not told apart"]
+    """Told apart from the baseline; dropped as unlikely to be; neither at the last look; or open:
+    its next look needs more units."""
+    units: int
+    """Units at its latest look; 0 before the first."""
+    look: int
+    """Number of its latest look, from 1."""
+    mean: float = math.nan
+    low: float | None = None
+    high: float | None = None
+    """Repeated confidence interval at that look (Jennison and Turnbull 1989, Journal of the Royal
+    Statistical Society B 51, 305-361): it holds at all looks of all rivals together."""
+    exact: bool = False
+    """By the sign-flip test."""
+
+
+def standing(
+    differences: Sequence[float] | np.ndarray,
+    rivals: int,
+    looks: tuple[int, ...] = LOOKS,
+    failed: Collection[int] = (),
+) -> Standing:
+    """Judge one entry by its `differences` to the baseline, a unit each, in the order of units.
+
+    failed: units in which a fresh run of either failed. From the first look that has one on, and
+    where one difference stands apart, the exact sign-flip test is compared with the bound's p.
+    """
+    d = np.asarray(differences, dtype=float)
+    now = Standing("open", 0, 0)
+    for number, bound in enumerate(bounds(rivals, looks), 1):
+        if len(d) < bound.units:
+            return now
+        some = d[: bound.units]
+        exact = any(i < bound.units for i in failed) or stands_apart(some) or _constant(some)
+        spread = float(some.std(ddof=1)) / math.sqrt(bound.units)
+        mean = float(some.mean())
+        t = abs(mean) / spread if spread else math.inf * abs(mean) if mean else 0.0
+        if exact:
+            low, high = flip_interval(some, 1 - bound.p) or (None, None)
+            over = sign_flip(some) <= bound.p
+        else:
+            low, high = mean - bound.t * spread, mean + bound.t * spread
+            over = t >= bound.t
+        last = number == len(looks)
+        if over:
+            state = "told apart"
+        elif last:
+            state = "not told apart"
+        else:
+            state = "dropped" if t < FUTILE[min(number, len(FUTILE)) - 1] else "open"
+        now = Standing(state, bound.units, number, mean, low, high, exact)
+        if state != "open":
+            return now
+    return now
