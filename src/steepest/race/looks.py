@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -76,7 +76,8 @@ def bounds(rivals: int, looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) ->
             up, down = _above((c - old) / new, more), _above((c + old) / new, more)
             return float(np.mean(weight * (up + down))) - left
 
-        at.append(float(optimize.brentq(beyond, 1e-9, 1 - 1e-15, xtol=1e-14)))
+        root: Any = optimize.brentq(beyond, 1e-9, 1 - 1e-15, xtol=1e-14)
+        at.append(float(root))
         r, n = old + new * _direction(more, draws[:, 2 * i + 2]), units
     return tuple(
         Bound(units, c * math.sqrt((units - 1) / (1 - c * c)))
