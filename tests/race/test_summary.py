@@ -256,6 +256,7 @@ def test_one_run_that_blew_up_moves_nobody_elses_numbers(wreck, maximize):
     [
         (FIELD3 | {"momentum": [8.0 + v for v in LOSSES]}, 2.3, 8.32),  # bad on every seed
         (FIELD3 | {"momentum": [*LOSSES[:9], 60.0]}, 2.3, 60.0),  # one collapse
+        (FIELD3 | {"momentum": [1e11] * 10}, 2.3, 1e11),  # far off, and still a number
         (FIELD3 | {"momentum": [0.5] * 10}, 0.299, 0.5),  # a model that was good before
         ({"adamw": [0.3] * 10, "adam": [0.3] * 9 + [0.4]}, 0.3, 0.4),  # nothing to measure by
     ],

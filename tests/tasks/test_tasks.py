@@ -305,14 +305,14 @@ def test_a_share_may_be_off_by_rounding(mine):
 
 def test_no_run_is_worse_than_one_that_diverged(elsewhere):
     rules = "\nimport steepest\n@steepest.rule\ndef {}(p, g, *, lr={}): return p - lr * g,\n"
-    source = OWN + rules.format("wild", 1.1) + rules.format("dead", 1e30)
+    source = OWN + rules.format("wild", 3.0) + rules.format("dead", 1e30)
     (elsewhere / "mine.py").write_text(source)
     asked = request(optimizers="wild,dead,adamw", seeds=7)  # 5 allow no exact claim
     summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
     found = summary["entries"]
     assert found["dead"]["diverged"]["fresh"] == 7 > found["wild"]["diverged"]["fresh"]
     worst = summary["worst"]
-    assert worst == max(found["wild"]["test"]) > 1e3
+    assert worst == max(found["wild"]["test"]) > 1e6
     for name in ("validation", "test", "best_validation"):
         assert found["dead"][name] == [worst] * 7
     assert found["dead"]["difference"]["mean"] > 0  # a loss

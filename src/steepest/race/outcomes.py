@@ -1,4 +1,4 @@
-"""What the runs of a race count as, once they are all seen: the worst metric, the target."""
+"""What only the runs of a race tell: which of them blew up, the worst metric, the target."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import numpy as np
 
 from steepest.race import protocol
 from steepest.race.protocol import FRESH, Plan, Result, Trial
+from steepest.race.statistics import NO_SPREAD
 from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]
-BLOWN_UP = 1000.0
-"""A fresh run has diverged if it ends this many times as far from the best as an ordinary run."""
+BLOWN_UP = 1 / NO_SPREAD
+"""A fresh run has diverged if it ends this many times as far from the best as an ordinary run: next
+to such a number every other difference is rounding."""
 
 
 def settle(task: Task, plan: Plan, pairs: Pairs) -> tuple[Task, list[tuple[Trial, Result]]]:
-    """The task with its worst metric and target, and the runs; those that blew up have diverged."""
+    """The task with its worst metric and target, and the runs, of which those that blew up have
+    diverged.
+    """
     pairs = mark_blown_up(task, pairs)
     ended = [(trial, result) for trial, result in pairs if not result.diverged]
     fresh = [result for trial, result in ended if trial.phase == FRESH]
