@@ -33,7 +33,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from steepest.race import conduct, planning, protocol, statistics
+from steepest.race import planning, protocol, statistics
 from steepest.race.protocol import Plan, Result, Trial
 from steepest.tasks import images
 from steepest.tasks.task import Setup
@@ -353,7 +353,7 @@ def main() -> None:
     # the power of the effect that --plan promises to find: first if it knew untuned_sd exactly,
     # then as it estimates it from a few pairs, averaged over the (chi distributed) estimates
     effect = planning.detectable(untuned_sd / sd, options.seeds, options.copies)
-    df = conduct.PILOT_PAIRS - 1
+    df = planning.PILOT_PAIRS - 1
     estimates = stats.chi.ppf((np.arange(200) + 0.5) / 200, df) / math.sqrt(df)
     power = [statistics.power(effect * s, options.seeds, level) for s in (1.0, *estimates)]
     report["power of --plan, spread known"] = round(power[0], 2)

@@ -137,12 +137,16 @@ def race(
         folder = out or Path(f"race-{tasks.folder_name(task)}")
         with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
-            from steepest.race import conduct, terminal  # scipy, optuna, matplotlib: meanwhile
+            from steepest.race import (  # scipy, optuna, matplotlib: meanwhile
+                driver,
+                planning,
+                terminal,
+            )
 
             if plan:
-                print(conduct.forecast(request, jobs, pool))
+                print(planning.forecast(request, jobs, pool))
                 return 0
-            summary, interrupted = conduct.race(
+            summary, interrupted = driver.race(
                 request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
             )
     terminal.show(summary)
@@ -168,9 +172,9 @@ def report(
 ) -> int:
     """Rebuild report.html and summary.json of a race from its study.db or its database."""
     need_race()
-    from steepest.race import conduct, terminal
+    from steepest.race import driver, terminal
 
-    terminal.show(conduct.rebuild(folder, storage))
+    terminal.show(driver.rebuild(folder, storage))
     _print_paths(folder)
     return 0
 

@@ -10,7 +10,7 @@ import pytest
 import steepest
 from steepest import cli
 from steepest.errors import BadCall
-from steepest.race import conduct, field, trials
+from steepest.race import driver, field, planning, trials
 from steepest.race.protocol import FRESH, Trial
 from tests.blocks import ROOT
 
@@ -121,8 +121,8 @@ def test_a_command_is_taken_as_it_stands(command, tmp_path, monkeypatch, capsys)
         ran.append(request.task)
         raise BadCall("far enough")
 
-    monkeypatch.setattr(conduct, "race", race)
-    monkeypatch.setattr(conduct, "forecast", race)
+    monkeypatch.setattr(driver, "race", race)
+    monkeypatch.setattr(planning, "forecast", race)
     assert cli.main(shlex.split(command)[1:]) == 2
     assert "far enough" in capsys.readouterr().err
     assert len(ran) == 1
@@ -132,7 +132,7 @@ def test_a_command_is_taken_as_it_stands(command, tmp_path, monkeypatch, capsys)
 def test_a_task_of_the_page_learns(name, tmp_path):
     assert any(name in command for command in COMMANDS)
     (tmp_path / name).write_text(FILES[name], encoding="utf-8")
-    task = conduct.tasks.get(str(tmp_path / name))
+    task = driver.tasks.get(str(tmp_path / name))
     trial = Trial(str(tmp_path / name), FRESH, "adamw", 0, 7, task.steps, {"lr": 5e-3})
     result = trials.run(trial)
     assert result.diverged is None

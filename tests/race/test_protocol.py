@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import conduct, protocol
-from steepest.race.claims import Alone
+from steepest.race import driver, planning, protocol
+from steepest.race.leases import Unshared
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.training.recipe import Recipe
 
@@ -82,7 +82,7 @@ def test_no_seed_is_used_twice_and_all_are_shared_by_the_entries():
     tuned = protocol.tuning(PLAN)
     chosen = {e: [turns(PLAN, e)[i, 1] for i in range(3)] for e in PLAN.entries}
     final = protocol.fresh(PLAN, chosen)
-    pilots = conduct._pilots(PLAN, ["adamw"], 8)
+    pilots = planning._pilot_trials(PLAN, ["adamw"], 8)
     assert len({t.seed for t in (*tuned, *final, *pilots)}) == 3 * 4 + 3 + 8
     for runs in (tuned, final):
         seeds = {e: [t.seed for t in runs if t.entry == e] for e in PLAN.entries}
@@ -236,9 +236,9 @@ def test_budgets(text, seconds):
 
 def test_a_budget_of_too_many_runs_is_refused_before_they_are_listed():
     most = replace(PLAN, trials=999, seeds=33)  # 3 x 33 x 1000
-    assert conduct._meant(most) is most
+    assert planning._check_size(most) is most
     with pytest.raises(BadCall, match=r"102,000 runs: expected at most 100,000; give less of"):
-        conduct._meant(replace(most, seeds=34))
+        planning._check_size(replace(most, seeds=34))
 
 
 def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
@@ -248,11 +248,11 @@ def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
     stored, shown = [], SimpleNamespace(advance=lambda *_: None)
     store = SimpleNamespace(
         task=DIGITS, plan=PLAN, results=list, add=lambda *pair: stored.append(pair),
-        claims=lambda: nullcontext(Alone()),
+        leases=lambda: nullcontext(Unshared()),
     )  # fmt: skip
-    monkeypatch.setattr(conduct, "Progress", lambda *_: nullcontext(shown))
+    monkeypatch.setattr(driver, "Progress", lambda *_: nullcontext(shown))
     pool = SimpleNamespace(map=lambda items: ((t, Result([1], [0.5], [0.0])) for t in items))
-    conduct._run(pool, store, planned)
+    driver._run(pool, store, planned)
     assert [trial for trial, _ in stored] == planned
     assert len(looked) < 20 * len(planned)
 
@@ -273,18 +273,18 @@ def pilots(cold, warm):
 
 
 def test_what_a_worker_imports_with_its_first_run_is_no_runs_time():
-    run, warm, found = conduct._measured(PLAN, 2, 2, pilots(30.0, 0.125))
+    run, warm, found = planning._time_pilots(PLAN, 2, 2, pilots(30.0, 0.125))
     assert (run, warm) == (0.5, 0.125)
     assert [t.index for t, _ in found] == [0, 1, 2, 3]
-    assert len(conduct._measured(PLAN, 2, 8, pilots(30.0, 0.1))[2]) == 10
+    assert len(planning._time_pilots(PLAN, 2, 8, pilots(30.0, 0.1))[2]) == 10
     alone = replace(PLAN, entries=("adamw",))
-    assert conduct._measured(alone, 2, 2, pilots(30.0, 0.1))[:2] == (0.5, 0.0)
+    assert planning._time_pilots(alone, 2, 2, pilots(30.0, 0.1))[:2] == (0.5, 0.0)
 
 
 def test_a_budget_that_buys_no_verdict_says_so_before_the_race(capsys):
     def planned(budget, cold=0.0):
-        request = conduct.Request("digits", "adamw,adam,sgd", budget=budget)
-        return conduct._plan(request, 2, pilots(cold, 0.0), perf_counter())
+        request = driver.Request("digits", "adamw,adam,sgd", budget=budget)
+        return planning.make_plan(request, 2, pilots(cold, 0.0), perf_counter())
 
     plan = planned("18s")
     assert plan.trials < 5
@@ -327,8 +327,8 @@ def test_a_bundled_run_that_names_one_class_has_failed(name):
 def test_a_baseline_is_named_as_entries_are():
     from steepest.race.request import Request
 
-    assert Request("digits", "adamw,sgd", baseline="sgd ").against() == "sgd"
-    assert Request("digits", "adamw,sgd", baseline="sgd ").field() == ("adamw", "sgd")
+    assert Request("digits", "adamw,sgd", baseline="sgd ").baseline_name() == "sgd"
+    assert Request("digits", "adamw,sgd", baseline="sgd ").entry_names() == ("adamw", "sgd")
     for bad in ("", " ", "nonsense", "adamw,sgd"):
         with pytest.raises(BadCall):
             Request("digits", "adamw,sgd", baseline=bad).check()
@@ -351,11 +351,11 @@ def test_a_plan_is_not_silently_compared_to_another_baseline(monkeypatch):
     with pytest.raises(BadCall, match="--baseline lion: not an entry of the race: expected one"):
         PLAN.compared_to("lion")
     # nor is one that is made of a request
-    request = conduct.Request("digits", "adamw,adam", baseline="adam")
-    assert conduct._plan(request, 1, None, 0.0).baseline == "adam"
-    monkeypatch.setattr(conduct.Request, "field", lambda self: ("adamw", "momentum"))
+    request = driver.Request("digits", "adamw,adam", baseline="adam")
+    assert planning.make_plan(request, 1, None, 0.0).baseline == "adam"
+    monkeypatch.setattr(driver.Request, "entry_names", lambda self: ("adamw", "momentum"))
     with pytest.raises(BadCall, match="--baseline adam: not an entry"):
-        conduct._plan(request, 1, None, 0.0)
+        planning.make_plan(request, 1, None, 0.0)
     # who leaves entries out of a plan keeps a baseline that takes part
     assert replace(PLAN, entries=("momentum", "adam")).baseline == "momentum"
     assert replace(PLAN, entries=("adam", "adamw")).baseline == "adamw"

@@ -21,13 +21,13 @@ from scipy import stats
 from steepest import tasks
 from steepest.errors import BadCall, WorkerError
 from steepest.processes import Pool
-from steepest.race import conduct, protocol
+from steepest.race import driver, planning, protocol
 from steepest.race.notes import caveats
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
 from tests.report.page import Page
 
-REQUEST = conduct.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=20)
+REQUEST = driver.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=20)
 DIGITS = tasks.get("digits")
 PLAN = Plan("digits", ("adamw", "adam", "momentum"), trials=1, seeds=6, steps=2, seed=0)
 PROVENANCE = {"command": "c", "versions": {"python": "3"}, "machine": {}, "data_sha256": "0"}
@@ -99,7 +99,7 @@ def raced(tmp_path_factory):
     except FileExistsError:
         wait_until(ready.exists)
         return folder, json.loads((folder / "summary.json").read_text())
-    summary, interrupted = conduct.race(REQUEST, folder, jobs=2)
+    summary, interrupted = driver.race(REQUEST, folder, jobs=2)
     assert not interrupted
     ready.touch()
     return folder, summary
@@ -159,7 +159,7 @@ def test_the_store_is_an_optuna_study(raced):
 def test_rebuilding_changes_nothing(raced, tmp_path):
     folder = shutil.copytree(raced[0], tmp_path / "copy")
     before = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.suffix != ".db"}
-    conduct.rebuild(folder)
+    driver.rebuild(folder)
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
@@ -188,7 +188,7 @@ def test_an_error_of_the_disk_that_is_not_its_size_asks_for_no_room(tmp_path, mo
 
     store = Store.create(tmp_path, PLAN, PROVENANCE)
     monkeypatch.setattr(optuna.Study, "add_trial", locked)
-    with pytest.raises(OSError, match=r"\(disk I/O error\): mend that, then .*--resume"):
+    with pytest.raises(OSError, match=r"\(disk I/O error\): repair that, then .*--resume"):
         store.add(trial(phase=TUNING), Result([1], [0.5], [0.1]))
 
 
@@ -197,10 +197,10 @@ def test_a_folder_is_for_one_race_at_a_time(tmp_path):
     (tmp_path / "old").mkdir()
     Store.create(tmp_path / "old", PLAN, PROVENANCE)
     for folder, resume in ((tmp_path / "old", True), (tmp_path / "new", False)):
-        with conduct.locked(folder):
+        with driver.locked(folder):
             before = sorted(folder.iterdir())
             with pytest.raises(BadCall, match="another race is running in"):
-                conduct.race(REQUEST, folder, jobs=1, resume=resume)
+                driver.race(REQUEST, folder, jobs=1, resume=resume)
             assert sorted(folder.iterdir()) == before
         kept = [path.name for path in folder.iterdir()] if folder.exists() else []
         assert kept == (["study.db"] if resume else [])
@@ -232,8 +232,8 @@ def test_a_foreign_database_is_not_written_to(tmp_path):
         database.execute("create table mine (x)")
     before = path.read_bytes()
     for call in (
-        lambda: conduct.rebuild(tmp_path),
-        lambda: conduct.race(REQUEST, tmp_path, jobs=1, resume=True),
+        lambda: driver.rebuild(tmp_path),
+        lambda: driver.race(REQUEST, tmp_path, jobs=1, resume=True),
     ):
         with pytest.raises(BadCall, match="not the store of a race"):
             call()
@@ -269,9 +269,9 @@ def test_a_store_with_an_unfinished_write_is_read(tmp_path):
 def stored(folder, monkeypatch):
     """A store of REQUEST in which nothing was run yet, and races that run nothing."""
     folder.mkdir()
-    plan = conduct._plan(REQUEST, 1, None, 0.0)
-    Store.create(folder, plan, conduct.provenance(REQUEST))
-    monkeypatch.setattr(conduct, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    plan = planning.make_plan(REQUEST, 1, None, 0.0)
+    Store.create(folder, plan, driver.provenance(REQUEST))
+    monkeypatch.setattr(driver, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     return folder
 
 
@@ -289,16 +289,16 @@ def stored(folder, monkeypatch):
 def test_resume_refuses_another_race_and_names_the_option(given, said, tmp_path, monkeypatch):
     folder = stored(tmp_path / "race", monkeypatch)
     with pytest.raises(BadCall, match=said):
-        conduct.race(replace(REQUEST, **given), folder, jobs=1, resume=True)
+        driver.race(replace(REQUEST, **given), folder, jobs=1, resume=True)
     same = replace(REQUEST, seed=0, optimizers="adamw, momentum, eadam", baseline="adamw")
-    assert conduct.race(same, folder, jobs=1, resume=True)[1]
+    assert driver.race(same, folder, jobs=1, resume=True)[1]
 
 
 def test_resume_on_other_data_is_refused(tmp_path, monkeypatch):
     folder = stored(tmp_path / "race", monkeypatch)
     monkeypatch.setitem(tasks.TASKS, "digits", replace(DIGITS, data_hash=lambda: "other"))
     with pytest.raises(BadCall, match=r"other data_sha256 \(other\)"):
-        conduct.race(REQUEST, folder, jobs=1, resume=True)
+        driver.race(REQUEST, folder, jobs=1, resume=True)
 
 
 def test_nothing_is_stored_of_a_plan_that_fails(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_nothing_is_stored_of_a_plan_that_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(protocol, "tuning", fails)
     with pytest.raises(MemoryError):
-        conduct.race(REQUEST, tmp_path, jobs=1)
+        driver.race(REQUEST, tmp_path, jobs=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -349,10 +349,10 @@ def test_kill_and_resume_gives_the_same_summary_with_any_number_of_jobs(raced, t
     assert children
     wait_until(lambda: not any(alive(child) for child in children))
     with pytest.raises(BadCall, match="not empty"):
-        conduct.race(REQUEST, folder, jobs=1)
+        driver.race(REQUEST, folder, jobs=1)
     with pytest.raises(BadCall, match="was started with 2;"):
-        conduct.race(replace(REQUEST, trials=3), folder, jobs=1, resume=True)
-    summary, _ = conduct.race(conduct.Request("digits"), folder, jobs=1, resume=True)
+        driver.race(replace(REQUEST, trials=3), folder, jobs=1, resume=True)
+    summary, _ = driver.race(driver.Request("digits"), folder, jobs=1, resume=True)
     assert timeless(summary) == timeless(raced[1])
 
 
@@ -380,8 +380,8 @@ def test_ctrl_c_leaves_a_partial_report_and_says_how_to_resume(tmp_path):
 
 def test_a_budget_is_planned_and_stored(tmp_path, capsys):
     folder = tmp_path / "budget"
-    request = conduct.Request("digits", "adamw,momentum", steps=5, budget="0.1s", seed=3)
-    summary, _ = conduct.race(request, folder, jobs=1)
+    request = driver.Request("digits", "adamw,momentum", steps=5, budget="0.1s", seed=3)
+    summary, _ = driver.race(request, folder, jobs=1)
     assert (summary["plan"]["trials"], summary["plan"]["seeds"]) == (1, 5)  # the least
     assert "--trials 1 --seeds 5 --steps 5 --seed 3" in summary["reproduce"]
     assert "--budget 0.1s" in summary["provenance"]["command"]

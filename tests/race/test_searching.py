@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from steepest.errors import BadCall
-from steepest.race import conduct, protocol, report, searching
+from steepest.race import planning, protocol, report, searching
 from steepest.race.field import DEFAULT
 from steepest.race.notes import caveats
 from steepest.race.protocol import Plan
@@ -39,7 +39,7 @@ FIELD = ("adamw", "adam+noise", "torch.optim:AdamW", "newton", "adamw+cosine")
 )
 def test_ranges_are_read_and_written(text, found):
     assert searching.parse(text, FIELD) == found
-    assert searching.parse(searching.written(found), FIELD) == found
+    assert searching.parse(searching.as_option(found), FIELD) == found
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_pages_say_what_was_tuned_over_what_and_how_to_get_the_same_again():
     whole = {
         k: int(v) if k in ("trials", "seeds", "steps", "seed") else v for k, v in given.items()
     }
-    again = conduct._plan(Request("digits", **whole), 1, None, 0.0)
+    again = planning.make_plan(Request("digits", **whole), 1, None, 0.0)
     assert (again.search, again.baseline, again.entries) == (mine.search, "momentum", mine.entries)
     assert protocol.tuning(again) == protocol.tuning(mine)
     assert "--baseline" not in reproduce(plan())
@@ -153,7 +153,7 @@ def test_the_pages_say_what_was_tuned_over_what_and_how_to_get_the_same_again():
 def test_the_baseline_takes_part(optimizers, baseline, field, base):
     request = Request("digits", optimizers, baseline=baseline)
     request.check()
-    made = conduct._plan(request, 1, None, 0.0)
+    made = planning.make_plan(request, 1, None, 0.0)
     assert (made.entries, made.baseline) == (field, base)
 
 

@@ -517,25 +517,27 @@ def test_the_text_of_a_plan():
     plan = Plan("digits", ("adamw", "momentum", "eadam"), trials=8, seeds=10, steps=300, seed=0)
     # 3 x 10 x (8 + 1) = 270 runs on 4 workers are 68 turns of half a second, and 3 first steps
     assert planning.duration(plan, 4, 0.5, 1.0) == 37
-    said = planning.text(plan, 4, 0.5, 1.0)
+    said = planning.describe(plan, 4, 0.5, 1.0)
     assert said.startswith(
         "3 entries, each with 10 fresh seeds and 8 tuning trials for each of them, of 300 steps: "
         "270 runs, about 37 s with --jobs 4."
     )
     assert f"{planning.detectable(1.0, 10, 2):.2f} standard deviations" in said
     assert "found in at most 80% of such races" in said
-    known = planning.text(plan, 2, 2.0, 1.0, [0.01, -0.01, 0.02, 0.0], proportion=True)
+    known = planning.describe(plan, 2, 2.0, 1.0, [0.01, -0.01, 0.02, 0.0], proportion=True)
     sd = np.std([0.01, -0.01, 0.02, 0.0], ddof=1)
     assert f"difference of {100 * planning.detectable(sd, 10, 2):.2f} points to adamw" in known
-    assert "as 4 pilot pairs" in known
-    assert "standard deviations" in planning.text(plan, 2, 2.0, 1.0, [0.0, 0.0])  # no spread seen
+    assert "4 pilot pairs know the spread only roughly" in known
+    assert "standard deviations" in planning.describe(
+        plan, 2, 2.0, 1.0, [0.0, 0.0]
+    )  # no spread seen
 
 
 def test_plans_without_a_verdict():
     alone = Plan("digits", ("adamw",), trials=8, seeds=10, steps=300, seed=0)
-    assert "nothing to tell apart" in planning.text(alone, 1, 120.0, 0.0)
-    assert "1 entry with 10 fresh seeds" in planning.text(alone, 1, 120.0, 0.0)
-    assert "90 runs, about 3.0 h" in planning.text(alone, 1, 120.0, 0.0)
+    assert "nothing to tell apart" in planning.describe(alone, 1, 120.0, 0.0)
+    assert "1 entry with 10 fresh seeds" in planning.describe(alone, 1, 120.0, 0.0)
+    assert "90 runs, about 3.0 h" in planning.describe(alone, 1, 120.0, 0.0)
     few = Plan("digits", ("adamw", "adam"), trials=1, seeds=4, steps=300, seed=0)
-    assert "No verdict: 4 fresh seeds" in planning.text(few, 1, 60.0, 0.0)
-    assert "16 runs, about 16 min" in planning.text(few, 1, 60.0, 0.0)
+    assert "No verdict: 4 fresh seeds" in planning.describe(few, 1, 60.0, 0.0)
+    assert "16 runs, about 16 min" in planning.describe(few, 1, 60.0, 0.0)

@@ -21,7 +21,7 @@ import pytest
 import steepest
 from steepest import cli, processes
 from steepest.errors import BadCall
-from steepest.race import claims, conduct, place
+from steepest.race import driver, leases, location
 from steepest.race.protocol import TUNING, Plan, Result, Trial
 from steepest.race.store import Store
 from tests.blocks import ROOT
@@ -30,7 +30,7 @@ from tests.race import postgres
 KILLS, RACES = {"file": 20, "postgres": 5}, 3
 WORDS = "race digits --optimizers adamw,momentum,eadam --trials 2 --seeds 5 --steps 3 --jobs 2"
 RUNS = 3 * 5 * (2 + 1)
-REQUEST = conduct.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=3)
+REQUEST = driver.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=3)
 PLAN = Plan("digits", ("adamw", "adam"), trials=2, seeds=5, steps=2, seed=0)
 PROVENANCE = {"command": "c", "versions": {"python": "3"}, "machine": {}, "data_sha256": "0"}
 
@@ -74,7 +74,7 @@ def end(pid, folder, after=None):
 
 
 def begun(folder):
-    return (folder / "study.db").exists() or (folder / place.LINK).exists()
+    return (folder / "study.db").exists() or (folder / location.LINK).exists()
 
 
 def kills(root, count, storage):
@@ -117,8 +117,8 @@ def kills(root, count, storage):
 
 def together(root, storage, dies):
     """Two races of one study at the same time; one may die in the middle of a write."""
-    claims.GRACE = 5.0 if dies else claims.GRACE
-    claims.BEAT = processes.PAUSE = 0.1
+    leases.GRACE = 5.0 if dies else leases.GRACE
+    leases.BEAT = processes.PAUSE = 0.1
     written = 0
 
     def killed(statement):
@@ -231,8 +231,8 @@ def test_two_races_of_one_study_share_its_work(dies, storage, tmp_path):
     assert whole["runs"] == {"finished": RUNS, "planned": RUNS}
     store = Store(tmp_path / "b")
     assert len(store._study.get_trials()) == RUNS  # each was run once
-    seen = store.claims()
-    seen._look()
+    seen = store.leases()
+    seen._refresh()
     if dies == "lives":
         assert summary(tmp_path / "a") == whole
         assert len(set(seen._held.values())) == 2
@@ -241,8 +241,8 @@ def test_two_races_of_one_study_share_its_work(dies, storage, tmp_path):
 def test_a_claim_is_one_racers_until_it_is_stored_or_given_back(storage, tmp_path):
     one, two = racers(storage, tmp_path)
     trials = [pair(i)[0] for i in range(3)]
-    with one.claims() as mine:
-        with two.claims() as others:
+    with one.leases() as mine:
+        with two.leases() as others:
             assert mine.take(trials).index == 0
             assert others.take(trials).index == 1
             assert mine.take(trials).index == 2
@@ -250,7 +250,7 @@ def test_a_claim_is_one_racers_until_it_is_stored_or_given_back(storage, tmp_pat
             others.done(trials[1])
             mine.done(trials[0])
         assert mine.take(trials[1:2]) is None  # stored, so never given back
-    with two.claims() as others:
+    with two.leases() as others:
         assert others.take(trials[::2]).index == 2  # the other has ended without it
 
 
@@ -260,27 +260,27 @@ def test_claims_of_the_dead_are_taken_over_and_those_of_the_living_are_not(
     one, two = racers(storage, tmp_path)
     trials = [pair(i)[0] for i in range(2)]
     now = 0.0
-    monkeypatch.setattr(claims.time, "monotonic", lambda: now)
-    with two.claims() as others:
-        dead = one.claims()
+    monkeypatch.setattr(leases.time, "monotonic", lambda: now)
+    with two.leases() as others:
+        dead = one.leases()
         dead._beat()
         assert dead.take(trials).index == 0
         assert others.take(trials[:1]) is None
-        now += claims.GRACE - 1
+        now += leases.GRACE - 1
         dead._beat()
         assert others.take(trials[:1]) is None
-        now += claims.GRACE - 1
+        now += leases.GRACE - 1
         assert others.take(trials[:1]) is None
         now += 2
         assert others.take(trials[:1]).index == 0
         # the one who has lost it learns that, and goes on where it left off in a later life
-        with one.claims() as again:
+        with one.leases() as again:
             assert again.take(trials[:1]) is None
             assert again.take(trials).index == 1
-    with one.claims() as again:
+    with one.leases() as again:
         again.take(trials[1:])
         again._open.clear()  # as a kill leaves it
-        assert one.claims().take(trials[1:]).index == 1
+        assert one.leases().take(trials[1:]).index == 1
 
 
 def racers(storage, tmp_path):
@@ -289,14 +289,16 @@ def racers(storage, tmp_path):
     found = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()
-        found.append(Store.create(folder, PLAN, PROVENANCE, where=place.at(storage, name)))
+        found.append(
+            Store.create(folder, PLAN, PROVENANCE, where=location.in_database(storage, name))
+        )
     return found
 
 
 def test_the_second_who_makes_a_study_gets_that_of_the_first(storage, tmp_path):
     first, _ = racers(storage, tmp_path)
     (tmp_path / "third").mkdir()
-    where = place.at(storage, first.place.study)
+    where = location.in_database(storage, first.location.study)
     third = Store.create(tmp_path / "third", replace(PLAN, seed=9), PROVENANCE, where=where)
     assert third.plan == PLAN
     first.add(*pair(0))
@@ -308,21 +310,23 @@ def test_a_study_that_somebody_deletes_in_mid_race_is_one_line(storage, tmp_path
     import optuna
 
     store, _ = racers(storage, tmp_path)
-    optuna.delete_study(study_name=store.place.study, storage=store._storage)
+    optuna.delete_study(study_name=store.location.study, storage=store._storage)
     for fails in (store.results, lambda: store.add(*pair(0))):
-        with pytest.raises(BadCall, match=r"cannot use the database \S+ \(.*\): mend that"):
+        with pytest.raises(BadCall, match=r"cannot use the database \S+ \(.*\): repair that"):
             fails()
 
 
 def test_races_in_one_database_do_not_meet(storage, tmp_path):
     def made(name):
         (tmp_path / name).mkdir()
-        return Store.create(tmp_path / name, PLAN, PROVENANCE, where=place.at(storage, name))
+        return Store.create(
+            tmp_path / name, PLAN, PROVENANCE, where=location.in_database(storage, name)
+        )
 
     one, two = made("mine"), made("yours")
     one.add(*pair(0))
     assert (len(one.results()), len(two.results())) == (1, 0)
-    with one.claims() as mine, two.claims() as others:
+    with one.leases() as mine, two.leases() as others:
         assert mine.take([pair(1)[0]])
         assert others.take([pair(1)[0]])
 
@@ -350,7 +354,7 @@ def test_an_item_that_is_not_there_yet_is_asked_for_again(monkeypatch):
 def quick(monkeypatch, tmp_path):
     """Races that end before their first trial, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(driver, "_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
 
 
 def race(capsys, *more):
@@ -403,15 +407,19 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
     import optuna
 
     monkeypatch.setattr(optuna.storages._rdb.storage.time, "sleep", lambda _: None)
-    store = Store.create(tmp_path, PLAN, PROVENANCE, where=place.at(server.url(), "gone"))
+    store = Store.create(
+        tmp_path, PLAN, PROVENANCE, where=location.in_database(server.url(), "gone")
+    )
     store.add(*pair(0))
-    with store.claims() as mine:
+    with store.leases() as mine:
         mine.take([pair(1)[0]])
         server.stop()
         try:
             for fails in (lambda: store.add(*pair(1)), store.results, lambda: Store(tmp_path),
-                          lambda: conduct.rebuild(tmp_path)):  # fmt: skip
-                with pytest.raises(BadCall, match=r"cannot use the database \S+ \(.*\): mend that"):
+                          lambda: driver.rebuild(tmp_path)):  # fmt: skip
+                with pytest.raises(
+                    BadCall, match=r"cannot use the database \S+ \(.*\): repair that"
+                ):
                     fails()
         finally:
             server.start()
@@ -437,7 +445,7 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
         (["--study", "mine"], "expected --storage too"),
         (
             ["--storage", "sqlite:///x.db", "--study", "foreign"],
-            "an Optuna study, but not of a race",
+            "an Optuna study, but not one of a race",
         ),
     ],
 )
@@ -459,11 +467,11 @@ def test_who_joins_must_mean_the_same_race(quick, capsys):
     assert "--study one with --seed 1: the race in" in refused(capsys, *storage, "--seed", "1")
     assert not Path("out").exists()
     assert race(capsys, *storage)[0] == cli.INTERRUPTED
-    first, second = (json.loads(Path(f, place.LINK).read_text()) for f in ("first", "out"))
+    first, second = (json.loads(Path(f, location.LINK).read_text()) for f in ("first", "out"))
     assert first.pop("racer") != second.pop("racer")
     assert first == second == {"storage": f"sqlite:///{Path.cwd()}/x.db", "study": "one"}
     assert "is study one; leave it out" in refused(capsys, "--resume", "--study", "two")
-    Path("out", place.LINK).write_text("{")
+    Path("out", location.LINK).write_text("{")
     assert "is damaged" in refused(capsys, "--resume")
 
 

@@ -565,7 +565,7 @@ def test_what_is_said_is_well_said(case):
         assert re.match(rf"[A-Z0-9]|({'|'.join(summary['entries'])})\b", line), line
         assert line.endswith(".")
     plan = Plan(**{**summary["plan"], "entries": tuple(summary["plan"]["entries"])})
-    lines += [planning.text(plan, 1, 1.0, 1.0), str(terminal._table(summary, 120).title)]
+    lines += [planning.describe(plan, 1, 1.0, 1.0), str(terminal._table(summary, 120).title)]
     lines += [figure.text for figure in figures.figures(summary)]
     many = r"(?<![\d.,])(?<!of )1 (\w+ )?(seeds|trials|points|steps|runs|knobs|tunings|entries)\b"
     assert not [line for line in lines if re.search(many, line)]

@@ -13,7 +13,7 @@ from torch import nn
 
 from steepest import cli, tasks
 from steepest.errors import BadCall
-from steepest.race import conduct, trials
+from steepest.race import driver, trials
 from steepest.race.protocol import FRESH, Trial
 from steepest.tasks import gan, images, tables, text
 from tests.race.invented import InProcess
@@ -142,9 +142,9 @@ def test_a_task_on_published_files(idx):
 
 
 def test_a_race_on_published_files(idx, tmp_path, monkeypatch):
-    monkeypatch.setattr(conduct, "Pool", InProcess)
-    asked = conduct.Request("mnist", "adamw", trials=1, seeds=1, steps=2, data=str(idx))
-    assert conduct.race(asked, tmp_path / "out", jobs=1)[0]["complete"]
+    monkeypatch.setattr(driver, "Pool", InProcess)
+    asked = driver.Request("mnist", "adamw", trials=1, seeds=1, steps=2, data=str(idx))
+    assert driver.race(asked, tmp_path / "out", jobs=1)[0]["complete"]
 
 
 def cut(path):

@@ -16,7 +16,7 @@ import steepest
 from steepest import cli, tasks
 from steepest.errors import BadCall, WorkerError
 from steepest.processes import Pool
-from steepest.race import conduct, trials
+from steepest.race import driver, trials
 from steepest.race.protocol import FRESH, PILOT, TUNING, Trial
 from steepest.race.store import Store
 from steepest.tasks import user_file
@@ -29,7 +29,7 @@ EXAMPLES = ROOT / "examples"
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "Pool", InProcess)
+    monkeypatch.setattr(driver, "Pool", InProcess)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
     sys.modules.pop(user_file.MODULE, None)
@@ -308,7 +308,7 @@ def test_no_run_is_worse_than_one_that_diverged(elsewhere):
     source = OWN + rules.format("wild", 3.0) + rules.format("dead", 1e30)
     (elsewhere / "mine.py").write_text(source)
     asked = request(optimizers="wild,dead,adamw", seeds=7)  # 5 allow no exact claim
-    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    summary, _ = driver.race(asked, elsewhere / "out", jobs=1)
     found = summary["entries"]
     assert found["dead"]["diverged"]["fresh"] == 7 > found["wild"]["diverged"]["fresh"]
     worst = summary["worst"]
@@ -325,8 +325,8 @@ def test_no_run_is_worse_than_one_that_diverged(elsewhere):
 
 
 def test_a_bundled_task_counts_a_diverged_run_as_its_worst_run(elsewhere):
-    asked = conduct.Request("diabetes", "adamw", 1, 5, 5)
-    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    asked = driver.Request("diabetes", "adamw", 1, 5, 5)
+    summary, _ = driver.race(asked, elsewhere / "out", jobs=1)
     assert summary["worst"] >= max(v for e in summary["entries"].values() for v in e["test"])
 
 
@@ -380,12 +380,12 @@ def test_prints_are_shown_in_the_pilot_run_alone(mine, capfd):
 
 
 def request(**changes):
-    return replace(conduct.Request("mine.py", "adamw,momentum,eadam", 1, 5, 8), **changes)
+    return replace(driver.Request("mine.py", "adamw,momentum,eadam", 1, 5, 8), **changes)
 
 
 def test_a_race_without_test_data_says_so(elsewhere):
     (elsewhere / "mine.py").write_text(own(REPORTED, "report(step, validation=loss.item())"))
-    summary, _ = conduct.race(request(), elsewhere / "out", jobs=1)
+    summary, _ = driver.race(request(), elsewhere / "out", jobs=1)
     assert not summary["test_data"]
     for entry in summary["entries"].values():
         assert entry["test"] == entry["validation"]
@@ -398,29 +398,29 @@ def test_a_race_without_test_data_says_so(elsewhere):
     fresh = [r for t, r in store.results() if t.phase == "fresh"]
     assert summary["worst"] == max(store.task.worst, *(r.validation[-1] for r in fresh)) > 0
     assert summary["provenance"]["backends"]["adamw"] == ["cpu"]
-    assert conduct.race(request(), elsewhere / "two", jobs=1)[0]["worst"] == summary["worst"]
+    assert driver.race(request(), elsewhere / "two", jobs=1)[0]["worst"] == summary["worst"]
 
 
 def test_a_report_needs_no_task_file(elsewhere):
     rule = "\nimport steepest\n@steepest.rule\ndef gone(p, g, *, lr=0.1): return p - lr * g,\n"
     (elsewhere / "mine.py").write_text(OWN + rule)
     asked = request(optimizers="gone", trials=2)
-    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    summary, _ = driver.race(asked, elsewhere / "out", jobs=1)
     (elsewhere / "mine.py").unlink()
     del steepest.rules["gone"]
-    assert conduct.rebuild(elsewhere / "out") == summary
+    assert driver.rebuild(elsewhere / "out") == summary
 
 
 def test_resume_wants_the_same_source_wherever_it_lies(elsewhere):
     (elsewhere / "mine.py").write_text(OWN)
-    conduct.race(request(), elsewhere / "out", jobs=1)
+    driver.race(request(), elsewhere / "out", jobs=1)
     (elsewhere / "moved").mkdir()
     moved = shutil.copy(elsewhere / "mine.py", elsewhere / "moved" / "mine.py")
     same = request(task=str(moved), steps=None)
-    assert conduct.race(same, elsewhere / "out", jobs=1, resume=True)[0]["complete"]
+    assert driver.race(same, elsewhere / "out", jobs=1, resume=True)[0]["complete"]
     (elsewhere / "mine.py").write_text(OWN + "\n")
     with pytest.raises(BadCall, match="other task_sha256"):
-        conduct.race(request(), elsewhere / "out", jobs=1, resume=True)
+        driver.race(request(), elsewhere / "out", jobs=1, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_resume_wants_the_same_source_wherever_it_lies(elsewhere):
 def test_what_would_undo_the_pairing_is_refused(source, said, elsewhere):
     (elsewhere / "mine.py").write_text(source)
     with pytest.raises(BadCall, match=said):
-        conduct.race(request(), elsewhere / "out", jobs=1)
+        driver.race(request(), elsewhere / "out", jobs=1)
 
 
 @pytest.mark.slow
@@ -450,8 +450,8 @@ def test_an_example_is_raced(name, elsewhere):
     assert len(lines) <= 31
     file = shutil.copy(EXAMPLES / name, elsewhere)
     more = ",signs+cosine" if "signs" in source else ",torch.optim:SGD"
-    asked = conduct.Request(file, f"adamw,momentum{more}", trials=3, seeds=5)
-    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    asked = driver.Request(file, f"adamw,momentum{more}", trials=3, seeds=5)
+    summary, _ = driver.race(asked, elsewhere / "out", jobs=1)
     assert summary["task"] == Path(name).stem
     assert summary["metric"] == "accuracy"
     assert summary["test_data"]
@@ -480,7 +480,7 @@ def test_a_rule_of_the_file_may_enter(elsewhere):
     rule = "\nimport steepest\n@steepest.rule\ndef mine_own(p, g, *, lr=0.1): return p - lr * g,\n"
     (elsewhere / "mine.py").write_text(OWN + rule)
     asked = request(optimizers="mine_own,mine_own+cosine")
-    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    summary, _ = driver.race(asked, elsewhere / "out", jobs=1)
     assert list(summary["entries"])[:2] == ["mine_own", "mine_own+cosine"]
     assert "mine_own" in steepest.rules
     assert summary["entries"]["mine_own"]["tuning"][0]["hyperparameters"] == {"lr": 0.1}

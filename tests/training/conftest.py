@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from steepest.race import conduct, trials
+from steepest.race import driver, trials
 from steepest.tasks import user_file
 from tests.race.invented import InProcess
 
@@ -13,7 +13,7 @@ from tests.race.invented import InProcess
 def elsewhere(tmp_path, monkeypatch):
     """An empty working folder; races that work in this process, without warming up."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(conduct, "Pool", InProcess)
+    monkeypatch.setattr(driver, "Pool", InProcess)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(trials, "_warm_up", lambda _: None)
     yield tmp_path

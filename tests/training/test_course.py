@@ -16,7 +16,7 @@ from torch import nn
 
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import conduct, trials
+from steepest.race import driver, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.race.request import Request
 from steepest.strategies import adaptive
@@ -352,7 +352,7 @@ def test_what_acts_at_the_step_runs_in_every_task(task, entry, monkeypatch):
 def test_a_race_with_parts_is_stored_and_shown(tmp_path):
     names = "adamw,adamw+noise,momentum+batch-growth,bfgs"
     request = Request("diabetes", names, trials=2, seeds=2, steps=7)
-    summary, interrupted = conduct.race(request, tmp_path / "race", jobs=1)
+    summary, interrupted = driver.race(request, tmp_path / "race", jobs=1)
     assert summary["complete"]
     assert not interrupted
     found = summary["entries"]
@@ -368,5 +368,5 @@ def test_a_race_with_parts_is_stored_and_shown(tmp_path):
         assert float(row["measure.gradients"]) > 0
     page = (tmp_path / "race" / "report.html").read_text(encoding="utf-8")
     assert len(re.findall(r"<th[^>]*>(?:<wbr>)?\s*gradients", page)) == 1
-    same, _ = conduct.race(replace(request, seeds=None), tmp_path / "race", jobs=1, resume=True)
+    same, _ = driver.race(replace(request, seeds=None), tmp_path / "race", jobs=1, resume=True)
     assert json.dumps(same) == json.dumps(summary)

@@ -12,7 +12,7 @@ from torch import nn
 import steepest
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import conduct, trials
+from steepest.race import driver, trials
 from steepest.race.protocol import FRESH, PILOT, Trial
 from steepest.race.request import Request
 from steepest.tasks import gan, sparse
@@ -400,7 +400,7 @@ def test_no_page_of_a_race_without_test_data_has_a_test_metric(elsewhere, capfd)
 
     (elsewhere / "mine.py").write_text(ONE)
     asked = Request("mine.py", "adamw,momentum,eadam", 1, 5)
-    summary, _ = conduct.race(asked, elsewhere / "out", jobs=1)
+    summary, _ = driver.race(asked, elsewhere / "out", jobs=1)
     terminal.show(summary)
     page = (elsewhere / "out" / "report.html").read_text(encoding="utf-8")
     for text in (capfd.readouterr().out, page, summary["verdict"]):

@@ -23,7 +23,7 @@ from torch import nn
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import conduct, trials
+from steepest.race import driver, planning, trials
 from steepest.race.notes import caveats
 from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
@@ -276,7 +276,7 @@ CAUGHT = {
 def raced(folder, source, jobs=1, **changes):
     (folder / "mine.py").write_text(source)
     asked = {"task": "mine.py", "optimizers": "adamw,momentum,eadam", "trials": 1, "seeds": 2}
-    return conduct.race(conduct.Request(**asked | changes), folder / f"out{jobs}", jobs=jobs)[0]
+    return driver.race(driver.Request(**asked | changes), folder / f"out{jobs}", jobs=jobs)[0]
 
 
 def runs(folder):
@@ -304,7 +304,7 @@ def test_what_else_goes_on_from_run_to_run_is_caught(made, elsewhere):
 
 @pytest.mark.slow
 def test_the_numbers_are_the_same_with_any_number_of_jobs(elsewhere, monkeypatch):
-    monkeypatch.setattr(conduct, "Pool", Pool)
+    monkeypatch.setattr(driver, "Pool", Pool)
     source = LOADED.replace("MADE", WORKS["a generator of torch"])
     one, two = raced(elsewhere, source, 1), raced(elsewhere, source, 2)
     assert runs(elsewhere / "out1") == runs(elsewhere / "out2")
@@ -484,11 +484,11 @@ def test_a_module_beside_the_file_stays_what_it_was(elsewhere):
         )
     made = "import mod_helper\nBATCHES = DataLoader(DATA, 8)"
     (elsewhere / "mine.py").write_text(LOADED.replace("MADE", made))
-    request = conduct.Request("mine.py", "mod_entry_of:Mine,adam")
+    request = driver.Request("mine.py", "mod_entry_of:Mine,adam")
     request.check()
     work = trials.runner("mine.py", request.optimizers)
     assert {*work.keywords["imported"]} == {"mod_helper", "mod_entry_of"}
-    assert {*conduct.provenance(request)["modules_sha256"]} == {"mod_helper", "mod_entry_of"}
+    assert {*driver.provenance(request)["modules_sha256"]} == {"mod_helper", "mod_entry_of"}
     run = Trial("mine.py", FRESH, "mod_entry_of:Mine", 0, 1, 9, {"lr": 0.1})
     with Pool(1, work) as pool:
         ((_, found),) = pool.map([run])
@@ -499,12 +499,12 @@ def test_a_module_beside_the_file_stays_what_it_was(elsewhere):
     with Pool(1, work) as pool, pytest.raises(BadCall, match=r"module 'mod_helper'.*was changed"):
         list(pool.map([run]))
     with_store = SimpleNamespace(
-        plan=conduct._plan(request, 1, None, 0.0), provenance=conduct.provenance(request),
+        plan=planning.make_plan(request, 1, None, 0.0), provenance=driver.provenance(request),
         task=tasks.get("mine.py"),
     )  # fmt: skip
-    conduct.agree(request, with_store, "--resume", "out")
+    driver.check_same_race(request, with_store, "--resume", "out")
     with_store.provenance["modules_sha256"]["mod_helper"] = "other"
     with pytest.raises(BadCall, match="--resume with another module 'mod_helper' than"):
-        conduct.agree(request, with_store, "--resume", "out")
+        driver.check_same_race(request, with_store, "--resume", "out")
     for name in ("mod_helper", "mod_entry_of"):
         sys.modules.pop(name)

@@ -1,8 +1,10 @@
 """A fair comparison of optimizers on one task: equal tuning, paired seeds, an honest verdict.
 
-`protocol` says what is run (pure functions), `trials` runs one training, `store` keeps them at a
-`place`, `claims` shares them out among processes, `statistics` and `summary` judge them, `terminal`
-and `report` show them; `conduct` ties the knot. What is trained is in `steepest.tasks`, and how in
+Before: `request` and `planning` make a plan, `protocol` makes trials of it (pure functions).
+During: `driver` runs the race, `trials` one training; `store` keeps the results at a `location`,
+`leases` shares the trials among processes. After: `outcomes`, `statistics` and `summary` judge
+(`schema` has the fields of a summary), `verdicts`, `notes` and `results_table` put it in words,
+`terminal` and `report` show it. What is trained is in `steepest.tasks`, and how in
 `steepest.training`.
 """
 

@@ -1,4 +1,4 @@
-"""The folder of a race: for one race at a time, and never with half a file in it."""
+"""The folder of a race: one race at a time, and every file in it complete."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ try:
 except ImportError:  # Windows: there two races in one folder are not noticed
     fcntl = None
 
-NOTHING = "no race in '{}' to continue: leave --resume out"
+NO_RACE = "no race in '{}' to continue: leave --resume out"
 
 
 def write(path: Path, text: str) -> None:
-    """A file that takes its name when it is whole."""
+    """Write a file that gets its name only when it is complete."""
     unfinished = path.with_name(path.name + ".new")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
 
 
-def begun(folder: Path, resume: bool) -> bool:
-    """Whether a race is in `folder`; BadCall unless that is what `resume` expects."""
-    # what a kill before the first trial may have left
-    ours = (".lock", "study.db.new", "storage.json.new")
-    if all(path.name.startswith(ours) for path in folder.iterdir()):
+def has_race(folder: Path, resume: bool) -> bool:
+    """Whether a race is in `folder`; BadCall unless `resume` agrees."""
+    # a kill before the first trial may leave these
+    leftovers = (".lock", "study.db.new", "storage.json.new")
+    if all(path.name.startswith(leftovers) for path in folder.iterdir()):
         if resume:
-            raise BadCall(NOTHING.format(folder))
+            raise BadCall(NO_RACE.format(folder))
         return False
     if not resume:
         raise BadCall(
@@ -42,11 +42,11 @@ def begun(folder: Path, resume: bool) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """`folder`, made where it is missing, for this race alone; BadCall if another one runs in it.
+    """Lock `folder`, created if it is missing; BadCall if another race runs in it.
 
     The lock ends with the process, however that ends.
     """
-    path, made = folder / ".lock", not folder.exists()
+    path, created = folder / ".lock", not folder.exists()
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -71,15 +71,15 @@ def locked(folder: Path) -> Iterator[None]:
             pass
         except OSError:  # a file system without locks
             break
-        os.close(lock)  # its last holder has just removed it: once more
+        os.close(lock)  # the last holder has just removed the file: try again
     try:
         yield
     finally:
         with suppress(OSError):
-            if fcntl is None:  # Windows removes no open file
+            if fcntl is None:  # Windows cannot remove an open file
                 os.close(lock)
             path.unlink()
-            if made:
-                folder.rmdir()  # which fails unless it is empty: of a race that never began
+            if created:
+                folder.rmdir()  # fails unless it is empty, which means that no race began
         if fcntl is not None:
             os.close(lock)

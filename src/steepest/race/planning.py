@@ -1,28 +1,167 @@
-"""Before the start: how long a race takes and which difference it could detect."""
+"""Before the start: from a request to a plan, pilot runs, how long a race takes and what it could
+detect.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
+from statistics import fmean
+from time import perf_counter
 
 import numpy as np
 from scipy import optimize, stats
 
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.processes import Pool
+from steepest.race import protocol, searching
 from steepest.race.phrases import plural
-from steepest.race.protocol import Plan
+from steepest.race.protocol import PILOT, Plan, Result, Trial
+from steepest.race.request import MOST, Request
 from steepest.race.statistics import ALPHA, LEAST, POWER, least_pairs, power
-from steepest.race.verdicts import too_little
+from steepest.race.verdicts import over_budget, too_little
+from steepest.tasks import Task
+from steepest.training.recipe import Recipe
 
 CONFIDENCE = 0.8
-"""Of the interval around a standard deviation that few pilot runs gave."""
+"""Level of the interval around a standard deviation that comes from few pilot runs."""
+PILOT_PAIRS = 4
+"""Differences of two pilot runs from which `--plan` takes the spread of differences."""
+
+
+def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
+    """The plan of a request; pilot runs in `pool` measure what a budget buys.
+
+    `started`: the time of `perf_counter` from which a budget counts.
+    """
+    names = request.entry_names()
+    plan = Plan(
+        task=request.task,
+        entries=names,
+        trials=request.trials or protocol.TRIALS,
+        seeds=request.seeds or protocol.SEEDS,
+        steps=request.steps or tasks.get(request.task, request.data).steps,
+        seed=request.seed or 0,
+        request={key: value for key, value in asdict(request).items() if value is not None},
+        data=request.data,
+        search=searching.parse(request.search, names),
+    ).compared_to(request.baseline_name())
+    if request.budget is None:
+        return _check_size(plan)
+    run, warm, _ = _time_pilots(plan, jobs, jobs, pool)
+    spent = perf_counter() - started
+    cost = {"entries": len(names), "jobs": jobs, "run": run, "warm": warm}
+    left = protocol.parse_budget(request.budget) - spent
+    count, seeds = protocol.affordable(left, **cost, seeds=request.seeds)
+    short = seeds * (count + 1) > protocol.runs_within(left, **cost)
+    enough = None
+    if count < protocol.LEAST_TRIALS:
+        enough = spent + protocol.enough(**cost, seeds=request.seeds)
+    plan = replace(plan, trials=count, seeds=seeds, over_budget=short, enough=enough)
+    for warning in (over_budget(plan.record()) if short else "", too_little(plan.record())):
+        if warning:
+            print(f"steepest: {warning}", file=sys.stderr)
+    return _check_size(plan)
+
+
+def _check_size(plan: Plan) -> Plan:
+    """The plan; BadCall if it has too many runs."""
+    if plan.runs > MOST:
+        raise BadCall(
+            f"{plan.runs:,} runs: expected at most {MOST:,}; give less of --budget, --trials, "
+            f"--seeds or --optimizers"
+        )
+    return plan
+
+
+def _pilot_trials(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
+    """`count` runs of each of the entries `names` with its defaults, on seeds that no race has."""
+    return [
+        Trial(
+            plan.task,
+            PILOT,
+            name,
+            i,
+            protocol.derive(plan.seed, PILOT, i),
+            plan.steps,
+            Recipe.read(name).defaults,
+            plan.data,
+        )
+        for i in range(count)
+        for name in names
+    ]
+
+
+def _time_pilots(
+    plan: Plan, jobs: int, count: int, pool: Pool
+) -> tuple[float, float, list[tuple[Trial, Result]]]:
+    """Seconds of a run (mean over the entries), seconds of an entry's first step (the longest),
+    and the baseline's pilot runs, `count` or more.
+
+    Only entries whose step may cost more than the baseline's get pilot runs of their own.
+    """
+    pilots = list(pool.map(_pilot_trials(plan, [plan.baseline], jobs + max(jobs, count))))
+    # the first run of each worker contains its imports, so its time does not count
+    wall = {plan.baseline: fmean(r.wall_seconds for t, r in pilots if t.index >= jobs)}
+    rivals = [name for name in plan.entries if name != plan.baseline]
+    costly = [name for name in rivals if Recipe.read(name).other_cost]
+    probes = list(pool.map(_pilot_trials(plan, costly or rivals[:1], 1)))
+    wall |= {trial.entry: result.wall_seconds for trial, result in probes if trial.entry in costly}
+    warm = max((result.warm_seconds for _, result in probes), default=0.0)
+    return fmean(wall.get(entry, wall[plan.baseline]) for entry in plan.entries), warm, pilots
+
+
+def add_worst(task: Task, plan: Plan, pool: Pool) -> Task:
+    """The task with a worst metric: if its file gives none, that of the untrained model.
+
+    A file's task gets a pilot run in any case, to see that it runs.
+    """
+    if not task.file:
+        return task
+    ((_, result),) = pool.map(_pilot_trials(plan, [plan.baseline], 1))
+    if task.worst is not None:
+        return task
+    if not result.validation:
+        raise BadCall(
+            f"{task.name}: the pilot run of {plan.baseline} diverged ({result.diverged}) before "
+            f"its first report: expected a metric; report earlier, or give WORST = ... in the file"
+        )
+    return replace(task, worst=result.validation[0], measured=result.validation[0])
+
+
+def forecast(request: Request, jobs: int, pool: Pool) -> str:
+    """What `--plan` prints: how long the race would take, and which difference it could detect.
+
+    The spread of differences is that of the baseline with its defaults between seeds, as if pairing
+    gained nothing. The spread of two entries with their defaults would be no better: it would
+    depend on how well the defaults suit the task.
+    """
+    started = perf_counter()
+    request.check()
+    plan = make_plan(request, jobs, pool, started)
+    run, warm, pilots = _time_pilots(plan, jobs, 2 * PILOT_PAIRS, pool)
+    ends = {t.index: r.validation[-1] for t, r in pilots if not r.diverged}
+    pairs = [(i, i + 1) for i in range(0, 2 * PILOT_PAIRS, 2)]
+    return describe(
+        plan,
+        jobs,
+        run,
+        warm,
+        [ends[i] - ends[j] for i, j in pairs if i in ends and j in ends],
+        proportion=tasks.get(plan.task, plan.data).proportion,
+        diverged=(sum(r.diverged is not None for _, r in pilots), len(pilots)),
+    )
 
 
 def detectable(sd: float, n: int, comparisons: int = 1) -> float:
-    """Smallest true difference that `n` fresh seeds tell apart with power 0.8.
+    """Smallest true difference that `n` fresh seeds tell apart with power 0.8, in the unit of `sd`.
 
-    In the units of `sd`, the standard deviation of per-seed differences to the baseline. At the
-    level of Holm's first and strictest step, 0.05 / `comparisons`, as if it were the only
-    difference there is. ValueError for fewer than 5 seeds, which allow no claim at all.
+    `sd`: standard deviation of per-seed differences to the baseline. At the level of Holm's first
+    and strictest step, 0.05 / `comparisons`, as if it were the only difference. ValueError for
+    fewer than 5 seeds, which allow no claim.
     """
     if n < LEAST:
         raise ValueError(f"n={n}: a claim needs at least {LEAST} fresh seeds")
@@ -30,28 +169,26 @@ def detectable(sd: float, n: int, comparisons: int = 1) -> float:
     far = 2.0
     while power(far, n, alpha) < POWER:
         far *= 2
-    found = optimize.root_scalar(lambda effect: power(effect, n, alpha) - POWER, bracket=(0.0, far))
-    return sd * float(found.root)
+    root = optimize.root_scalar(lambda effect: power(effect, n, alpha) - POWER, bracket=(0.0, far))
+    return sd * float(root.root)
 
 
 def sd_interval(sd: float, pairs: int) -> tuple[float, float]:
-    """80 % interval of a normal standard deviation of which `pairs` differences gave `sd`."""
+    """80 % interval of a standard deviation that was `sd` in `pairs` normal differences."""
     df = pairs - 1
     low, high = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], df)
     return sd * math.sqrt(df / low), sd * math.sqrt(df / high)
 
 
 def duration(plan: Plan, jobs: int, run: float, warm: float) -> float:
-    """Seconds of wall time: the runs of all entries and the first step of each in each worker.
+    """Seconds of wall time: all runs, and the first step of each entry in each worker.
 
-    `run` and `warm` as `protocol.affordable` takes them: seconds of a training, and of the first
-    step of an entry in a worker.
+    `run`: seconds of a run; `warm`: seconds of the first step of an entry in a worker.
     """
-    field = len(plan.entries)
-    return math.ceil(plan.runs / jobs) * run + field * warm
+    return math.ceil(plan.runs / jobs) * run + len(plan.entries) * warm
 
 
-def text(
+def describe(
     plan: Plan,
     jobs: int,
     run: float,
@@ -59,22 +196,22 @@ def text(
     differences: Sequence[float] = (),
     *,
     proportion: bool = False,
-    lost: tuple[int, int] = (0, 0),
+    diverged: tuple[int, int] = (0, 0),
 ) -> str:
-    """What `--plan` prints: the size of the race, its wall time, the difference it could detect.
+    """The size of the race, its wall time and the difference that it could detect.
 
-    `differences`: paired differences of pilot runs of two entries, in units of the metric; with
-    fewer than two of them the answer is in standard deviations. `proportion`: the metric is a
-    share, said in points. `lost`: pilot runs that diverged, of how many.
+    `differences`: of pairs of pilot runs, in the unit of the metric; with fewer than two the answer
+    is in standard deviations. `proportion`: the metric is a share, shown in points. `diverged`: how
+    many pilot runs did, of how many.
     """
-    field = len(plan.entries)
+    count = len(plan.entries)
     lines = [
-        f"{field} {'entry' if field == 1 else 'entries, each'} with {plan.seeds} fresh "
+        f"{count} {'entry' if count == 1 else 'entries, each'} with {plan.seeds} fresh "
         f"{plural('seed', plan.seeds)} and {plan.trials} tuning {plural('trial', plan.trials)} "
         f"for each of them, of {plan.steps} {plural('step', plan.steps)}: {plan.runs} runs, about "
         f"{_clock(duration(plan, jobs, run, warm))} with --jobs {jobs}."
     ]
-    comparisons = field - 1
+    comparisons = count - 1
     if comparisons < 1:
         lines.append(f"{plan.baseline} runs alone: there is nothing to tell apart.")
     elif plan.seeds < LEAST:
@@ -84,30 +221,32 @@ def text(
         )
     else:
         effect = detectable(1.0, plan.seeds, comparisons)
-        found = f"found in at most {POWER:.0%} of such races at n={plan.seeds} fresh seeds"
+        seen = f"found in at most {POWER:.0%} of such races at n={plan.seeds} fresh seeds"
         sd = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
         if sd > 0:
             low, high = sd_interval(sd, len(differences))
             size, at_least, at_most = (_number(effect * s, proportion) for s in (sd, low, high))
             unit = " points" if proportion else ""
             lines.append(
-                f"A difference of {size}{unit} to {plan.baseline} would be {found}; {at_least} to "
-                f"{at_most}{unit}, as {len(differences)} pilot pairs know their spread no "
-                f"better. Luck in tuning, which they do not have, comes on top: where tuning "
-                f"matters, such a difference is found less often."
+                f"A difference of {size}{unit} to {plan.baseline} would be {seen}. "
+                f"{len(differences)} pilot pairs know the spread only roughly, so the true size "
+                f"may be {at_least} to {at_most}{unit}. They had no tuning, and luck in tuning "
+                f"adds to the spread: where tuning matters, such a difference is found less often."
             )
         else:
             lines.append(
                 f"A difference to {plan.baseline} of {effect:.2f} standard deviations of the "
-                f"paired differences would be {found}; how large they are no pilot run has said."
+                f"paired differences would be {seen}. The pilot runs do not show how large that "
+                f"standard deviation is."
             )
     if comparisons > 0 and (few := too_little(plan.record())):
         lines.append(f"{few}.")
-    if comparisons > 0 and lost[0]:
+    if comparisons > 0 and diverged[0]:
         lines.append(
-            f"{lost[0]} of {lost[1]} pilot runs diverged. Where fresh runs do, the above does not "
-            f"hold, and a claim over {comparisons} {plural('comparison', comparisons)} needs "
-            f"{least_pairs(comparisons)} fresh seeds or more."
+            f"{diverged[0]} of {diverged[1]} pilot runs diverged. If fresh runs diverge too, the "
+            f"above does not hold, and a claim over {comparisons} "
+            f"{plural('comparison', comparisons)} needs {least_pairs(comparisons)} fresh seeds or "
+            f"more."
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Several races together: how often an entry is fast, and how far behind it is where it is not.
+"""Several races together: how often an entry is fast, and how slow it is elsewhere.
 
 Performance profiles: Dolan and More 2002, Mathematical Programming 91, 201-213.
 """
@@ -23,8 +23,10 @@ from steepest.report.drawing import Series, draw_lines
 from steepest.report.pages import render
 from steepest.report.styles import choose_styles, make_legend
 
+FEW = 10
+"""With fewer races, one more can change the order."""
 WITHIN = (1.0, 2.0, 4.0)
-"""Times the fewest steps of the entries compared; the profile is drawn to the last of them."""
+"""Multiples of the fewest steps; the profile is drawn up to the last one."""
 
 
 class RaceRecord(TypedDict):
@@ -83,30 +85,30 @@ def read(folder: Path) -> Summary:
             f"cannot read '{path}' ({why}): expected the folder of a finished race"
         ) from None
     if not complete:
-        raise BadCall(f"the race in '{folder}' is not finished: end it with --resume first")
+        raise BadCall(f"the race in '{folder}' is not finished: finish it with --resume first")
     return summary
 
 
 def profile(summaries: Sequence[Summary]) -> Profile:
-    """The performance profile of the entries that all races have, as JSON.
+    """The performance profile of the entries that all races have.
 
-    The cost of an entry in a race is its median number of steps to the target over fresh seeds,
-    infinite where half of them or more do not reach it; its ratio is that over the lowest cost of
-    these entries in the race, 1 where both are 0. "score" is the mean height of the profile between
-    ratios 1 and 4, by which AlgoPerf ranks (Dahl et al. 2023, arXiv:2306.07179). A race in which
-    nobody reaches the target counts against all. BadCall for fewer than two races, the same task
-    twice, or no two common entries.
+    The cost of an entry in a race is its median number of steps to the target over the fresh seeds;
+    it is infinite if half of them or more do not reach the target. The ratio is that cost over the
+    lowest cost of these entries in the race, or 1 if both are 0. The score is the mean height of
+    the profile between ratios 1 and 4, by which AlgoPerf ranks (Dahl et al. 2023,
+    arXiv:2306.07179). A race whose target no entry reaches counts against all of them. BadCall for
+    fewer than two races, the same task twice, or fewer than two common entries.
     """
     if len(summaries) < 2:
         raise BadCall(f"{len(summaries)} race given: a profile is over two or more")
     races = [_race(summary) for summary in summaries]
     seen = set()
-    for one in races:
-        task = one["task_sha256"] or one["task"], one["data_sha256"]
+    for race in races:
+        task = race["task_sha256"] or race["task"], race["data_sha256"]
         if task in seen:
             raise BadCall(
-                f"the task {one['task']} is given twice: expected another task in each race; "
-                f"another seed or number of steps makes none"
+                f"the task {race['task']} is given twice: expected another task in each race; "
+                f"another seed or number of steps does not make it another task"
             )
         seen.add(task)
     names = [e for e in summaries[0]["entries"] if all(e in s["entries"] for s in summaries)]
@@ -118,17 +120,17 @@ def profile(summaries: Sequence[Summary]) -> Profile:
     costs = {name: [_cost(summary["entries"][name]) for summary in summaries] for name in names}
     best = [min(column) for column in zip(*costs.values(), strict=True)]
     entries: dict[str, EntryProfile] = {}
-    for name, mine in costs.items():
-        ratios = [_ratio(c, b) for c, b in zip(mine, best, strict=True)]
+    for name, steps in costs.items():
+        ratios = [_ratio(c, b) for c, b in zip(steps, best, strict=True)]
         entries[name] = {
-            "steps": [_finite(cost) for cost in mine],
+            "steps": [_finite(cost) for cost in steps],
             "ratios": [_finite(ratio) for ratio in ratios],
             "within": {f"{tau:g}": share(ratios, tau) for tau in WITHIN},
             "score": score(ratios),
         }
     return {
         "races": races,
-        "nobody": [one["task"] for one, b in zip(races, best, strict=True) if math.isinf(b)],
+        "nobody": [race["task"] for race, b in zip(races, best, strict=True) if math.isinf(b)],
         "left_out": sorted({e for s in summaries for e in s["entries"]} - set(names)),
         "entries": dict(sorted(entries.items(), key=lambda item: -item[1]["score"])),
     }
@@ -159,13 +161,13 @@ def _race(summary: Summary) -> RaceRecord:
 
 
 def _cost(entry: EntrySummary) -> float:
-    # half of the seeds may be infinite: the lower middle one would be a time nobody promised
+    # infinite where half of the seeds are: the lower median would be too good
     return st.median_high([math.inf if s is None else s for s in entry["steps_to_target"]])
 
 
 def _ratio(cost: float, best: float) -> float:
     if cost == best < math.inf:
-        return 1.0  # also where a target is reached before the first step
+        return 1.0  # also if the target is reached before the first step
     return cost / best if best and cost < math.inf else math.inf
 
 
@@ -173,31 +175,37 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def notes(found: Profile) -> list[str]:
-    """What a reader must know to read the profile right."""
-    n = len(found["races"])
-    said = [
-        f"n={n} races: {', '.join(_told(race) for race in found['races'])}. With so few, one more "
-        f"can change the order." if n < 10 else f"n={n} races.",
-        "Steps to the target: the median over the fresh seeds of a race; never, where half of them "
-        "or more did not reach it. The fewest are those of the entries compared here.",
-    ]  # fmt: skip
-    if found["nobody"]:
-        said.append(f"Nobody reached the target in {', '.join(found['nobody'])}.")
-    if found["left_out"]:
-        said.append(f"Not in every race, and left out: {', '.join(found['left_out'])}.")
-    return said
+def notes(record: Profile) -> list[str]:
+    """What a reader needs to read the profile right."""
+    n = len(record["races"])
+    races = f"n={n} races."
+    if n < FEW:
+        races = (
+            f"n={n} races: {', '.join(_describe(race) for race in record['races'])}. With so few, "
+            f"one more can change the order."
+        )
+    lines = [
+        races,
+        "Steps to the target are the median over the fresh seeds of a race; a target that half of "
+        "them or more did not reach counts as never reached. The fewest steps are those of the "
+        "entries compared here.",
+    ]
+    if record["nobody"]:
+        lines.append(f"Nobody reached the target in {', '.join(record['nobody'])}.")
+    if record["left_out"]:
+        lines.append(f"Left out, since not in every race: {', '.join(record['left_out'])}.")
+    return lines
 
 
-def _told(race: RaceRecord) -> str:
+def _describe(race: RaceRecord) -> str:
     return f"{race['task']} ({race['metric']} {race['target']:.4g}, n={race['seeds']} seeds)"
 
 
 COLUMNS = ("entry", "fewest steps", "within 2 times", "within 4 times", "score", "each race")
 
 
-def rows(found: Profile) -> list[list[str]]:
-    """The table, best score first, a text for each of `COLUMNS`."""
+def rows(record: Profile) -> list[list[str]]:
+    """The cells for `COLUMNS`, best score first."""
     return [
         [
             name,
@@ -205,28 +213,28 @@ def rows(found: Profile) -> list[list[str]]:
             f"{entry['score']:.2f}",
             ", ".join(UNKNOWN if r is None else f"{r:.2f}" for r in entry["ratios"]),
         ]
-        for name, entry in found["entries"].items()
+        for name, entry in record["entries"].items()
     ]
 
 
-def table(found: Profile) -> Table:
+def table(record: Profile) -> Table:
     """The table for a terminal."""
-    shown = Table(box=box.SIMPLE, title=f"steps to target, n={len(found['races'])} races")
+    made = Table(box=box.SIMPLE, title=f"steps to target, n={len(record['races'])} races")
     for i, head in enumerate(COLUMNS):
-        shown.add_column(head, justify="right" if 0 < i < len(COLUMNS) - 1 else "left")
-    for row in rows(found):
-        shown.add_row(*map(Text, row))
-    return shown
+        made.add_column(head, justify="right" if 0 < i < len(COLUMNS) - 1 else "left")
+    for row in rows(record):
+        made.add_row(*map(Text, row))
+    return made
 
 
-def page(found: Profile) -> str:
+def page(record: Profile) -> str:
     """The profile as a page without scripts or requests."""
-    names = list(found["entries"])
+    names = list(record["entries"])
     baseline = "adamw" if "adamw" in names else names[0]
     styles = choose_styles(names, baseline)
     figure = draw_lines(
         names,
-        [Series(*_stairs(found["entries"][name]["ratios"])) for name in names],
+        [Series(*_stairs(record["entries"][name]["ratios"])) for name in names],
         styles,
         xlabel="times the fewest steps of the entries compared",
         ylabel="races (%)",
@@ -239,19 +247,19 @@ def page(found: Profile) -> str:
         "profile.html.jinja",
         names=names,
         keys=make_legend(names, styles, notes_of_keys),
-        found=found,
-        notes=notes(found),
+        profile=record,
+        notes=notes(record),
         columns=COLUMNS,
-        rows=rows(found),
+        rows=rows(record),
         figure=figure,
     )
 
 
 def _stairs(ratios: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """The profile as a line: it jumps where a ratio lies."""
-    known = sorted(r for r in ratios if r is not None and r <= WITHIN[-1])
+    """The profile as a line, which jumps at each ratio."""
+    inside = sorted(r for r in ratios if r is not None and r <= WITHIN[-1])
     x, y = [1.0], [0.0]
-    for i, ratio in enumerate(known):
+    for i, ratio in enumerate(inside):
         x += [ratio, ratio]
         y += [100 * i / len(ratios), 100 * (i + 1) / len(ratios)]
     return [*x, WITHIN[-1]], [*y, y[-1]]

@@ -1,4 +1,4 @@
-"""What the caller asked for, where it is run, and whether a stored race is the same."""
+"""What the caller asks for, where it runs, and whether a stored race is the same one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "optuna")
 MOST = 100_000
-"""Trials, seeds, steps or runs that can be meant."""
+"""Most trials, seeds, steps or runs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller asked for; None where the choice is left to the protocol."""
+    """The options of `steepest race`; None where the protocol chooses."""
 
     task: str
     optimizers: str | None = None
@@ -44,14 +44,14 @@ class Request:
     baseline: str | None = None
     search: str | None = None
 
-    def field(self) -> tuple[str, ...]:
-        """The entries: those of --optimizers, and the baseline where it is not among them."""
+    def entry_names(self) -> tuple[str, ...]:
+        """The entries: those of --optimizers, and the baseline if it is not among them."""
         names = field.parse(self.optimizers)
-        alone = self.against()
-        return names if alone is None or alone in names else (*names, alone)
+        baseline = self.baseline_name()
+        return names if baseline is None or baseline in names else (*names, baseline)
 
-    def against(self) -> str | None:
-        """The baseline's name as entries have it; None where the protocol chooses."""
+    def baseline_name(self) -> str | None:
+        """The baseline, spelled as an entry; None where the protocol chooses."""
         if self.baseline is None:
             return None
         if "," in self.baseline or not self.baseline.strip():
@@ -59,15 +59,18 @@ class Request:
         return field.parse(self.baseline)[0]
 
     def command(self) -> str:
-        """The command line that asks for this."""
+        """The command line of this request."""
         options = {key: value for key, value in asdict(self).items() if value is not None}
         words = ["steepest", "race", str(options.pop("task"))]
         return shlex.join(words + [w for k, v in options.items() for w in (f"--{k}", str(v))])
 
     def check(self, *, resume: bool = False) -> None:
-        """BadCall at the first option that cannot be meant; of a stored race `agree` has ranges."""
+        """BadCall for the first option that cannot be right.
+
+        Where a stored race goes on, `check_same_race` checks --search.
+        """
         task = tasks.get(self.task, self.data)  # first: its file may define rules
-        names = self.field()
+        names = self.entry_names()
         for name in names:
             Recipe.read(name).check(task)
         if not resume:
@@ -87,61 +90,64 @@ class Request:
                 )
 
 
-def agree(request: Request, store: Store, option: str, where: str) -> None:
-    """BadCall unless the race in `where`, meant by `option`, is what is asked for here.
+def check_same_race(request: Request, store: Store, option: str, where: str) -> None:
+    """BadCall unless the stored race has the requested options, and the same code and data.
 
-    That is the same request, as far as it is given, and the same code and data.
+    `option`, `where`: what in the call names the stored race, and where that is, for the message.
     """
-    plan = store.plan
-    names = request.optimizers and ",".join(request.field())
-    ranges = request.search and searching.parse(request.search, plan.entries)
-    ranges = searching.written(plan.search if ranges == plan.search else ranges or {})
-    kept = {
-        **asdict(plan),
-        "optimizers": ",".join(plan.entries),
-        "budget": plan.request.get("budget"),
-        "search": searching.written(plan.search),
-    }
-    asked = asdict(
-        replace(
-            request, optimizers=names, baseline=request.against(),
-            search=ranges if request.search else None,
-        )
-    )  # fmt: skip
-    for name, value in asked.items():
-        # a file and its data are known by what is in them, below
-        moved = name == "data" or (name == "task" and store.task.file and tasks.is_file(value))
-        if value is not None and value != kept[name] and not moved:
-            word = name if name == "task" else f"--{name}"
-            began = f"without {word}" if kept[name] is None else f"with {kept[name]}"
-            raise BadCall(
-                f"{option} with {word} {value}: the race in '{where}' was started {began}; "
-                f"leave it out, or choose another folder with --out"
-            )
-    now = provenance(request)
-    began = store.provenance.get("modules_sha256", {})
-    for name, known in now["modules_sha256"].items():
-        if began.get(name, known) != known:
+    _check_options(request, store, option, where)
+    now, before = provenance(request), store.provenance
+    modules = before.get("modules_sha256", {})
+    for name, sha256 in now["modules_sha256"].items():
+        if modules.get(name, sha256) != sha256:
             raise BadCall(
                 f"{option} with another module {name!r} than the race in '{where}' began with: "
                 f"restore it, or choose another folder with --out"
             )
     for what in ("versions", "task_sha256", "data_sha256"):
-        if now[what] != store.provenance[what]:
+        if now[what] != before[what]:
             raise BadCall(
                 f"{option} with other {what} ({now[what]}) than the race began with "
-                f"({store.provenance[what]}): restore those, or choose another folder with --out"
+                f"({before[what]}): restore them, or choose another folder with --out"
             )
-    if now["machine"] != store.provenance["machine"]:
-        here = f"this machine ({now['machine']['processor']})"
-        print(
-            f"steepest: the race in '{where}' began on another than {here}: do not compare its "
-            f"times", file=sys.stderr,
-        )  # fmt: skip
+    if now["machine"] != before["machine"]:
+        warning = (
+            f"the race in '{where}' began on another machine than this one "
+            f"({now['machine']['processor']}): do not compare its times"
+        )
+        print(f"steepest: {warning}", file=sys.stderr)
+
+
+def _check_options(request: Request, store: Store, option: str, where: str) -> None:
+    """BadCall for the first option that is given and differs from the stored race's."""
+    plan = store.plan
+    asked = asdict(request) | {"baseline": request.baseline_name(), "search": None}
+    if request.optimizers:
+        asked["optimizers"] = ",".join(request.entry_names())
+    if request.search:
+        ranges = searching.parse(request.search, plan.entries)
+        # equal ranges may be given in another order
+        asked["search"] = searching.as_option(plan.search if ranges == plan.search else ranges)
+    stored = {
+        **asdict(plan),
+        "optimizers": ",".join(plan.entries),
+        "budget": plan.request.get("budget"),
+        "search": searching.as_option(plan.search),
+    }
+    for name, value in asked.items():
+        # a task's file and its data may have moved: their hashes are compared instead
+        moved = name == "data" or (name == "task" and store.task.file and tasks.is_file(value))
+        if value is not None and value != stored[name] and not moved:
+            name_shown = name if name == "task" else f"--{name}"
+            began = f"without {name_shown}" if stored[name] is None else f"with {stored[name]}"
+            raise BadCall(
+                f"{option} with {name_shown} {value}: the race in '{where}' was started {began}; "
+                f"leave it out, or choose another folder with --out"
+            )
 
 
 def provenance(request: Request) -> Provenance:
-    """Where and with what a race is run."""
+    """With what a race runs, and where."""
     task = tasks.get(request.task, request.data)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions = {"steepest": steepest.__version__, "python": platform.python_version(), **versions}

@@ -1,6 +1,6 @@
 """The trials of a race: one Optuna study, in the folder's `study.db` or in a database.
 
-Written by the parent processes alone, each trial in one transaction.
+Only the parent processes write, each trial in one transaction.
 """
 
 from __future__ import annotations
@@ -21,53 +21,56 @@ from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from steepest.errors import BadCall
-from steepest.race import place
-from steepest.race.claims import AGAIN, Alone, Claims
-from steepest.race.place import ATTRIBUTES, NO_STORE, Place
+from steepest.race import location
+from steepest.race.leases import AGAIN, Leases, Unshared
+from steepest.race.location import ATTRIBUTES, NO_STORE, Location
 from steepest.race.protocol import Plan, Result, Trial, final
 from steepest.race.schema import Provenance
 from steepest.tasks import Task, facts, get
 
 FORMAT = 3
-"""Of what is stored; one higher whenever an older store can no longer be read."""
+"""Version of what is stored; raised whenever older stores can no longer be read."""
 
 
 class Store:
-    """The plan, the provenance and the finished trials of one race."""
+    """The plan, the provenance and the finished trials of one race.
 
-    def __init__(self, where: Path | Place) -> None:
-        self.place = where if isinstance(where, Place) else place.of(where)
-        attributes = self.place.attributes()
+    Reading a race needs none of the user's code.
+    """
+
+    def __init__(self, where: Path | Location) -> None:
+        self.location = where if isinstance(where, Location) else location.of_race(where)
+        attributes = self.location.attributes()
         if attributes is None or "plan" not in attributes:
             raise BadCall(
-                NO_STORE.format(self.place.name, f"no study named {self.place.study!r} in it")
+                NO_STORE.format(self.location.name, f"no study named {self.location.study!r} in it")
             )
         if attributes.get("format") != FORMAT:
             raise BadCall(
-                f"'{self.place.name}' is of format {attributes.get('format')}, written by another "
-                f"version of steepest: expected format {FORMAT}; read it with the version that "
-                f"wrote it, or start a new race"
+                f"'{self.location.name}' is of format {attributes.get('format')}, written by "
+                f"another version of steepest: expected format {FORMAT}; read it with the version "
+                f"that wrote it, or start a new race"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            self._storage = self.place.storage()
-            self._study = optuna.load_study(study_name=self.place.study, storage=self._storage)
-        except Exception as error:  # optuna refuses tables of another version of itself
+            self._storage = self.location.storage()
+            self._study = optuna.load_study(study_name=self.location.study, storage=self._storage)
+        except Exception as error:  # optuna refuses the tables of another version
             why = str(error).strip().partition("\n")[0] or type(error).__name__
             raise BadCall(
-                f"optuna {optuna.__version__} cannot read '{self.place.name}': {why}"
+                f"optuna {optuna.__version__} cannot read '{self.location.name}': {why}"
             ) from error
-        weakref.finalize(self, self._storage.engine.dispose)  # no connection outlives it
-        self._number = self._storage.get_study_id_from_name(self.place.study)
+        weakref.finalize(self, self._storage.engine.dispose)  # no connection outlives the store
+        self._number = self._storage.get_study_id_from_name(self.location.study)
         stored = attributes["plan"]
         self.plan = Plan(**{**stored, "entries": tuple(stored["entries"])})
         self.task = Task(**attributes["task"])
-        """Without its code: nothing of the user's is needed to read a race."""
+        """Without its code."""
         self.spaces: dict[str, dict[str, tuple[float, float]]] = {
             entry: {knob: (low, high) for knob, (low, high) in ranges.items()}
             for entry, ranges in attributes["spaces"].items()
         }
-        """Search ranges, as the entries declared them."""
+        """Entry -> knob -> (low, high): the search ranges of the race."""
         self.provenance: Provenance = attributes["provenance"]
 
     @staticmethod
@@ -76,67 +79,67 @@ class Store:
         plan: Plan,
         provenance: Provenance,
         task: Task | None = None,
-        where: Place | None = None,
+        where: Location | None = None,
     ) -> Store:
-        """A new store; `task` as a pilot run has completed it.
+        """A new store; `task`: with what a pilot run has added.
 
-        It is whole or it is not there, also after a kill. In a database another process may have
-        been quicker: then this is its race.
+        A kill leaves a complete store or none. If another process has meanwhile created this study
+        in the database, the store is that one's.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         task = task or get(plan.task, plan.data)
-        kept = {
+        attributes = {
             "format": FORMAT,
             "provenance": provenance,
             "task": facts(task),
             "spaces": {entry: plan.space(entry) for entry in plan.entries},
             "plan": asdict(plan),
         }
-        way = StudyDirection.MAXIMIZE if task.maximize else StudyDirection.MINIMIZE
-        where = where or place.own(folder)
+        direction = StudyDirection.MAXIMIZE if task.maximize else StudyDirection.MINIMIZE
+        where = where or location.in_folder(folder)
         unfinished = where.path and where.path.with_name(where.path.name + ".new")
-        made = replace(where, path=unfinished)
-        for leftover in folder.glob(place.FILE + ".new*"):  # SQLite's journal among them
+        target = replace(where, path=unfinished)
+        for leftover in folder.glob(location.FILE + ".new*"):  # SQLite's journal too
             leftover.unlink()
-        with made.guarded("run the same command again"):
-            _enter(made, way, kept)
+        with target.readable_errors("run the same command again"):
+            _create_study(target, direction, attributes)
         if unfinished and where.path:
             os.replace(unfinished, where.path)
         else:
-            where.keep(folder)
+            where.save_link(folder)
         return Store(where)
 
-    def claims(self) -> Alone:
-        """Who runs what: this process alone, or those that share a database."""
-        if not self.place.racer:
-            return Alone()
-        return Claims(self.place, self._storage.engine, self._number)
+    def leases(self) -> Unshared:
+        """Which process runs which trial, if several share the study."""
+        if not self.location.racer:
+            return Unshared()
+        return Leases(self.location, self._storage.engine, self._number)
 
     def add(self, trial: Trial, result: Result) -> None:
-        """Keep one finished trial; its Optuna value is the last validation metric."""
+        """Store one finished trial; its Optuna value is the last validation metric."""
         ranges = {
             knob: (low, high)
             for knob, (low, high) in self.spaces[trial.entry].items()
-            if low <= trial.hyper[knob] <= high  # a default may lie outside of the search range
+            if low <= trial.hyper[knob] <= high  # a default may lie outside its range
         }
-        kept = create_trial(
+        frozen = create_trial(
             value=final(self.task, result),
             params={knob: trial.hyper[knob] for knob in ranges},
             distributions={k: FloatDistribution(*ranges[k], log=True) for k in ranges},
             intermediate_values=dict(zip(result.steps, result.validation, strict=True)),
             user_attrs={"trial": asdict(trial), "result": asdict(result)},
         )
-        with self.place.guarded(AGAIN):
-            self._study.add_trial(kept)
+        with self.location.readable_errors(AGAIN):
+            self._study.add_trial(frozen)
 
     def results(self) -> list[tuple[Trial, Result]]:
-        """All finished trials, each once: tuning first, then by entry and index."""
+        """All finished trials, each once: tuning before fresh runs, then by entry and index."""
         pairs: dict[tuple[str, str, int], tuple[Trial, Result]] = {}
-        with self.place.guarded(AGAIN):
-            found = self._study.get_trials(deepcopy=False)
-        for kept in found:
-            trial = Trial(**kept.user_attrs["trial"])
-            pairs.setdefault(trial.key, (trial, Result(**kept.user_attrs["result"])))
+        with self.location.readable_errors(AGAIN):
+            stored = self._study.get_trials(deepcopy=False)
+        for frozen in stored:
+            trial = Trial(**frozen.user_attrs["trial"])
+            pairs.setdefault(trial.key, (trial, Result(**frozen.user_attrs["result"])))
         order = {entry: i for i, entry in enumerate(self.plan.entries)}
         return sorted(
             pairs.values(),
@@ -144,34 +147,36 @@ class Store:
         )
 
 
-def _enter(made: Place, way: StudyDirection, kept: dict[str, Any]) -> None:
-    """Make the study with all that is `kept` beside its trials, unless another racer has."""
-    storage = made.storage()
+def _create_study(where: Location, direction: StudyDirection, attributes: dict[str, Any]) -> None:
+    """Create the study with its attributes, unless another process already has."""
+    storage = where.storage()
     try:
         try:
-            study = optuna.create_study(study_name=made.study, storage=storage, direction=way)
-        except (DuplicatedStudyError, StorageInternalError):  # which of them, drivers do not agree
-            if made.attributes() is None:
-                raise
-            study = optuna.load_study(study_name=made.study, storage=storage)
-        before = study.user_attrs
-        if "plan" in before:
-            return
-        if before or study.get_trials(deepcopy=False) or study.direction != way:
-            raise BadCall(
-                f"--study {made.study}: in {made.name} that is an Optuna study, but not of a race; "
-                f"choose another name"
+            study = optuna.create_study(
+                study_name=where.study, storage=storage, direction=direction
             )
-        number = storage.get_study_id_from_name(made.study)
+        except (DuplicatedStudyError, StorageInternalError):  # drivers do not agree on which
+            if where.attributes() is None:
+                raise
+            study = optuna.load_study(study_name=where.study, storage=storage)
+        known = study.user_attrs
+        if "plan" in known:
+            return
+        if known or study.get_trials(deepcopy=False) or study.direction != direction:
+            raise BadCall(
+                f"--study {where.study}: in {where.name} that is an Optuna study, but not one of a "
+                f"race; choose another name"
+            )
+        number = storage.get_study_id_from_name(where.study)
         rows = [
             {"study_id": number, "key": key, "value_json": json.dumps(value)}
-            for key, value in kept.items()
+            for key, value in attributes.items()
         ]
         try:
-            with storage.engine.begin() as connection:  # all of it or nothing: keys are unique
+            with storage.engine.begin() as connection:  # all rows or none: keys are unique
                 connection.execute(insert(ATTRIBUTES), rows)
         except SQLAlchemyError:
-            if "plan" not in (made.attributes() or {}):
+            if "plan" not in (where.attributes() or {}):
                 raise
     finally:
         storage.remove_session()

@@ -1,4 +1,4 @@
-"""From finished trials to summary.json: everything that is known about a race."""
+"""From finished trials to the summary of a race, as in summary.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from steepest.race.protocol import (
     failed,
     final,
     tested,
-)  # fmt: skip
+)
 from steepest.race.schema import (
     BestTrial,
     Curve,
@@ -52,35 +52,20 @@ def summarise(
     provenance: Provenance,
     spaces: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
 ) -> Summary:
-    """Everything that is known about a race, as JSON. Wall times stand under "timing" only.
+    """Everything that is known about a race. Only the fields under "timing" depend on wall time.
 
-    spaces: the search ranges that a store has kept, for entries whose code may be gone.
+    spaces: the search ranges that a store has, for entries whose code may be gone.
     """
-    by_entry = {
-        (phase, entry): [p for p in pairs if p[0].phase == phase and p[0].entry == entry]
-        for phase in (TUNING, FRESH)
-        for entry in plan.entries
-    }
-    found: dict[str, EntrySummary] = {}
-    for entry in plan.entries:
-        tuned, fresh = by_entry[TUNING, entry], by_entry[FRESH, entry]
-        space = _space(plan, entry, spaces or {})
-        found[entry] = _entry(task, plan, tuned, fresh, space)
-    complete = len(pairs) == plan.runs
-    if complete:  # an interrupted race is not judged: whoever stops it has seen it
-        base, lost = found[plan.baseline]["test"], found[plan.baseline]["failed"]
-        differences = compare(
-            {e: paired(found[e]["test"], base) for e in plan.entries if e != plan.baseline},
-            maximize=task.maximize,
-            failed=[e for e in plan.entries if lost or found[e]["failed"]],
+    entries: dict[str, EntrySummary] = {}
+    for name in plan.entries:
+        tuned, fresh = (
+            [pair for pair in pairs if pair[0].phase == phase and pair[0].entry == name]
+            for phase in (TUNING, FRESH)
         )
-        for entry, difference in differences.items():
-            if task.proportion and difference.low is not None and difference.high is not None:
-                # a t interval does not know that shares cannot differ by more than all
-                difference = replace(
-                    difference, low=max(-1.0, difference.low), high=min(1.0, difference.high)
-                )
-            found[entry]["difference"] = DifferenceRecord(**asdict(difference))
+        entries[name] = _entry(task, plan, tuned, fresh, _space(plan, name, spaces or {}))
+    complete = len(pairs) == plan.runs
+    if complete:  # who interrupts a race may have seen its results: no test of them is valid
+        _judge(task, plan, entries)
     unchecked, unpaired, checked = _batches(plan, pairs)
     summary: Summary = {
         "verdict": "",
@@ -97,7 +82,7 @@ def summarise(
         "test_data": task.test_data,
         "plan": plan.record(),
         "reproduce": reproduce(plan),
-        "entries": found,
+        "entries": entries,
         "provenance": provenance,
         "lint": [],
         "batches_checked": checked,
@@ -105,44 +90,64 @@ def summarise(
         "batches_unpaired": unpaired,
     }
     if complete and task.proportion and task.test_size and task.test_data:
-        share = st.fmean(found[plan.baseline]["test"])
+        share = st.fmean(entries[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
     summary["verdict"] = verdict(summary)
     return summary
 
 
-def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Entries whose batches were not compared, with why; that had others, with what differs; and
-    that had the same ones.
+def _judge(task: Task, plan: Plan, entries: dict[str, EntrySummary]) -> None:
+    """Set the difference of every entry to the baseline."""
+    baseline = entries[plan.baseline]
+    differences = compare(
+        {
+            name: paired(entry["test"], baseline["test"])
+            for name, entry in entries.items()
+            if name != plan.baseline
+        },
+        maximize=task.maximize,
+        failed=[name for name, e in entries.items() if baseline["failed"] or e["failed"]],
+    )
+    for name, difference in differences.items():
+        if task.proportion and difference.low is not None and difference.high is not None:
+            # a t interval may go beyond the largest difference that two shares can have
+            difference = replace(
+                difference, low=max(-1.0, difference.low), high=min(1.0, difference.high)
+            )
+        entries[name]["difference"] = DifferenceRecord(**asdict(difference))
 
-    Batches are compared with the baseline's, or those of the first entry that has the task's own.
-    In a race that was stored before batches were hashed, an entry may be in none of the three.
+
+def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Entries with unchecked batches and why; with other batches and what differs; with the same
+    batches.
+
+    Batches are compared with the baseline's, or with those of the first entry that trains on the
+    task's own. In a race from before batches were hashed, an entry may be in none of the three.
     """
     unchecked: dict[str, str] = {}
     unpaired: dict[str, str] = {}
     first: dict[int, tuple[Trial, Result]] = {}
     for entry in sorted(plan.entries, key=lambda e: e != plan.baseline):
-        mine = [(t, r) for t, r in pairs if t.entry == entry]
+        runs = [(t, r) for t, r in pairs if t.entry == entry]
         if not Recipe.read(entry).same_batches:
             unchecked[entry] = OWN
-        elif why := next((r.unread for _, r in mine if r.unread), None):
+        elif why := next((r.unread for _, r in runs if r.unread), None):
             unchecked[entry] = why
-        elif not any(r.batches for _, r in mine):
-            if any(r.first for _, r in mine):
+        elif not any(r.batches for _, r in runs):
+            if any(r.first for _, r in runs):
                 unchecked[entry] = "ended before it could be checked"
         else:
-            for trial, result in mine:
+            for trial, result in runs:
                 other, before = first.setdefault(trial.seed, (trial, result))
-                said = _parted(trial, result, other, before)
-                if said:
-                    unpaired.setdefault(entry, said)
+                if differs := _differs(trial, result, other, before):
+                    unpaired.setdefault(entry, differs)
     checked = {t.entry for t, r in pairs if r.batches} - {*unchecked, *unpaired}
     return unchecked, unpaired, sorted(checked)
 
 
-def _parted(trial: Trial, result: Result, other: Trial, before: Result) -> str | None:
-    """What two runs of a seed have not in common; None where all is the same as far as both go."""
+def _differs(trial: Trial, result: Result, other: Trial, before: Result) -> str | None:
+    """What differs between two runs of a seed, as far as both of them go; None if nothing does."""
     at = pairing.parted(result.batches, before.batches)
     if at is not None:
         name = pairing.field(result.first, before.first)
@@ -158,16 +163,16 @@ def _parted(trial: Trial, result: Result, other: Trial, before: Result) -> str |
 def _entry(
     task: Task, plan: Plan, tuned: Pairs, fresh: Pairs, space: dict[str, list[float]] | None
 ) -> EntrySummary:
-    turns = by_seed(plan, tuned)
+    """What is known of an entry, but for its difference to the baseline."""
+    groups = by_seed(plan, tuned)
     chosen = None
     if len(tuned) == plan.tunings:
-        chosen = [best(task, mine) for mine in turns]
-    reached = [_target_index(task, result) for _, result in fresh]
+        chosen = [best(task, group) for group in groups]
+    reached = [target_index(task, result) for _, result in fresh]
     results = [result for _, result in fresh]
-    one = next((result for _, result in (*fresh, *tuned)), None)
+    any_run = next((result for _, result in (*fresh, *tuned)), None)
     tests = [value for pair in fresh if (value := tested(task, *pair)) is not None]
-    lost = sum(r.diverged is not None for r in results)
-    bad = sum(failed(task, *pair) for pair in fresh)
+    failures = sum(failed(task, *pair) for pair in fresh)
     tuning: list[TuningTrial] = [
         {
             "hyperparameters": trial.hyper,
@@ -180,14 +185,14 @@ def _entry(
         "space": space,
         "untuned": untuned_because(tuning) if chosen else None,
         "chosen": [trial.index for trial in chosen] if chosen else None,
-        "hyperparameters": _middle([trial.hyper for trial in chosen]) if chosen else None,
+        "hyperparameters": _spread([trial.hyper for trial in chosen]) if chosen else None,
         "best": _best(task, tuned, chosen) if chosen else None,
         "trials": len(tuned),
         "tuning": tuning,
         "expected_best": expected_best(
             [trial["validation"] for trial in tuning], maximize=task.maximize
         ),
-        "lr_width": _width(task, turns),
+        "lr_width": _width(task, groups),
         "seeds": [trial.seed for trial, _ in fresh],
         "validation": [final(task, result) for result in results],
         "best_validation": [
@@ -202,12 +207,12 @@ def _entry(
         ],
         "diverged": {
             "tuning": sum(result.diverged is not None for _, result in tuned),
-            "fresh": lost,
-            "fresh_rate_up_to": failure_bound(bad, len(results)) if results else None,
+            "fresh": sum(result.diverged is not None for result in results),
+            "fresh_rate_up_to": failure_bound(failures, len(results)) if results else None,
         },
-        "failed": bad,
-        "state_bytes": one.state_bytes if one else None,
-        "parameters": one.parameters if one else None,
+        "failed": failures,
+        "state_bytes": any_run.state_bytes if any_run else None,
+        "parameters": any_run.parameters if any_run else None,
         "gradients": _median(
             [
                 r.measures["gradients"]
@@ -232,44 +237,44 @@ def _entry(
     }
 
 
-def _middle(chosen: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Each knob's lowest, median and highest value of the choices for the fresh seeds."""
+def _spread(chosen: Sequence[dict[str, float]]) -> dict[str, list[float]]:
+    """The lowest, median and highest value of each knob among the chosen trials."""
     columns = {knob: [hyper[knob] for hyper in chosen] for knob in chosen[0]}
     return {knob: [min(v), st.median_low(v), max(v)] for knob, v in columns.items()}
 
 
 def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> BestTrial:
-    """The tuning trial with the best metric of those that were chosen: a point that was run."""
+    """The best one of the chosen tuning trials: a point that was run."""
     keys = {trial.key for trial in chosen}
     trial = best(task, [pair for pair in tuned if pair[0].key in keys])
     score = next(final(task, result) for other, result in tuned if other.key == trial.key)
     return {"index": trial.index, "hyperparameters": trial.hyper, "validation": score}
 
 
-def _width(task: Task, turns: Sequence[Pairs]) -> RateWidth | None:
-    """The median over all tunings of `lr_width`: one alone has as few points as it has trials."""
-    found = []
-    for mine in turns:
+def _width(task: Task, groups: Sequence[Pairs]) -> RateWidth | None:
+    """The median of `lr_width` over all tunings, since one tuning has few points."""
+    widths = []
+    for group in groups:
         rates = [
             (trial.hyper["lr"], final(task, result))
-            for trial, result in mine
+            for trial, result in group
             if "lr" in trial.hyper and not result.diverged
         ]
-        found.append(lr_width(rates, maximize=task.maximize))
-    known = [width for width in found if width]
-    if not known:
+        if width := lr_width(rates, maximize=task.maximize):
+            widths.append(width)
+    if not widths:
         return None
     return {
-        "seen": st.median(w["seen"] for w in known),
-        "tunings": len(known),
-        "points": max(w["points"] for w in known),
+        "seen": st.median(width["seen"] for width in widths),
+        "tunings": len(widths),
+        "points": max(width["points"] for width in widths),
     }
 
 
 def _space(
     plan: Plan, name: str, stored: Mapping[str, Mapping[str, tuple[float, float]]]
 ) -> dict[str, list[float]] | None:
-    """The search ranges; None where a report is rebuilt without the file that defines the entry."""
+    """The search ranges; None if the code that defines the entry is gone."""
     try:
         space = stored[name] if name in stored else plan.space(name)
         return {knob: list(ends) for knob, ends in space.items()}
@@ -277,7 +282,8 @@ def _space(
         return None
 
 
-def _target_index(task: Task, result: Result) -> int | None:
+def target_index(task: Task, result: Result) -> int | None:
+    """Index of the first evaluation at or beyond the target; None if the run did not reach it."""
     if result.diverged or task.target is None:
         return None
     target = task.target
@@ -294,7 +300,10 @@ def _columns(rows: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _curve(task: Task, results: Sequence[Result]) -> Curve:
-    """Median and quartiles of the validation metric over seeds; diverged runs count as worst."""
+    """Median and quartiles of the validation metric over seeds.
+
+    A diverged run counts as the worst metric from its divergence on.
+    """
     if not results:
         return {"steps": [], "median": [], "low": [], "high": []}
     longest = max((result.steps for result in results), key=len)
@@ -311,11 +320,11 @@ def _curve(task: Task, results: Sequence[Result]) -> Curve:
 def reproduce(plan: Plan) -> str:
     """The command line that runs the same trials again, even if a budget chose their number."""
     numbers = f"--trials {plan.trials} --seeds {plan.seeds} --steps {plan.steps} --seed {plan.seed}"
-    field = ",".join(plan.entries)
+    names = ",".join(plan.entries)
     data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
-    where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(field)}"
+    where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(names)}"
     if plan.baseline != replace(plan, baseline="").baseline:
         where += f" --baseline {shlex.quote(plan.baseline)}"
-    if ranges := searching.written(plan.search):
+    if ranges := searching.as_option(plan.search):
         where += f" --search {shlex.quote(ranges)}"
     return f"steepest race {where} {numbers}"

@@ -5,33 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from steepest.race.protocol import Result, Trial, final, tested
-from steepest.race.summary import _target_index
+from steepest.race.summary import target_index
 from steepest.report.tables import csv_text
 from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]
 KEY = ("phase", "entry", "index", "seed")
 RUN = (
-    "final_validation", "best_validation", "test", "diverged", "steps_to_target",
-    "seconds_to_target", "steps", "training_seconds", "step_seconds", "train_step_seconds",
-    "wall_seconds", "state_bytes", "parameters", "backends",
-)  # fmt: skip
+    "final_validation",
+    "best_validation",
+    "test",
+    "diverged",
+    "steps_to_target",
+    "seconds_to_target",
+    "steps",
+    "training_seconds",
+    "step_seconds",
+    "train_step_seconds",
+    "wall_seconds",
+    "state_bytes",
+    "parameters",
+    "backends",
+)
 
 
 def runs(task: Task, pairs: Pairs) -> str:
     """One row for each run, as CSV; times are in seconds.
 
-    Hyperparameters are the columns `hyper.NAME`, what else was reported `measure.NAME`.
-
-    A diverged run has the reason in `diverged` and, as in the verdict, the worst metric as its
-    result. What was not measured or not reached is empty.
+    The columns `hyper.NAME` have the hyperparameters, `measure.NAME` whatever else was reported. A
+    diverged run has the reason in `diverged`, and the worst metric as its result, as in the
+    verdict. A cell is empty if something was not measured or not reached.
     """
     knobs = sorted({knob for trial, _ in pairs for knob in trial.hyper})
     measures = sorted({name for _, result in pairs for name in result.measures})
     better = max if task.maximize else min
     rows = []
     for trial, result in pairs:
-        at = _target_index(task, result)
+        at = target_index(task, result)
         rows.append(
             [
                 *_key(trial),
@@ -53,12 +63,12 @@ def runs(task: Task, pairs: Pairs) -> str:
                 *(result.measures.get(name) for name in measures),
             ]
         )
-    extra = (f"hyper.{knob}" for knob in knobs), (f"measure.{name}" for name in measures)
-    return csv_text((*KEY, *extra[0], *RUN, *extra[1]), rows)
+    hyper = (f"hyper.{knob}" for knob in knobs)
+    return csv_text((*KEY, *hyper, *RUN, *(f"measure.{name}" for name in measures)), rows)
 
 
 def curves(pairs: Pairs) -> str:
-    """One row for each evaluation of each run: its step, seconds of training, validation metric."""
+    """One row for each evaluation of each run: step, seconds of training, validation metric."""
     rows = (
         [*_key(trial), *point]
         for trial, result in pairs

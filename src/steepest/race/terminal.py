@@ -1,4 +1,4 @@
-"""A race in the terminal: a live table while it runs, the table with the verdict at its end."""
+"""A race in the terminal: a live table while it runs, the table and the verdict at its end."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ LEFT_OUT = ("training ms/step", "state bytes/parameter")
 """Columns that report.html has and a terminal has no room for."""
 TIMES = ("seconds to target", "optimizer ms/step")
 NARROW = 100
-"""Columns below which a terminal has no room for the times either."""
+"""A terminal with fewer columns has no room for the times either."""
 WIDTH = 120
-"""Columns when the output is no terminal."""
+"""Columns of output that is not a terminal."""
 HEAD = 15
-"""Columns at which a head is wrapped, so that the table fits 100."""
-REDRAWN = 4
-"""Times a second: as often as the remaining time needs, too seldom to flicker."""
+"""Columns at which a head is wrapped, so that the table fits into 100."""
+REFRESH = 4
+"""Times a second that the live table is drawn: enough for the remaining time, without flicker."""
 QUIET = 30.0
-"""Seconds between two lines where there is no terminal to draw in: short races stay silent."""
+"""Seconds between two lines where there is no terminal to draw in, so short races are silent."""
 
 
 class Progress:
-    """A race under way, on stderr; a context manager. Call `advance` after every finished trial.
+    """The progress of a race, on stderr; a context manager. Call `advance` after every trial.
 
-    `done` are the trials of an earlier start. In a terminal a table is drawn and goes at the end;
-    elsewhere (a file, a pipe, TERM=dumb) a plain line follows every 30 s. Test metrics are not
-    shown: whoever sees them may stop a race when he likes what he sees.
+    `done`: the trials of an earlier start. A terminal shows a table, which disappears at the end;
+    elsewhere (a file, a pipe, TERM=dumb) there is a plain line every 30 s. Test metrics are not
+    shown, so that nobody stops a race because of them.
     """
 
     def __init__(
@@ -62,14 +62,15 @@ class Progress:
         for trial, result in done:
             self._count(trial, result)
         self._before = self._finished()
-        self._began = self._said = clock()
-        live = self._console.is_terminal and not self._console.is_dumb_terminal
+        self._began = self._last_line = clock()
         self._live = None
-        if live:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
-                get_renderable=self._render, console=self._console,
-                refresh_per_second=REDRAWN, transient=True,
-            )  # fmt: skip
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=REFRESH,
+                transient=True,
+            )
 
     def __enter__(self) -> Progress:
         if self._live:
@@ -84,8 +85,8 @@ class Progress:
         """Count a finished trial and show it."""
         self._count(trial, result)
         now = self._clock()
-        if self._live is None and now - self._said >= QUIET:
-            self._said = now
+        if self._live is None and now - self._last_line >= QUIET:
+            self._last_line = now
             print(f"steepest: {self._line()}", file=self._console.file, flush=True)
 
     def _count(self, trial: Trial, result: Result) -> None:
@@ -103,7 +104,7 @@ class Progress:
 
     def _line(self) -> str:
         finished = self._finished()
-        lost = sum(count["failed"] for count in self._counts.values())
+        failures = sum(count["failed"] for count in self._counts.values())
         tuned = sum(count["tuning"] for count in self._counts.values())
         phase = "tuning" if tuned < len(self._counts) * self._plan.tunings else "fresh seeds"
         left = "time left not known yet"
@@ -112,7 +113,7 @@ class Progress:
             left = f"about {timedelta(seconds=round(pace * (self._total - finished)))} left"
         return (
             f"{self._task.name}, {phase}: {finished} of {self._total} runs"
-            f"{f', {lost} failed' if lost else ''}, {left}"
+            f"{f', {failures} failed' if failures else ''}, {left}"
         )
 
     def _render(self) -> Group:
@@ -121,7 +122,7 @@ class Progress:
         table.add_column("entry", no_wrap=True, max_width=28)
         table.add_column("runs", justify="right", no_wrap=True)
         table.add_column("", width=16)
-        # the name of a metric is the user's: no markup
+        # the name of a metric is the user's, so it must not be read as markup
         table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
         table.add_column("failed", justify="right")
         runs = self._plan.tunings + self._plan.seeds
@@ -137,12 +138,12 @@ class Progress:
                 shown,
                 str(count["failed"]),
             )
-        # the line comes first: a low window cuts at its end
+        # the line comes first, since a low window cuts off the end
         return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
 
 
 def show(summary: Summary) -> None:
-    """Print the table, the verdict and what to know about it to stdout."""
+    """Print the table, the verdict and its notes to stdout."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
@@ -155,17 +156,15 @@ def _table(summary: Summary, width: int) -> Table:
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
     heads = columns(summary)
-    table = Table(
-        box=box.SIMPLE,
-        title=Text(title),
-        caption="mean ± sd; median (seeds that reached it); failed: fresh runs (diverged in tuning)"
-        + "; gradients: of one usual batch" * ("gradients" in heads),
-    )
+    caption = "mean ± sd; median (seeds that reached it); failed: fresh runs (diverged in tuning)"
+    if "gradients" in heads:
+        caption += "; gradients: of one usual batch"
+    table = Table(box=box.SIMPLE, title=Text(title), caption=caption)
     left_out = LEFT_OUT if width >= NARROW else LEFT_OUT + TIMES
-    picked = [i for i, head in enumerate(heads) if head not in left_out]
-    for i in picked:
+    shown = [i for i, head in enumerate(heads) if head not in left_out]
+    for i in shown:
         justify = "right" if i else "left"
         table.add_column(Text(fill(heads[i], HEAD)), justify=justify, no_wrap=i == 0)
     for row in rows(summary):
-        table.add_row(*(Text(row[i]) for i in picked))
+        table.add_row(*(Text(row[i]) for i in shown))
     return table

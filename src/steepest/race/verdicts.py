@@ -25,23 +25,23 @@ def verdict(summary: Summary) -> str:
         return reason
     judged = differences(summary)
     claimed = {name: d for name, d in judged.items() if d.claim}
-    open_ = {name: d for name, d in judged.items() if not d.claim}
+    unclaimed = {name: d for name, d in judged.items() if not d.claim}
     better = {name: d for name, d in claimed.items() if (d.mean > 0) == summary["maximize"]}
     worse = {name: d for name, d in claimed.items() if name not in better}
     few = too_little(plan)
-    keep = "" if few or better else _keep(summary, open_)
+    keep = "" if few or better else _keep(summary, unclaimed)
 
     sentences = _claims(summary, better, worse)
     if not claimed:
-        subject = "no entry can" if len(open_) > 1 else f"{next(iter(open_))} cannot"
+        subject = "no entry can" if len(unclaimed) > 1 else f"{next(iter(unclaimed))} cannot"
         text = f"{subject} be told apart from {base} in {_metric(summary)} at {_size(summary)}."
         if not keep:
             text = f"Undecided: {text}"
-        elif len(open_) > 1:  # the name of an entry stays as it is
+        elif len(unclaimed) > 1:  # the name of an entry stays as it is
             text = _capital(text)
         sentences.append(text)
-    elif open_:
-        names, be = ", ".join(open_), "is" if len(open_) == 1 else "are"
+    elif unclaimed:
+        names, be = ", ".join(unclaimed), "is" if len(unclaimed) == 1 else "are"
         text = f"not told apart from {base}"
         sentences.append(
             f"{_capital(text)}: {names}." if keep else f"Undecided: {names} {be} {text}."
@@ -52,9 +52,9 @@ def verdict(summary: Summary) -> str:
         so = "With so little tuning the race is" if undecided else "What so little tuning showed:"
         sentences[0] = f"{so} {first}"
         sentences.insert(0, f"{few}.")
-    sentences += [keep, *_without_spread(summary, open_)]
+    sentences += [keep, *_without_spread(summary, unclaimed)]
     if not keep:
-        sentences += [_still_possible(summary, open_), _what_would_help(summary, open_)]
+        sentences += [_still_possible(summary, unclaimed), _what_would_help(summary, unclaimed)]
     return " ".join(filter(None, sentences))
 
 
@@ -112,12 +112,12 @@ def _size(summary: Summary) -> str:
     return f"n={n} fresh seeds{tuned}"
 
 
-def _keep(summary: Summary, open_: Differences) -> str:
+def _keep(summary: Summary, unclaimed: Differences) -> str:
     """Why to keep the baseline: no entry can be better by more than luck. Empty if one can."""
     baseline = summary["entries"][summary["baseline"]]
     if baseline["failed"] or len(baseline["test"]) < 2:
         return ""
-    differ = {name: d for name, d in open_.items() if d.low is not None or d.mean}
+    differ = {name: d for name, d in unclaimed.items() if d.low is not None or d.mean}
     keep = f"so keep {summary['baseline']}."
     if not differ:
         return f"No entry is better, {keep}"
@@ -149,23 +149,23 @@ def _gain(summary: Summary, d: Difference, sign: int = 1) -> float | None:
     return max(sign * d.low, sign * d.high)
 
 
-def _still_possible(summary: Summary, open_: Differences) -> str:
+def _still_possible(summary: Summary, unclaimed: Differences) -> str:
     """How much better, and how much worse, an undecided entry may be by its interval."""
     phrases = []
     for word, sign in (("better", 1), ("worse", -1)):
-        ends = ((_gain(summary, d, sign), name) for name, d in open_.items())
+        ends = ((_gain(summary, d, sign), name) for name, d in unclaimed.items())
         end, name = max(((end, name) for end, name in ends if end is not None), default=(0.0, ""))
         if end > 0:
             by = number(summary, end) + units(summary)[1]
-            phrases.append(f"up to {by} {word} ({name}, {level(open_[name])} interval)")
+            phrases.append(f"up to {by} {word} ({name}, {level(unclaimed[name])} interval)")
     what = " or ".join(phrases)
     return f"It remains possible that an entry is {what}." if phrases else ""
 
 
-def _without_spread(summary: Summary, open_: Differences) -> list[str]:
+def _without_spread(summary: Summary, unclaimed: Differences) -> list[str]:
     """The entries whose differences have no spread, and so no interval."""
     base, sentences = summary["baseline"], []
-    fixed = {name: d for name, d in open_.items() if d.low is None and not d.exact}
+    fixed = {name: d for name, d in unclaimed.items() if d.low is None and not d.exact}
     equal = [name for name, d in fixed.items() if d.p == 1]
     if equal:
         sentences.append(f"The same as {base} on every seed: {', '.join(equal)}.")
@@ -179,7 +179,7 @@ def _without_spread(summary: Summary, open_: Differences) -> list[str]:
     return sentences
 
 
-def _what_would_help(summary: Summary, open_: Differences) -> str:
+def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
     """What would decide more.
 
     It promises no number of seeds that would tell an entry apart: the observed difference is too
@@ -187,14 +187,14 @@ def _what_would_help(summary: Summary, open_: Differences) -> str:
     """
     plan, comparisons = summary["plan"], len(differences(summary))
     n, needed, seed = plan["seeds"], least_pairs(comparisons), plan["seed"] + 1
-    exact = [name for name, d in open_.items() if d.exact]
+    exact = [name for name, d in unclaimed.items() if d.exact]
     if exact and n < needed:
         return (
             f"The exact test ({', '.join(exact)}) needs n={needed} fresh seeds or more for a claim "
             f"over {comparisons} {plural('comparison', comparisons)}: give --seeds {needed} "
             f"--seed {seed}."
         )
-    if all(d.low is None for d in open_.values()) or plan["trials"] < LEAST_TRIALS:
+    if all(d.low is None for d in unclaimed.values()) or plan["trials"] < LEAST_TRIALS:
         return ""  # more seeds would not help where there was too little tuning
     return (
         f"A new race with --seeds {HALF * n} --seed {seed} would have intervals about half as wide."

@@ -1,4 +1,6 @@
-"""Where the study of a race is: `study.db` in its folder, or a database that several may share."""
+"""Where the study of a race is: `study.db` in its folder, or a database that several processes
+share.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,13 @@ from steepest.errors import BadCall
 from steepest.race.folder import write
 
 STUDY, FILE = "race", "study.db"
-"""Of a race without --storage: all is in its folder."""
+"""Name and file of the study of a race without --storage."""
 LINK = "storage.json"
-"""In the folder of a race whose study is in a database: which, and as whom it claims trials."""
+"""File in the folder of a race whose study is in a database: which one, and the racer's name."""
 EXAMPLE = "postgresql+pg8000://user@host/database or sqlite:///races.db"
 NO_STORE = "'{}' is not the store of a race ({}): expected one that `steepest race` wrote"
-PATIENCE = 60
-"""Seconds for an answer of a database."""
+TIMEOUT = 60
+"""Seconds to wait for an answer of a database."""
 SECRET = re.compile(r"pass|pwd|secret|token", re.IGNORECASE)
 
 _STUDIES = table("studies", column("study_id"), column("study_name"))
@@ -41,49 +43,49 @@ ATTRIBUTES = table("study_user_attributes", column("study_id"), column("key"), c
 
 
 @dataclass(frozen=True)
-class Place:
-    """A study and the way to it. `url` may have a password: only `name` is for people."""
+class Location:
+    """A study and how to reach it."""
 
     url: URL
+    """It may have a password; show people `name`."""
     study: str
     racer: str = ""
-    """Who claims trials there; empty where nobody else can come."""
+    """This process, as the holder of leases; empty where no other process can join."""
     path: Path | None = None
-    """The file in the race's folder."""
+    """The file of a study in the race's folder."""
 
     @property
     def name(self) -> str:
         return str(self.path or _public(self.url))
 
-    def keep(self, folder: Path) -> None:
-        """Have `folder` find this place again: without the password."""
-        known = {"storage": _public(self.url), "study": self.study, "racer": self.racer}
-        write(folder / LINK, json.dumps(known, indent=1) + "\n")
+    def save_link(self, folder: Path) -> None:
+        """Write into `folder` where its study is, without the password."""
+        link = {"storage": _public(self.url), "study": self.study, "racer": self.racer}
+        write(folder / LINK, json.dumps(link, indent=1) + "\n")
 
     def attributes(self) -> dict[str, Any] | None:
-        """What is kept beside the trials; None without such a study. Nothing is written."""
+        """What is stored beside the trials; None if there is no such study. Writes nothing."""
+        joined = _STUDIES.outerjoin(ATTRIBUTES, _STUDIES.c.study_id == ATTRIBUTES.c.study_id)
         query = (
             select(ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
-            .select_from(_STUDIES.outerjoin(
-                ATTRIBUTES, _STUDIES.c.study_id == ATTRIBUTES.c.study_id
-            ))
+            .select_from(joined)
             .where(_STUDIES.c.study_name == self.study)
-        )  # fmt: skip
+        )
         try:
-            with self._engine().connect() as connection:  # Optuna would add its tables first
+            with self._engine().connect() as connection:  # Optuna would create its tables
                 if not inspect(connection).has_table(ATTRIBUTES.name):
                     return None
                 rows = connection.execute(query).all()
         except (SQLAlchemyError, ImportError, TypeError) as error:  # TypeError: a URL's option
-            self._explain(error, "do the same again", reading=True)
+            self._raise_readable(error, "do the same again", reading=True)
         return {key: json.loads(value) for key, value in rows if key is not None} if rows else None
 
     def _engine(self) -> Engine:
-        """To read: a foreign file stays as it is."""
+        """For reading only: a file that is no study stays as it is."""
         path = self.path
         if path is None:
             return create_engine(self.url, poolclass=NullPool, connect_args=_arguments(self.url))
-        # a kill in the middle of a write leaves a journal, which a read-only connection cannot undo
+        # a kill during a write leaves a journal, which a read-only connection cannot roll back
         mode = "rw" if path.with_name(path.name + "-journal").exists() else "ro"
         uri = f"{path.resolve().as_uri()}?mode={mode}"
         return create_engine(
@@ -91,43 +93,43 @@ class Place:
         )
 
     def storage(self) -> RDBStorage:
-        """Optuna's, with its tables."""
+        """Optuna's storage, with its tables."""
         if self.path is not None:
-            # by path, not by URL: in a URL the signs ?, %, # and {} of a folder mean something
+            # by path: in a URL the characters ?, %, # and {} of a folder's name have a meaning
             path = self.path
 
             def connect() -> sqlite3.Connection:
                 return sqlite3.connect(path, check_same_thread=False)
 
             return RDBStorage("sqlite:///study.db", engine_kwargs={"creator": connect})
-        # a server may have been restarted between two trials
+        # the server may restart between two trials
         options = {"connect_args": _arguments(self.url), "pool_pre_ping": True}
         text = self.url.render_as_string(hide_password=False)
         text = text.replace("{", "{{").replace("}", "}}")  # Optuna formats it
         for _ in range(2):
             try:
                 return RDBStorage(text, engine_kwargs=options)
-            except (SQLAlchemyError, StorageInternalError):  # another racer makes the tables
+            except (SQLAlchemyError, StorageInternalError):  # another racer creates the tables
                 time.sleep(0.5)
         return RDBStorage(text, engine_kwargs=options)
 
     @contextmanager
-    def guarded(self, again: str) -> Iterator[None]:
-        """An error of the disk or the database as one line; what was stored before stays valid."""
+    def readable_errors(self, again: str) -> Iterator[None]:
+        """Raise an error of the disk or database as one line that ends with "then `again`"."""
         try:
             yield
         except (StorageInternalError, SQLAlchemyError, KeyError) as error:  # KeyError: no study
-            self._explain(error, again)
+            self._raise_readable(error, again)
 
-    def _explain(self, error: Exception, again: str, *, reading: bool = False) -> NoReturn:
+    def _raise_readable(self, error: Exception, again: str, *, reading: bool = False) -> NoReturn:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        said = cause.args[0] if cause.args else ""
-        why = said.get("M") if isinstance(said, dict) else str(cause)  # pg8000 gives all fields
+        first = cause.args[0] if cause.args else ""
+        why = first.get("M") if isinstance(first, dict) else str(cause)  # pg8000 gives all fields
         why = str(why or type(cause).__name__).strip().partition("\n")[0]
         full = getattr(cause, "errno", None) == errno.ENOSPC or re.search("full|No space", why)
-        remedy = "make room" if full else "mend that"
+        remedy = "make room" if full else "repair that"
         if self.path is not None and reading:
             raise BadCall(NO_STORE.format(self.name, why)) from error
         if self.path is not None:
@@ -143,23 +145,26 @@ class Place:
         )
 
 
-def own(folder: Path) -> Place:
-    """The file in a race's own folder."""
-    return Place(make_url("sqlite://"), STUDY, path=folder / FILE)
+def in_folder(folder: Path) -> Location:
+    """The study in the race's own folder."""
+    return Location(make_url("sqlite://"), STUDY, path=folder / FILE)
 
 
-def at(storage: str, study: str) -> Place:
-    """A study of that name in a database, and a new racer."""
-    return Place(_parsed(storage), study, uuid.uuid4().hex)
+def in_database(storage: str, study: str) -> Location:
+    """A study of that name in the database at the URL `storage`, for a new racer."""
+    return Location(_parsed(storage), study, uuid.uuid4().hex)
 
 
-def of(folder: Path, storage: str | None = None) -> Place:
-    """Where the race in `folder` is; `storage`: its database has moved, or wants a password."""
+def of_race(folder: Path, storage: str | None = None) -> Location:
+    """The study of the race in `folder`; `storage`: URL of its database, if that has moved or
+    needs a password.
+    """
     link = folder / LINK
     if link.is_file():
         try:
-            known = json.loads(link.read_text(encoding="utf-8"))
-            place = Place(_parsed(storage or known["storage"]), known["study"], known["racer"])
+            fields = json.loads(link.read_text(encoding="utf-8"))
+            url = _parsed(storage or fields["storage"])
+            location = Location(url, fields["study"], fields["racer"])
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, BadCall):
                 raise
@@ -168,17 +173,17 @@ def of(folder: Path, storage: str | None = None) -> Place:
                 f"--storage and --study in a new folder"
             ) from error
         if storage:
-            place.keep(folder)
-        return place
+            location.save_link(folder)
+        return location
     if storage:
         raise BadCall(f"--storage, but the race in '{folder}' is kept in its {FILE}: leave it out")
     if not (folder / FILE).is_file():
         raise BadCall(f"no {FILE} in '{folder}': expected the folder of a race")
-    return own(folder)
+    return in_folder(folder)
 
 
 def _parsed(storage: str) -> URL:
-    """The URL with what the environment adds; BadCall, in which no password is shown."""
+    """The URL, with a user name from the environment; a BadCall shows no password."""
     try:
         url = make_url(storage)
         dialect = url.get_dialect()
@@ -198,6 +203,7 @@ def _parsed(storage: str) -> URL:
 
 
 def _public(url: URL) -> str:
+    """The URL without passwords and other secrets."""
     url = url.difference_update_query([key for key in url.query if SECRET.search(key)])
     return URL.create(
         url.drivername, url.username, None, url.host, url.port, url.database, url.query
@@ -205,8 +211,8 @@ def _public(url: URL) -> str:
 
 
 def _arguments(url: URL) -> dict[str, Any]:
-    """For the driver: patience with others, but not with a server that is silent for ever."""
-    if url.drivername.endswith("+pg8000"):  # it does not look where libpq finds a password
+    """Arguments for the driver: a timeout, and the password that it does not look for."""
+    if url.drivername.endswith("+pg8000"):  # unlike libpq, it ignores PGPASSWORD
         password = url.password or os.environ.get("PGPASSWORD", "")
-        return {"timeout": PATIENCE, "password": password}
-    return {"timeout": PATIENCE} if url.get_backend_name() == "sqlite" else {}
+        return {"timeout": TIMEOUT, "password": password}
+    return {"timeout": TIMEOUT} if url.get_backend_name() == "sqlite" else {}

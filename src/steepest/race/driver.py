@@ -1,0 +1,236 @@
+"""Run a race: plan, tune, train on fresh seeds, judge. All other modules meet here."""
+
+from __future__ import annotations
+
+import json
+import sys
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from steepest import tasks
+from steepest.errors import BadCall
+from steepest.processes import Pool
+from steepest.race import location, planning, protocol, report, tables, trials
+from steepest.race.folder import NO_RACE, has_race, locked, write
+from steepest.race.location import Location
+from steepest.race.outcomes import settle
+from steepest.race.pairing import field, is_array, parted
+from steepest.race.protocol import FRESH, TUNING, Result, Trial
+from steepest.race.request import Request, check_same_race, provenance
+from steepest.race.schema import Provenance, Summary
+from steepest.race.store import Store
+from steepest.race.summary import summarise
+from steepest.race.terminal import Progress
+from steepest.training.recipe import Recipe
+
+
+def race(
+    request: Request,
+    folder: Path,
+    *,
+    jobs: int,
+    pool: Pool | None = None,
+    resume: bool = False,
+    storage: str | None = None,
+    study: str | None = None,
+) -> tuple[Summary, bool]:
+    """Run or continue a race in `folder`; (its summary, whether Ctrl-C interrupted it).
+
+    pool: `jobs` workers with the work `trials.runner(...)`, if there are any already.
+    storage: URL of a database for the trials. study: a name in it, of a new race or one to join.
+    Raises BadCall for a wrong request or folder, WorkerError if the task itself fails.
+    """
+    with tasks.held(request.task):  # the source that is checked and hashed is the one that runs
+        return _race(request, folder, jobs, pool, resume, storage, study)
+
+
+def _race(
+    request: Request,
+    folder: Path,
+    jobs: int,
+    pool: Pool | None,
+    resume: bool,
+    storage: str | None,
+    study: str | None,
+) -> tuple[Summary, bool]:
+    started = perf_counter()
+    request.check(resume=resume)
+    if resume and not folder.exists():
+        raise BadCall(NO_RACE.format(folder))
+    work = trials.runner(request.task, request.optimizers)
+    with locked(folder), nullcontext(pool) if pool else Pool(jobs, work) as pool:
+        opened = _open(request, folder, resume, storage, study)
+        store = opened if isinstance(opened, Store) else None
+        interrupted = False
+        try:
+            if isinstance(opened, Location):
+                plan = planning.make_plan(request, jobs, pool, started)
+                task = planning.add_worst(tasks.get(plan.task, plan.data), plan, pool)
+                protocol.tuning(plan)  # a plan that fails here is not stored
+                store = Store.create(folder, plan, provenance(request), task, opened)
+                check_same_race(request, store, f"--study {opened.study}", opened.name)
+            assert store
+            if store.location.racer:
+                name = f"study {store.location.study} in {store.location.name}"
+                print(f"steepest: {name}; --storage and --study join it", file=sys.stderr)
+            # the paths are those of this call: files may have moved, with the same content
+            plan, task = replace(store.plan, task=request.task, data=request.data), store.task
+            _run(pool, store, protocol.tuning(plan))
+            tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
+            chosen = {
+                entry: [
+                    protocol.best(task, group)
+                    for group in protocol.by_seed(plan, (p for p in tuned if p[0].entry == entry))
+                ]
+                for entry in plan.entries
+            }
+            _run(pool, store, protocol.fresh(plan, chosen))
+        except KeyboardInterrupt:
+            if store is None:
+                raise
+            interrupted = True
+        if edited := tasks.edited(request.task):
+            print(f"steepest: {edited}", file=sys.stderr)
+        return rebuild(folder, storage), interrupted
+
+
+def _open(
+    request: Request, folder: Path, resume: bool, storage: str | None, study: str | None
+) -> Store | Location:
+    """The store to continue or to join, or the location for a new one."""
+    if has_race(folder, resume):
+        store = Store(location.of_race(folder, storage))
+        if study not in (None, store.location.study):
+            raise BadCall(
+                f"--resume with --study {study}: the race in '{folder}' is study "
+                f"{store.location.study}; leave it out, or choose another folder with --out"
+            )
+        check_same_race(request, store, "--resume", str(folder))
+        if storage:
+            store.location.save_link(folder)
+        return store
+    if storage is None:
+        if study is not None:
+            raise BadCall(f"--study {study}: names a study in a database; expected --storage too")
+        return location.in_folder(folder)
+    new = f"race-{tasks.folder_name(request.task)}-{uuid.uuid4().hex[:8]}"
+    where = location.in_database(storage, study or new)
+    if "plan" not in (where.attributes() or {}):
+        return where
+    store = Store(where)
+    check_same_race(request, store, f"--study {study}", where.name)
+    where.save_link(folder)
+    return store
+
+
+def rebuild(folder: Path, storage: str | None = None) -> Summary:
+    """Write every file of `folder` but the store again, from the store alone; the summary."""
+    store = Store(location.of_race(folder, storage))
+    task, pairs = settle(store.task, store.plan, store.results())
+    backends = {
+        entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
+        for entry in store.plan.entries
+    }
+    made_with: Provenance = {**store.provenance, "backends": backends}
+    summary = summarise(task, store.plan, pairs, made_with, store.spaces)
+    for name, entry in summary["entries"].items():
+        entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
+    write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write(folder / "report.html", report.page(summary))
+    write(folder / "runs.csv", tables.runs(task, pairs))
+    write(folder / "curves.csv", tables.curves(pairs))
+    return summary
+
+
+def _run(pool: Pool, store: Store, planned: Sequence[Trial]) -> None:
+    """Run those of the planned trials that are not stored yet, and wait for other processes'."""
+    stored = store.results()
+    seen: set[tuple[str, str, int]] = set()
+    pairing = _PairingCheck()
+
+    def take_in(pairs: Iterable[tuple[Trial, Result]], shown: Progress | None = None) -> None:
+        for trial, result in pairs:
+            if trial.key not in seen:
+                pairing.check(trial, result)
+                seen.add(trial.key)
+                if shown:
+                    shown.advance(trial, result)
+
+    take_in(stored)
+    with Progress(store.task, store.plan, stored) as shown, store.leases() as leases:
+
+        def next_trials() -> Iterator[Trial | None]:
+            """The trials for this process; None while others run all that are left."""
+            started: set[tuple[str, str, int]] = set()
+            left = deque(planned)
+            while left:
+                if left[0].key in seen or left[0].key in started:
+                    left.popleft()
+                    continue
+                trial = leases.take(t for t in left if t.key not in seen and t.key not in started)
+                if trial is None:
+                    take_in(store.results(), shown)
+                else:
+                    started.add(trial.key)
+                yield trial
+
+        for trial, result in pool.map(next_trials()):
+            pairing.check(trial, result)
+            store.add(trial, result)
+            leases.done(trial)
+            take_in([(trial, result)], shown)
+
+
+class _PairingCheck:
+    """What must be the same in all runs of a seed, or of the race, for differences to be paired."""
+
+    def __init__(self) -> None:
+        self._values: dict[object, tuple[Trial, object]] = {}
+        """What is compared -> the first run that has it, and its value."""
+        self._firsts: dict[int, tuple[Trial, Result]] = {}
+        """Seed -> its first run with batches that could be read."""
+
+    def check(self, trial: Trial, result: Result) -> None:
+        """BadCall for the first run that differs from an earlier one."""
+        key = "weights", trial.seed, Recipe.read(trial.entry).model_of
+        self._compare("initial weights", key, trial, result.initial)
+        self._compare_batches(trial, result)
+        if not result.diverged:
+            self._compare("steps of the reports", "steps", trial, result.steps)
+            if trial.phase == FRESH:
+                self._compare("presence of test=...", "tested", trial, result.tested)
+
+    def _compare_batches(self, trial: Trial, result: Result) -> None:
+        """State that goes on from run to run shows in an array of the first batch, and ends the
+        race. Batches that differ later, or in something else, do not: the verdict says that they
+        are not paired.
+        """
+        if not result.first:
+            return
+        other, before = self._firsts.setdefault(trial.seed, (trial, result))
+        name = field(result.first, before.first)
+        if name is None or not any(is_array(r.first, name) for r in (result, before)):
+            return
+        at = parted(result.batches, before.batches)
+        since = "from the first on" if at is None else f"up to step {result.steps[at]}"
+        raise BadCall(
+            f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) are not those of "
+            f"{other.entry} {since}: batch{name} already differs in the first one; expected the "
+            f"same for every entry: create whatever makes the batches inside task(seed), so that "
+            f"none of its state goes on from run to run, draw everything random from the seed, and "
+            f"leave out what training does not use, such as times"
+        )
+
+    def _compare(self, what: str, key: object, trial: Trial, value: object) -> None:
+        other, before = self._values.setdefault(key, (trial, value))
+        if value != before:
+            raise BadCall(
+                f"{trial.task}: the {what} of {trial.entry} (seed {trial.seed}) are not those of "
+                f"{other.entry} (seed {other.seed}): expected the same for every entry; draw "
+                f"everything random from the seed"
+            )
