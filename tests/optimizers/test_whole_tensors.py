@@ -173,7 +173,7 @@ def test_states_of_rows_and_columns():
 def test_complex_matrices_are_refused(rule):
     p = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
     p.grad = torch.ones_like(p)
-    with pytest.raises(RuntimeError, match=f"{rule}: .*complex64.*give it another rule"):
+    with pytest.raises(RuntimeError, match=f"{rule}: .*complex64.*in a group with another rule"):
         steepest.optimizer(rule, [p]).step()
 
 

@@ -168,7 +168,8 @@ def _subsets(samples: Sequence[np.ndarray]) -> list[_Subsets]:
     if not samples:
         return []
     n = len(samples[0])
-    rows = np.array([row for d in samples for row in (d, abs(d))])
+    pairs = np.array([(d, abs(d)) for d in samples])
+    rows = pairs.reshape(-1, n)
     if n <= EXHAUSTIVE:
         sums = np.zeros((len(rows), 1))
         sizes = np.zeros(1)
@@ -181,7 +182,8 @@ def _subsets(samples: Sequence[np.ndarray]) -> list[_Subsets]:
             drawn = rng.integers(2, size=(CHUNK, n), dtype=np.int8).astype(float)
             if k == 0:
                 drawn[0] = 0  # the empty subset
-            chunks.append((rows @ drawn.T, drawn.sum(axis=1)))
+            # a product per sample: the rounding of one product depends on its number of rows
+            chunks.append(((pairs @ drawn.T).reshape(len(rows), CHUNK), drawn.sum(axis=1)))
         sums, sizes = (np.concatenate(chunk, axis=-1) for chunk in zip(*chunks, strict=True))
     return [
         _Subsets(np.where(abs(total) <= NO_SPREAD * size, 0.0, total), sizes)
