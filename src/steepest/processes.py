@@ -35,6 +35,22 @@ class _Failure:
     trace: str
 
 
+class Failed(Exception):  # noqa: N818, it carries a failure
+    """Work that has failed in a child of a worker; `args[0]` is what `answer_of` returned there."""
+
+
+def answer_of(work: Callable[[Any], Any], item: Any) -> Any:
+    """What `work(item)` returns, or as a value the BadCall or the failure that it ended with."""
+    try:
+        return work(item)
+    except BadCall as error:  # the caller's own task or entry is wrong
+        return error
+    except Failed as error:
+        return error.args[0]
+    except Exception as error:
+        return _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     # A spawned process spawns its own children by default, and a DataLoader's workers would import
     # everything again in each epoch. Let them start as they do elsewhere.
@@ -44,13 +60,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
             item = pipe.recv()
         except EOFError:  # the parent closed its end or died
             return
-        try:
-            answer = work(item)
-        except BadCall as error:  # the caller's own task or entry is wrong
-            answer = error
-        except Exception as error:
-            answer = _Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
-        pipe.send(answer)
+        pipe.send(answer_of(work, item))
 
 
 @contextmanager

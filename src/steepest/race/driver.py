@@ -15,17 +15,18 @@ from time import perf_counter
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import location, planning, protocol, report, tables, trials
+from steepest.race import location, planning, protocol, report, rounds, tables, trials
 from steepest.race.folder import NO_RACE, has_race, locked, write
 from steepest.race.location import Location
 from steepest.race.outcomes import settle
 from steepest.race.pairing import field, is_array, parted
-from steepest.race.protocol import FRESH, TUNING, Result, Trial
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, Tuning
 from steepest.race.request import Request, check_same_race, provenance
 from steepest.race.schema import Provenance, Summary
 from steepest.race.store import Store
 from steepest.race.summary import summarise
 from steepest.race.terminal import Progress
+from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
 
@@ -80,16 +81,11 @@ def _race(
                 print(f"steepest: {name}; --storage and --study join it", file=sys.stderr)
             # the paths are those of this call: files may have moved, with the same content
             plan, task = replace(store.plan, task=request.task, data=request.data), store.task
-            _run(pool, store, protocol.tuning(plan))
-            tuned = [pair for pair in store.results() if pair[0].phase == TUNING]
-            chosen = {
-                entry: [
-                    protocol.best(task, group)
-                    for group in protocol.by_seed(plan, (p for p in tuned if p[0].entry == entry))
-                ]
-                for entry in plan.entries
-            }
-            _run(pool, store, protocol.fresh(plan, chosen))
+            while not (now := rounds.progress(task, plan, store.results())).complete:
+                trials_now = protocol.tuning(plan, now.entries, now.units)
+                _run(pool, store, protocol.tuning_items(plan, trials_now))
+                chosen = _choose(task, plan, store.results())
+                _run(pool, store, protocol.fresh(plan, chosen, now.entries, now.units))
         except KeyboardInterrupt:
             if store is None:
                 raise
@@ -97,6 +93,21 @@ def _race(
         if edited := tasks.edited(request.task):
             print(f"steepest: {edited}", file=sys.stderr)
         return rebuild(folder, storage), interrupted
+
+
+def _choose(
+    task: Task, plan: Plan, pairs: Iterable[tuple[Trial, Result]]
+) -> dict[str, list[Trial]]:
+    """Entry -> the best trial of each of its tunings."""
+    tuned = [pair for pair in pairs if pair[0].phase == TUNING]
+    return {
+        entry: [
+            protocol.best(task, group)
+            for group in protocol.by_seed(plan, (p for p in tuned if p[0].entry == entry))
+            if group
+        ]
+        for entry in plan.entries
+    }
 
 
 def _open(
@@ -131,13 +142,14 @@ def _open(
 def rebuild(folder: Path, storage: str | None = None) -> Summary:
     """Write every file of `folder` but the store again, from the store alone; the summary."""
     store = Store(location.of_race(folder, storage))
+    now = rounds.progress(store.task, store.plan, store.results())
     task, pairs = settle(store.task, store.plan, store.results())
     backends = {
         entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
         for entry in store.plan.entries
     }
     made_with: Provenance = {**store.provenance, "backends": backends}
-    summary = summarise(task, store.plan, pairs, made_with, store.spaces)
+    summary = summarise(task, store.plan, pairs, made_with, store.spaces, now)
     for name, entry in summary["entries"].items():
         entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -147,7 +159,7 @@ def rebuild(folder: Path, storage: str | None = None) -> Summary:
     return summary
 
 
-def _run(pool: Pool, store: Store, planned: Sequence[Trial]) -> None:
+def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning]) -> None:
     """Run those of the planned trials that are not stored yet, and wait for other processes'."""
     stored = store.results()
     seen: set[tuple[str, str, int]] = set()
@@ -164,26 +176,33 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial]) -> None:
     take_in(stored)
     with Progress(store.task, store.plan, stored) as shown, store.leases() as leases:
 
-        def next_trials() -> Iterator[Trial | None]:
-            """The trials for this process; None while others run all that are left."""
+        def next_items() -> Iterator[Trial | Tuning | None]:
+            """The items for this process; None while others run all that are left."""
             started: set[tuple[str, str, int]] = set()
+
+            def waits(item: Trial | Tuning) -> bool:
+                return item.key not in started and any(t.key not in seen for t in item.trials)
+
             left = deque(planned)
             while left:
-                if left[0].key in seen or left[0].key in started:
+                if not waits(left[0]):
                     left.popleft()
                     continue
-                trial = leases.take(t for t in left if t.key not in seen and t.key not in started)
-                if trial is None:
+                item = leases.take(filter(waits, left))
+                if item is None:
                     take_in(store.results(), shown)
                 else:
-                    started.add(trial.key)
-                yield trial
+                    started.add(item.key)
+                yield item
 
-        for trial, result in pool.map(next_trials()):
-            pairing.check(trial, result)
-            store.add(trial, result)
-            leases.done(trial)
-            take_in([(trial, result)], shown)
+        for item, answer in pool.map(next_items()):
+            results = answer if isinstance(item, Tuning) else [answer]
+            pairs = list(zip(item.trials, results, strict=True))
+            for trial, result in pairs:
+                pairing.check(trial, result)
+                store.add(trial, result)
+            leases.done(item)
+            take_in(pairs, shown)
 
 
 class _PairingCheck:
@@ -200,7 +219,7 @@ class _PairingCheck:
         key = "weights", trial.seed, Recipe.read(trial.entry).model_of
         self._compare("initial weights", key, trial, result.initial)
         self._compare_batches(trial, result)
-        if not result.diverged:
+        if not result.diverged and not result.halted:
             self._compare("steps of the reports", "steps", trial, result.steps)
             if trial.phase == FRESH:
                 self._compare("presence of test=...", "tested", trial, result.tested)

@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import TypeVar
 
 from sqlalchemy import Engine, and_, column, delete, insert, select, table, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from steepest.race.location import Location
-from steepest.race.protocol import Trial
+from steepest.race.protocol import Trial, Tuning
 
 BEAT, GRACE = 5.0, 30.0
 """Seconds between two heartbeats; seconds without one after which a process is dead."""
@@ -31,17 +32,20 @@ AGAIN = "run the same command with --resume"
 _ROWS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
 
 
-def _key(trial: Trial) -> str:
+Item = TypeVar("Item", bound=Trial | Tuning)
+
+
+def _key(trial: Trial | Tuning) -> str:
     return LEASE + ":".join(map(str, trial.key))
 
 
 class Unshared:
     """The leases of a race that no other process can join: every trial is free."""
 
-    def take(self, trials: Iterable[Trial]) -> Trial | None:
+    def take(self, trials: Iterable[Item]) -> Item | None:
         return next(iter(trials), None)
 
-    def done(self, trial: Trial) -> None:
+    def done(self, trial: Trial | Tuning) -> None:
         pass
 
     def __enter__(self) -> Unshared:
@@ -66,7 +70,7 @@ class Leases(Unshared):
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._send_heartbeats, daemon=True)
 
-    def take(self, trials: Iterable[Trial]) -> Trial | None:
+    def take(self, trials: Iterable[Item]) -> Item | None:
         """The first of `trials` that no other process runs; None if others run all of them."""
         taken = []
         with self._location.readable_errors(AGAIN):
@@ -81,7 +85,7 @@ class Leases(Unshared):
             self._open.add(_key(trial))
         return trial
 
-    def done(self, trial: Trial) -> None:
+    def done(self, trial: Trial | Tuning) -> None:
         """The trial is stored. Its lease stays, so that nobody runs it again."""
         self._open.discard(_key(trial))
 

@@ -103,20 +103,22 @@ def _above(r: np.ndarray, n: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where an entry stands after the looks that its units allow."""
+    """Where an entry stands after a look."""
 
-    state: Literal["open", "told apart", "dropped", "not told apart"]
-    """Told apart from the baseline; dropped as unlikely to be; neither at the last look; or open:
-    its next look needs more units."""
+    state: Literal["open", "told apart", "within margin", "dropped", "not told apart"]
+    """Open: its next look needs more units. Told apart from the baseline. Within margin: it is
+    better by less than the margin, if at all. Dropped: it is unlikely to be told apart later. Not
+    told apart: none of these at the last look."""
     units: int
-    """Units at its latest look; 0 before the first."""
+    """Units at the look; 0 before the first."""
     look: int
-    """Number of its latest look, from 1."""
+    """Number of the look, from 1."""
     mean: float = math.nan
     low: float | None = None
     high: float | None = None
-    """Repeated confidence interval at that look (Jennison and Turnbull 1989, Journal of the Royal
-    Statistical Society B 51, 305-361): it holds at all looks of all rivals together."""
+    """Repeated confidence interval (Jennison and Turnbull 1989, Journal of the Royal Statistical
+    Society B 51, 305-361): it holds at all looks of all rivals together. None where the sign-flip
+    test has too few units."""
     exact: bool = False
     """By the sign-flip test."""
 
@@ -126,36 +128,55 @@ def standing(
     rivals: int,
     looks: tuple[int, ...] = LOOKS,
     failed: Collection[int] = (),
+    margin: float | None = None,
 ) -> Standing:
     """Judge one entry by its `differences` to the baseline, a unit each, in the order of units.
 
-    failed: units in which a fresh run of either failed. From the first look that has one on, and
-    where one difference stands apart, the exact sign-flip test is compared with the bound's p.
+    It is the standing after the first look that closes the entry, or else after the latest one.
     """
-    d = np.asarray(differences, dtype=float)
     now = Standing("open", 0, 0)
-    for number, bound in enumerate(bounds(rivals, looks), 1):
-        if len(d) < bound.units:
-            return now
-        some = d[: bound.units]
-        exact = any(i < bound.units for i in failed) or stands_apart(some) or _constant(some)
-        spread = float(some.std(ddof=1)) / math.sqrt(bound.units)
-        mean = float(some.mean())
-        t = abs(mean) / spread if spread else math.inf * abs(mean) if mean else 0.0
-        if exact:
-            low, high = flip_interval(some, 1 - bound.p) or (None, None)
-            over = sign_flip(some) <= bound.p
-        else:
-            low, high = mean - bound.t * spread, mean + bound.t * spread
-            over = t >= bound.t
-        last = number == len(looks)
-        if over:
-            state = "told apart"
-        elif last:
-            state = "not told apart"
-        else:
-            state = "dropped" if t < FUTILE[min(number, len(FUTILE)) - 1] else "open"
-        now = Standing(state, bound.units, number, mean, low, high, exact)
-        if state != "open":
-            return now
+    for number, units in enumerate(looks, 1):
+        if len(differences) < units or now.state != "open":
+            break
+        now = at_look(differences, number, rivals, looks, failed, margin)
     return now
+
+
+def at_look(
+    differences: Sequence[float] | np.ndarray,
+    number: int,
+    rivals: int,
+    looks: tuple[int, ...] = LOOKS,
+    failed: Collection[int] = (),
+    margin: float | None = None,
+) -> Standing:
+    """Judge one entry at look `number` (from 1), to which it has come open.
+
+    differences: entry minus baseline, a unit each; where less of the metric is better, with the
+    sign changed, so that more is better. failed: units in which a fresh run of either failed. From
+    the first look that has one on, and where one difference stands apart, the exact sign-flip test
+    is compared with the p of the bound. margin: a gain that would be too small to matter. With it,
+    an entry is not dropped, but closed once its interval excludes a gain of the margin.
+    """
+    bound = bounds(rivals, looks)[number - 1]
+    d = np.asarray(differences, dtype=float)[: bound.units]
+    mean, spread = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(bound.units)
+    t = abs(mean) / spread if spread else math.inf * abs(mean) if mean else 0.0
+    exact = any(i < bound.units for i in failed) or stands_apart(d) or _constant(d)
+    if exact:
+        low, high = flip_interval(d, 1 - bound.p) or (None, None)
+        over = sign_flip(d) <= bound.p
+    else:
+        low, high = mean - bound.t * spread, mean + bound.t * spread
+        over = t >= bound.t
+    if over:
+        state = "told apart"
+    elif margin is not None and high is not None and high < margin:
+        state = "within margin"
+    elif number == len(looks):
+        state = "not told apart"
+    elif margin is None and t < FUTILE[min(number, len(FUTILE)) - 1]:
+        state = "dropped"
+    else:
+        state = "open"
+    return Standing(state, bound.units, number, mean, low, high, exact)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,12 @@ LEAST_TRIALS, LEAST_SEEDS = 5, 5
 
 Five trials are the defaults and four quasi-random points, one in each decade of the usual range.
 With fewer, the race compares whose range or whose defaults happen to suit the task."""
+REPEATS = 3
+"""Fresh runs of a unit in a race with looks."""
+RUNGS = ((0.25, 0.5), (0.5, 0.25))
+"""Share of the steps -> share of the trials of a tuning that go on from there."""
+LEAST_HALVED = 4
+"""A tuning of fewer trials is not halved."""
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
 """Coordinates of a quasi-random point; an entry uses one for each of its knobs."""
@@ -43,7 +49,7 @@ class Plan:
     trials: int
     """Tuning trials of an entry for each of its fresh seeds."""
     seeds: int
-    """Fresh seeds of an entry, each with a tuning of its own."""
+    """Tunings of an entry, each for fresh seeds of its own; with looks, the most it may have."""
     steps: int
     """Optimizer steps of a run."""
     seed: int
@@ -61,8 +67,18 @@ class Plan:
     """Entry -> knob -> [low, high], where the caller asked for another range than the declared."""
     enough: float | None = None
     """Seconds of a budget that would buy the trials that a verdict needs; None if this one does."""
+    looks: tuple[int, ...] = ()
+    """Units at each look; empty in a race of a fixed number of seeds. A unit is one tuning of an
+    entry and the fresh runs of the trial that it chose."""
+    repeats: int = 1
+    """Fresh runs of a unit. Its result is their mean."""
+    halving: bool = False
+    """Whether tuning trials are halted at `rungs`."""
+    margin: float | None = None
+    """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "looks", tuple(self.looks))  # a list in JSON
         if self.baseline not in self.entries:
             usual = BASELINE if BASELINE in self.entries else self.entries[0]
             object.__setattr__(self, "baseline", usual)
@@ -81,18 +97,50 @@ class Plan:
     def record(self) -> PlanRecord:
         """The plan as JSON."""
         fields = asdict(self)
-        fields["entries"] = list(self.entries)
+        fields["entries"], fields["looks"] = list(self.entries), list(self.looks)
         return PlanRecord(**fields)
 
     @property
+    def rounds(self) -> tuple[int, ...]:
+        """Units of an open entry at the end of each round: at each look, or all at once."""
+        return self.looks or (self.seeds,)
+
+    @property
+    def rungs(self) -> tuple[tuple[int, int], ...]:
+        """(steps, trials) of each rung: after so many steps, so many trials of a tuning go on."""
+        if not self.halving or self.trials < LEAST_HALVED:
+            return ()
+        return tuple(
+            (math.ceil(at * self.steps), math.ceil(share * self.trials)) for at, share in RUNGS
+        )
+
+    @property
     def tunings(self) -> int:
-        """Tuning trials of an entry in all."""
+        """Tuning trials of an entry in all; with looks, the most it may have."""
         return self.seeds * self.trials
 
     @property
+    def unit_runs(self) -> int:
+        """Runs of a unit; some of them may be halted."""
+        return self.trials + self.repeats
+
+    @property
+    def unit_cost(self) -> float:
+        """Steps of a unit in full runs, if no run diverges."""
+        cost, going, before = float(self.repeats), self.trials, 0
+        for at, left in (*self.rungs, (self.steps, 0)):
+            cost += going * (at - before) / self.steps
+            going, before = left, at
+        return cost
+
+    @property
     def runs(self) -> int:
-        """Runs of the whole race."""
-        return len(self.entries) * (self.tunings + self.seeds)
+        """Runs of the whole race; with looks, the most that it may have."""
+        return len(self.entries) * self.seeds * self.unit_runs
+
+    def fresh_keys(self, entry: str, units: Iterable[int]) -> list[tuple[str, str, int]]:
+        """Keys of the fresh runs of `units`."""
+        return [(FRESH, entry, i * self.repeats + k) for i in units for k in range(self.repeats)]
 
     def space(self, entry: str) -> dict[str, tuple[float, float]]:
         """Hyperparameter -> (low, high) of its log-uniform search range in this race."""
@@ -126,8 +174,35 @@ class Trial:
     def key(self) -> tuple[str, str, int]:
         return self.phase, self.entry, self.index
 
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """Itself, as a worker's item of one trial: see `Tuning`."""
+        return (self,)
+
     def __str__(self) -> str:
         return f"{self.phase} run {self.index} of {self.entry} on {self.task}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All trials of one tuning by halving: a worker trains them together."""
+
+    trials: tuple[Trial, ...]
+    rungs: tuple[tuple[int, int], ...]
+    """As `Plan.rungs`."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps of each rung."""
+        return tuple(at for at, _ in self.rungs)
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.trials[0].key
+
+    def __str__(self) -> str:
+        first = self.trials[0]
+        return f"tuning of {len(self.trials)} trials of {first.entry} on {first.task}"
 
 
 @dataclass
@@ -144,6 +219,10 @@ class Result:
     """Metric on test data; None in tuning."""
     diverged: str | None = None
     """Why the run diverged; None if it did not."""
+    halted: bool = False
+    """Whether it was ended at a rung of its tuning, since other trials were better there."""
+    calls: int = 0
+    """Steps of the optimizer that were made; 0 if not known."""
     step_seconds: float = 0.0
     """Median of one call of `optimizer.step()`."""
     train_seconds: float = 0.0
@@ -202,14 +281,18 @@ def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> lis
     ]
 
 
-def tuning(plan: Plan) -> list[Trial]:
-    """The tuning trials: `plan.trials` of every entry for every fresh seed, one seed after another.
+def tuning(
+    plan: Plan, entries: Sequence[str] | None = None, units: Iterable[int] | None = None
+) -> list[Trial]:
+    """The tuning trials of `entries` for `units`; default: all. One unit comes after another.
 
     The first trial of a tuning has the optimizer's defaults, the others quasi-random points that
-    no other tuning has. So luck in tuning differs from seed to seed, and the intervals contain it.
+    no other tuning has. So luck in tuning differs from unit to unit, and the intervals contain it.
     Trial k of tuning i has the same seed in every entry. The entries take turns, so that all of
     them suffer when the machine slows down.
     """
+    entries = plan.entries if entries is None else entries
+    units = range(plan.seeds) if units is None else units
 
     def hypers(entry: str, i: int) -> list[dict[str, float]]:
         drawn = points(derive(plan.seed, TUNING, i), plan.space(entry), plan.trials - 1)
@@ -226,14 +309,26 @@ def tuning(plan: Plan) -> list[Trial]:
             hyper,
             plan.data,
         )
-        for i in range(plan.seeds)
-        for k, points_k in enumerate(zip(*(hypers(e, i) for e in plan.entries), strict=True))
-        for entry, hyper in zip(plan.entries, points_k, strict=True)
+        for i in units
+        for k, points_k in enumerate(zip(*(hypers(e, i) for e in entries), strict=True))
+        for entry, hyper in zip(entries, points_k, strict=True)
     ]
 
 
+def tuning_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
+    """What workers train: the trials one by one, or where they are halved, those of a tuning
+    together.
+    """
+    if not plan.rungs:
+        return list(trials)
+    groups: dict[tuple[int, str], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.index // plan.trials, trial.entry), []).append(trial)
+    return [Tuning(tuple(group), plan.rungs) for group in groups.values()]
+
+
 def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tuple[Trial, Result]]]:
-    """The tuning trials of one entry, grouped by the fresh seed that they are for."""
+    """The tuning trials of one entry, grouped by the unit that they are for."""
     groups: list[list[tuple[Trial, Result]]] = [[] for _ in range(plan.seeds)]
     for pair in tuned:
         groups[pair[0].index // plan.trials].append(pair)
@@ -280,34 +375,42 @@ def _worst(task: Task) -> float:
 
 
 def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
-    """The trial with the best last validation metric. Diverged trials come last; of equal ones the
-    first wins.
+    """The trial with the best last validation metric. Diverged trials come last, and before them
+    halted ones, which are there if all others diverged; of equal ones the first wins.
     """
 
-    def rank(pair: tuple[Trial, Result]) -> tuple[bool, float, int]:
-        score = 0.0 if pair[1].diverged else pair[1].validation[-1]
-        return pair[1].diverged is not None, -score if task.maximize else score, pair[0].index
+    def rank(pair: tuple[Trial, Result]) -> tuple[bool, int, float, int]:
+        trial, result = pair
+        score = 0.0 if result.diverged else result.validation[-1]
+        short = trial.steps - result.steps[-1] if result.halted else 0
+        return result.diverged is not None, short, -score if task.maximize else score, trial.index
 
     return min(tuned, key=rank)[0]
 
 
-def fresh(plan: Plan, chosen: dict[str, list[Trial]]) -> list[Trial]:
+def fresh(
+    plan: Plan,
+    chosen: dict[str, list[Trial]],
+    entries: Sequence[str] | None = None,
+    units: Iterable[int] | None = None,
+) -> list[Trial]:
     """The runs that are reported: the same fresh seeds for every entry, each with the trial that
-    was chosen for that seed.
+    was chosen for its unit. `chosen`: of each entry, from unit 0 on. entries, units: default all.
     """
     return [
         Trial(
             plan.task,
             FRESH,
             entry,
-            i,
-            derive(plan.seed, FRESH, i),
+            i * plan.repeats + k,
+            derive(plan.seed, FRESH, *((i,) if plan.repeats == 1 else (i, k))),
             plan.steps,
             chosen[entry][i].hyper,
             plan.data,
         )
-        for i in range(plan.seeds)
-        for entry in plan.entries
+        for i in (range(plan.seeds) if units is None else units)
+        for k in range(plan.repeats)
+        for entry in (plan.entries if entries is None else entries)
     ]
 
 

@@ -6,22 +6,23 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from types import MethodType, new_class
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import torch
 from torch import nn
 
 from steepest import tasks
 from steepest.errors import BadCall, Diverged, TaskError
+from steepest.race import halving
 from steepest.race.pairing import Seen, states
-from steepest.race.protocol import FRESH, PILOT, Result, Trial
+from steepest.race.protocol import FRESH, PILOT, Result, Trial, Tuning
 from steepest.tasks import user_modules
 from steepest.tasks.randomness import begin, put_back
 from steepest.tasks.task import Samples, Setup, Task, two_points
@@ -44,7 +45,9 @@ class Ended(BaseException):
     """Ends a loop of the user's; none of its `except Exception` catches it."""
 
 
-def runner(task: str, optimizers: str | None = None) -> Callable[[Trial], Result]:
+def runner(
+    task: str, optimizers: str | None = None
+) -> Callable[[Trial | Tuning], Result | list[Result]]:
     """`run` for the workers of a race; a task in a file keeps the source that it has now."""
     with tasks.held(task) as source:
         return partial(
@@ -52,34 +55,55 @@ def runner(task: str, optimizers: str | None = None) -> Callable[[Trial], Result
         )
 
 
+@overload
 def run(
-    trial: Trial, source: bytes | None = None, imported: Mapping[str, str] | None = None
-) -> Result:
-    """Train as `trial` says, on one thread. A run that diverges is a result, not an error.
+    item: Trial, source: bytes | None = None, imported: Mapping[str, str] | None = None
+) -> Result: ...
+
+
+@overload
+def run(
+    item: Tuning, source: bytes | None = None, imported: Mapping[str, str] | None = None
+) -> list[Result]: ...
+
+
+def run(
+    item: Trial | Tuning, source: bytes | None = None, imported: Mapping[str, str] | None = None
+) -> Result | list[Result]:
+    """Train as the trial, or each trial of the tuning, says, on one thread.
+
+    A run that diverges is a result, not an error.
 
     source: the task's file as it was when the race began. imported: hashes of the user's modules
     then; TaskError if one has changed.
     """
+    trial = item.trials[0] if isinstance(item, Tuning) else item
     with nullcontext() if source is None else held(Path(trial.task), source):
-        tasks.get(trial.task, trial.data)
+        task = tasks.get(trial.task, trial.data)
         if imported:
             _ = Recipe.read(trial.entry).defaults  # imports its class
             user_modules.agree(imported)
-        return _run(trial)
+        if isinstance(item, Trial):
+            return _run(item)
+        with _quiet(trial, task):
+            _warm_up(trial)  # once, before the trials get processes of their own
+        return halving.run(item, _run, task.better)
 
 
-def _run(trial: Trial) -> Result:
+def _quiet(trial: Trial, task: Task) -> AbstractContextManager[None]:
+    """Hides what the user's file prints; the pilot run alone shows it."""
+    return silenced() if task.file and trial.phase != PILOT else nullcontext()
+
+
+def _run(trial: Trial, on_report: halving.OnReport | None = None) -> Result:
     torch.set_num_threads(1)
     task = tasks.get(trial.task, trial.data)
-    # the pilot run alone shows what a task prints
-    with silenced() if task.file and trial.phase != PILOT else nullcontext():
+    with _quiet(trial, task):
         start = perf_counter()
-        if trial.entry not in _warm:  # compilation is not the entry's step time
-            _warm_up(trial)
-            _warm.add(trial.entry)
+        _warm_up(trial)  # compilation is not the entry's step time
         warm = perf_counter() - start
         try:
-            result = _Run(trial, task).result
+            result = _Run(trial, task, on_report).result
         except BadCall as error:
             if not task.file or isinstance(error, TaskError):
                 raise
@@ -89,7 +113,10 @@ def _run(trial: Trial) -> Result:
 
 
 def _warm_up(trial: Trial) -> None:
-    """A step of the entry on a model of 16 numbers: it compiles and imports what it needs."""
+    """Once per entry, a step on a model of 16 numbers: it compiles and imports what it needs."""
+    if trial.entry in _warm:
+        return
+    _warm.add(trial.entry)
 
     def build(seed: int, **_: Any) -> Setup:
         square = lambda model, batch: model(batch[0]).square()  # noqa: E731
@@ -109,8 +136,9 @@ def _warm_up(trial: Trial) -> None:
 
 
 class _Run:
-    def __init__(self, trial: Trial, task: Task) -> None:
+    def __init__(self, trial: Trial, task: Task, on_report: halving.OnReport | None) -> None:
         self.trial, self.task, self.result = trial, task, Result()
+        self._on_report, self._waited = on_report, 0.0
         self.recipe = Recipe.read(trial.entry)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._initial = hashlib.sha256()
@@ -125,7 +153,7 @@ class _Run:
         started = perf_counter()
         self._train()
         self._measure()
-        self.result.wall_seconds = perf_counter() - started
+        self.result.wall_seconds = perf_counter() - started - self._waited
 
     def _train(self) -> None:
         trial, result, task = self.trial, self.result, self.task
@@ -346,6 +374,13 @@ class _Run:
         result.test = test if trial.phase == FRESH else None
         result.measures = {n: v for n, v in values.items() if math.isfinite(v)}
         self._mark = perf_counter()
+        if self._on_report:
+            goes_on = self._on_report(result)
+            self._waited += perf_counter() - self._mark
+            self._mark = perf_counter()
+            if not goes_on:
+                result.halted = True
+                self._end()
 
     def _finite(self, bound: float = math.inf) -> bool:
         return all(
@@ -369,7 +404,7 @@ class _Run:
 
     def _measure(self) -> None:
         result, optimizers = self.result, self._optimizers
-        calls = max(map(len, self._stepping), default=0)
+        calls = result.calls = max(map(len, self._stepping), default=0)
         if calls:  # several optimizers make one training step together
             each = [median(times) * len(times) for times in self._stepping if times]
             result.step_seconds = sum(each) / calls

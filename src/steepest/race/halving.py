@@ -1,0 +1,240 @@
+"""A tuning by successive halving: all its trials start, and the better half goes on at each rung.
+
+Karnin, Koren and Somekh (2013), ICML; Jamieson and Talwalkar (2016), arXiv:1502.07943. A trial that
+is halted was not shortened: its schedules see the full length. Where the system can fork, a trial
+waits at a rung as a process of its own, and goes on from there. Elsewhere it ends at the rung, and
+starts again if it may go on. Both give the same numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from steepest.processes import Failed, answer_of
+from steepest.race.protocol import Result, Trial, Tuning
+
+OnReport = Callable[[Result], bool]
+"""Is shown a run after each report; whether it goes on."""
+Run = Callable[[Trial, OnReport | None], Result]
+SHARE = 0.25
+"""Largest share of the free memory that the waiting trials of a worker may take."""
+DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
+
+
+def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> list[Result]:
+    """The results of all trials. `better`: whether the first metric is better than the second.
+
+    At each rung the trials with the best last validation metric go on; of equal ones those with the
+    lower index. A trial that has diverged does not go on, even if fewer are left then.
+    """
+    runs: list[_Paused] = []
+    results: dict[int, Result] = {}
+    forks = _can_fork()
+    try:
+        runs += [
+            (_Forked if forks else _Repeated)(trial, tuning.steps, train) for trial in tuning.trials
+        ]
+        going = list(range(len(runs)))
+        for _, most in tuning.rungs:
+            scores: dict[int, float] = {}
+            for i in going:
+                if i in results:  # its loop has ended early
+                    scores[i] = results[i].validation[-1]
+                    continue
+                state = runs[i].advance()
+                if isinstance(state, float):
+                    scores[i] = state
+                    if forks and not i and _crowded(runs[i].private_bytes, len(runs)):
+                        forks = False
+                        runs[1:] = [_Repeated(t, tuning.steps, train) for t in tuning.trials[1:]]
+                else:
+                    results[i] = state
+                    if not state.diverged:
+                        scores[i] = state.validation[-1]
+            chosen = best(scores, most, better)
+            for i in scores:
+                if i not in chosen and i not in results:
+                    results[i] = runs[i].stop()
+            going = sorted(chosen)
+        for i in going:
+            if i not in results:
+                state = runs[i].advance()
+                assert isinstance(state, Result)
+                results[i] = state
+    finally:
+        for each in runs:
+            each.close()
+    return [results[i] for i in range(len(runs))]
+
+
+def best(
+    scores: Mapping[int, float], most: int, better: Callable[[float, float], bool]
+) -> list[int]:
+    """The indices of the `most` best scores, best first; of equal ones the lower index."""
+    left, chosen = dict(sorted(scores.items())), []
+    while left and len(chosen) < most:
+        top = next(iter(left))
+        for i, score in left.items():
+            if better(score, left[top]):
+                top = i
+        chosen.append(top)
+        del left[top]
+    return chosen
+
+
+class _Paused(Protocol):
+    """A run that stops at each rung."""
+
+    private_bytes: int
+    """Memory that it takes while it waits."""
+
+    def advance(self) -> float | Result:
+        """Train up to the next rung, or to the end: its validation metric there, or its result."""
+        ...
+
+    def stop(self) -> Result:
+        """Halt where it waits."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class _Repeated:
+    """Starts the run again for each rung. Repeating costs time, not accuracy: runs are seeded."""
+
+    private_bytes = 0
+
+    def __init__(self, trial: Trial, rungs: Sequence[int], train: Run) -> None:
+        self._trial, self._rungs, self._train, self._at = trial, rungs, train, 0
+        self._halted: Result | None = None
+
+    def advance(self) -> float | Result:
+        if self._at == len(self._rungs):
+            return self._train(self._trial, None)
+        rung, waits = self._rungs[self._at], []
+
+        def before(result: Result) -> bool:
+            waits.append(result.steps[-1] >= rung)
+            return not waits[-1]
+
+        result = self._train(self._trial, before)
+        self._at += 1
+        if not any(waits):
+            return result
+        self._halted = result
+        return result.validation[-1]
+
+    def stop(self) -> Result:
+        assert self._halted
+        return self._halted
+
+    def close(self) -> None:
+        pass
+
+
+class _Forked:
+    """A child process that waits at each rung until it is told to go on."""
+
+    private_bytes = 0
+
+    def __init__(self, trial: Trial, rungs: Sequence[int], train: Run) -> None:
+        self._trial, self._rungs, self._train = trial, rungs, train
+        self._process: Any = None
+        self._pipe: Connection
+
+    def advance(self) -> float | Result:
+        if self._process is None:
+            self._start()
+        else:
+            self._pipe.send(True)
+        return self._receive()
+
+    def stop(self) -> Result:
+        self._pipe.send(False)
+        result = self._receive()
+        assert isinstance(result, Result)
+        return result
+
+    def close(self) -> None:
+        if self._process is not None and self._process.is_alive():
+            self._process.kill()
+        if self._process is not None:
+            self._process.join()
+            self._pipe.close()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        child = (self._trial, self._rungs, self._train, theirs, os.getpid())
+        self._process = context.Process(target=_train, args=child)
+        self._process.start()
+        theirs.close()
+
+    def _receive(self) -> float | Result:
+        try:
+            message = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            # ends the worker: the pool does the tuning again in a new one
+            raise SystemExit(f"the process of {self._trial} has died") from None
+        if isinstance(message, tuple):
+            score, self.private_bytes = message
+            return score
+        if not isinstance(message, Result):
+            raise Failed(message)
+        self._process.join()
+        return message
+
+
+def _train(trial: Trial, rungs: Sequence[int], train: Run, pipe: Connection, parent: int) -> None:
+    """What a child process does."""
+    _die_with(parent)
+    left = list(rungs)
+
+    def waits(result: Result) -> bool:
+        while left and result.steps[-1] >= left[0]:
+            left.pop(0)
+            pipe.send((result.validation[-1], _private_bytes()))
+            if not pipe.recv():
+                return False
+        return True
+
+    with suppress(EOFError, BrokenPipeError):  # the worker has ended
+        pipe.send(answer_of(lambda each: train(each, waits), trial))
+
+
+def _can_fork() -> bool:
+    """Whether a child process of this one can train. macOS's own libraries break in one."""
+    return sys.platform == "linux" and not torch.cuda.is_initialized()
+
+
+def _die_with(parent: int) -> None:
+    """Ask Linux to end this process with its parent, which may be killed."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _private_bytes() -> int:
+    """Memory that this process has written since its start: what it takes while it waits."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * sum(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty:"))
+
+
+def _crowded(each: int, count: int) -> bool:
+    """Whether `count` processes of `each` bytes leave too little memory for other workers."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next((int(x.split()[1]) for x in lines if x.startswith("MemAvailable:")), 0)
+    return each * count > SHARE * 1024 * free > 0
