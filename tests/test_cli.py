@@ -28,7 +28,7 @@ BAD = {
     "race digits --optimizers adam,,adamw": ("'adam,,adamw'", "empty", "separated by commas"),
     "race digits --optimizers adamw,": ("'adamw,'", "empty", "separated by commas"),
     "race digits --trials 10000 --seeds 10000": ("900,090,000 runs", "100,000", "--trials"),
-    "race digits --budget 1e300h": ("'1e300h'", "a year at most"),
+    "race digits --budget 1e300h": ("'1e300h'", "at most a year"),
     "race digits --optimizers adam,adam": ("'adam'", "more than once"),
     "race digits --trials 0": ("--trials 0", "1 or more"),
     "race digits --trials many": ("--trials many", "integer"),
@@ -40,7 +40,7 @@ BAD = {
     "race digits --budget 60s --trials 3": ("--budget 60s", "--trials 3", "one of them"),
     "race digits --search adamw.lr": ("'adamw.lr'", "ENTRY.KNOB=LOW:HIGH"),
     "race digits --search adamw.lr=1e-4:1 --search lionn.lr=1:2": (
-        "lionn.lr begins with no entry of the race",
+        "lionn.lr does not begin with an entry of the race",
     ),
     "race digits --baseline adamwx": ("'adamwx'", "did you mean 'adamw'"),
     "race digits --nonsense": ("--nonsense",),

@@ -83,7 +83,7 @@ def test_a_profile_rises_and_the_score_is_its_area(ratios):
 @pytest.mark.parametrize(
     ("summaries", "said"),
     [
-        (THREE[:1], "1 race given: a profile is over two or more"),
+        (THREE[:1], "1 race given: expected two or more"),
         ([THREE[0], THREE[0]], "given twice"),
         ([THREE[0], summary("f", lion=[1], sgd=[2])], "0 entries in common"),
     ],

@@ -388,7 +388,7 @@ def test_a_budget_is_planned_and_stored(tmp_path, capsys):
     assert any("Nothing was tuned" in line for line in caveats(summary))
     warning = (
         "The budget of 0.1s is too small for the smallest race (5 fresh seeds per entry, 1 tuning "
-        "trial for each); the race takes longer"
+        "trial for each), so the race takes longer"
     )
     assert f"{warning}." in caveats(summary)
     assert f"{warning}." in Page((folder / "report.html").read_text()).text

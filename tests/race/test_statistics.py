@@ -527,7 +527,7 @@ def test_the_text_of_a_plan():
     known = planning.describe(plan, 2, 2.0, 1.0, [0.01, -0.01, 0.02, 0.0], proportion=True)
     sd = np.std([0.01, -0.01, 0.02, 0.0], ddof=1)
     assert f"difference of {100 * planning.detectable(sd, 10, 2):.2f} points to adamw" in known
-    assert "4 pilot pairs know the spread only roughly" in known
+    assert "4 pairs of pilot runs show the spread only roughly" in known
     assert "standard deviations" in planning.describe(
         plan, 2, 2.0, 1.0, [0.0, 0.0]
     )  # no spread seen

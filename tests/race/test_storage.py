@@ -437,7 +437,7 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
             ["--storage", "foo://u@h/x"],
             "--storage with 'foo': expected a URL that SQLAlchemy knows",
         ),
-        (["--storage", "sqlite://"], "keeps nothing; expected a file"),
+        (["--storage", "sqlite://"], "this database is not stored; expected a file"),
         (["--storage", "sqlite:///no/such/folder/x.db"], "unable to open database file"),
         (["--storage", "postgresql+pg8000://u@127.0.0.1:1/x"], "Connection refused"),
         (["--storage", "postgresql+pg8000://u@127.0.0.1:1/x?zz=1"], "argument 'zz'"),
@@ -445,7 +445,7 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
         (["--study", "mine"], "expected --storage too"),
         (
             ["--storage", "sqlite:///x.db", "--study", "foreign"],
-            "an Optuna study, but not one of a race",
+            "an Optuna study of this name that is not a race",
         ),
     ],
 )
@@ -470,7 +470,7 @@ def test_who_joins_must_mean_the_same_race(quick, capsys):
     first, second = (json.loads(Path(f, location.LINK).read_text()) for f in ("first", "out"))
     assert first.pop("racer") != second.pop("racer")
     assert first == second == {"storage": f"sqlite:///{Path.cwd()}/x.db", "study": "one"}
-    assert "is study one; leave it out" in refused(capsys, "--resume", "--study", "two")
+    assert "is study one; leave --study out" in refused(capsys, "--resume", "--study", "two")
     Path("out", location.LINK).write_text("{")
     assert "is damaged" in refused(capsys, "--resume")
 
@@ -486,7 +486,7 @@ def test_who_joins_with_other_versions_is_refused(quick, capsys, monkeypatch):
 def test_a_race_that_is_kept_in_its_folder_is_not_moved_to_a_database(quick, capsys):
     assert race(capsys)[0] == cli.INTERRUPTED
     said = refused(capsys, "--resume", "--storage", "sqlite:///x.db")
-    assert "is kept in its study.db: leave it out" in said
+    assert "is stored in its study.db: leave --storage out" in said
 
 
 if __name__ == "__main__":

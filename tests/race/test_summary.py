@@ -139,8 +139,8 @@ def test_a_curve_by_hand():
 
 def test_claims_hold_together_and_intervals_alone():
     said = " ".join(caveats(race()))
-    assert "each at the confidence level that Holm's correction over 4 comparisons gives it" in said
-    assert "the chance of any false claim in this race is at most 5 %" in said
+    assert "each at the confidence level from Holm's correction over 4 comparisons." in said
+    assert "The chance of any false claim in this race is at most 5 %" in said
 
 
 def test_target_is_reached_at_the_first_evaluation_that_meets_it():
@@ -603,7 +603,7 @@ def test_gradients_are_the_median_of_the_runs_that_ended():
 def test_what_is_paired_is_said(entry):
     found = race(dict.fromkeys(["adamw", entry, "momentum"]))
     loop = dict.fromkeys(["adamw", entry, "momentum"], trials.OWN_LOOP)
-    away = "batches are not those of adamw up to step 50"
+    away = "batches up to step 50 differ from those of adamw"
     for checked, unchecked, unpaired, said in (
         ([], loop, {}, "checked; batches unchecked (the order of data is that of a loop of the ta"),
         (["adamw", "momentum"], {entry: OWN}, {}, f"(unchecked for {entry}, which choose"),
@@ -640,7 +640,7 @@ def test_what_is_paired_is_said(entry):
     ],
 )
 def test_an_old_name_goes_on_for_this_release(name, module):
-    with pytest.warns(DeprecationWarning, match=f"{name} is steepest.race.{module}.{name} now"):
+    with pytest.warns(DeprecationWarning, match=f"{name} is now steepest.race.{module}.{name}"):
         old = getattr(importlib.import_module("steepest.race.wording"), name)
     assert old is getattr(importlib.import_module(f"steepest.race.{module}"), name)
     with pytest.raises(AttributeError, match="no attribute '_small'"):

@@ -122,7 +122,7 @@ def test_diverged_runs_are_shown():
     (_, y) = spots(panels["momentum"], "e1-l").T
     assert len(y) == 36
     assert y.argmax() == 0  # the lost trial at the worse edge
-    assert "n=4 to 6 of them per entry that did not diverge" in text
+    assert "n=4 to 6 runs per entry that did not diverge" in text
 
 
 def test_a_race_without_test_data_or_target_says_so():

@@ -147,7 +147,7 @@ BAD = {
     "no validation": (own("validation=", "accuracy="), ("accuracy=...", "validation="), False),
     "reports epochs": (
         own("if step % 2 == 0", "if step % 4 == 0").replace("report(step,", "report(step // 4,"),
-        ("report(1) after step 4", "not of epochs"), False,
+        ("report(1) after step 4", "not the number of epochs"), False,
     ),
     "a share in percent": (
         declared("return -error", "return 97.0 or -error") + "\nTEST_CASES = 100\n",
@@ -160,7 +160,7 @@ BAD = {
     ),
     "an optimizer of its own": (
         own("make_optimizer(model)", "torch.optim.Adam(model.parameters())"),
-        ("never called step() of what make_optimizer(...) returned",), False,
+        ("never called step() of the optimizer that make_optimizer(...) returned",), False,
     ),
     "no step": (own("optimizer.step()", "pass"), ("never called step()",), False),
     "an optimizer of a dict": (

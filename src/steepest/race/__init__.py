@@ -1,11 +1,11 @@
 """A fair comparison of optimizers on one task: equal tuning, paired seeds, an honest verdict.
 
-Before: `request` and `planning` make a plan, `protocol` makes trials of it (pure functions).
-During: `driver` runs the race, `trials` one training; `store` keeps the results at a `location`,
-`leases` shares the trials among processes. After: `outcomes`, `statistics` and `summary` judge
-(`schema` has the fields of a summary), `verdicts`, `notes` and `results_table` put it in words,
-`terminal` and `report` show it. What is trained is in `steepest.tasks`, and how in
-`steepest.training`.
+Before a race: `request` and `planning` make the plan; the pure functions of `protocol` turn the
+plan into trials. During the race: `driver` runs it; `trials` runs one training; `store` keeps the
+results at a `location`; `leases` shares the trials among processes. After it: `outcomes`,
+`statistics` and `summary` judge the results (`schema` lists the fields of a summary); `verdicts`,
+`notes` and `results_table` put them into words; `terminal` and `report` show them. The tasks are in
+`steepest.tasks`, and the training loop is in `steepest.training`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOVED = {
     "tasks": ("steepest.tasks", None),
     "workers": ("steepest.processes", None),
 }
-"""Old name -> the module where it is now, and its name there; goes with the next release."""
+"""Old name -> (its module now, its name there). The next release removes the old names."""
 
 
 def __getattr__(name: str) -> Any:
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     module, attribute = _MOVED[name]
     new = f"{module}.{attribute}" if attribute else module
     warnings.warn(
-        f"steepest.race.{name} is now {new}; the old name goes with the next release",
+        f"steepest.race.{name} is now {new}: use that; the next release removes the old name",
         DeprecationWarning,
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""What is shown beside a verdict: descriptive statistics, on which no claim rests."""
+"""Descriptive statistics that are shown beside a verdict. No claim uses them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def proportion_error(share: float, n: int) -> float:
 def expected_best(values: Sequence[float], *, maximize: bool = True) -> list[float]:
     """Expected best of k of `values`, drawn without replacement, for k = 1 to all of them.
 
-    The curve of Dodge et al. 2019, arXiv:1909.03004: what k tuning trials can be expected to
-    reach. By the unbiased estimator of Tang et al. 2020, arXiv:2004.13705.
+    This is the curve of Dodge et al. 2019, arXiv:1909.03004: the best metric to expect of k tuning
+    trials. The estimator is the unbiased one of Tang et al. 2020, arXiv:2004.13705.
     """
     ordered = sorted(values, reverse=not maximize)  # best last
     n = len(ordered)
@@ -33,19 +33,20 @@ def expected_best(values: Sequence[float], *, maximize: bool = True) -> list[flo
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """Mean of the middle half, which one diverged run cannot decide. Agarwal et al. 2021."""
+    """Mean of the middle half, so that one diverged run does not decide it. Agarwal et al. 2021."""
     return float(stats.trim_mean(values, 0.25))
 
 
 def lr_width(
     trials: Sequence[tuple[float, float]], *, maximize: bool = True
 ) -> dict[str, Any] | None:
-    """How wide the range of tried learning rates within 1 % of the best is; None without a trial.
+    """How wide the range of learning rates is whose metric is within 1 % of the best.
 
-    `trials`: (learning rate, metric) of the trials that did not diverge. "seen": decades between
-    the outermost of the neighbouring trials around the best that all come within 1 %. "points":
-    number of trials. It bounds the true width from neither side: other knobs vary too, a bad run
-    ends the range early, and a lucky one widens it.
+    `trials`: (learning rate, metric) of the trials that did not diverge; None if there are none.
+    The range begins at the best trial and goes on to both sides, trial by trial, until a trial is
+    not within 1 %. "seen": width of this range in decades. "points": number of trials. The true
+    width may be smaller or larger: other knobs vary too, a bad run ends the range early, and a
+    lucky run widens it.
     """
     if not trials:
         return None

@@ -1,4 +1,4 @@
-"""Run a race: plan, tune, train on fresh seeds, judge. All other modules meet here."""
+"""Runs a race: plan, tune, train on fresh seeds, judge. Calls the other modules of the race."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def race(
     storage: str | None = None,
     study: str | None = None,
 ) -> tuple[Summary, bool]:
-    """Run or continue a race in `folder`; (its summary, whether Ctrl-C interrupted it).
+    """Run or continue a race in `folder`. Returns (its summary, whether Ctrl-C interrupted it).
 
-    pool: `jobs` workers with the work `trials.runner(...)`, if there are any already.
-    storage: URL of a database for the trials. study: a name in it, of a new race or one to join.
-    Raises BadCall for a wrong request or folder, WorkerError if the task itself fails.
+    pool: `jobs` workers with the work `trials.runner(...)`; None starts them here. storage: URL of
+    a database for the trials. study: name of a study in the database, to create or to join. Raises
+    BadCall for a wrong request or folder, and WorkerError if the task itself fails.
     """
-    with tasks.held(request.task):  # the source that is checked and hashed is the one that runs
+    with tasks.held(request.task):  # the source that runs is the one that was checked and hashed
         return _race(request, folder, jobs, pool, resume, storage, study)
 
 
@@ -78,8 +78,8 @@ def _race(
             assert store
             if store.location.racer:
                 name = f"study {store.location.study} in {store.location.name}"
-                print(f"steepest: {name}; --storage and --study join it", file=sys.stderr)
-            # the paths are those of this call: files may have moved, with the same content
+                print(f"steepest: {name}; join it with --storage and --study", file=sys.stderr)
+            # the paths of this call: files may have moved, but have the same content
             plan, task = replace(store.plan, task=request.task, data=request.data), store.task
             while not (now := rounds.progress(task, plan, store.results())).complete:
                 trials_now = protocol.tuning(plan, now.entries, now.units)
@@ -113,13 +113,13 @@ def _choose(
 def _open(
     request: Request, folder: Path, resume: bool, storage: str | None, study: str | None
 ) -> Store | Location:
-    """The store to continue or to join, or the location for a new one."""
+    """The store to continue or to join, or the location of a new store."""
     if has_race(folder, resume):
         store = Store(location.of_race(folder, storage))
         if study not in (None, store.location.study):
             raise BadCall(
                 f"--resume with --study {study}: the race in '{folder}' is study "
-                f"{store.location.study}; leave it out, or choose another folder with --out"
+                f"{store.location.study}; leave --study out, or choose another folder with --out"
             )
         check_same_race(request, store, "--resume", str(folder))
         if storage:
@@ -127,7 +127,10 @@ def _open(
         return store
     if storage is None:
         if study is not None:
-            raise BadCall(f"--study {study}: names a study in a database; expected --storage too")
+            raise BadCall(
+                f"--study {study} without --storage: expected --storage too, the URL of the "
+                f"database that has the study"
+            )
         return location.in_folder(folder)
     new = f"race-{tasks.folder_name(request.task)}-{uuid.uuid4().hex[:8]}"
     where = location.in_database(storage, study or new)
@@ -140,7 +143,7 @@ def _open(
 
 
 def rebuild(folder: Path, storage: str | None = None) -> Summary:
-    """Write every file of `folder` but the store again, from the store alone; the summary."""
+    """Write all files of `folder` again from the store; returns the summary."""
     store = Store(location.of_race(folder, storage))
     now = rounds.progress(store.task, store.plan, store.results())
     task, pairs = settle(store.task, store.plan, store.results())
@@ -160,7 +163,7 @@ def rebuild(folder: Path, storage: str | None = None) -> Summary:
 
 
 def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning]) -> None:
-    """Run those of the planned trials that are not stored yet, and wait for other processes'."""
+    """Run the planned trials that are not stored yet; wait for trials that other processes run."""
     stored = store.results()
     seen: set[tuple[str, str, int]] = set()
     pairing = _PairingCheck()
@@ -177,7 +180,7 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning]) -> None:
     with Progress(store.task, store.plan, stored) as shown, store.leases() as leases:
 
         def next_items() -> Iterator[Trial | Tuning | None]:
-            """The items for this process; None while others run all that are left."""
+            """The items for this process; None while others run all items that are left."""
             started: set[tuple[str, str, int]] = set()
 
             def waits(item: Trial | Tuning) -> bool:
@@ -206,11 +209,11 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning]) -> None:
 
 
 class _PairingCheck:
-    """What must be the same in all runs of a seed, or of the race, for differences to be paired."""
+    """Checks the values that all runs of a seed, or of the race, must share to be paired."""
 
     def __init__(self) -> None:
         self._values: dict[object, tuple[Trial, object]] = {}
-        """What is compared -> the first run that has it, and its value."""
+        """What is compared -> (the first run with a value, its value)."""
         self._firsts: dict[int, tuple[Trial, Result]] = {}
         """Seed -> its first run with batches that could be read."""
 
@@ -225,9 +228,10 @@ class _PairingCheck:
                 self._compare("presence of test=...", "tested", trial, result.tested)
 
     def _compare_batches(self, trial: Trial, result: Result) -> None:
-        """State that goes on from run to run shows in an array of the first batch, and ends the
-        race. Batches that differ later, or in something else, do not: the verdict says that they
-        are not paired.
+        """BadCall if an array differs in the first batch: some state goes on from run to run.
+
+        Batches that differ later, or in an object that is no array, do not end the race: the notes
+        then say that the entry is not paired.
         """
         if not result.first:
             return
@@ -238,10 +242,10 @@ class _PairingCheck:
         at = parted(result.batches, before.batches)
         since = "from the first on" if at is None else f"up to step {result.steps[at]}"
         raise BadCall(
-            f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) are not those of "
-            f"{other.entry} {since}: batch{name} already differs in the first one; expected the "
-            f"same for every entry: create whatever makes the batches inside task(seed), so that "
-            f"none of its state goes on from run to run, draw everything random from the seed, and "
+            f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) {since} differ from "
+            f"those of {other.entry}: batch{name} already differs in the first batch; expected the "
+            f"same batches for every entry: create whatever makes the batches inside task(seed), "
+            f"so that no state goes on from run to run; draw everything random from the seed; and "
             f"leave out what training does not use, such as times"
         )
 
@@ -249,7 +253,7 @@ class _PairingCheck:
         other, before = self._values.setdefault(key, (trial, value))
         if value != before:
             raise BadCall(
-                f"{trial.task}: the {what} of {trial.entry} (seed {trial.seed}) are not those of "
-                f"{other.entry} (seed {other.seed}): expected the same for every entry; draw "
-                f"everything random from the seed"
+                f"{trial.task}: the {what} of {trial.entry} (seed {trial.seed}) and of "
+                f"{other.entry} (seed {other.seed}) differ: expected the same for every entry; "
+                f"draw everything random from the seed"
             )

@@ -1,4 +1,4 @@
-"""Who takes part in a race: the entries that are named, or the default field."""
+"""The field of a race is all its entries: those that the caller names, or the default field."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ DEFAULT = (
     "nadam",
     "radam",
 )
-"""The field if nobody names one: the two that everybody tunes, `eadam`, which shows what eps alone
-does, and the usual adaptive ones."""
+"""The default field: the two optimizers that everybody tunes, the usual adaptive ones, and `eadam`,
+which shows what eps alone does."""
 BASELINE = "adamw"
 
 
 def parse(text: str | None) -> tuple[str, ...]:
     """The entries named in `text` ("adam,adamw+cosine"); None is the default field.
 
-    BadCall for a name that is empty, given twice or no recipe.
+    BadCall for a name that is empty, given twice, or not the name of an entry.
     """
     if text is None:
         return DEFAULT

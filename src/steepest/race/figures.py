@@ -20,11 +20,11 @@ from steepest.report.styles import INK, Style, choose_styles
 PANEL = (2.5, 1.9)
 """Inches."""
 FAR = 4.0
-"""A value farther from the best than this many median distances is drawn at the edge."""
+"""If a value is farther from the best than this many median distances, it is drawn at the edge."""
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Every figure that the finished runs allow."""
+    """All figures for which there are enough finished runs."""
     entries = list(summary["entries"].values())
     if not any(entry["tuning"] for entry in entries):
         return []
@@ -45,7 +45,7 @@ def styles_of(summary: Summary) -> list[Style]:
 
 
 def _shown(summary: Summary, values: Iterable[float | None]) -> list[float]:
-    """Metrics as they are drawn, shares in %; nan, which is not drawn, for what is not finite."""
+    """Metrics as they are drawn: shares in %, and nan, which is not drawn, if not finite."""
     scale = 100.0 if summary["proportion"] else 1.0
     return [math.nan if v is None or not math.isfinite(v) else scale * v for v in values]
 
@@ -55,7 +55,7 @@ def _name_score(summary: Summary) -> str:
 
 
 def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, float]:
-    """Ends of a metric's axis, such that one run that went astray does not flatten the others."""
+    """Ends of a metric's axis. One very bad run does not make the curves of the others flat."""
     known = sorted((v for v in values if math.isfinite(v)), reverse=summary["maximize"])
     if not known:
         return 0.0, 1.0
@@ -72,7 +72,7 @@ def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, fl
 
 
 def _draw_differences(summary: Summary) -> Figure | None:
-    """Per-seed differences to the baseline: the verdict is about these."""
+    """The differences to the baseline on each seed. The verdict is about these differences."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
     baseline = summary["entries"][base]["test"]
     names = list(summary["entries"])
@@ -136,7 +136,7 @@ def _draw_differences(summary: Summary) -> Figure | None:
 
     return Figure(
         title=f"Difference to {base}, seed by seed",
-        text=f"Small marks: the entry's result less that of {base} on the same seed, "
+        text=f"Small marks: the entry's result minus that of {base} on the same seed, "
         f"n={counted(summary, 'test', 'fresh seed')}. Large marks and bars: mean and interval of "
         f"these differences, as in the table. Arrowheads at the edge: values beyond the scale.",
         drawings=[Drawing(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"))],
@@ -144,7 +144,7 @@ def _draw_differences(summary: Summary) -> Figure | None:
 
 
 def _draw_training(summary: Summary) -> list[Figure]:
-    """The validation metric by step and by second, each on linear and on logarithmic axes."""
+    """The validation metric by step and by second, both on linear and on logarithmic axes."""
     entries, n = list(summary["entries"].values()), counted(summary, "test", "fresh seed")
     curves = [
         {
@@ -226,8 +226,8 @@ def _draw_expected_best(summary: Summary) -> Figure | None:
     svg = _draw_entries(summary, series, xlabel="tuning trials", limits=limits, key="k", log=True)
     return Figure(
         title="By trials",
-        text=f"The expected best {_name_score(summary)} of k tuning trials (x axis), drawn "
-        f"from the n={counted(summary, 'tuning')} trials of the entry "
+        text=f"The expected best {_name_score(summary)} of k tuning trials (x axis: k), chosen at "
+        f"random from the n={counted(summary, 'tuning')} trials of the entry "
         f"(Dodge et al. 2019, arXiv:1909.03004).",
         drawings=[Drawing(svg)],
     )
@@ -285,7 +285,7 @@ def _paint_panel(
     maximize: bool,
     gid: str,
 ) -> None:
-    """Paint one entry's tuning trials. limits, rates: ends of the two axes."""
+    """Paint one entry's tuning trials. `limits`: ends of the y axis; `rates`: of the x axis."""
     edge = 0.05 if maximize else 0.95
     for rate, score, lost, chosen in points:
         if lost or not limits[0] <= score <= limits[1]:
@@ -312,11 +312,11 @@ def _paint_panel(
 
 
 def _describe_seconds(entries: list[EntrySummary]) -> str:
-    """What the axis of seconds shows. Diverged runs have no end and are left out of it."""
+    """What the axis of seconds shows. Diverged runs have no end, so their times are left out."""
     if not any(entry["diverged"]["fresh"] for entry in entries):
         return "training time"
     finished = spread([len(e["test"]) - e["diverged"]["fresh"] for e in entries])
     return (
-        f"the median training time of the n={finished} of them per entry that did not diverge "
-        "(in the median metric, a diverged run counts as the worst)"
+        f"the median training time of the n={finished} runs per entry that did not diverge "
+        "(in the median metric, a diverged run counts as the worst metric)"
     )

@@ -54,15 +54,15 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
                     scores[i] = results[i].validation[-1]
                     continue
                 state = runs[i].advance()
-                if isinstance(state, float):
-                    scores[i] = state
-                    if forks and not i and _crowded(runs[i].private_bytes, len(runs)):
-                        forks = False
-                        runs[1:] = [_Repeated(t, tuning.steps, train) for t in tuning.trials[1:]]
-                else:
+                if isinstance(state, Result):
                     results[i] = state
                     if not state.diverged:
                         scores[i] = state.validation[-1]
+                    continue
+                scores[i] = state
+                if forks and not i and _crowded(runs[i].private_bytes, len(runs)):
+                    forks = False
+                    runs[1:] = [_Repeated(t, tuning.steps, train) for t in tuning.trials[1:]]
             chosen = best(scores, most, better)
             for i in scores:
                 if i not in chosen and i not in results:

@@ -1,11 +1,13 @@
-"""Decides which process runs which trial when several share a study.
+"""Decides which process runs which trial if several processes share a study.
 
-A process takes a lease on a trial before it runs it. A lease is a row in the table of the study's
-system attributes, whose keys are unique: on every database the first process to insert the row has
-the trial. (Optuna's own RUNNING state is not enough: its trials have a number, not a name, so two
-processes could run the same one.) A process also writes heartbeats. When another process has waited
-for GRACE seconds, by its own clock, without a new one, it takes over the leases. So no two clocks
-are compared.
+Before a process runs a trial, it takes a lease on the trial. A lease is a row in the table of the
+study's system attributes. The keys of this table are unique, so on every database the first process
+that inserts the row gets the trial. (Optuna's own RUNNING state is not enough: an Optuna trial has
+a number and no name, so two processes could run the same trial of a race.)
+
+A process also writes heartbeats. If another process sees no new heartbeat for GRACE seconds of its
+own clock, it takes over the leases of the silent process. So clocks of two machines are never
+compared.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from steepest.race.location import Location
 from steepest.race.protocol import Trial, Tuning
 
 BEAT, GRACE = 5.0, 30.0
-"""Seconds between two heartbeats; seconds without one after which a process is dead."""
+"""Seconds between two heartbeats; seconds without a heartbeat after which a process counts as
+dead."""
 LEASE, RACER = "claim:", "racer:"
-"""What the keys of leases and of heartbeats begin with."""
+"""Prefix of the keys of leases; prefix of the keys of heartbeats."""
 AGAIN = "run the same command with --resume"
 
 _ROWS = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
@@ -56,22 +59,23 @@ class Unshared:
 
 
 class Leases(Unshared):
-    """The leases of the process `location.racer`. On exit it returns those that are not done."""
+    """The leases of the process `location.racer`. Exit deletes the leases of unfinished trials."""
 
     def __init__(self, location: Location, engine: Engine, study: int) -> None:
         self._location, self._engine, self._study = location, engine, study
         self._racer = location.racer
         self._held: dict[str, str] = {}
-        """Key of a lease -> the process that holds it, as last seen."""
+        """Key of a lease -> the process that held it when the table was last read."""
         self._heartbeats: dict[str, tuple[object, float]] = {}
-        """Process -> its last heartbeat, and when this process first saw that."""
+        """Process -> (its last heartbeat, the time at which this process first saw that
+        heartbeat)."""
         self._open: set[str] = set()
-        """Keys of the leases of this process that are not done."""
+        """Keys of the leases of this process whose trials are not finished."""
         self._over = threading.Event()
         self._heart = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def take(self, trials: Iterable[Item]) -> Item | None:
-        """The first of `trials` that no other process runs; None if others run all of them."""
+        """Lease the first of `trials` that no other process runs; None if others run them all."""
         taken = []
         with self._location.readable_errors(AGAIN):
             for trial in trials:
@@ -86,7 +90,7 @@ class Leases(Unshared):
         return trial
 
     def done(self, trial: Trial | Tuning) -> None:
-        """The trial is stored. Its lease stays, so that nobody runs it again."""
+        """Note that the trial is stored. Its lease stays, so no process runs the trial again."""
         self._open.discard(_key(trial))
 
     def _lease(self, key: str) -> bool:
@@ -98,11 +102,11 @@ class Leases(Unshared):
             try:
                 self._insert(key, self._racer)
                 self._held[key] = self._racer
-            except SQLAlchemyError:  # drivers do not agree on which
+            except SQLAlchemyError:  # each driver raises another one
                 self._refresh()
-                if last and key not in self._held:  # nor was it returned meanwhile
+                if last and key not in self._held:  # not a lease that was deleted meanwhile
                     raise
-        # a lease from an earlier process of the same racer is its own: that process has ended
+        # an earlier process of the same racer has ended, so its leases belong to this process
         return self._held[key] == self._racer
 
     def _take_over(self, key: str) -> bool:
@@ -135,7 +139,7 @@ class Leases(Unshared):
             connection.execute(insert(_ROWS), row)
 
     def _replace(self, key: str, value: object, old: object = None) -> bool:
-        """Set the value of a row; False if there is no such row, or none with the value `old`."""
+        """Set the value of a row; False if there is no such row, or if its value is not `old`."""
         where = [_ROWS.c.study_id == self._study, _ROWS.c.key == key]
         if old is not None:
             where.append(_ROWS.c.value_json == json.dumps(old))
@@ -144,13 +148,13 @@ class Leases(Unshared):
             return connection.execute(change).rowcount == 1
 
     def _beat(self) -> None:
-        key, heartbeat = RACER + self._racer, time.time_ns()  # any number that is new will do
+        key, heartbeat = RACER + self._racer, time.time_ns()  # any new number will do
         if not self._replace(key, heartbeat):
             self._insert(key, heartbeat)
 
     def _send_heartbeats(self) -> None:
         while not self._over.wait(BEAT):
-            with suppress(SQLAlchemyError):  # the race itself will meet the error and report it
+            with suppress(SQLAlchemyError):  # the race will get the same error and report it
                 self._beat()
 
     def __enter__(self) -> Leases:

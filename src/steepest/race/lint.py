@@ -1,6 +1,6 @@
-"""What is wrong with a race although it ran: pure functions of its summary.
+"""Findings: what is wrong with a race that ran to its end. Pure functions of its summary.
 
-The sentence of a finding has the number that gave it away, and a cure.
+The text of a finding has the number that shows the fault, and a cure.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Found = tuple[str, str]
 TRIALS_TO_JUDGE = 3
 """With fewer tuning trials the best one is always the lowest or the highest."""
 COSTLY = 1.5
-"""An entry that computes this many times the baseline's gradients has no equal cost."""
+"""`cost` reports an entry that computes more than this many times the baseline's gradients."""
 POINTS_PER_KNOB = 4
-"""Quasi-random points that a knob needs: one in each of the usual four decades."""
+"""Quasi-random points that a knob needs: one in each of the four decades of a usual range."""
 
 
 def lint(summary: Summary) -> list[Finding]:
-    """All findings about a race, in the order of `RULES`; none about an interrupted race."""
+    """All findings about a race, in the order of `RULES`. An interrupted race has no findings."""
     if not summary["complete"]:
         return []
     return [
@@ -41,14 +41,14 @@ def lint(summary: Summary) -> list[Finding]:
 
 
 def untuned(summary: Summary) -> Iterator[Found]:
-    """Only the defaults could be chosen: grey in every figure."""
+    """An entry had only its defaults to choose from. Figures show such an entry in grey."""
     for name, entry in summary["entries"].items():
         if entry["untuned"]:
             yield name, f"{name} is untuned: {entry['untuned']}"
 
 
 def untuned_because(tuning: list[TuningTrial]) -> str | None:
-    """Why only the defaults could be chosen, and the cure; None where there was a choice."""
+    """Why only the defaults could be chosen, and the cure; None if there was a choice."""
     defaults = tuning[0]["hyperparameters"]
     if not defaults:
         return (
@@ -62,14 +62,14 @@ def untuned_because(tuning: list[TuningTrial]) -> str | None:
         )
     if all(trial["diverged"] for trial in others):
         return (
-            f"all of its {len(others)} {plural('trial', len(others))} but the defaults diverged; "
-            f"give a lower range of lr with --search"
+            f"all of its {len(others)} {plural('trial', len(others))} except the defaults "
+            f"diverged; give a lower range of lr with --search"
         )
     return None
 
 
 def diverged_best(summary: Summary) -> Iterator[Found]:
-    """The chosen configuration does not train."""
+    """The chosen configuration diverges."""
     for name, entry in summary["entries"].items():
         diverged, n = entry["diverged"]["fresh"], len(entry["test"])
         hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"] or ())
@@ -82,17 +82,18 @@ def diverged_best(summary: Summary) -> Iterator[Found]:
         elif diverged:
             text = (
                 f"The chosen configuration of {name} diverged on {diverged} of {n} fresh "
-                f"{plural('seed', n)}, so it is close to instability; give more --trials or "
+                f"{plural('seed', n)}, so training is close to instability; give more --trials or "
                 f"{_lower(entry, name)}"
             )
             yield name, text
 
 
 def border(summary: Summary) -> Iterator[Found]:
-    """The best value of a knob is the lowest or the highest one tried more often than by chance.
+    """The best value of a knob is too often the lowest value tried, or the highest.
 
-    If the knob had no effect, each of the two would happen in one of as many tunings as there are
-    trials. A binomial test at 5 %, shared among both ends of all knobs (Bonferroni).
+    If the knob had no effect, its lowest value would be the best in 1 / (number of trials) of the
+    tunings, and so would its highest. A binomial test compares this with what was seen. Its level
+    is 5 % over both ends of all knobs together (Bonferroni).
     """
     trials, n = summary["plan"]["trials"], summary["plan"]["seeds"]
     if trials < TRIALS_TO_JUDGE:
@@ -108,21 +109,21 @@ def border(summary: Summary) -> Iterator[Found]:
             chance = float(stats.binom.sf(count - 1, n, 1 / trials))
             if chance < ALPHA / (2 * len(spaces)):
                 text = (
-                    f"The best {knob} of {name} is the {side} one tried in {count} of {n} "
-                    f"{plural('tuning', n)}, where chance would give {n / trials:.2g}; give "
-                    f"--search {name}.{knob}={_widened(low, high, side)} (it was {low:g} to "
-                    f"{high:g}), or more --trials if that range is wide enough"
+                    f"The best {knob} of {name} was the {side} value in {count} of {n} "
+                    f"{plural('tuning', n)}, but chance would give {n / trials:.2g}; give "
+                    f"--search {name}.{knob}={_widened(low, high, side)} (the range was {low:g} to "
+                    f"{high:g}), or more --trials if the range was wide enough"
                 )
                 yield name, text
 
 
 def _at_the_ends(entry: EntrySummary, knob: str, trials: int) -> dict[str, int]:
-    """In how many tunings the best value of a knob was the lowest, or the highest, one tried."""
+    """Number of tunings in which the best value of a knob was the lowest tried, or the highest."""
     counts = {"lowest": 0, "highest": 0}
     for i, chosen in enumerate(entry["chosen"] or ()):
         tried = entry["tuning"][i * trials : (i + 1) * trials]
         best = entry["tuning"][chosen]["validation"]
-        # of several equally good values the least extreme one counts
+        # of several equally good values, the least extreme counts
         bests = [
             trial["hyperparameters"][knob]
             for trial in tried
@@ -136,14 +137,14 @@ def _at_the_ends(entry: EntrySummary, knob: str, trials: int) -> dict[str, int]:
 
 
 def few_trials(summary: Summary) -> Iterator[Found]:
-    """There are fewer than four quasi-random points for each knob."""
+    """An entry has fewer than four quasi-random points for each of its knobs."""
     for name, entry in summary["entries"].items():
         knobs, points = len(entry["hyperparameters"] or ()), summary["plan"]["trials"] - 1
         if 0 < points < POINTS_PER_KNOB * knobs:
             needed = POINTS_PER_KNOB * knobs + 1
             text = (
-                f"{name} has {knobs} {plural('knob', knobs)} and {points} "
-                f"{plural('point', points)} beside its defaults; give --trials {needed} or more"
+                f"{name} has {knobs} {plural('knob', knobs)}, but only {points} "
+                f"{plural('trial', points)} besides its defaults; give --trials {needed} or more"
             )
             yield name, text
 
@@ -151,7 +152,8 @@ def few_trials(summary: Summary) -> Iterator[Found]:
 def worse_than_default(summary: Summary) -> Iterator[Found]:
     """The tuned baseline is worse on fresh seeds than its defaults were in tuning.
 
-    By Welch's t test at 5 %, since the seeds of tuning are different ones.
+    Judged by Welch's t test at 5 %: tuning and fresh runs have different seeds, so they are not
+    pairs.
     """
     name, trials = summary["baseline"], summary["plan"]["trials"]
     entry = summary["entries"][name]
@@ -159,7 +161,7 @@ def worse_than_default(summary: Summary) -> Iterator[Found]:
     n, shown = len(fresh), _shown(summary)
     if n < LEAST or any(trial["diverged"] for trial in defaults):
         return
-    if entry["diverged"]["fresh"]:  # `diverged_best` reports that; a t test would mean nothing
+    if entry["diverged"]["fresh"]:  # `diverged_best` reports this; a t test would mean nothing
         return
     if all(i % trials == 0 for i in entry["chosen"] or ()):  # the defaults were chosen
         return
@@ -171,14 +173,14 @@ def worse_than_default(summary: Summary) -> Iterator[Found]:
     if loss > 0 and (test is None or test.pvalue < ALPHA):
         text = (
             f"{name} as tuned reached {shown(st.fmean(fresh))} in validation on {n} fresh seeds, "
-            f"its defaults {shown(st.fmean(before))} in tuning, so lucky trials were chosen; give "
-            f"more --trials or --steps"
+            f"but its defaults reached {shown(st.fmean(before))} in tuning, so lucky trials were "
+            f"chosen; give more --trials or --steps"
         )
         yield name, text
 
 
 def inclusion(summary: Summary) -> Iterator[Found]:
-    """An entry loses to its own special case: at 5 % on paired seeds, over all such pairs."""
+    """An entry is worse than its own special case: at 5 % over all such pairs, paired by seed."""
     shown, entries = _shown(summary), summary["entries"]
     pairs = {
         f"{general} {special}": (general, special)
@@ -200,13 +202,13 @@ def inclusion(summary: Summary) -> Iterator[Found]:
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
                 f"{general} ({shown(a)}) loses to {special} ({shown(b)}) at n={d.n}, although "
-                f"with {how} the two are equal; {cure} before blaming the method"
+                f"the two are equal with {how}; {cure} before you blame the method"
             )
             yield general, text
 
 
 def schedule(summary: Summary) -> Iterator[Found]:
-    """Something that an optimizer does after a number of steps would come after the run."""
+    """An optimizer is set to change at a step that the run does not reach."""
     steps = summary["plan"]["steps"]
     for name, entry in summary["entries"].items():
         rule = steepest.rules.get(Recipe.read(name).base)
@@ -219,34 +221,35 @@ def schedule(summary: Summary) -> Iterator[Found]:
                 low, high = sorted(clock.value(share * steps) for share in (0.1, 0.5))
                 text = (
                     f"{name} {clock.event} at step {clock.step(value):,.0f} ({knob}={value:g}), "
-                    f"but the run has {steps:,}; give --search {name}.{knob}={low:.3g}:{high:.3g}, "
-                    f"or more --steps"
+                    f"but a run ends at step {steps:,}; give --search "
+                    f"{name}.{knob}={low:.3g}:{high:.3g}, or more --steps"
                 )
                 yield name, text
 
 
 def cost(summary: Summary) -> Iterator[Found]:
-    """An entry computed many more gradients than the baseline in as many steps."""
+    """An entry computed many more gradients than the baseline in the same number of steps."""
     name_of_base, steps = summary["baseline"], summary["plan"]["steps"]
     base = summary["entries"][name_of_base].get("gradients")
     for name, entry in summary["entries"].items():
         spent = entry.get("gradients")
         if base and spent and spent > COSTLY * base:
             text = (
-                f"{name} computed {spent:,.0f} gradients of a batch for its {steps:,} steps, "
-                f"{name_of_base} {base:,.0f}, so at equal steps it costs {spent / base:,.1f} times "
-                f"as much; compare by seconds, or give {name_of_base} more --steps in another race"
+                f"{name} computed {spent:,.0f} gradients of a batch for its {steps:,} steps, but "
+                f"{name_of_base} computed {base:,.0f}, so a step of {name} costs "
+                f"{spent / base:,.1f} times as much; compare by seconds, or give {name_of_base} "
+                f"more --steps in another race"
             )
             yield name, text
 
 
 def test_noise(summary: Summary) -> Iterator[Found]:
-    """A claimed difference is smaller than what the choice of the test cases may change.
+    """A claimed difference is smaller than the error that the choice of the test cases may cause.
 
-    A case contributes a difference of -1, 0 or 1, and not 0 only where one of the two entries is
-    wrong. So its variance is at most the sum of both error rates minus the squared difference, also
-    for a mean over seeds. It is less for entries that are wrong on the same cases; how much less is
-    not known here.
+    A test case contributes a difference of -1, 0 or 1. It is 0 if both entries are right or both
+    are wrong. So the variance per case is at most the sum of both error rates minus the squared
+    difference, also for a mean over seeds. If both entries are wrong on the same cases, the
+    variance is less; the summary does not tell how much less.
     """
     shown, size = _shown(summary), summary["test_size"]
     base = summary["entries"][summary["baseline"]]["test"]
@@ -260,9 +263,9 @@ def test_noise(summary: Summary) -> Iterator[Found]:
         noise = math.sqrt(max(0.0, errors - d["mean"] ** 2) / size)
         if abs(d["mean"]) < noise:
             text = (
-                f"{name} differs by {shown(abs(d['mean']))}, and the choice of n={size} test cases "
-                f"may change that by up to {shown(noise)} (one standard error), so other cases may "
-                f"disagree though the seeds agree; take more test data"
+                f"{name} differs by {shown(abs(d['mean']))}, but the choice of n={size} test cases "
+                f"may change this by up to {shown(noise)} (one standard error), so other cases may "
+                f"disagree although the seeds agree; take more test data"
             )
             yield name, text
 
@@ -281,7 +284,7 @@ RULES: dict[str, Callable[[Summary], Iterator[Found]]] = {
 
 
 def _lower(entry: EntrySummary, name: str) -> str:
-    """The option that asks for a lower range of the learning rate."""
+    """The option that gives a lower range of the learning rate, for the end of a sentence."""
     ends = (entry["space"] or {}).get("lr")
     if ends is None:
         return "it another --search range"

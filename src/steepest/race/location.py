@@ -1,5 +1,5 @@
-"""Where the study of a race is: `study.db` in its folder, or a database that several processes
-share.
+"""Where the study of a race is stored: in `study.db` in its folder, or in a database that several
+processes share.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from steepest.errors import BadCall
 from steepest.race.folder import write
 
 STUDY, FILE = "race", "study.db"
-"""Name and file of the study of a race without --storage."""
+"""Name and file of the study if a race has no --storage."""
 LINK = "storage.json"
-"""File in the folder of a race whose study is in a database: which one, and the racer's name."""
+"""If a study is in a database, this file in the race's folder has its URL, its name and the
+racer."""
 EXAMPLE = "postgresql+pg8000://user@host/database or sqlite:///races.db"
 NO_STORE = "'{}' is not the store of a race ({}): expected one that `steepest race` wrote"
 TIMEOUT = 60
@@ -47,24 +48,24 @@ class Location:
     """A study and how to reach it."""
 
     url: URL
-    """It may have a password; show people `name`."""
+    """May contain a password. Messages show `name` instead."""
     study: str
     racer: str = ""
-    """This process, as the holder of leases; empty where no other process can join."""
+    """Name under which this process holds leases; empty if no other process can join."""
     path: Path | None = None
-    """The file of a study in the race's folder."""
+    """The file of the study, if it is in the race's folder."""
 
     @property
     def name(self) -> str:
         return str(self.path or _public(self.url))
 
     def save_link(self, folder: Path) -> None:
-        """Write into `folder` where its study is, without the password."""
+        """Write a file into `folder` that says where its study is, without the password."""
         link = {"storage": _public(self.url), "study": self.study, "racer": self.racer}
         write(folder / LINK, json.dumps(link, indent=1) + "\n")
 
     def attributes(self) -> dict[str, Any] | None:
-        """What is stored beside the trials; None if there is no such study. Writes nothing."""
+        """What the study stores beside its trials; None without such a study. Writes nothing."""
         joined = _STUDIES.outerjoin(ATTRIBUTES, _STUDIES.c.study_id == ATTRIBUTES.c.study_id)
         query = (
             select(ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
@@ -81,7 +82,7 @@ class Location:
         return {key: json.loads(value) for key, value in rows if key is not None} if rows else None
 
     def _engine(self) -> Engine:
-        """For reading only: a file that is no study stays as it is."""
+        """An engine for reading only, so that a file that is no study is not changed."""
         path = self.path
         if path is None:
             return create_engine(self.url, poolclass=NullPool, connect_args=_arguments(self.url))
@@ -93,9 +94,9 @@ class Location:
         )
 
     def storage(self) -> RDBStorage:
-        """Optuna's storage, with its tables."""
+        """Optuna's storage; creates its tables if they are missing."""
         if self.path is not None:
-            # by path: in a URL the characters ?, %, # and {} of a folder's name have a meaning
+            # by path: in a URL, the characters ?, %, #, { and } of a folder's name are special
             path = self.path
 
             def connect() -> sqlite3.Connection:
@@ -105,7 +106,7 @@ class Location:
         # the server may restart between two trials
         options = {"connect_args": _arguments(self.url), "pool_pre_ping": True}
         text = self.url.render_as_string(hide_password=False)
-        text = text.replace("{", "{{").replace("}", "}}")  # Optuna formats it
+        text = text.replace("{", "{{").replace("}", "}}")  # Optuna calls str.format on it
         for _ in range(2):
             try:
                 return RDBStorage(text, engine_kwargs=options)
@@ -146,18 +147,19 @@ class Location:
 
 
 def in_folder(folder: Path) -> Location:
-    """The study in the race's own folder."""
+    """The location of a study in the race's own folder."""
     return Location(make_url("sqlite://"), STUDY, path=folder / FILE)
 
 
 def in_database(storage: str, study: str) -> Location:
-    """A study of that name in the database at the URL `storage`, for a new racer."""
+    """The location of the study `study` in the database at the URL `storage`, for a new racer."""
     return Location(_parsed(storage), study, uuid.uuid4().hex)
 
 
 def of_race(folder: Path, storage: str | None = None) -> Location:
-    """The study of the race in `folder`; `storage`: URL of its database, if that has moved or
-    needs a password.
+    """The location of the study of the race in `folder`.
+
+    `storage`: URL of its database, if the database has moved or needs a password.
     """
     link = folder / LINK
     if link.is_file():
@@ -169,21 +171,24 @@ def of_race(folder: Path, storage: str | None = None) -> Location:
             if isinstance(error, BadCall):
                 raise
             raise BadCall(
-                f"'{link}' is damaged ({error}): restore it, or join its study again with "
+                f"'{link}' is damaged ({error}): restore the file, or join the study again with "
                 f"--storage and --study in a new folder"
             ) from error
         if storage:
             location.save_link(folder)
         return location
     if storage:
-        raise BadCall(f"--storage, but the race in '{folder}' is kept in its {FILE}: leave it out")
+        raise BadCall(
+            f"--storage was given, but the race in '{folder}' is stored in its {FILE}: leave "
+            f"--storage out"
+        )
     if not (folder / FILE).is_file():
         raise BadCall(f"no {FILE} in '{folder}': expected the folder of a race")
     return in_folder(folder)
 
 
 def _parsed(storage: str) -> URL:
-    """The URL, with a user name from the environment; a BadCall shows no password."""
+    """The URL; a missing user name comes from the environment. A BadCall shows no password."""
     try:
         url = make_url(storage)
         dialect = url.get_dialect()
@@ -195,7 +200,9 @@ def _parsed(storage: str) -> URL:
         raise BadCall(f"--storage: {error}") from None
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
-            raise BadCall(f"--storage {storage}: keeps nothing; expected a file, {EXAMPLE}")
+            raise BadCall(
+                f"--storage {storage}: this database is not stored; expected a file, {EXAMPLE}"
+            )
         return url.set(database=os.path.abspath(str(url.database)))
     if dialect.driver == "pg8000" and not url.username:
         return url.set(username=os.environ.get("PGUSER") or getpass.getuser())
@@ -211,8 +218,8 @@ def _public(url: URL) -> str:
 
 
 def _arguments(url: URL) -> dict[str, Any]:
-    """Arguments for the driver: a timeout, and the password that it does not look for."""
-    if url.drivername.endswith("+pg8000"):  # unlike libpq, it ignores PGPASSWORD
+    """Arguments for the driver: a timeout, and for pg8000 the password (or PGPASSWORD)."""
+    if url.drivername.endswith("+pg8000"):  # unlike libpq, pg8000 ignores PGPASSWORD
         password = url.password or os.environ.get("PGPASSWORD", "")
         return {"timeout": TIMEOUT, "password": password}
     return {"timeout": TIMEOUT} if url.get_backend_name() == "sqlite" else {}

@@ -1,9 +1,9 @@
 """When a race looks at its results, and how large a difference must be at each look.
 
-A group-sequential t test: units (one tuning and its fresh runs) come in groups, and the test is
-made after each group. Its bounds keep the two-sided level over all looks together. They grow as
-those of O'Brien and Fleming (1979), Biometrics 35, 549-556, by the spending function of Lan and
-DeMets (1983), Biometrika 70, 659-663: `spent`.
+This is a group-sequential t test. A unit is one tuning and its fresh runs. Units come in groups,
+and a look is the test after a group. The bounds keep the two-sided level over all looks together.
+Their shape is that of O'Brien and Fleming (1979), Biometrics 35, 549-556, by the spending function
+of Lan and DeMets (1983), Biometrika 70, 659-663: see `spent`.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ from scipy.stats import qmc
 from steepest.race.statistics import ALPHA, _constant, flip_interval, sign_flip, stands_apart
 
 LOOKS = (5, 8, 12)
-"""Units of every open entry at each look."""
+"""Number of units at each look. Only an open entry, which is not decided yet, gets more units."""
 FUTILE = (0.7, 1.3)
-"""An entry is dropped at a look, but the last, where its |t| is below this. No bound counts on it:
-an entry that is raced on all the same keeps the level."""
+"""At each look except the last, an entry is dropped if its |t| is below this. The bounds do not
+depend on dropping: if a dropped entry is raced on anyway, the level still holds."""
 POINTS = 2**14
-"""Quasi-random points of an integral over the paths: bounds are right to 1 in 1,000."""
+"""Quasi-random points of an integral over the paths: the bounds are exact to 1 in 1,000."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a look asks for. `p` is for a test that has no t, such as the sign-flip test."""
+    """What a claim needs at a look: |t| of at least `t`. A test without a t, such as the sign-flip
+    test, is compared with `p`."""
 
     units: int
     t: float
-    """Least |t| of a claim; infinite where this look allows none."""
+    """Least |t| of a claim; infinite if this look allows no claim."""
 
     @property
     def p(self) -> float:
-        """Two-sided p value of that t, as if this were the only look."""
+        """Two-sided p value of `t` in a test with this one look only."""
         return float(2 * stats.t.sf(self.t, self.units - 1))
 
 
 def spent(share: float, alpha: float) -> float:
-    """Two-sided level that may be spent once `share` of all units is there."""
+    """Two-sided level that may be spent by the time that `share` of all units is finished."""
     return float(2 * stats.norm.sf(stats.norm.isf(alpha / 2) / math.sqrt(share)))
 
 
@@ -52,14 +53,17 @@ def spent(share: float, alpha: float) -> float:
 def bounds(rivals: int, looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> tuple[Bound, ...]:
     """The bound of each look for one of `rivals` entries, at the level alpha / rivals.
 
-    With one rival and looks at 5, 8 and 12 units: |t| of 6.84, 3.22 and 2.31. ValueError for looks
-    that do not grow by 2 units or more, or begin below 3.
+    With one rival and looks at 5, 8 and 12 units, the bounds of |t| are 6.84, 3.22 and 2.31.
+    ValueError if the first look has fewer than 3 units, or a later look adds fewer than 2.
     """
     if min(np.diff((1, *looks))) < 2:
-        raise ValueError(f"looks {looks}: expected at least 3 units, and 2 more at each next look")
+        raise ValueError(
+            f"looks {looks}: expected at least 3 units at the first look, and at least 2 more at "
+            f"each later look"
+        )
     level = alpha / max(1, rivals)
-    # Under the null hypothesis r = sum / sqrt(n sum of squares) is a Markov chain over the looks:
-    # it does not depend on the scale, and a new group adds a direction of its own (Basu 1955).
+    # Under the null hypothesis, r = sum / sqrt(n sum of squares) is a Markov chain over the looks:
+    # r does not depend on the scale, and a new group adds an independent direction (Basu 1955).
     draws = qmc.Sobol(2 * len(looks) - 1, rng=0).random(POINTS)
     draws = np.clip(draws, 1e-12, 1 - 1e-12)
     n = looks[0]
@@ -86,18 +90,18 @@ def bounds(rivals: int, looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) ->
 
 
 def _first(n: int, level: float) -> float:
-    """|r| that has the probability `level` in a single look."""
+    """The value that |r| exceeds with probability `level` in a single look."""
     t = float(stats.t.isf(level / 2, n - 1))
     return t / math.sqrt(t * t + n - 1)
 
 
 def _direction(n: int, uniform: np.ndarray) -> np.ndarray:
-    """r of n normal numbers with mean 0, drawn by `uniform`."""
+    """r of n normal numbers with mean 0; `uniform`: random numbers between 0 and 1."""
     return 2 * special.betaincinv((n - 1) / 2, (n - 1) / 2, uniform) - 1
 
 
 def _above(r: np.ndarray, n: int) -> np.ndarray:
-    """Probability that r of n numbers is larger."""
+    """Probability that r of n normal numbers with mean 0 is above `r`."""
     return special.betainc((n - 1) / 2, (n - 1) / 2, np.clip((1 - r) / 2, 0, 1))
 
 
@@ -106,9 +110,9 @@ class Standing:
     """Where an entry stands after a look."""
 
     state: Literal["open", "told apart", "within margin", "dropped", "not told apart"]
-    """Open: its next look needs more units. Told apart from the baseline. Within margin: it is
-    better by less than the margin, if at all. Dropped: it is unlikely to be told apart later. Not
-    told apart: none of these at the last look."""
+    """One of five: "told apart" from the baseline; "within margin", if its gain is smaller than the
+    margin; "dropped", as it is unlikely to be told apart later; "not told apart", if none of these
+    was so at the last look; "open", if its next look needs more units."""
     units: int
     """Units at the look; 0 before the first."""
     look: int
@@ -116,11 +120,11 @@ class Standing:
     mean: float = math.nan
     low: float | None = None
     high: float | None = None
-    """Repeated confidence interval (Jennison and Turnbull 1989, Journal of the Royal Statistical
-    Society B 51, 305-361): it holds at all looks of all rivals together. None where the sign-flip
-    test has too few units."""
+    """Repeated confidence interval at the look. These intervals hold at all looks of all rivals
+    together (Jennison and Turnbull 1989, Journal of the Royal Statistical Society B 51, 305-361).
+    None where the sign-flip test has too few units, or all differences are the same."""
     exact: bool = False
-    """By the sign-flip test."""
+    """Whether the sign-flip test was used instead of the t test."""
 
 
 def standing(
@@ -130,9 +134,10 @@ def standing(
     failed: Collection[int] = (),
     margin: float | None = None,
 ) -> Standing:
-    """Judge one entry by its `differences` to the baseline, a unit each, in the order of units.
+    """Judge one entry by its `differences` to the baseline: one for each unit, in order.
 
-    It is the standing after the first look that closes the entry, or else after the latest one.
+    Returns the standing after the look that closed the entry, or else after the latest look. The
+    other arguments are those of `at_look`.
     """
     now = Standing("open", 0, 0)
     for number, units in enumerate(looks, 1):
@@ -152,11 +157,11 @@ def at_look(
 ) -> Standing:
     """Judge one entry at look `number` (from 1), to which it has come open.
 
-    differences: entry minus baseline, a unit each; where less of the metric is better, with the
-    sign changed, so that more is better. failed: units in which a fresh run of either failed. From
-    the first look that has one on, and where one difference stands apart, the exact sign-flip test
-    is compared with the p of the bound. margin: a gain that would be too small to matter. With it,
-    an entry is not dropped, but closed once its interval excludes a gain of the margin.
+    differences: one for each unit, such that a positive one is a gain. failed: indices of the units
+    in which a fresh run of the entry or of the baseline failed. A look that includes such a unit
+    compares the exact sign-flip test with the bound's p. So does a look at which one difference
+    stands apart, or all differences are the same. margin: a gain that would be too small to matter.
+    With a margin no entry is dropped; it is closed when its interval excludes a gain of the margin.
     """
     bound = bounds(rivals, looks)[number - 1]
     d = np.asarray(differences, dtype=float)[: bound.units]
@@ -164,7 +169,8 @@ def at_look(
     t = abs(mean) / spread if spread else math.inf * abs(mean) if mean else 0.0
     exact = any(i < bound.units for i in failed) or stands_apart(d) or _constant(d)
     if exact:
-        low, high = flip_interval(d, 1 - bound.p) or (None, None)
+        interval = None if _constant(d) else flip_interval(d, 1 - bound.p)
+        low, high = interval or (None, None)
         over = sign_flip(d) <= bound.p
     else:
         low, high = mean - bound.t * spread, mean + bound.t * spread

@@ -1,4 +1,4 @@
-"""What a reader needs to read the verdict right, and what stands beside it."""
+"""The notes below the verdict, and the texts beside each entry."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, over_budget
 
 OWN = "choose their own"
-"""Why the batches of some entries are not compared."""
+"""Why the batches of some entries are not compared, after "which"."""
 
 
 def caveats(summary: Summary) -> list[str]:
-    """The notes below the verdict: how it was tuned, tested and paired, what failed, lint."""
+    """The notes below the verdict: tuning, tests, pairing, failed runs and findings of lint."""
     plan = summary["plan"]
     findings = summary.get("lint", [])
-    if plan["trials"] == 1:  # the first line says it of all entries
+    if plan["trials"] == 1:  # the first line already says this of all entries
         findings = [finding for finding in findings if finding["name"] != "untuned"]
     lines = [_protocol(summary)]
     if plan["over_budget"]:
@@ -48,13 +48,14 @@ def _protocol(summary: Summary) -> str:
         )
     if plan["trials"] == 1:
         return (
-            f"Nothing was tuned: every entry, {summary['baseline']} too, ran with its defaults for "
-            f"{steps} on {n} fresh {plural('seed', n)}; give --trials {LEAST_TRIALS} or more."
+            f"Nothing was tuned: every entry, including {summary['baseline']}, ran with its "
+            f"defaults for {steps} on {n} fresh {plural('seed', n)}; give --trials {LEAST_TRIALS} "
+            f"or more."
         )
     seeds = f"each of {n} fresh seeds" if n > 1 else "the fresh seed"
     return (
         f"For {seeds}, every entry had {plan['trials']} tuning trials of {steps} with other seeds; "
-        f"the best one by validation {summary['metric']} was then trained once with the fresh seed."
+        f"the best trial by validation {summary['metric']} was then run once with the fresh seed."
     )
 
 
@@ -68,19 +69,19 @@ def _tests(summary: Summary) -> list[str]:
     if exact:
         intervals = "Two-sided exact intervals"
         if len(exact) < len(compared):
-            intervals = f"Two-sided t intervals, exact ones for {', '.join(exact)}"
+            intervals = f"Two-sided t intervals, exact intervals for {', '.join(exact)}"
     lines = [
         f"Differences are paired by seed (n={n}): {_same(summary)}. {intervals}, each at the "
-        f"confidence level that Holm's correction over {len(compared)} "
-        f"{plural('comparison', len(compared))} gives it: the chance of any false claim in this "
-        f"race is at most 5 %."
+        f"confidence level from Holm's correction over {len(compared)} "
+        f"{plural('comparison', len(compared))}. The chance of any false claim in this race is at "
+        f"most 5 %."
     ]
     if exact:
         lines.append(_exact(summary, exact))
     if n > 1 and any(d.low is None and not d.exact for d in compared.values()):
         lines.append(
-            "Where every seed gave the same difference there is no interval, and the exact sign "
-            "test takes the place of the t test."
+            "If the difference is the same on every seed, there is no interval, and the exact sign "
+            "test replaces the t test."
         )
     return lines
 
@@ -102,14 +103,14 @@ def _exact(summary: Summary, exact: list[str]) -> str:
         reasons.append(f"one seed stands far from the others ({', '.join(apart)})")
     because = " and ".join(reasons)
     return (
-        f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean is used. It "
-        f"counts such a seed as one seed, however bad it is; with n={n} its smallest p is "
-        f"{2.0 ** (1 - n):.2g}."
+        f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean is used. The "
+        f"test counts such a seed as one seed, however bad its result is. With n={n} its smallest "
+        f"possible p is {2.0 ** (1 - n):.2g}."
     )
 
 
 def _failed(summary: Summary) -> list[str]:
-    """How many fresh runs failed or diverged, and what they count as."""
+    """How many fresh runs failed or diverged, and which metric they count as."""
     entries = summary["entries"].values()
     diverged = sum(entry["diverged"]["fresh"] for entry in entries)
     ended = sum(entry["failed"] for entry in entries) - diverged
@@ -120,19 +121,19 @@ def _failed(summary: Summary) -> list[str]:
     lines = []
     if ended:
         lines.append(
-            f"{ended} of {total} fresh runs ended no better than a run that diverges; each counts "
-            f"as failed, with {summary['metric']} {worst}."
+            f"{ended} of {total} fresh runs ended no better than a run that diverges; each of them "
+            f"counts as failed, with {summary['metric']} {worst}."
         )
     if diverged:
         lines.append(
-            f"{diverged} of {total} fresh runs diverged; each counts as {summary['metric']} "
-            f"{worst}, not as missing."
+            f"{diverged} of {total} fresh runs diverged; each of them counts as "
+            f"{summary['metric']} {worst}, not as missing."
         )
     return lines
 
 
 def _tuned(summary: Summary) -> list[str]:
-    """Which knobs were tuned; nothing where none was."""
+    """Which knobs were tuned; empty if none was."""
     if summary["plan"]["trials"] == 1:
         return []
     by_knobs: dict[tuple[str, ...], list[str]] = {}
@@ -146,7 +147,7 @@ def _tuned(summary: Summary) -> list[str]:
 
 
 def _same(summary: Summary) -> str:
-    """What the runs of a seed have in common, and what of that was checked."""
+    """What is the same in all runs of a seed, and which part of that was checked."""
     by_reason: dict[str, list[str]] = {}
     for name, why in summary.get("batches_unchecked", {}).items():
         by_reason.setdefault(why, []).append(name)
@@ -170,7 +171,7 @@ def _same(summary: Summary) -> str:
 
 
 def beside(summary: Summary, name: str) -> str | None:
-    """What stands beside an entry's difference: effect size, share of seeds; None without one."""
+    """More about an entry's difference: effect size, share of seeds; None without a difference."""
     record = summary["entries"][name]["difference"]
     if record is None:
         return None
@@ -193,20 +194,20 @@ def beside(summary: Summary, name: str) -> str | None:
 
 
 def care(summary: Summary, name: str) -> str | None:
-    """How wide the range of good learning rates is; None where that is not known."""
+    """How wide the range of good learning rates is; None if this is not known."""
     width = summary["entries"][name].get("lr_width")
     if not width or width["points"] < 2:
         return None
     tunings = width["tunings"]
     return (
-        f"learning rates within 1 % of the best metric cover {width['seen']:.1f} decades "
+        f"learning rates with a metric within 1 % of the best cover {width['seen']:.1f} decades "
         f"({'median of' if tunings > 1 else 'from'} n={tunings} {plural('tuning', tunings)} "
         f"with up to {width['points']} rates each; the true range may be wider or narrower)"
     )
 
 
 def ranges(summary: Summary, name: str) -> str | None:
-    """The range over which each knob was tuned; None where none was, or it is not known."""
+    """The range over which each knob was tuned; None if no knob was, or if no range is known."""
     if summary["plan"]["trials"] == 1:
         return None
     asked = summary["plan"].get("search", {}).get(name, {})

@@ -1,4 +1,4 @@
-"""What only the runs of a race tell: which of them blew up, the worst metric, the target."""
+"""What is known only after the runs: which runs blew up, the worst metric, the target."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]
 BLOWN_UP = 1 / NO_SPREAD
-"""A fresh run has diverged if it ends this many times as far from the best as an ordinary run: next
-to such a number every other difference is rounding."""
+"""A fresh run has blown up if it ends this many times as far from the best metric as an ordinary
+run. In a sum with such a number, every other difference is lost to rounding."""
 
 
 def settle(task: Task, plan: Plan, pairs: Pairs) -> tuple[Task, list[tuple[Trial, Result]]]:
-    """The task with its worst metric and target, and the runs, of which those that blew up have
+    """The task with its worst metric and target, and the runs; those that blew up are marked as
     diverged.
     """
     pairs = mark_blown_up(task, pairs)
@@ -30,8 +30,8 @@ def settle(task: Task, plan: Plan, pairs: Pairs) -> tuple[Task, list[tuple[Trial
         task = replace(task, worst=worst)
     target = task.target
     if target is None:
-        # what three quarters of the fresh runs that ended reach; until there are any,
-        # the end of the first run of the baseline
+        # the metric that three quarters of the fresh runs reach, without the diverged runs;
+        # before the first fresh run, the last metric of the baseline's first run
         first = [result for trial, result in ended if trial.entry == plan.baseline][:1]
         last = [protocol.clamped(task, result.validation[-1]) for result in fresh or first]
         quantile, method = (0.25, "lower") if task.maximize else (0.75, "higher")
@@ -40,12 +40,13 @@ def settle(task: Task, plan: Plan, pairs: Pairs) -> tuple[Task, list[tuple[Trial
 
 
 def mark_blown_up(task: Task, pairs: Pairs) -> list[tuple[Trial, Result]]:
-    """`pairs`, in which every fresh run has diverged that ended absurdly far from the others.
+    """`pairs`, with every fresh run that blew up marked as diverged.
 
-    Such a run is finite by luck (4e33 where others end at 0.3). It must neither set the worst
-    metric of all entries nor move a mean. Where a task gives WORST, that bounds every run already.
-    An ordinary distance from the best is that of the untrained model, or of the middle run where
-    that is larger. No entry is treated differently, so the tests keep their level.
+    A run blew up if it ended absurdly far from the others, and is finite by luck (4e33, while the
+    others end at 0.3). Such a run must not set the worst metric of all entries, nor move a mean. If
+    a task gives WORST, nothing is marked: WORST already bounds every run. The ordinary distance
+    from the best metric is that of the untrained model or of the middle run: the larger of the two.
+    The rule is the same for all entries, so the tests keep their level.
     """
     fresh = [result for trial, result in pairs if trial.phase == FRESH and not result.diverged]
     ends = sorted(_ends(fresh), reverse=task.maximize)
@@ -66,5 +67,5 @@ def mark_blown_up(task: Task, pairs: Pairs) -> list[tuple[Trial, Result]]:
 
 
 def _ends(results: Sequence[Result]) -> list[float]:
-    """The last validation metrics, and the test metrics that are known."""
+    """The last validation metric of each run, and its test metric if it is known."""
     return [v for r in results for v in (r.validation[-1], r.test) if v is not None]

@@ -1,7 +1,7 @@
 """Evidence that the runs of one seed are paired: hashes of their batches and random states.
 
-Entries of one seed must train on the same batches, unless it is the batches that an entry changes.
-The task promises that; a running hash over all batches checks it.
+All entries must train on the same batches for a given seed, except entries that choose batches of
+their own. The task promises the same batches; a running hash over all batches checks the promise.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from steepest.tasks.randomness import STATES
 
 MOST = 2000
-"""Objects of a batch that are hashed, outermost first: a batch may refer to its whole dataset."""
+"""Most objects of a batch that are hashed, outermost first: a batch may refer to its dataset."""
 KEPT = 32
-"""Objects of the first batch whose hashes are kept, to name the one that differs."""
+"""Most objects of the first batch whose hashes are kept, so that a message can name one of them."""
 DIGITS = 12
 """Hexadecimal digits that are kept of a hash: 48 bits."""
 SIMPLE = (str, int, float, complex, bool, type(None))
@@ -38,10 +38,10 @@ class Seen:
         self.first: dict[str, str] = {}
         """Path -> description of each object in the first batch; arrays begin with "array "."""
         self.unread = ""
-        """What could not be hashed, so that the batches are unchecked; "" if nothing."""
+        """What could not be hashed; the batches are then unchecked. "" if all could be hashed."""
 
     def add(self, batch: Any) -> None:
-        """Hash a batch. Never raises: a check must not end a training."""
+        """Hash a batch. This never raises an error: a check must not end a training."""
         queue: deque[tuple[str, Any]] = deque([("", batch)])
         count = 0
         while queue:
@@ -67,9 +67,9 @@ class Seen:
 
 
 def _describe(value: Any) -> tuple[str, Iterable[tuple[str, Any]]]:
-    """A text that identifies a value, and (name, value) of what is inside it.
+    """A text that identifies a value, and (name, value) of each object inside it.
 
-    Raises any error for a value that cannot be described.
+    A value that cannot be described raises an error of any type.
     """
     type_name = type(value).__qualname__
     if isinstance(value, torch.Tensor):
@@ -87,7 +87,7 @@ def _describe(value: Any) -> tuple[str, Iterable[tuple[str, Any]]]:
         return f"{type_name} {len(value)} {zlib.crc32(bytes(value)):x}", ()
     if isinstance(value, Mapping):
         pairs = [(_describe_key(key), item) for key, item in islice(value.items(), MOST)]
-        # sorted, since a dict made from a set has another order in each process
+        # sorted, since the order of a dict made from a set differs from process to process
         return f"{type_name} {len(value)} {sorted(k for k, _ in pairs)}", sorted(pairs, key=_first)
     if isinstance(value, (list, tuple)):
         if all(type(each) in SIMPLE for each in value):  # a list of numbers counts as one object
@@ -100,7 +100,7 @@ def _describe(value: Any) -> tuple[str, Iterable[tuple[str, Any]]]:
     if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
         return f"{type_name} {value.__module__}.{value.__qualname__}", ()
     if isinstance(value, (torch.nn.Module, set, frozenset)):
-        raise TypeError(value)  # a model is no data, and a large set takes too long
+        raise TypeError(value)  # a model is not data, and a large set takes too long
     reduced = value.__reduce_ex__(4)  # what pickle would save
     if isinstance(reduced, str):
         return f"{type_name} {reduced}", ()
@@ -117,7 +117,7 @@ def _describe_tensor(value: torch.Tensor) -> tuple[str, Iterable[tuple[str, Any]
         return prefix, [(f"[{i}]", item) for i, item in enumerate(value.unbind())]
     if value.is_quantized:
         return prefix + str(value.qscheme()), [("", value.int_repr()), ("", value.dequantize())]
-    if value.layout != torch.strided:  # as it is stored: as a dense tensor it may not fit
+    if value.layout != torch.strided:  # hash the stored parts: a dense copy may not fit into memory
         names = _SPARSE[value.layout]
         return f"{prefix}{tuple(value.shape)}", [(f".{n}", getattr(value, n)()) for n in names]
     value = value.cpu().resolve_conj().resolve_neg()
@@ -146,7 +146,7 @@ def _describe_key(key: Any) -> str:
 
 
 def _hash_alone(value: Any) -> str:
-    """The hash of a key, or of a value in a set, whatever was hashed before it."""
+    """The hash of a key, or of a value in a set, independent of what was hashed before."""
     seen = Seen()
     seen.add(value)
     if seen.unread:
@@ -170,7 +170,8 @@ _SPARSE = {
 def states(generators: Iterable[Any] = ()) -> str:
     """A hash of the random states of torch, of numpy and of these generators.
 
-    `random` is left out: modules draw from it when they are imported, in whichever run is first.
+    The state of Python's `random` is left out: some modules draw from it when they are imported,
+    and only the first run in a process imports them.
     """
     seen = Seen()
     seen.add([get() for get, _ in STATES[:2]])
@@ -187,18 +188,20 @@ def states(generators: Iterable[Any] = ()) -> str:
 
 
 def parted(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
-    """Index of the first evaluation at which two runs differ; None if they do not."""
+    """Index of the first evaluation at which the hashes of two runs differ; None if they agree."""
     both = zip(ours, theirs, strict=False)  # one of the runs may have ended earlier
     return next((i for i, (a, b) in enumerate(both) if a != b), None)
 
 
 def field(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
-    """Path of the first object that differs in the first batches; an array, if one differs."""
+    """Path of the first array that differs in the first batches, or else of the first other
+    object.
+    """
     names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     arrays = [n for n in names if is_array(ours, n) or is_array(theirs, n)]
     return next(iter(arrays or names), None)
 
 
 def is_array(batch: Mapping[str, str], name: str) -> bool:
-    """Whether the object at that path of a first batch is an array of several elements."""
+    """Whether the object at the path `name` of a first batch is an array of several elements."""
     return batch.get(name, "").startswith(ARRAY)

@@ -9,7 +9,7 @@ from steepest.race.schema import Share, Summary
 from steepest.race.statistics import Difference
 
 UNKNOWN = "\u2013"
-"""A cell of the table that was not measured, or not yet."""
+"""Text of a table cell whose value is not known, or not yet."""
 NO_INTERVAL = "(no interval: n too small)"
 
 
@@ -21,7 +21,7 @@ def number(summary: Share, value: float, *, signed: bool = False) -> str:
 
 
 def units(summary: Share) -> tuple[str, str]:
-    """The unit of the metric, and of a difference of metrics, each after a space."""
+    """The unit of the metric, and the unit of a difference of metrics; each begins with a space."""
     return (" %", " points") if summary["proportion"] else ("", "")
 
 
@@ -42,9 +42,9 @@ def spread(counts: Sequence[int]) -> str:
 
 
 def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -> str:
-    """How many runs an entry has finished, and of how many if some are missing.
+    """How many runs an entry has finished, and how many are planned if some are missing.
 
-    `what`: tuning trials, or fresh runs ("test"). `noun`: their name, in the singular.
+    `what`: "tuning" counts tuning trials, "test" fresh runs. `noun`: their name in the singular.
     """
     plan = summary["plan"]
     planned = str(plan["seeds"] * (plan["trials"] if what == "tuning" else 1))
@@ -58,7 +58,7 @@ def plural(word: str, count: int) -> str:
 
 
 def differences(summary: Summary) -> dict[str, Difference]:
-    """Entry -> its difference to the baseline, for each that has been compared."""
+    """Entry -> its difference to the baseline, for each entry that has been compared."""
     return {
         name: Difference(**entry["difference"])
         for name, entry in summary["entries"].items()

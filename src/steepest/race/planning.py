@@ -1,5 +1,6 @@
-"""Before the start: from a request to a plan, pilot runs, how long a race takes and what it could
-detect.
+"""Before a race starts: make the plan, run pilots, forecast the time and the detectable difference.
+
+A pilot run is a training run with the defaults, on a seed that no race has.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
 CONFIDENCE = 0.8
-"""Level of the interval around a standard deviation that comes from few pilot runs."""
+"""Confidence level of the interval of a standard deviation that few pilot runs estimate."""
 PILOT_PAIRS = 4
-"""Differences of two pilot runs from which `--plan` takes the spread of differences."""
+"""Pairs of pilot runs from which `--plan` estimates the spread of differences."""
 
 
 def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
-    """The plan of a request; pilot runs in `pool` measure what a budget buys.
+    """The plan of a request; if it has a budget, pilot runs in `pool` measure what that buys.
 
-    `started`: the time of `perf_counter` from which a budget counts.
+    `started`: the value of `perf_counter` at which the time of the budget began.
     """
     names = request.entry_names()
     plan = Plan(
@@ -78,7 +79,7 @@ def _check_size(plan: Plan) -> Plan:
 
 
 def _pilot_trials(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
-    """`count` runs of each of the entries `names` with its defaults, on seeds that no race has."""
+    """`count` pilot runs of each entry in `names`, with its defaults."""
     return [
         Trial(
             plan.task,
@@ -98,13 +99,14 @@ def _pilot_trials(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
 def _time_pilots(
     plan: Plan, jobs: int, count: int, pool: Pool
 ) -> tuple[float, float, list[tuple[Trial, Result]]]:
-    """Seconds of a run (mean over the entries), seconds of an entry's first step (the longest),
-    and the baseline's pilot runs, `count` or more.
+    """(seconds of a run, seconds of a first step, the baseline's pilot runs: `count` or more).
 
-    Only entries whose step may cost more than the baseline's get pilot runs of their own.
+    The seconds of a run are the mean over the entries; those of a first step are the longest one
+    that was measured. An entry gets a timed pilot run of its own only if its step may cost more
+    than the baseline's.
     """
     pilots = list(pool.map(_pilot_trials(plan, [plan.baseline], jobs + max(jobs, count))))
-    # the first run of each worker contains its imports, so its time does not count
+    # the first run of each worker includes the imports, so its time does not count
     wall = {plan.baseline: fmean(r.wall_seconds for t, r in pilots if t.index >= jobs)}
     rivals = [name for name in plan.entries if name != plan.baseline]
     costly = [name for name in rivals if Recipe.read(name).other_cost]
@@ -115,9 +117,9 @@ def _time_pilots(
 
 
 def add_worst(task: Task, plan: Plan, pool: Pool) -> Task:
-    """The task with a worst metric: if its file gives none, that of the untrained model.
+    """The task with a worst metric: if its file gives none, the metric of the untrained model.
 
-    A file's task gets a pilot run in any case, to see that it runs.
+    A task from a file always gets a pilot run, which shows that the file works.
     """
     if not task.file:
         return task
@@ -135,9 +137,10 @@ def add_worst(task: Task, plan: Plan, pool: Pool) -> Task:
 def forecast(request: Request, jobs: int, pool: Pool) -> str:
     """What `--plan` prints: how long the race would take, and which difference it could detect.
 
-    The spread of differences is that of the baseline with its defaults between seeds, as if pairing
-    gained nothing. The spread of two entries with their defaults would be no better: it would
-    depend on how well the defaults suit the task.
+    The spread of differences is estimated from the baseline with its defaults: one pilot run minus
+    another, on different seeds. This assumes that pairing by seed gains nothing. Runs of two
+    entries would not estimate it better, since their spread depends on how well the defaults suit
+    the task.
     """
     started = perf_counter()
     request.check()
@@ -159,12 +162,12 @@ def forecast(request: Request, jobs: int, pool: Pool) -> str:
 def detectable(sd: float, n: int, comparisons: int = 1) -> float:
     """Smallest true difference that `n` fresh seeds tell apart with power 0.8, in the unit of `sd`.
 
-    `sd`: standard deviation of per-seed differences to the baseline. At the level of Holm's first
-    and strictest step, 0.05 / `comparisons`, as if it were the only difference. ValueError for
-    fewer than 5 seeds, which allow no claim.
+    `sd`: standard deviation of the per-seed differences to the baseline. The level is 0.05 /
+    `comparisons`, that of Holm's first and strictest step: no other entry is assumed to differ.
+    ValueError for fewer than 5 seeds, because these allow no claim.
     """
     if n < LEAST:
-        raise ValueError(f"n={n}: a claim needs at least {LEAST} fresh seeds")
+        raise ValueError(f"n={n}: a claim needs at least {LEAST} fresh seeds; give a larger n")
     alpha = ALPHA / max(1, comparisons)
     far = 2.0
     while power(far, n, alpha) < POWER:
@@ -174,16 +177,17 @@ def detectable(sd: float, n: int, comparisons: int = 1) -> float:
 
 
 def sd_interval(sd: float, pairs: int) -> tuple[float, float]:
-    """80 % interval of a standard deviation that was `sd` in `pairs` normal differences."""
+    """80 % interval of a standard deviation; `pairs` normal differences gave the estimate `sd`."""
     df = pairs - 1
     low, high = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], df)
     return sd * math.sqrt(df / low), sd * math.sqrt(df / high)
 
 
 def duration(plan: Plan, jobs: int, run: float, warm: float) -> float:
-    """Seconds of wall time: all runs, and the first step of each entry in each worker.
+    """Seconds of wall time: all runs, and the first step of each entry.
 
-    `run`: seconds of a run; `warm`: seconds of the first step of an entry in a worker.
+    `run`: seconds of a run; `warm`: seconds of the first step of an entry in a worker. All workers
+    make the first steps at the same time.
     """
     return math.ceil(plan.runs / jobs) * run + len(plan.entries) * warm
 
@@ -198,11 +202,12 @@ def describe(
     proportion: bool = False,
     diverged: tuple[int, int] = (0, 0),
 ) -> str:
-    """The size of the race, its wall time and the difference that it could detect.
+    """The size of the race, its wall time and the difference that it could detect, as text.
 
-    `differences`: of pairs of pilot runs, in the unit of the metric; with fewer than two the answer
-    is in standard deviations. `proportion`: the metric is a share, shown in points. `diverged`: how
-    many pilot runs did, of how many.
+    `differences`: the difference of each pair of pilot runs, in the unit of the metric; with fewer
+    than two, the detectable difference is given in standard deviations. `proportion`: the metric is
+    a share, shown in points. `diverged`: (number of pilot runs that diverged, number of pilot
+    runs).
     """
     count = len(plan.entries)
     lines = [
@@ -216,7 +221,7 @@ def describe(
         lines.append(f"{plan.baseline} runs alone: there is nothing to tell apart.")
     elif plan.seeds < LEAST:
         lines.append(
-            f"No verdict: {plan.seeds} fresh {plural('seed', plan.seeds)}, a claim needs at "
+            f"No verdict: {plan.seeds} fresh {plural('seed', plan.seeds)}, but a claim needs at "
             f"least {LEAST}; give --seeds {LEAST} or more."
         )
     else:
@@ -229,9 +234,10 @@ def describe(
             unit = " points" if proportion else ""
             lines.append(
                 f"A difference of {size}{unit} to {plan.baseline} would be {seen}. "
-                f"{len(differences)} pilot pairs know the spread only roughly, so the true size "
-                f"may be {at_least} to {at_most}{unit}. They had no tuning, and luck in tuning "
-                f"adds to the spread: where tuning matters, such a difference is found less often."
+                f"{len(differences)} pairs of pilot runs show the spread only roughly, so the true "
+                f"size may be {at_least} to {at_most}{unit}. The pilot runs were not tuned. Luck "
+                f"in tuning adds to the spread, so such a difference is found less often if tuning "
+                f"matters."
             )
         else:
             lines.append(
@@ -244,7 +250,7 @@ def describe(
     if comparisons > 0 and diverged[0]:
         lines.append(
             f"{diverged[0]} of {diverged[1]} pilot runs diverged. If fresh runs diverge too, the "
-            f"above does not hold, and a claim over {comparisons} "
+            f"size above does not hold, and a claim over {comparisons} "
             f"{plural('comparison', comparisons)} needs {least_pairs(comparisons)} fresh seeds or "
             f"more."
         )

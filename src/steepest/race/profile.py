@@ -1,4 +1,4 @@
-"""Several races together: how often an entry is fast, and how slow it is elsewhere.
+"""Several races together: how often an entry is fast, and how slow it is in the other races.
 
 Performance profiles: Dolan and More 2002, Mathematical Programming 91, 201-213.
 """
@@ -24,9 +24,9 @@ from steepest.report.pages import render
 from steepest.report.styles import choose_styles, make_legend
 
 FEW = 10
-"""With fewer races, one more can change the order."""
+"""With fewer races, one more race can change the order of the entries."""
 WITHIN = (1.0, 2.0, 4.0)
-"""Multiples of the fewest steps; the profile is drawn up to the last one."""
+"""Multiples of the fewest steps. The profile is drawn up to the last multiple."""
 
 
 class RaceRecord(TypedDict):
@@ -40,7 +40,7 @@ class RaceRecord(TypedDict):
     steps: int
     """Optimizer steps of a run."""
     target: float | None
-    """Validation metric, in its own unit."""
+    """The target of the validation metric, in its own unit."""
     metric: str
     seeds: int
     """Fresh seeds of an entry."""
@@ -50,11 +50,12 @@ class EntryProfile(TypedDict):
     """One entry of a profile: a value for each race in the lists."""
 
     steps: list[float | None]
-    """Median number of steps to the target; None where it was not reached."""
+    """Median number of steps to the target; None if half of the seeds or more did not reach it."""
     ratios: list[float | None]
-    """`steps` over the fewest of the entries compared; None where there is no such ratio."""
+    """`steps` divided by the fewest steps of the entries compared; None if there is no such
+    ratio."""
     within: dict[str, float]
-    """Ratio -> share of races, 0 to 1, in which the entry's ratio is at most that."""
+    """Ratio -> share of races, 0 to 1, in which the entry's ratio is at most this ratio."""
     score: float
     """Mean share of races within a ratio of 1 to 4."""
 
@@ -92,15 +93,17 @@ def read(folder: Path) -> Summary:
 def profile(summaries: Sequence[Summary]) -> Profile:
     """The performance profile of the entries that all races have.
 
-    The cost of an entry in a race is its median number of steps to the target over the fresh seeds;
-    it is infinite if half of them or more do not reach the target. The ratio is that cost over the
-    lowest cost of these entries in the race, or 1 if both are 0. The score is the mean height of
-    the profile between ratios 1 and 4, by which AlgoPerf ranks (Dahl et al. 2023,
-    arXiv:2306.07179). A race whose target no entry reaches counts against all of them. BadCall for
-    fewer than two races, the same task twice, or fewer than two common entries.
+    The cost of an entry in a race is its median number of steps to the target over the fresh seeds.
+    The cost is infinite if half of the seeds or more do not reach the target. The ratio is the cost
+    divided by the lowest cost of these entries in the race, or 1 if both are 0. The score is the
+    mean height of the profile between ratios 1 and 4; AlgoPerf ranks by it (Dahl et al. 2023,
+    arXiv:2306.07179). If no entry reaches the target of a race, the race counts against all of
+    them. BadCall for fewer than two races, the same task twice, or fewer than two common entries.
     """
     if len(summaries) < 2:
-        raise BadCall(f"{len(summaries)} race given: a profile is over two or more")
+        raise BadCall(
+            f"{len(summaries)} race given: expected two or more; give more folders of races"
+        )
     races = [_race(summary) for summary in summaries]
     seen = set()
     for race in races:
@@ -108,7 +111,7 @@ def profile(summaries: Sequence[Summary]) -> Profile:
         if task in seen:
             raise BadCall(
                 f"the task {race['task']} is given twice: expected another task in each race; "
-                f"another seed or number of steps does not make it another task"
+                f"a different seed or number of steps does not make a different task"
             )
         seen.add(task)
     names = [e for e in summaries[0]["entries"] if all(e in s["entries"] for s in summaries)]
@@ -161,7 +164,7 @@ def _race(summary: Summary) -> RaceRecord:
 
 
 def _cost(entry: EntrySummary) -> float:
-    # infinite where half of the seeds are: the lower median would be too good
+    # infinite if half of the seeds are infinite: the lower median would be too good
     return st.median_high([math.inf if s is None else s for s in entry["steps_to_target"]])
 
 
@@ -176,24 +179,24 @@ def _finite(value: float) -> float | None:
 
 
 def notes(record: Profile) -> list[str]:
-    """What a reader needs to read the profile right."""
+    """Notes that explain how to read the profile."""
     n = len(record["races"])
     races = f"n={n} races."
     if n < FEW:
         races = (
-            f"n={n} races: {', '.join(_describe(race) for race in record['races'])}. With so few, "
-            f"one more can change the order."
+            f"n={n} races: {', '.join(_describe(race) for race in record['races'])}. With so few "
+            f"races, one more can change the order of the entries."
         )
     lines = [
         races,
-        "Steps to the target are the median over the fresh seeds of a race; a target that half of "
-        "them or more did not reach counts as never reached. The fewest steps are those of the "
-        "entries compared here.",
+        "Steps to the target are the median over the fresh seeds of a race. If half of the seeds "
+        "or more did not reach the target, the target counts as never reached. The fewest steps "
+        "are the fewest among the entries compared here.",
     ]
     if record["nobody"]:
         lines.append(f"Nobody reached the target in {', '.join(record['nobody'])}.")
     if record["left_out"]:
-        lines.append(f"Left out, since not in every race: {', '.join(record['left_out'])}.")
+        lines.append(f"Left out, because not in every race: {', '.join(record['left_out'])}.")
     return lines
 
 
@@ -205,7 +208,7 @@ COLUMNS = ("entry", "fewest steps", "within 2 times", "within 4 times", "score",
 
 
 def rows(record: Profile) -> list[list[str]]:
-    """The cells for `COLUMNS`, best score first."""
+    """The cells of the table, in the order of `COLUMNS`; the best score comes first."""
     return [
         [
             name,
@@ -228,7 +231,7 @@ def table(record: Profile) -> Table:
 
 
 def page(record: Profile) -> str:
-    """The profile as a page without scripts or requests."""
+    """The profile as an HTML page that runs no scripts and loads nothing."""
     names = list(record["entries"])
     baseline = "adamw" if "adamw" in names else names[0]
     styles = choose_styles(names, baseline)
@@ -256,7 +259,7 @@ def page(record: Profile) -> str:
 
 
 def _stairs(ratios: Sequence[float | None]) -> tuple[list[float], list[float]]:
-    """The profile as a line, which jumps at each ratio."""
+    """Points (x, y) of the profile as a line that jumps at each ratio."""
     inside = sorted(r for r in ratios if r is not None and r <= WITHIN[-1])
     x, y = [1.0], [0.0]
     for i, ratio in enumerate(inside):

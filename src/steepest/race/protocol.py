@@ -1,7 +1,8 @@
-"""What a race runs: pure functions from a plan to trials, with the same result on every machine.
+"""What a race runs. Pure functions make trials of a plan, with the same result on every machine.
 
-Equal tuning (Choi et al. 2019, arXiv:1910.05446; Schmidt et al. 2021, arXiv:2007.01547): every
-entry gets the same number of trials of the same number of steps, however many knobs it has.
+Tuning is equal (Choi et al. 2019, arXiv:1910.05446; Schmidt et al. 2021, arXiv:2007.01547): every
+entry gets the same number of trials of the same number of steps, however many knobs it has. A knob
+is a hyperparameter that is tuned.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
-"""What a verdict needs. A budget keeps both as long as it can, the trials longer than the seeds.
+"""What a verdict needs. If a budget is small, the number of seeds is lowered to LEAST_SEEDS first,
+and only then the number of trials.
 
 Five trials are the defaults and four quasi-random points, one in each decade of the usual range.
-With fewer, the race compares whose range or whose defaults happen to suit the task."""
+With fewer trials, a race mostly shows whose range or whose defaults happen to suit the task."""
 REPEATS = 3
 """Fresh runs of a unit in a race with looks."""
 RUNGS = ((0.25, 0.5), (0.5, 0.25))
@@ -33,40 +35,43 @@ LEAST_HALVED = 4
 """A tuning of fewer trials is not halved."""
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
-"""Coordinates of a quasi-random point; an entry uses one for each of its knobs."""
+"""Coordinates of a quasi-random point; an entry uses one coordinate for each of its knobs."""
 PLANNED_SHARE = 0.85
-"""Share of a budget that is planned; the rest pays for the store, the report and slow moments."""
+"""Share of a budget that runs may take; the rest is for the store, the report and slow moments."""
 YEAR = 366 * 24 * 3600.0
-"""Most seconds of a budget."""
+"""The largest budget, in seconds."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the trials of a race, and the request behind it."""
+    """Everything that decides the trials of a race, and the request it was made from."""
 
     task: str
     entries: tuple[str, ...]
     trials: int
     """Tuning trials of an entry for each of its fresh seeds."""
     seeds: int
-    """Tunings of an entry, each for fresh seeds of its own; with looks, the most it may have."""
+    """Units of an entry, each with fresh seeds and a tuning of its own; in a race with looks, the
+    most that it may have."""
     steps: int
     """Optimizer steps of a run."""
     seed: int
-    """The study seed, of which all others are made."""
+    """The study seed; all other seeds are derived from it."""
     request: dict[str, Any] = field(default_factory=dict)
     """Option -> value, as the caller gave it."""
     over_budget: bool = False
-    """The budget is too small for the smallest race, which is run all the same."""
+    """Whether the budget is too small for the smallest race; that race is then run anyway."""
     data: str | None = None
-    """Folder of the user's files that the task reads."""
+    """Folder of the user's files that the task reads; None without one."""
     baseline: str = ""
-    """The entry that the others are compared to. If it is not among the entries (it is empty, or
-    `replace` took it away), adamw is, or else the first entry. `compared_to` is strict."""
+    """The entry that the others are compared to. If the given name is no entry (it is empty, or
+    `replace` changed the entries), the baseline becomes adamw, or the first entry if adamw is not
+    in the race. `compared_to` raises an error instead."""
     search: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """Entry -> knob -> [low, high], where the caller asked for another range than the declared."""
+    """Entry -> knob -> [low, high], for the ranges that the caller gave."""
     enough: float | None = None
-    """Seconds of a budget that would buy the trials that a verdict needs; None if this one does."""
+    """Seconds of a budget that would be enough for a verdict; None if there was enough tuning, or
+    no budget."""
     looks: tuple[int, ...] = ()
     """Units at each look; empty in a race of a fixed number of seeds. A unit is one tuning of an
     entry and the fresh runs of the trial that it chose."""
@@ -84,7 +89,7 @@ class Plan:
             object.__setattr__(self, "baseline", usual)
 
     def compared_to(self, baseline: str | None) -> Plan:
-        """The plan with this baseline, unchanged for None; BadCall if it is not an entry."""
+        """The plan with this baseline; the same plan for None. BadCall if it is not an entry."""
         if baseline is None:
             return self
         if baseline not in self.entries:
@@ -159,7 +164,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run: number `index` of an entry in a phase."""
+    """One training run: run number `index` of an entry in a phase."""
 
     task: str
     phase: str
@@ -214,7 +219,7 @@ class Result:
     validation: list[float] = field(default_factory=list)
     """Validation metric at each evaluation."""
     seconds: list[float] = field(default_factory=list)
-    """Training time until each evaluation."""
+    """Training time up to each evaluation."""
     test: float | None = None
     """Metric on test data; None in tuning."""
     diverged: str | None = None
@@ -224,33 +229,33 @@ class Result:
     calls: int = 0
     """Steps of the optimizer that were made; 0 if not known."""
     step_seconds: float = 0.0
-    """Median of one call of `optimizer.step()`."""
+    """Median time of one call of `optimizer.step()`."""
     train_seconds: float = 0.0
-    """Median of one whole training step."""
+    """Median time of one whole training step."""
     state_bytes: int = 0
     parameters: int = 0
-    """Numbers that the optimizer steps."""
+    """How many numbers the optimizer updates."""
     measures: dict[str, float] = field(default_factory=dict)
-    """Whatever else the last report said."""
+    """The other numbers of the last report: name -> value."""
     tested: bool = True
-    """Whether `test` is of test data; else it is of validation data."""
+    """Whether `test` was measured on test data; if not, on validation data."""
     initial: str = ""
     """Hash of the parameters before the first step."""
     batches: list[str] = field(default_factory=list)
-    """Hash of all batches so far, at each evaluation; empty if the entry or the task's own loop
-    chooses its batches."""
+    """At each evaluation, the hash of all batches so far; empty if the entry or the task's own
+    loop chooses the batches."""
     draws: list[str] = field(default_factory=list)
-    """Hash of the random states, at each evaluation."""
+    """At each evaluation, the hash of the random states."""
     first: dict[str, str] = field(default_factory=dict)
-    """Path in the first batch -> hash of what lies there."""
+    """Path in the first batch -> text that identifies the object at this path, with its hash."""
     unread: str = ""
-    """Why the batches could not be hashed, though they are the task's own."""
+    """Why the batches could not be hashed; empty if they could."""
     backends: list[str] = field(default_factory=list)
-    """What made the steps."""
+    """Names of the backends that made the steps."""
     wall_seconds: float = 0.0
-    """The whole run, with its evaluations."""
+    """Time of the whole run, including evaluations."""
     warm_seconds: float = 0.0
-    """First step of the entry in a worker (compilation); it comes before the run."""
+    """Time of the entry's first step in a worker (compilation), which is made before the run."""
 
 
 def derive(seed: int, *labels: object) -> int:
@@ -262,13 +267,13 @@ def derive(seed: int, *labels: object) -> int:
 def points(seed: int, ranges: dict[str, tuple[float, float]], count: int) -> list:
     """The first `count` scrambled Sobol points, log-uniform over `ranges` (knob -> low, high).
 
-    Point i depends only on the seed, i and the ranges, and neither on `count` nor on the other
-    entries. Knob k of every entry takes coordinate k of the same point: entries with the same range
-    try the same learning rates, so luck in drawing them makes no difference between entries.
+    Point i depends only on the seed, i and the ranges; `count` and the other entries do not matter.
+    Knob k of every entry takes coordinate k of the same point. So entries with the same range try
+    the same learning rates, and luck in drawing the points is the same for all of them.
     """
     if not ranges or count < 1:
         return [{} for _ in range(count)]
-    from scipy.stats import qmc  # 0.6 s that workers do not need
+    from scipy.stats import qmc  # here, since it takes 0.6 s and workers do not need it
 
     sobol = qmc.Sobol(max(KNOBS, len(ranges)), scramble=True, rng=derive(seed, "points"))
     unit = sobol.random_base2(math.ceil(math.log2(count)))[:count, : len(ranges)]
@@ -336,12 +341,14 @@ def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tupl
 
 
 def final(task: Task, result: Result) -> float:
-    """The last validation metric, or the worst metric if the run diverged or ended beyond it."""
+    """The last validation metric; the worst metric if the run diverged or ended worse than that."""
     return _worst(task) if result.diverged else clamped(task, result.validation[-1])
 
 
 def tested(task: Task, trial: Trial, result: Result) -> float | None:
-    """The metric that the verdict is about; the worst one if the run diverged, None in tuning."""
+    """The metric that the verdict is about; the worst metric if the run diverged; None in
+    tuning.
+    """
     if trial.phase != FRESH:
         return None
     if result.diverged or result.test is None:
@@ -350,17 +357,17 @@ def tested(task: Task, trial: Trial, result: Result) -> float | None:
 
 
 def clamped(task: Task, metric: float) -> float:
-    """`metric`, or the task's worst metric if that is better."""
+    """`metric`, or the task's worst metric if `metric` is even worse."""
     if task.worst is None:
         return metric
     return max(metric, task.worst) if task.maximize else min(metric, task.worst)
 
 
 def failed(task: Task, trial: Trial, result: Result) -> bool:
-    """Whether a run diverged, or is a fresh one that ended no better than the worst metric.
+    """Whether a run diverged, or is a fresh run that ended no better than the worst metric.
 
-    Only a worst metric that the task gives counts. One that was measured is that of an untrained
-    model, which may be a good model: a run that ends no better has not failed.
+    This compares only with a worst metric that the task gives. A worst metric that was measured
+    belongs to an untrained model, which may be good: a run that ends no better has not failed.
     """
     if result.diverged or task.measured is not None:
         return result.diverged is not None
@@ -370,7 +377,7 @@ def failed(task: Task, trial: Trial, result: Result) -> bool:
 
 def _worst(task: Task) -> float:
     if task.worst is None:
-        raise ValueError(f"task {task.name} has no worst metric yet: a pilot run measures it")
+        raise ValueError(f"task {task.name} has no worst metric: call planning.add_worst first")
     return task.worst
 
 
@@ -424,9 +431,9 @@ def affordable(
 ) -> tuple[int, int]:
     """(trials for each seed, seeds) of an entry that fit into `seconds` of wall time.
 
-    With so many `entries` on `jobs` workers, `run` seconds for a run, and `warm` seconds for the
-    first step of an entry in a worker. There are 10 seeds if 5 trials for each then fit, fewer if
-    not, at least 5; `seeds` stays as it is if it is given.
+    `entries`: their number. `jobs`: number of workers. `run`: seconds of a run. `warm`: seconds of
+    the first step of an entry in a worker. If `seeds` is None, there are 10 seeds, or as many as
+    can have 5 trials each, but at least 5.
     """
     runs = runs_within(seconds * PLANNED_SHARE, entries, jobs, run, warm)
     if seeds is None:
@@ -435,7 +442,7 @@ def affordable(
 
 
 def enough(entries: int, jobs: int, run: float, warm: float, seeds: int | None) -> float:
-    """Seconds of wall time for which `affordable` gives the trials and seeds of a verdict."""
+    """Seconds of wall time for which `affordable` gives enough trials and seeds for a verdict."""
     runs = (LEAST_TRIALS + 1) * max(LEAST_SEEDS, seeds or 0)
     return ((runs + 1) * entries * run / jobs + entries * warm) / PLANNED_SHARE
 
@@ -450,6 +457,6 @@ def parse_budget(text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= YEAR:
         raise BadCall(
-            f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h, a year at most"
+            f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h, at most a year"
         )
     return seconds

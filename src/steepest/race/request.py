@@ -1,4 +1,4 @@
-"""What the caller asks for, where it runs, and whether a stored race is the same one."""
+"""The options of a race, its provenance, and whether they agree with those of a stored race."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "optuna")
 MOST = 100_000
-"""Most trials, seeds, steps or runs."""
+"""The largest number of trials, of seeds, of steps and of runs."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """The options of `steepest race`; None where the protocol chooses."""
+    """The options of `steepest race`; None if the protocol chooses the value."""
 
     task: str
     optimizers: str | None = None
@@ -51,7 +51,7 @@ class Request:
         return names if baseline is None or baseline in names else (*names, baseline)
 
     def baseline_name(self) -> str | None:
-        """The baseline, spelled as an entry; None where the protocol chooses."""
+        """The name of the baseline's entry; None if the protocol chooses the baseline."""
         if self.baseline is None:
             return None
         if "," in self.baseline or not self.baseline.strip():
@@ -67,7 +67,7 @@ class Request:
     def check(self, *, resume: bool = False) -> None:
         """BadCall for the first option that cannot be right.
 
-        Where a stored race goes on, `check_same_race` checks --search.
+        With `resume`, --search is not checked here; `check_same_race` checks it.
         """
         task = tasks.get(self.task, self.data)  # first: its file may define rules
         names = self.entry_names()
@@ -93,7 +93,7 @@ class Request:
 def check_same_race(request: Request, store: Store, option: str, where: str) -> None:
     """BadCall unless the stored race has the requested options, and the same code and data.
 
-    `option`, `where`: what in the call names the stored race, and where that is, for the message.
+    For the message: `option` is the option that names the stored race, `where` is its place.
     """
     _check_options(request, store, option, where)
     now, before = provenance(request), store.provenance
@@ -102,7 +102,7 @@ def check_same_race(request: Request, store: Store, option: str, where: str) -> 
         if modules.get(name, sha256) != sha256:
             raise BadCall(
                 f"{option} with another module {name!r} than the race in '{where}' began with: "
-                f"restore it, or choose another folder with --out"
+                f"restore its file, or choose another folder with --out"
             )
     for what in ("versions", "task_sha256", "data_sha256"):
         if now[what] != before[what]:
@@ -112,14 +112,14 @@ def check_same_race(request: Request, store: Store, option: str, where: str) -> 
             )
     if now["machine"] != before["machine"]:
         warning = (
-            f"the race in '{where}' began on another machine than this one "
-            f"({now['machine']['processor']}): do not compare its times"
+            f"the race in '{where}' began on another machine; this one is "
+            f"{now['machine']['processor']}: do not compare times within this race"
         )
         print(f"steepest: {warning}", file=sys.stderr)
 
 
 def _check_options(request: Request, store: Store, option: str, where: str) -> None:
-    """BadCall for the first option that is given and differs from the stored race's."""
+    """BadCall for the first given option that differs from the option of the stored race."""
     plan = store.plan
     asked = asdict(request) | {"baseline": request.baseline_name(), "search": None}
     if request.optimizers:
@@ -135,19 +135,19 @@ def _check_options(request: Request, store: Store, option: str, where: str) -> N
         "search": searching.as_option(plan.search),
     }
     for name, value in asked.items():
-        # a task's file and its data may have moved: their hashes are compared instead
+        # the task's file and its data may have moved: `check_same_race` compares their hashes
         moved = name == "data" or (name == "task" and store.task.file and tasks.is_file(value))
         if value is not None and value != stored[name] and not moved:
             name_shown = name if name == "task" else f"--{name}"
             began = f"without {name_shown}" if stored[name] is None else f"with {stored[name]}"
             raise BadCall(
                 f"{option} with {name_shown} {value}: the race in '{where}' was started {began}; "
-                f"leave it out, or choose another folder with --out"
+                f"leave {name_shown} out, or choose another folder with --out"
             )
 
 
 def provenance(request: Request) -> Provenance:
-    """With what a race runs, and where."""
+    """Which software, data and machine a race runs with."""
     task = tasks.get(request.task, request.data)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions = {"steepest": steepest.__version__, "python": platform.python_version(), **versions}

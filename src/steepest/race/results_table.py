@@ -33,13 +33,13 @@ def columns(summary: Summary) -> tuple[str, ...]:
 
 
 def costs(summary: Summary) -> bool:
-    """Whether the number of gradients of any entry differs from its number of steps."""
+    """Whether the number of gradients differs from the number of steps in any entry."""
     counts = (entry.get("gradients") for entry in summary["entries"].values())
     return any(count is not None and count != summary["plan"]["steps"] for count in counts)
 
 
 def rows(summary: Summary) -> list[list[str]]:
-    """The cells for `columns`, best mean test metric first."""
+    """The cells of the table, in the order of `columns`; the best mean test metric comes first."""
 
     def order(item: tuple[str, EntrySummary]) -> float:
         test = item[1]["test"]
@@ -90,7 +90,8 @@ def _difference(summary: Summary, name: str, entry: EntrySummary) -> str:
 def _reached(values: Sequence[float | None], form: str, ends: Sequence[float]) -> str:
     """Median over seeds, and how many of the seeds reached the target.
 
-    If half of them did not, the median lies beyond the end of a run (`ends`: theirs).
+    `ends`: where the runs ended. If half of the runs did not reach the target, the median is
+    unknown: the text says that it is beyond the median end.
     """
     if not values:
         return UNKNOWN

@@ -1,7 +1,7 @@
-"""The summary of a race, field by field: what stands in summary.json.
+"""The fields of summary.json, the summary of a race.
 
 Metrics, and differences of metrics, are in the metric's own unit: a share is 0 to 1, not percent.
-"Fresh" lists have one value for each fresh run that has finished, in the order of its index.
+A list marked "Fresh" has one value for each finished fresh run, in the order of the runs.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ class PlanRecord(TypedDict):
     steps: int
     """Optimizer steps of a run."""
     seed: int
-    """The study seed, of which all others are made."""
+    """The study seed; all other seeds are derived from it."""
     request: dict[str, Any]
     """Option -> value, as the caller gave it."""
     over_budget: bool
-    """The budget is too small for the smallest race, which was run all the same."""
+    """Whether the budget was too small for the smallest race, which was run anyway."""
     data: str | None
     """Folder of the files that the task reads."""
     baseline: str
     search: dict[str, dict[str, list[float]]]
     """Entry -> knob -> [low, high], as --search gave them."""
     enough: float | None
-    """Seconds of a budget that would buy the trials of a verdict; None where it does already."""
+    """Seconds of a budget that would be enough for a verdict; None if there was enough tuning, or
+    no budget."""
 
 
 class TuningTrial(TypedDict):
@@ -48,13 +49,13 @@ class TuningTrial(TypedDict):
 
     hyperparameters: dict[str, float]
     validation: float
-    """Last validation metric, not beyond the worst; the worst if the run diverged."""
+    """Last validation metric; the worst metric if the run diverged or ended worse than that."""
     diverged: str | None
     """Why the run diverged; None if it did not."""
 
 
 class BestTrial(TypedDict):
-    """The best tuning trial of an entry: a point that was run."""
+    """The best tuning trial of an entry."""
 
     index: int
     """Its place in `tuning`."""
@@ -63,13 +64,13 @@ class BestTrial(TypedDict):
 
 
 class RateWidth(TypedDict):
-    """How far the learning rates reach that came within 1 % of the best."""
+    """How wide the range of learning rates is whose metric is within 1 % of the best."""
 
     seen: float
-    """Decades; median over the tunings."""
+    """Width of the range in decades; median over the tunings."""
     tunings: int
     points: int
-    """The largest number of rates that a tuning has tried."""
+    """The largest number of learning rates in one tuning."""
 
 
 class Diverged(TypedDict):
@@ -78,8 +79,8 @@ class Diverged(TypedDict):
     tuning: int
     fresh: int
     fresh_rate_up_to: float | None
-    """Largest rate at which fresh runs may *fail* that the `failed` ones do not exclude: exact
-    one-sided 95 % bound, 0 to 1; None without a fresh run."""
+    """Exact one-sided 95 % upper bound of the rate at which fresh runs fail, 0 to 1. It counts all
+    `failed` runs, not only diverged ones. None without a fresh run."""
 
 
 class Curve(TypedDict):
@@ -92,7 +93,7 @@ class Curve(TypedDict):
 
 
 class DifferenceRecord(TypedDict):
-    """`statistics.Difference` as JSON, of fresh test metrics, entry minus baseline."""
+    """`statistics.Difference` as JSON: the fresh test metrics of the entry minus the baseline's."""
 
     n: int
     """Pairs."""
@@ -106,11 +107,11 @@ class DifferenceRecord(TypedDict):
     claim: bool
     exact: bool
     effect: float | None
-    """Standard deviations of the differences (Hedges)."""
+    """Effect size in standard deviations of the differences (Hedges)."""
     improved: float | None
     improved_low: float | None
     improved_high: float | None
-    """Share of seeds, 0 to 1, with its exact 95 % interval."""
+    """Share of seeds on which the entry was better, 0 to 1, and its exact 95 % interval."""
     bootstrap_low: float | None
     bootstrap_high: float | None
 
@@ -121,7 +122,7 @@ class Timing(TypedDict):
     seconds_to_target: list[float | None]
     """Seconds of training; None for a run that did not reach the target."""
     training_seconds: list[float]
-    """Seconds of training until the last evaluation, of the runs that have one."""
+    """Seconds of training until the last evaluation; only runs with an evaluation are listed."""
     step_ms: float | None
     """Milliseconds of one `optimizer.step()`, median over fresh runs."""
     train_step_ms: float | None
@@ -135,9 +136,9 @@ class EntrySummary(TypedDict):
     """What is known of one entry."""
 
     space: dict[str, list[float]] | None
-    """Knob -> [low, high] of its log-uniform range; None where the entry's code is gone."""
+    """Knob -> [low, high] of its log-uniform range; None if the entry's code no longer exists."""
     untuned: str | None
-    """Why only the defaults could be chosen; None where there was a choice."""
+    """Why only the defaults could be chosen; None if there was a choice."""
     chosen: list[int] | None
     """For each fresh seed, the index in `tuning` of its best trial; None before tuning is done."""
     hyperparameters: dict[str, list[float]] | None
@@ -150,37 +151,39 @@ class EntrySummary(TypedDict):
     """Expected best validation metric of k tuning trials, for k = 1, 2, ..."""
     lr_width: RateWidth | None
     seeds: list[int]
-    """Fresh."""
+    """Fresh: the seed of the run."""
     validation: list[float]
-    """Fresh: last validation metric; the worst if the run diverged."""
+    """Fresh: last validation metric; the worst metric if the run diverged."""
     best_validation: list[float | None]
     """Fresh: best validation metric of the run."""
     test: list[float]
-    """Fresh: test metric at the last step (validation where there is no test data); the worst if
-    the run diverged."""
+    """Fresh: test metric at the last step, or validation metric if there is no test data; the
+    worst metric if the run diverged."""
     interquartile_mean: float | None
-    """Of `test`."""
+    """Interquartile mean of `test`."""
     steps_to_target: list[int | None]
     """Fresh: steps until the first evaluation at the target; None if it was not reached."""
     diverged: Diverged
     failed: int
-    """Fresh runs that diverged or, where the task gives its worst metric, ended no better."""
+    """Fresh runs that diverged. If the task gives a worst metric, also runs that ended no better
+    than that."""
     state_bytes: int | None
-    """Bytes of the optimizer's state, of one run."""
+    """Bytes of the optimizer's state in one run."""
     parameters: int | None
-    """Numbers that the optimizer steps."""
+    """How many numbers the optimizer updates."""
     gradients: float | None
-    """Gradients of a batch of the usual size, median over the fresh runs that did not diverge."""
+    """Number of gradients, each of a batch of the usual size; median over the fresh runs that did
+    not diverge."""
     curve: Curve
     difference: DifferenceRecord | None
-    """To the baseline; None for the baseline and in a race that is not complete."""
+    """Difference to the baseline; None for the baseline, and if the race is not complete."""
     timing: Timing
     measures: NotRequired[list[dict[str, float]]]
-    """Fresh: what else the last report said."""
+    """Fresh: the other numbers of the last report, name -> value."""
 
 
 class Finding(TypedDict):
-    """Something wrong with a race although it ran: see `lint`."""
+    """Something that is wrong with a race that ran to its end: see `lint`."""
 
     name: str
     entry: str
@@ -188,23 +191,23 @@ class Finding(TypedDict):
 
 
 class Provenance(TypedDict):
-    """With what a race was run, and where."""
+    """Which software, data and machine a race was run with."""
 
     command: str
     versions: dict[str, str]
     machine: dict[str, Any]
     task_sha256: str | None
-    """Of the task's file."""
+    """Hash of the task's file."""
     modules_sha256: dict[str, str]
-    """Module of the user's own -> hash of its file."""
+    """Module of the user -> hash of its file."""
     data_sha256: str | None
-    """Of the files that the task reads."""
+    """Hash of the files that the task reads."""
     backends: NotRequired[dict[str, list[str]]]
-    """Entry -> what made its steps."""
+    """Entry -> names of the backends that made its steps."""
 
 
 class Share(TypedDict):
-    """What tells how a metric is written."""
+    """Decides how a metric is shown as text."""
 
     proportion: bool
     """Whether the metric is a share, 0 to 1, shown in %."""
@@ -220,17 +223,17 @@ class Summary(Share):
     maximize: bool
     """Whether more of the metric is better."""
     worst: float | None
-    """What a diverged run counts as."""
+    """The metric that a diverged run counts as."""
     target: float | None
-    """Validation metric whose first reaching is timed."""
+    """The validation metric to reach: steps and seconds until then are measured."""
     baseline: str
     complete: bool
     """Whether all planned runs have finished: only then is there a verdict."""
     runs: Counts
     test_size: int
-    """Cases of the test set; 0 where that is not known."""
+    """Cases of the test set; 0 if this is not known."""
     test_data: bool
-    """Whether there is test data; else `test` has validation metrics."""
+    """Whether there is test data; if not, `test` has validation metrics."""
     plan: PlanRecord
     reproduce: str
     """A command line that runs the same trials."""

@@ -1,4 +1,4 @@
-"""`--search ENTRY.KNOB=LOW:HIGH`: further knobs to tune, and other ranges of the declared ones."""
+"""`--search ENTRY.KNOB=LOW:HIGH`: more knobs to tune, and other ranges for the declared knobs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from steepest.training.recipe import Recipe
 Ranges = dict[str, dict[str, list[float]]]
 """Entry -> knob -> [low, high]."""
 INSIDE = 0.38
-"""Where in a range a third value is tried: an option that takes only whole numbers may take both
-ends."""
+"""A range is checked at both ends and at this share of its length, by logarithm: an option that
+takes only whole numbers may accept both ends."""
 FORM = "expected ENTRY.KNOB=LOW:HIGH, as in adamw.weight_decay=1e-4:1"
 
 
 def parse(text: str | None, entries: Sequence[str]) -> Ranges:
-    """The ranges in `text`, which are separated by commas; BadCall for one that is wrong.
+    """The ranges in `text`, which commas separate; BadCall for a wrong range.
 
-    A knob is any number that the entry's optimizer takes, or one of the entry's parts
+    A knob is any number that the entry's optimizer takes, or that a part of the entry takes
     (`noise.eta`).
     """
     ranges: Ranges = {}
@@ -33,19 +33,19 @@ def parse(text: str | None, entries: Sequence[str]) -> Ranges:
         entry = max((e for e in entries if target.startswith(f"{e}.")), key=len, default=None)
         if entry is None:
             raise BadCall(
-                f"--search {item!r}: {target} begins with no entry of the race: {FORM}, with one "
-                f"of {', '.join(entries)} as ENTRY"
+                f"--search {item!r}: {target} does not begin with an entry of the race: {FORM}; "
+                f"ENTRY is one of {', '.join(entries)}"
             )
         knob = target[len(entry) + 1 :]
         if knob in ranges.get(entry, {}):
-            raise BadCall(f"--search {item!r}: {target} is given twice: give one range")
+            raise BadCall(f"--search {item!r}: {target} is given twice: give one range for it")
         ranges.setdefault(entry, {})[knob] = _read_range(item, low, high)
         _check(item, entry, knob, ranges[entry][knob])
     return ranges
 
 
 def as_option(ranges: Ranges) -> str | None:
-    """The ranges as `parse` reads them; None if there are none."""
+    """The ranges as a text that `parse` reads; None if there are none."""
     items = [
         f"{entry}.{knob}={low!r}:{high!r}"
         for entry, knobs in ranges.items()
@@ -55,7 +55,7 @@ def as_option(ranges: Ranges) -> str | None:
 
 
 def default(entry: str, knob: str) -> float:
-    """The optimizer's default of `knob`; KeyError if it takes no such number."""
+    """The optimizer's default of `knob`; KeyError if there is no such option with a number."""
     return Recipe.read(entry).options[knob]
 
 
@@ -66,17 +66,17 @@ def _read_range(item: str, low: str, high: str) -> list[float]:
     if not 0 < ends[0] < ends[1] < math.inf:
         raise BadCall(
             f"--search {item!r}: {low}:{high} is no range: expected two numbers above 0, the lower "
-            f"first, since points are spread evenly over their logarithms"
+            f"one first; the range is searched on a logarithmic scale"
         )
     return ends
 
 
 def _check(item: str, entry: str, knob: str, ends: Sequence[float]) -> None:
-    """BadCall for a knob that the entry does not have, or a range that the knob cannot have."""
+    """BadCall if the entry has no such knob, or if the knob does not accept the range."""
     recipe = Recipe.read(entry)
     if knob not in recipe.options:
         raise BadCall(
-            f"--search {item!r}: {entry} has no number called {knob!r}: expected one of "
+            f"--search {item!r}: {entry} has no knob called {knob!r}: expected one of "
             f"{', '.join(recipe.options) or 'none, as it has no knobs'}"
         )
     low, high = ends
@@ -85,5 +85,5 @@ def _check(item: str, entry: str, knob: str, ends: Sequence[float]) -> None:
             recipe.check_value(knob, value)
         except (ValueError, TypeError, RuntimeError) as error:
             raise BadCall(
-                f"--search {item!r}: {entry} refuses {knob}={value:g} ({error})"
+                f"--search {item!r}: {entry} refuses {knob}={value:g} ({error}); give another range"
             ) from None

@@ -1,4 +1,4 @@
-"""What paired seeds allow to claim: pure functions of lists of numbers."""
+"""The tests behind every claim of a race: pure functions of lists of numbers."""
 
 from __future__ import annotations
 
@@ -11,41 +11,42 @@ import numpy as np
 from scipy import special, stats
 
 ALPHA = 0.05
-"""Level of all claims of a race together."""
+"""Level of all claims of a race together: the largest probability of any false claim."""
 POWER = 0.8
 """Share of races that should find a difference of the planned size."""
 LEAST = 5
-"""With fewer pairs there is no claim; the exact test may need more: see `least_pairs`."""
+"""With fewer pairs there is no claim. The exact test may need more pairs: see `least_pairs`."""
 EXHAUSTIVE = 20
-"""Up to this many pairs the sign-flip test takes every subset of them."""
+"""Up to this many pairs, the sign-flip test uses all subsets of the pairs."""
 CHUNK = 2**15
 """Subsets that are drawn at once."""
 APART = 10.0
-"""A difference stands apart at this many median distances: see `stands_apart`."""
+"""A difference this many median distances away stands apart: see `stands_apart`."""
 BOOTSTRAP_LEAST = 20
-"""With fewer pairs a bootstrap interval is too narrow, and not shown."""
+"""With fewer pairs a bootstrap interval is too narrow, so it is not shown."""
 FAR = 6.0
-"""Noncentrality beyond which the other tail, below 1e-9, is left out: scipy 1.17 gives nan."""
+"""Beyond this noncentrality, `power` leaves out the other tail, which is below 1e-9 there:
+scipy 1.17 gives nan for it."""
 NO_SPREAD = 1e-12
-"""A difference below this share of the numbers that it is made of is rounding."""
+"""A difference of two numbers counts as rounding if it is below this share of the numbers."""
 TINY = 1e-150
-"""The square of a smaller number is 0."""
+"""Squares of numbers below this one are 0 in double precision."""
 
 
 @dataclass(frozen=True)
 class Difference:
     """Paired difference of an entry to the baseline, in the unit of the metric.
 
-    The claim rests on the t test or on the exact test. All fields from `effect` on are only shown
-    beside it.
+    The claim comes from the t test or from the exact test. The fields from `effect` on are only
+    shown; they do not decide the claim.
     """
 
     n: int
     mean: float
     low: float | None
     high: float | None
-    """Interval at `level`; None for one pair, without spread, or with too few pairs for an exact
-    interval."""
+    """Interval at `level`; None for a single pair, for differences without spread, or if an exact
+    interval needs more pairs."""
     level: float
     """Confidence level, 0 to 1."""
     p: float | None
@@ -54,7 +55,7 @@ class Difference:
     claim: bool
     """Whether the entry is told apart from the baseline, at 5 % over all entries."""
     exact: bool = False
-    """By the sign-flip test, since a run failed or one stands apart; else by the t test."""
+    """Whether the sign-flip test was used, because a run failed or a difference stands apart."""
     effect: float | None = None
     """`hedges`, in standard deviations of the differences."""
     improved: float | None = None
@@ -68,7 +69,7 @@ class Difference:
 
 
 def spread_of(values: Sequence[float]) -> float:
-    """Standard deviation by the median absolute deviation, which one run cannot decide."""
+    """Standard deviation, estimated by the median absolute deviation: one run cannot decide it."""
     return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
 
 
@@ -81,8 +82,8 @@ def holm(p: Sequence[float]) -> list[float]:
 def _step_down(p: Mapping[Any, float]) -> tuple[dict[Any, float], dict[Any, float]]:
     """The adjusted p of each test by Holm's procedure, and the confidence level of its step.
 
-    The smallest p is tested first, at 1 - 0.05 / (number of tests); each step that rejects lowers
-    that number by one for the next.
+    The smallest p is tested first, at the confidence level 1 - 0.05 / (number of tests). After each
+    rejection, the next step divides by one less.
     """
     adjusted: dict[Any, float] = {}
     levels: dict[Any, float] = {}
@@ -97,12 +98,13 @@ def _step_down(p: Mapping[Any, float]) -> tuple[dict[Any, float], dict[Any, floa
 
 
 def stands_apart(d: Sequence[float] | np.ndarray) -> bool:
-    """Whether one difference is so far from the others that a t test would see nothing else.
+    """Whether one difference is so far from the others that it alone would decide a t test.
 
-    That is: its size |d| lies further from the median size than 10 times the median of all such
-    distances (MAD; Hampel 1974, Journal of the American Statistical Association 69, 383-393). Only
-    sizes decide, and never signs, so that the exact test, which counts signs, keeps its level.
-    Holds for 3 % of samples of n=10 normal differences with mean 0.
+    The rule: the distance of its size |d| from the median size is more than 10 times the median of
+    all such distances (MAD; Hampel 1974, Journal of the American Statistical Association 69,
+    383-393). The rule uses only sizes. The level of the exact test depends only on signs, so the
+    rule does not change it. The rule applies to 3 % of samples of n=10 normal differences with
+    mean 0.
     """
     size = abs(np.asarray(d, dtype=float))
     distance = abs(size - np.median(size))
@@ -113,25 +115,26 @@ def stands_apart(d: Sequence[float] | np.ndarray) -> bool:
 def sign_flip(d: Sequence[float] | np.ndarray) -> float:
     """Two-sided p of the sign-flip test of the mean of paired differences `d`.
 
-    Of the 2^n ways to choose the signs of the differences, the share whose sum lies as far from 0
-    as the observed sum (Fisher 1935, The Design of Experiments, section 21). The test is exact if
-    both entries of a pair have the same distribution, whichever that is. One huge difference, of a
-    run that failed, counts as one sign, while it makes the t of a t test 1. The smallest p is
-    2 / 2^n.
+    There are 2^n ways to choose the signs of the differences. p is the share of them whose sum is
+    at least as far from 0 as the observed sum (Fisher 1935, The Design of Experiments, section 21).
+    The test is exact if both entries of a pair have the same distribution; it may be any
+    distribution. One huge difference, of a run that failed, counts as one sign; in a t test, it
+    would make t about 1. The smallest p is 2 / 2^n.
 
-    Flipping the signs of a subset raises the sum exactly if the subset's own sum is below 0, so
-    only the signs of the sums of subsets are needed. Beyond 20 pairs, 2^20 subsets are drawn with a
-    fixed seed; the empty one is among them, which keeps p valid.
+    Flipping the signs of a subset raises the sum exactly if the subset's own sum is below 0. So
+    only the signs of the sums of subsets are needed. For more than 20 pairs, 2^20 subsets are drawn
+    with a fixed seed. The empty subset is one of them, which keeps p valid.
     """
     (subsets,) = _subsets([np.asarray(d, dtype=float)])
     return subsets.p()
 
 
 def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float, float] | None:
-    """The shifts of `d` that `sign_flip` does not reject at `level`; None with too few pairs.
+    """Confidence interval of the mean that belongs to `sign_flip`; None with too few pairs.
 
-    Its ends are means of subsets of the differences: Hartigan (1969), Journal of the American
-    Statistical Association 64, 1303-1317.
+    It holds the values that `sign_flip` does not reject when they are subtracted from `d`. Its ends
+    are means of subsets of the differences: Hartigan (1969), Journal of the American Statistical
+    Association 64, 1303-1317.
     """
     (subsets,) = _subsets([np.asarray(d, dtype=float)])
     return subsets.interval(level)
@@ -139,9 +142,9 @@ def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float,
 
 @dataclass(frozen=True)
 class _Subsets:
-    """Sum and size of every subset of the differences, or of those that were drawn.
+    """Sum and size of every subset of the differences, or of the subsets that were drawn.
 
-    A sum that is only rounding is exactly 0.
+    A sum that would be only rounding is set to 0.
     """
 
     sums: np.ndarray
@@ -153,7 +156,7 @@ class _Subsets:
 
     def interval(self, level: float) -> tuple[float, float] | None:
         nonempty = self.sizes > 0
-        # p of a shift is twice the share of subsets with a mean beyond it, empty ones included
+        # p of a shift is twice the share of subsets whose mean is beyond it; empty subsets count
         beyond = math.floor((1 - level) / 2 * len(nonempty) * (1 + NO_SPREAD))
         beyond -= int((~nonempty).sum())
         if beyond < 0:
@@ -164,7 +167,7 @@ class _Subsets:
 
 
 def _subsets(samples: Sequence[np.ndarray]) -> list[_Subsets]:
-    """The subsets of each of `samples`, which have the same number of pairs: the same for all."""
+    """The subsets of each of `samples`. All samples have equal lengths and get the same subsets."""
     if not samples:
         return []
     n = len(samples[0])
@@ -182,7 +185,7 @@ def _subsets(samples: Sequence[np.ndarray]) -> list[_Subsets]:
             drawn = rng.integers(2, size=(CHUNK, n), dtype=np.int8).astype(float)
             if k == 0:
                 drawn[0] = 0  # the empty subset
-            # a product per sample: the rounding of one product depends on its number of rows
+            # one product for each sample: the rounding of a product depends on its number of rows
             chunks.append(((pairs @ drawn.T).reshape(len(rows), CHUNK), drawn.sum(axis=1)))
         sums, sizes = (np.concatenate(chunk, axis=-1) for chunk in zip(*chunks, strict=True))
     return [
@@ -197,7 +200,7 @@ def least_pairs(comparisons: int) -> int:
 
 
 def failure_bound(failed: int, n: int) -> float:
-    """One-sided 95 % upper bound of the rate of failure, where `failed` of `n` runs failed.
+    """One-sided 95 % upper bound of the failure rate if `failed` of `n` runs failed.
 
     Clopper and Pearson (1934), Biometrika 26, 404-413.
     """
@@ -210,7 +213,11 @@ def _constant(d: np.ndarray) -> bool:
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    """The differences a - b without rounding: those below it are 0, those equal up to it equal."""
+    """The differences a - b without rounding.
+
+    A difference that is only rounding becomes 0. If all differences agree up to rounding, all
+    become their mean.
+    """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     rounding = NO_SPREAD * np.maximum(abs(x), abs(y)) + TINY
     d = np.where(abs(x - y) <= rounding, 0.0, x - y)
@@ -220,7 +227,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Tests:
-    """The p of every entry with two pairs or more, and the subsets behind an exact one."""
+    """p of every entry with two pairs or more, and the subsets that gave an exact p."""
 
     p: dict[str, float]
     subsets: dict[str, _Subsets]
@@ -269,13 +276,14 @@ def compare(
 ) -> dict[str, Difference]:
     """Judge every entry's `paired` differences to the baseline; `maximize`: more is better.
 
-    Two-sided paired t tests, Holm-corrected over the entries. The exact `sign_flip` takes the place
-    of the t test for the entries in `failed` (a run of theirs or of the baseline failed), where one
-    difference `stands_apart`, and where all differences are the same number.
+    The tests are two-sided paired t tests, Holm-corrected over the entries. The exact `sign_flip`
+    replaces the t test in three cases: for an entry in `failed` (a run of the entry or of the
+    baseline failed), if one difference `stands_apart`, and if all differences are the same number.
 
-    The interval of an entry inverts the same test, at the level of its step in Holm's procedure:
-    between 95 % and 1 - 0.05 / (number of entries). So it leaves out zero exactly if a difference
-    is claimed. There is no interval where all differences are the same.
+    The interval of an entry belongs to the same test, at the confidence level of its step in Holm's
+    procedure: between 95 % and 1 - 0.05 / (number of entries). With five pairs or more, the
+    interval excludes zero exactly if a difference is claimed. If all differences are the same,
+    there is no interval.
     """
     arrays = {name: np.asarray(d, dtype=float) for name, d in differences.items()}
     tests = _tests(arrays, failed)
@@ -316,9 +324,9 @@ def compare(
 def hedges(d: Sequence[float] | np.ndarray) -> float:
     """Mean over standard deviation of paired differences, corrected for small samples.
 
-    The standardised mean difference of pairs (d_z) times the exact correction of Hedges (1981),
-    Journal of Educational Statistics 6, 107-128, for n - 1 degrees of freedom; it is 0 for n = 2.
-    Needs two pairs or more, and some spread.
+    This is the standardised mean difference of pairs (d_z) times the exact correction of Hedges
+    (1981), Journal of Educational Statistics 6, 107-128, for n - 1 degrees of freedom. The
+    correction is 0 for n = 2. `d` needs two pairs or more, and some spread.
     """
     d = np.asarray(d, dtype=float)
     df = len(d) - 1
@@ -331,9 +339,9 @@ def hedges(d: Sequence[float] | np.ndarray) -> float:
 def improvement(d: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
     """Share of pairs above zero, where a tie counts half, and its exact 95 % interval (low, high).
 
-    The probability of improvement of Agarwal et al. 2021, arXiv:2108.13264, for pairs. The
-    interval is that of Clopper and Pearson (1934), Biometrika 26, 404-413. Ties count against the
-    entry at the lower end and for it at the upper end, so the interval is never too narrow.
+    The share is the probability of improvement of Agarwal et al. 2021, arXiv:2108.13264, for pairs.
+    The interval is that of Clopper and Pearson (1934), Biometrika 26, 404-413. The lower end counts
+    ties as losses, the upper end counts ties as wins, so the interval is never too narrow.
     """
     signs = np.sign(d)
     n, wins, ties = len(signs), int((signs > 0).sum()), int((signs == 0).sum())
@@ -359,8 +367,9 @@ def bootstrap(d: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
 def power(effect: float, n: int, alpha: float = ALPHA) -> float:
     """Power of a two-sided t test of `n` pairs at `alpha` for a true `effect`.
 
-    `effect`: mean of the differences in their standard deviations. By the noncentral t
-    distribution: Cohen (1988), Statistical Power Analysis for the Behavioral Sciences.
+    `effect`: mean of the differences divided by their standard deviation. The power follows from
+    the noncentral t distribution: Cohen (1988), Statistical Power Analysis for the Behavioral
+    Sciences.
     """
     shift, edge = abs(effect) * math.sqrt(n), stats.t.isf(alpha / 2, n - 1)
     chance = float(stats.nct.sf(edge, n - 1, shift))

@@ -1,6 +1,7 @@
 """The trials of a race: one Optuna study, in the folder's `study.db` or in a database.
 
-Only the parent processes write, each trial in one transaction.
+Only the parent process of a race writes, never its workers. It writes each trial in one
+transaction.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from steepest.race.schema import Provenance
 from steepest.tasks import Task, facts, get
 
 FORMAT = 3
-"""Version of what is stored; raised whenever older stores can no longer be read."""
+"""Version of the stored format. It grows when older stores can no longer be read."""
 
 
 class Store:
@@ -58,14 +59,15 @@ class Store:
         except Exception as error:  # optuna refuses the tables of another version
             why = str(error).strip().partition("\n")[0] or type(error).__name__
             raise BadCall(
-                f"optuna {optuna.__version__} cannot read '{self.location.name}': {why}"
+                f"optuna {optuna.__version__} cannot read '{self.location.name}' ({why}): use the "
+                f"version of optuna that wrote it"
             ) from error
         weakref.finalize(self, self._storage.engine.dispose)  # no connection outlives the store
         self._number = self._storage.get_study_id_from_name(self.location.study)
         stored = attributes["plan"]
         self.plan = Plan(**{**stored, "entries": tuple(stored["entries"])})
         self.task = Task(**attributes["task"])
-        """Without its code."""
+        """The facts of the task, without its code."""
         self.spaces: dict[str, dict[str, tuple[float, float]]] = {
             entry: {knob: (low, high) for knob, (low, high) in ranges.items()}
             for entry, ranges in attributes["spaces"].items()
@@ -81,10 +83,10 @@ class Store:
         task: Task | None = None,
         where: Location | None = None,
     ) -> Store:
-        """A new store; `task`: with what a pilot run has added.
+        """A new store. `task`: the task with the worst metric that a pilot run measured.
 
-        A kill leaves a complete store or none. If another process has meanwhile created this study
-        in the database, the store is that one's.
+        If the process is killed, there is a complete store or none. If another process has
+        meanwhile created this study in the database, the result is the store of that process.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         task = task or get(plan.task, plan.data)
@@ -110,13 +112,13 @@ class Store:
         return Store(where)
 
     def leases(self) -> Unshared:
-        """Which process runs which trial, if several share the study."""
+        """The leases that decide which process runs which trial, if several share the study."""
         if not self.location.racer:
             return Unshared()
         return Leases(self.location, self._storage.engine, self._number)
 
     def add(self, trial: Trial, result: Result) -> None:
-        """Store one finished trial; its Optuna value is the last validation metric."""
+        """Store one finished trial; its value in Optuna is the last validation metric."""
         ranges = {
             knob: (low, high)
             for knob, (low, high) in self.spaces[trial.entry].items()
@@ -133,7 +135,7 @@ class Store:
             self._study.add_trial(frozen)
 
     def results(self) -> list[tuple[Trial, Result]]:
-        """All finished trials, each once: tuning before fresh runs, then by entry and index."""
+        """All finished trials, each once: tuning before fresh runs, then by entry and by index."""
         pairs: dict[tuple[str, str, int], tuple[Trial, Result]] = {}
         with self.location.readable_errors(AGAIN):
             stored = self._study.get_trials(deepcopy=False)
@@ -148,14 +150,14 @@ class Store:
 
 
 def _create_study(where: Location, direction: StudyDirection, attributes: dict[str, Any]) -> None:
-    """Create the study with its attributes, unless another process already has."""
+    """Create the study with its attributes, unless another process has already created it."""
     storage = where.storage()
     try:
         try:
             study = optuna.create_study(
                 study_name=where.study, storage=storage, direction=direction
             )
-        except (DuplicatedStudyError, StorageInternalError):  # drivers do not agree on which
+        except (DuplicatedStudyError, StorageInternalError):  # each driver raises another one
             if where.attributes() is None:
                 raise
             study = optuna.load_study(study_name=where.study, storage=storage)
@@ -164,8 +166,8 @@ def _create_study(where: Location, direction: StudyDirection, attributes: dict[s
             return
         if known or study.get_trials(deepcopy=False) or study.direction != direction:
             raise BadCall(
-                f"--study {where.study}: in {where.name} that is an Optuna study, but not one of a "
-                f"race; choose another name"
+                f"--study {where.study}: {where.name} has an Optuna study of this name that is not "
+                f"a race; choose another name"
             )
         number = storage.get_study_id_from_name(where.study)
         rows = [

@@ -1,4 +1,4 @@
-"""From finished trials to the summary of a race, as in summary.json."""
+"""Makes the summary of a race, as in summary.json, from its finished trials."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def summarise(
 ) -> Summary:
     """Everything that is known about a race. Only the fields under "timing" depend on wall time.
 
-    spaces: the search ranges that a store has, for entries whose code may be gone.
+    spaces: search ranges from a store, for entries whose code may no longer exist.
     """
     entries: dict[str, EntrySummary] = {}
     for name in plan.entries:
@@ -64,7 +64,7 @@ def summarise(
         )
         entries[name] = _entry(task, plan, tuned, fresh, _space(plan, name, spaces or {}))
     complete = len(pairs) == plan.runs
-    if complete:  # who interrupts a race may have seen its results: no test of them is valid
+    if complete:  # results may be the reason for an interruption: then no test is valid
         _judge(task, plan, entries)
     unchecked, unpaired, checked = _batches(plan, pairs)
     summary: Summary = {
@@ -119,11 +119,11 @@ def _judge(task: Task, plan: Plan, entries: dict[str, EntrySummary]) -> None:
 
 
 def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Entries with unchecked batches and why; with other batches and what differs; with the same
-    batches.
+    """(unchecked entry -> reason, unpaired entry -> what differs, entries with the same batches).
 
-    Batches are compared with the baseline's, or with those of the first entry that trains on the
-    task's own. In a race from before batches were hashed, an entry may be in none of the three.
+    The batches of a run are compared with the baseline's, or with those of the first entry that
+    trains on the task's own batches. If a race is older than the hashes of batches, an entry may be
+    in none of the three.
     """
     unchecked: dict[str, str] = {}
     unpaired: dict[str, str] = {}
@@ -147,23 +147,23 @@ def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], 
 
 
 def _differs(trial: Trial, result: Result, other: Trial, before: Result) -> str | None:
-    """What differs between two runs of a seed, as far as both of them go; None if nothing does."""
+    """What differs between two runs of a seed, up to the end of the shorter run, or None."""
     at = pairing.parted(result.batches, before.batches)
     if at is not None:
         name = pairing.field(result.first, before.first)
-        where = "" if name is None else f", batch{name} from the first on"
-        return f"batches are not those of {other.entry} up to step {result.steps[at]}{where}"
+        where = "" if name is None else f" (batch{name} already in the first batch)"
+        return f"batches up to step {result.steps[at]} differ from those of {other.entry}{where}"
     alike = Recipe.read(trial.entry).model_of == Recipe.read(other.entry).model_of
     at = pairing.parted(result.draws, before.draws) if alike else None
     if at is None:
         return None
-    return f"random draws are not those of {other.entry} up to step {result.steps[at]}"
+    return f"random draws up to step {result.steps[at]} differ from those of {other.entry}"
 
 
 def _entry(
     task: Task, plan: Plan, tuned: Pairs, fresh: Pairs, space: dict[str, list[float]] | None
 ) -> EntrySummary:
-    """What is known of an entry, but for its difference to the baseline."""
+    """What is known of an entry, except its difference to the baseline."""
     groups = by_seed(plan, tuned)
     chosen = None
     if len(tuned) == plan.tunings:
@@ -244,7 +244,7 @@ def _spread(chosen: Sequence[dict[str, float]]) -> dict[str, list[float]]:
 
 
 def _best(task: Task, tuned: Pairs, chosen: Sequence[Trial]) -> BestTrial:
-    """The best one of the chosen tuning trials: a point that was run."""
+    """The best of the chosen tuning trials."""
     keys = {trial.key for trial in chosen}
     trial = best(task, [pair for pair in tuned if pair[0].key in keys])
     score = next(final(task, result) for other, result in tuned if other.key == trial.key)
@@ -274,7 +274,7 @@ def _width(task: Task, groups: Sequence[Pairs]) -> RateWidth | None:
 def _space(
     plan: Plan, name: str, stored: Mapping[str, Mapping[str, tuple[float, float]]]
 ) -> dict[str, list[float]] | None:
-    """The search ranges; None if the code that defines the entry is gone."""
+    """The search ranges; None if the code that defines the entry no longer exists."""
     try:
         space = stored[name] if name in stored else plan.space(name)
         return {knob: list(ends) for knob, ends in space.items()}
@@ -302,7 +302,7 @@ def _columns(rows: Sequence[Sequence[float]]) -> list[float]:
 def _curve(task: Task, results: Sequence[Result]) -> Curve:
     """Median and quartiles of the validation metric over seeds.
 
-    A diverged run counts as the worst metric from its divergence on.
+    After a run has diverged, it counts as the worst metric.
     """
     if not results:
         return {"steps": [], "median": [], "low": [], "high": []}
@@ -318,7 +318,7 @@ def _curve(task: Task, results: Sequence[Result]) -> Curve:
 
 
 def reproduce(plan: Plan) -> str:
-    """The command line that runs the same trials again, even if a budget chose their number."""
+    """The command line that runs the same trials again, also if a budget chose their number."""
     numbers = f"--trials {plan.trials} --seeds {plan.seeds} --steps {plan.steps} --seed {plan.seed}"
     names = ",".join(plan.entries)
     data = f" --data {shlex.quote(plan.data)}" if plan.data else ""

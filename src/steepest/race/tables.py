@@ -32,9 +32,10 @@ RUN = (
 def runs(task: Task, pairs: Pairs) -> str:
     """One row for each run, as CSV; times are in seconds.
 
-    The columns `hyper.NAME` have the hyperparameters, `measure.NAME` whatever else was reported. A
-    diverged run has the reason in `diverged`, and the worst metric as its result, as in the
-    verdict. A cell is empty if something was not measured or not reached.
+    The columns `hyper.NAME` have the hyperparameters, and the columns `measure.NAME` the other
+    numbers that were reported. If a run diverged, `diverged` has the reason, and its final metrics
+    are the worst metric, as in the verdict. A cell is empty if its value was not measured, or if
+    the target was not reached.
     """
     knobs = sorted({knob for trial, _ in pairs for knob in trial.hyper})
     measures = sorted({name for _, result in pairs for name in result.measures})

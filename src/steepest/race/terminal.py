@@ -1,4 +1,4 @@
-"""A race in the terminal: a live table while it runs, the table and the verdict at its end."""
+"""A race in the terminal: a live table during the race, the table and the verdict at its end."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from steepest.race.schema import Summary
 from steepest.tasks import Task
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")
-"""Columns that report.html has and a terminal has no room for."""
+"""Columns that only report.html shows: a terminal has no room for them."""
 TIMES = ("seconds to target", "optimizer ms/step")
 NARROW = 100
-"""A terminal with fewer columns has no room for the times either."""
+"""A terminal with fewer characters in a line does not show TIMES either."""
 WIDTH = 120
-"""Columns of output that is not a terminal."""
+"""Characters in a line of output that is not a terminal."""
 HEAD = 15
-"""Columns at which a head is wrapped, so that the table fits into 100."""
+"""Characters at which a column's head is wrapped, so that the table fits into 100."""
 REFRESH = 4
-"""Times a second that the live table is drawn: enough for the remaining time, without flicker."""
+"""How often per second the live table is drawn: more often might flicker."""
 QUIET = 30.0
-"""Seconds between two lines where there is no terminal to draw in, so short races are silent."""
+"""Least seconds between two lines if there is no terminal. So a short race prints no line."""
 
 
 class Progress:
     """The progress of a race, on stderr; a context manager. Call `advance` after every trial.
 
-    `done`: the trials of an earlier start. A terminal shows a table, which disappears at the end;
-    elsewhere (a file, a pipe, TERM=dumb) there is a plain line every 30 s. Test metrics are not
-    shown, so that nobody stops a race because of them.
+    `done`: trials that are already stored. A terminal shows a table, which disappears at the end.
+    Any other output (a file, a pipe, TERM=dumb) gets a plain line at most every 30 s. Test metrics
+    are not shown, so that nobody stops a race because of them.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Progress:
                 shown,
                 str(count["failed"]),
             )
-        # the line comes first, since a low window cuts off the end
+        # the line comes first, since a window with few rows cuts off the end
         return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
 
 
@@ -156,7 +156,10 @@ def _table(summary: Summary, width: int) -> Table:
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
     heads = columns(summary)
-    caption = "mean ± sd; median (seeds that reached it); failed: fresh runs (diverged in tuning)"
+    caption = (
+        "mean ± sd; to target: median (seeds that reached it); "
+        "failed: fresh runs (diverged in tuning)"
+    )
     if "gradients" in heads:
         caption += "; gradients: of one usual batch"
     table = Table(box=box.SIMPLE, title=Text(title), caption=caption)

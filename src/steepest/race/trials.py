@@ -33,22 +33,21 @@ from steepest.training.randomness import OwnRandomness
 from steepest.training.recipe import Recipe, backends
 
 ROUNDING = 1e-6
-"""How far beyond 0 or 1 a share may lie."""
+"""How far below 0 or above 1 rounding may move a share."""
 HUGE = 1e8
-"""A weight beyond this is as lost as inf: an error that a task then raises is divergence."""
+"""A weight beyond this counts as diverged, like inf: if a task then raises an error, the run has
+diverged."""
 OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 _warm: set[str] = set()
 
 
 class Ended(BaseException):
-    """Ends a loop of the user's; none of its `except Exception` catches it."""
+    """Ends a training loop of the user. No `except Exception` catches it: it is a BaseException."""
 
 
-def runner(
-    task: str, optimizers: str | None = None
-) -> Callable[[Trial | Tuning], Result | list[Result]]:
-    """`run` for the workers of a race; a task in a file keeps the source that it has now."""
+def runner(task: str, optimizers: str | None = None) -> Callable[[Trial | Tuning], Any]:
+    """`run` for the workers of a race. A task from a file keeps the source that it has now."""
     with tasks.held(task) as source:
         return partial(
             run, source=source, imported=user_modules.modules(task, optimizers, anew=True)
@@ -74,8 +73,8 @@ def run(
 
     A run that diverges is a result, not an error.
 
-    source: the task's file as it was when the race began. imported: hashes of the user's modules
-    then; TaskError if one has changed.
+    source: content of the task's file when the race began. imported: hashes of the user's modules
+    when the race began; TaskError if a module has changed since then.
     """
     trial = item.trials[0] if isinstance(item, Tuning) else item
     with nullcontext() if source is None else held(Path(trial.task), source):
@@ -131,7 +130,7 @@ def _warm_up(trial: Trial) -> None:
         )
 
     small = replace(tasks.TASKS["digits"], build=build, switches=())
-    with suppress(Exception):  # the run fails again, and reports the error
+    with suppress(Exception):  # the run itself will fail again and report the error
         train(small, Recipe.read(trial.entry), trial.hyper, trial.seed, 1, lambda *_, **__: None)
 
 
@@ -182,27 +181,30 @@ class _Run:
                 raise
             if trial.phase == PILOT and task.file and not isinstance(error, Diverged):
                 with told(Path(task.file), "the pilot run"):
-                    raise  # with the defaults it is more likely a mistake
+                    raise  # with the defaults, a mistake in the file is more likely
             result.diverged = str(error) or type(error).__name__
         except BadCall as error:
-            # an error that a task raises on lost weights is divergence too
+            # if a task raises an error because the weights are lost, the run has diverged
             if self._wrong or trial.phase == PILOT or self._finite(HUGE):
                 raise
             result.diverged = str(error)
-        if self._wrong:  # the user's loop has swallowed it
+        if self._wrong:  # the user's loop has caught it and gone on
             raise self._wrong
         if self._odd and not result.diverged:
             result.diverged = f"{self._odd}, and at every report after it"
         if not result.diverged and not result.steps:
             late = f" up to step {trial.steps}" if self._over else ""
-            raise BadCall(f"it never called report(step, validation=...){late}")
+            raise BadCall(f"train() never called report(step, validation=...){late}: call it")
         if not result.diverged and not any(self._stepping):
-            raise BadCall("it never called step() of what make_optimizer(...) returned")
+            raise BadCall(
+                "train() never called step() of the optimizer that make_optimizer(...) returned: "
+                "call it"
+            )
         if trial.phase == FRESH and not result.diverged and result.test is None:
             result.tested, result.test = False, result.validation[-1]
 
     def make_optimizer(self, params: Any) -> torch.optim.Optimizer:
-        """The candidate over a module's parameters, tensors or groups; it steps its schedule."""
+        """The entry's optimizer for a module, tensors or groups; step() also steps its schedule."""
         if not isinstance(params, (nn.Module, Iterable)) or isinstance(
             params, (torch.Tensor, dict)
         ):
@@ -218,7 +220,7 @@ class _Run:
             raw = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
             self._initial.update(raw.numpy().tobytes())
         self._optimizers.append(optimizer)
-        trial, which = self.trial, len(self._optimizers)  # two optimizers draw two noises
+        trial, which = self.trial, len(self._optimizers)  # each optimizer draws noise of its own
         optimizer.step = MethodType(self._timed(optimizer, which), optimizer)
         if two_points(optimizer):
             self._watch(optimizer)
@@ -230,7 +232,7 @@ class _Run:
     def _watch(self, optimizer: Any) -> None:
         """Note whether eval() has been called since the last step.
 
-        By a class of its own: Lightning's wrapper calls the methods of the class.
+        The optimizer gets a subclass for this: Lightning's wrapper calls methods of the class.
         """
         cls, training, which = type(optimizer), self._training, len(self._training) - 1
 
@@ -250,7 +252,7 @@ class _Run:
         def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
             inside = 0.0
 
-            def timed_closure() -> Any:  # the loss in a closure is not the optimizer's time
+            def timed_closure() -> Any:  # time in the closure is not time of the optimizer
                 nonlocal inside
                 start = perf_counter()
                 try:
@@ -282,17 +284,17 @@ class _Run:
         start = perf_counter()
         self._seen.add(batch)
         self._new = True
-        self._mark += perf_counter() - start  # this is not training
+        self._mark += perf_counter() - start  # hashing is not training time
 
     def _evaluates(self) -> None:
-        """Keep the random states after training: an evaluation may draw, too."""
+        """Keep the random states before an evaluation, because the evaluation may draw, too."""
         if self._new:
             self._drawn = states(tasks.generators(self.task))
 
     def report(self, step: int, **metrics: Any) -> None:
         """`report(step, validation=..., test=..., anything=...)`: takes metrics, may end the run.
 
-        The time from the last step until it returns counts as evaluation, not as training.
+        The time from the last step until `report` returns counts as evaluation, not as training.
         """
         result, trial = self.result, self.trial
         if self._over:
@@ -308,8 +310,8 @@ class _Run:
         if "validation" not in metrics:
             given = ", ".join(f"{name}=..." for name in metrics) or "no metric"
             self._refuse(
-                f"report({step}) with {given}: expected validation=..., and test=... where there "
-                f"is test data"
+                f"report({step}) with {given}: expected validation=..., and test=... if there is "
+                f"test data"
             )
         try:
             values = {name: number(value) for name, value in metrics.items()}
@@ -317,8 +319,8 @@ class _Run:
             self._refuse(f"report({step}): {error}")
         if any(self._training):
             self._refuse(
-                f"report({step}): the model has the weights that {trial.entry} trains, not the "
-                f"averaged ones that are used: call optimizer.eval() before evaluating and "
+                f"report({step}): the model has the weights that {trial.entry} trains: expected "
+                f"the averaged weights; call optimizer.eval() before evaluating and "
                 f"optimizer.train() after it, if hasattr(optimizer, 'eval')"
             )
         for name in ("validation", "test"):
@@ -334,15 +336,15 @@ class _Run:
                         f"report({step}): {name}={value} is not finite, in a pilot run: expected a "
                         f"finite metric"
                     )
-                # the next reports show whether the optimizer or the evaluation is at fault
+                # the next reports show whether the optimizer or the evaluation has failed
                 self._odd = self._odd or f"{name}={value} with finite weights at step {step}"
                 self._mark = perf_counter()
                 return
         if self._odd:
             self._refuse(
-                f"report({step}) with numbers, after {self._odd}: the evaluation is at fault, the "
-                f"optimizer has not diverged; report a number even if the metric is not defined, "
-                f"such as the worst possible"
+                f"report({step}) with numbers, after {self._odd}: the optimizer has not diverged, "
+                f"so the evaluation is at fault; expected a number each time: if the metric is not "
+                f"defined, report a number such as the worst possible metric"
             )
         for name in ("validation", "test"):
             if self.task.proportion and name in values:
@@ -358,14 +360,14 @@ class _Run:
         if calls > step:
             self._refuse(
                 f"report({step}) after step {calls} of the optimizer: expected the number of steps "
-                f"so far, not of epochs"
+                f"so far, not the number of epochs"
             )
         if not self._finite():
             self._diverge(f"a parameter is not finite at step {step}")
         result.steps.append(step)
         result.validation.append(values.pop("validation"))
         result.seconds.append(self._spent)
-        if self._new:  # a run that has stopped early sees no more batches
+        if self._new:  # after early stopping, a run gets no more batches
             result.batches.append(self._seen.so_far())
             result.draws.append(self._drawn)
             self._new = False

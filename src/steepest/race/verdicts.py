@@ -12,14 +12,14 @@ from steepest.race.statistics import LEAST, Difference, failure_bound, least_pai
 
 Differences = Mapping[str, Difference]
 NEGLIGIBLE = 0.25
-"""An entry that may be better by less than this is not missed: standard deviations of the
-baseline's fresh runs."""
+"""An improvement below this does not matter. Its unit: the standard deviation of the baseline's
+fresh runs."""
 HALF = 4
 """Four times the seeds make an interval about half as wide."""
 
 
 def verdict(summary: Summary) -> str:
-    """What the race showed, in plain words, with n."""
+    """What the race showed, in plain words, with the number of fresh seeds n."""
     plan, base = summary["plan"], summary["baseline"]
     if reason := _no_verdict(summary):
         return reason
@@ -49,7 +49,11 @@ def verdict(summary: Summary) -> str:
     if few:
         first = sentences[0][0].lower() + sentences[0][1:]
         undecided = first.startswith("undecided")
-        so = "With so little tuning the race is" if undecided else "What so little tuning showed:"
+        so = (
+            "With so little tuning the race is"
+            if undecided
+            else "With so little tuning the race showed:"
+        )
         sentences[0] = f"{so} {first}"
         sentences.insert(0, f"{few}.")
     sentences += [keep, *_without_spread(summary, unclaimed)]
@@ -67,16 +71,16 @@ def _no_verdict(summary: Summary) -> str | None:
     if not differences(summary):
         return (
             f"{base} ran alone (n={n} fresh {plural('seed', n)}): there is nothing to compare it "
-            f"to; name more entries in --optimizers, or another one as --baseline."
+            f"to; name more entries in --optimizers, or another entry as --baseline."
         )
     if all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values()):
         return (
             f"Nothing was compared: every fresh run (n={n} per entry) diverged or ended no better "
-            f"than one that diverges; give lower ranges with --search, or more --steps."
+            f"than a run that diverges; give lower ranges with --search, or more --steps."
         )
     if n < LEAST:
         seeds = (
-            f"Not enough seeds: n={n} fresh {plural('seed', n)} per entry, a verdict needs at "
+            f"Not enough seeds: n={n} fresh {plural('seed', n)} per entry, but a verdict needs at "
             f"least {LEAST}; give --seeds {LEAST} or more."
         )
         few = too_little(plan)
@@ -85,7 +89,7 @@ def _no_verdict(summary: Summary) -> str | None:
 
 
 def _claims(summary: Summary, better: Differences, worse: Differences) -> list[str]:
-    """Which entries are better than the baseline, how often they may fail, which are worse."""
+    """Which entries are better than the baseline and how often they may fail; which are worse."""
     sentences = []
     for word, claimed in (("better", better), ("worse", worse)):
         if not claimed:
@@ -106,14 +110,17 @@ def _metric(summary: Summary) -> str:
 
 
 def _size(summary: Summary) -> str:
-    """How much was run."""
+    """The number of fresh seeds and of tuning trials, as text."""
     n, trials = summary["plan"]["seeds"], summary["plan"]["trials"]
     tuned = ", untuned" if trials == 1 else f" with {trials} tuning trials each"
     return f"n={n} fresh seeds{tuned}"
 
 
 def _keep(summary: Summary, unclaimed: Differences) -> str:
-    """Why to keep the baseline: no entry can be better by more than luck. Empty if one can."""
+    """Why to keep the baseline: no entry is better by an amount that matters.
+
+    Empty if some entry may be.
+    """
     baseline = summary["entries"][summary["baseline"]]
     if baseline["failed"] or len(baseline["test"]) < 2:
         return ""
@@ -130,7 +137,7 @@ def _keep(summary: Summary, unclaimed: Differences) -> str:
     gain = f"{number(summary, max(0.0, most))}{unit}"
     who = f"{next(iter(differ))} is better by at most {gain}"
     if len(differ) > 1:
-        who = f"None of them is better by more than {gain}"
+        who = f"None of these entries is better by more than {gain}"
     levels = " and ".join(sorted({level(d) for d in differ.values()}))
     return (
         f"{who} ({levels} {plural('interval', len(differ))}). That is less than a quarter of the "
@@ -140,9 +147,7 @@ def _keep(summary: Summary, unclaimed: Differences) -> str:
 
 
 def _gain(summary: Summary, d: Difference, sign: int = 1) -> float | None:
-    """The end of an interval that is better for the entry (worse for sign=-1), as an improvement;
-    None without an interval.
-    """
+    """The largest improvement in the interval (for sign=-1: the largest loss); None without one."""
     if d.low is None or d.high is None:
         return None
     sign *= 1 if summary["maximize"] else -1
@@ -150,7 +155,7 @@ def _gain(summary: Summary, d: Difference, sign: int = 1) -> float | None:
 
 
 def _still_possible(summary: Summary, unclaimed: Differences) -> str:
-    """How much better, and how much worse, an undecided entry may be by its interval."""
+    """How much better, and how much worse, an undecided entry may be according to its interval."""
     phrases = []
     for word, sign in (("better", 1), ("worse", -1)):
         ends = ((_gain(summary, d, sign), name) for name, d in unclaimed.items())
@@ -163,7 +168,9 @@ def _still_possible(summary: Summary, unclaimed: Differences) -> str:
 
 
 def _without_spread(summary: Summary, unclaimed: Differences) -> list[str]:
-    """The entries whose differences have no spread, and so no interval."""
+    """Sentences on the entries whose differences are equal on all seeds, so there is no
+    interval.
+    """
     base, sentences = summary["baseline"], []
     fixed = {name: d for name, d in unclaimed.items() if d.low is None and not d.exact}
     equal = [name for name, d in fixed.items() if d.p == 1]
@@ -180,10 +187,10 @@ def _without_spread(summary: Summary, unclaimed: Differences) -> list[str]:
 
 
 def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
-    """What would decide more.
+    """Which larger race would decide more.
 
-    It promises no number of seeds that would tell an entry apart: the observed difference is too
-    uncertain for that, and may have the wrong sign.
+    The text promises no number of seeds that would tell an entry apart: the observed difference is
+    too uncertain for that, and may have the wrong sign.
     """
     plan, comparisons = summary["plan"], len(differences(summary))
     n, needed, seed = plan["seeds"], least_pairs(comparisons), plan["seed"] + 1
@@ -195,14 +202,14 @@ def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
             f"--seed {seed}."
         )
     if all(d.low is None for d in unclaimed.values()) or plan["trials"] < LEAST_TRIALS:
-        return ""  # more seeds would not help where there was too little tuning
+        return ""  # with too little tuning, more seeds would not help
     return (
         f"A new race with --seeds {HALF * n} --seed {seed} would have intervals about half as wide."
     )
 
 
 def too_little(plan: PlanRecord) -> str:
-    """That there is too little tuning for a verdict, and what would be enough; else empty."""
+    """A text that tuning is too little for a verdict, and what would be enough; else empty."""
     trials = plan["trials"]
     if trials >= LEAST_TRIALS:
         return ""
@@ -213,29 +220,29 @@ def too_little(plan: PlanRecord) -> str:
         cure = f"--budget {_budget(enough)} or more{fewer}"
     return (
         f"Not enough tuning: {trials} {plural('trial', trials)} of an entry for each fresh seed, "
-        f"a verdict needs at least {LEAST_TRIALS}; give {cure}"
+        f"but a verdict needs at least {LEAST_TRIALS}; give {cure}"
     )
 
 
 def _budget(seconds: float) -> str:
-    """Seconds as --budget takes them, rounded up."""
+    """Seconds as a value of --budget ("90s", "7m", "2.1h"), rounded up."""
     if seconds <= 300:
         return f"{math.ceil(seconds / 10) * 10}s"
     return f"{math.ceil(seconds / 60)}m" if seconds <= 7200 else f"{math.ceil(seconds / 360) / 10}h"
 
 
 def over_budget(plan: PlanRecord) -> str:
-    """What to know about a budget that cannot be met, before the race and after it."""
+    """The warning that a budget is too small; shown before the race and after it."""
     trials, seeds = plan["trials"], plan["seeds"]
     return (
         f"The budget of {plan['request']['budget']} is too small for the smallest race "
         f"({seeds} fresh {plural('seed', seeds)} per entry, {trials} tuning "
-        f"{plural('trial', trials)} for each); the race takes longer"
+        f"{plural('trial', trials)} for each), so the race takes longer"
     )
 
 
 def failures(summary: Summary, names: Sequence[str]) -> str:
-    """How many fresh runs of the entries failed, and which rate of failure is not excluded."""
+    """How many fresh runs of the entries failed, and the largest failure rate that is possible."""
     by_count: dict[int, list[str]] = {}
     for name in names:
         by_count.setdefault(summary["entries"][name]["failed"], []).append(name)
@@ -247,13 +254,13 @@ def failures(summary: Summary, names: Sequence[str]) -> str:
             who = "any entry" if every else f"each of {who}"
         phrases.append(
             f"{count or 'none'} of n={n} fresh {plural('run', n)} of {who} failed "
-            f"(a failure rate of up to {100 * failure_bound(count, n):.0f} % is not excluded)"
+            f"(a failure rate of up to {100 * failure_bound(count, n):.0f} % is possible)"
         )
     return ", ".join(phrases)
 
 
 def _by(summary: Summary, d: Difference) -> str:
-    """The size of a claimed difference with its interval, both without a sign."""
+    """The size of a claimed difference and its interval, without signs."""
     text = number(summary, abs(d.mean)) + units(summary)[1]
     if d.low is None or d.high is None:
         return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
