@@ -161,7 +161,7 @@ def cut(path):
         ("t10k-images-idx3-ubyte", cut, "cut short"),
         ("t10k-images-idx3-ubyte", lambda p: p.write_bytes(b""), r"cut short \(0 bytes\)"),
         ("t10k-images-idx3-ubyte", lambda p: p.write_bytes(b"\0\0\x08\x03"), "cut short"),
-        ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((9, 2)), 13), "no IDX file"),
+        ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((9, 2)), 13), "not an IDX"),
         ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((9, 28, 28))), "as many labels"),
         ("t10k-images-idx3-ubyte", lambda p: write_idx(p, np.zeros((100, 9, 9))), "of 28 x 28"),
         ("t10k-labels-idx1-ubyte", lambda p: write_idx(p, np.full(100, 12)), "from 0 to 9"),
@@ -193,8 +193,8 @@ def test_shakespeare_or_any_text(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("fashion-mnist", "say with --data DIR"),
-        ("digits --data here", "reads none: leave it out"),
+        ("fashion-mnist", "expected --data DIR"),
+        ("digits --data here", "reads no files: leave --data out"),
         ("fashion-mnist --data nowhere", "no train-images-idx3-ubyte.gz"),
         ("digit", "did you mean 'digits'"),
     ],

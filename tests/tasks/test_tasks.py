@@ -102,9 +102,9 @@ BAD = {
     "steps of none": (declared("STEPS = 8", "STEPS = 0"), ("STEPS = 0", "1 or more"), False),
     "steps in words": (declared("STEPS = 8", "STEPS = '8'"), ("STEPS = '8'", "whole"), False),
     "three things": (declared(", evaluate\n", "\n"), ("3 things", "(model, loss, batches"), False),
-    "no module": (declared("nn.Linear(4, 1),", "len,"), ("no torch.nn.Module",), False),
+    "no module": (declared("nn.Linear(4, 1),", "len,"), ("not a torch.nn.Module",), False),
     "nothing to train": (declared("nn.Linear(4, 1),", "nn.ReLU(),"), ("no parameter",), False),
-    "batches no iterable": (declared("DATA.split(16)", "16"), ("int", "no iterable"), False),
+    "batches no iterable": (declared("DATA.split(16)", "16"), ("int", "not an iterable"), False),
     "no batches": (declared("DATA.split(16)", "[]"), ("training batches: none",), False),
     "batches only once": (
         declared("DATA.split(16)", "iter(DATA.split(16))"), ("ended after 4", "DataLoader"), False,

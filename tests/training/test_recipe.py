@@ -58,7 +58,7 @@ def test_a_made_up_part_is_one_class_and_one_line(scaled):
     assert searching.parse(f"{entry}.scaled.by=0.2:1", [entry])
     with pytest.raises(BadCall, match=r"refuses scaled.by=2 \(expected a number in \(0, 1\]\)"):
         searching.parse(f"{entry}.scaled.by=0.2:2", [entry])
-    with pytest.raises(BadCall, match=r"\+scaled undoes the bound: expected no \+clip beside it"):
+    with pytest.raises(BadCall, match=r"\+scaled undoes the bound: expected no \+clip in the same"):
         field.parse("adam+clip+scaled")
     with pytest.raises(BadCall, match=r"expected each part once, in the order .noise.scaled"):
         field.parse("adam+scaled+noise")

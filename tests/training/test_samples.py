@@ -150,7 +150,7 @@ NO_SAMPLES = {
 def test_other_batches_are_raced_as_they_are_and_no_otherwise(which, entry, wrote):
     file = wrote(NO_SAMPLES[which])
     run(file, "momentum+cosine+early-stopping", steps=2)
-    with pytest.raises(BadCall, match=r"mine gives batches, and \S+ needs samples: expected"):
+    with pytest.raises(BadCall, match=r"mine gives only batches, but \S+ needs samples: exp"):
         Request(file, entry).check()
 
 

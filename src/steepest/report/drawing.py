@@ -1,4 +1,4 @@
-"""SVG figures by matplotlib, coloured by the style sheet of the page that they stand in."""
+"""SVG figures, drawn by matplotlib. The style sheet of their page decides their colours."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from steepest.report.styles import INK, PAGE, Style
 
 SIZE = (5.0, 3.4)
-"""Inches. At 72 points an inch, a phone shows the 10 point text at about its own size."""
+"""Width and height in inches. The width is 360 points, about that of a phone, so the text keeps its
+size of 10 points there."""
 GAP = 0.065
 """Least distance between two labels, as a share of the figure's height."""
 POINTS = 200
-"""Points drawn of a curve: more cannot be seen and would make the page large."""
+"""Most points drawn of a curve. More could not be seen, and would make the page large."""
 LONGEST = 22
-"""Characters of a name in a figure."""
+"""Most characters of a name in a figure."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -68,11 +69,11 @@ def draw_lines(
     log_x: bool = False,
     log_y: bool = False,
 ) -> str:
-    """Curves, each with its name at its end, as SVG.
+    """Draw curves as SVG, each with its name at its end.
 
-    limits: ends of the y axis. key: a short text that no other figure of the page has; the curve of
-    `names[i]` is the SVG group "e{i}-{key}". log_y needs values above zero: with others the axis
-    stays linear.
+    limits: lowest and highest value of the y axis. key: a short text that no other figure of the
+    page has. The curve of `names[i]` is the SVG group "e{i}-{key}". log_x, log_y: make the axis
+    logarithmic; but the y axis stays linear if any y is 0 or less.
     """
     finite = [v for curve in series for v in curve.y if math.isfinite(v)]
     log_y = log_y and min(finite, default=0) > 0
@@ -93,7 +94,7 @@ def draw_lines(
             count = len(curve.x)
             drawn = np.unique(np.linspace(0, count - 1, min(count, POINTS)).round().astype(int))
             x, y = np.asarray(curve.x)[drawn], np.asarray(curve.y, float)[drawn]
-            first = i % 3 * len(drawn) // 24  # so that markers of neighbours lie apart
+            first = i % 3 * len(drawn) // 24  # so that markers of neighbours do not overlap
             every = max(1, len(drawn) // 8)
             axes.plot(x, y, **style.keywords(), markevery=(first, every), gid=f"e{i}-{key}")
             if curve.low is not None:
@@ -110,16 +111,17 @@ def draw_lines(
 
 
 def draw(size: tuple[float, float], paint: Callable[[Axes], None], key: str) -> str:
-    """What `paint` draws on a pair of axes, as SVG. size: inches.
+    """The SVG of what `paint` draws on a pair of axes.
 
-    key: a text that no other figure of the page has. It is the salt of the SVG's ids, so that the
-    same figure always has the same bytes and no two figures of a page share an id.
+    size: width and height in inches. key: a text that no other figure of the page has. It is the
+    salt of the SVG's ids. So the same figure always has the same bytes, and no two figures of a
+    page share an id.
     """
     with (
         matplotlib.rc_context({**STYLE, "svg.hashsalt": f"steepest-{key}"}),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has them
         figure = Figure(size, layout="constrained")
         FigureCanvasSVG(figure)
         paint(figure.add_subplot())
@@ -179,9 +181,9 @@ def _label_ends(
 
 
 def spread_labels(heights: Sequence[float]) -> list[float]:
-    """`heights`, in [0, 1], moved as little as makes them GAP apart, in the same order.
+    """`heights`, in [0, 1], moved so that they are at least GAP apart, in the same order.
 
-    Where so many do not fit, they are as far apart as they can be.
+    If there are too many labels for that, the least distance is as large as possible.
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     gap = min(GAP, 1 / max(1, len(heights) - 1))

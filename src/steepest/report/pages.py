@@ -1,7 +1,7 @@
 """HTML pages without scripts or requests: they open offline and print.
 
-A template of another folder extends `page.html.jinja`, which brings the head and the style sheet,
-and imports the macros `figure` and `legend` from `parts.html.jinja`.
+A template in another folder extends `page.html.jinja`, which has the head and the style sheet. It
+imports the macros `figure` and `legend` from `parts.html.jinja`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class Drawing:
 
     svg: str
     axes: str = ""
-    """"linear" or "log": the page's switch shows one or the other. "": always shown."""
+    """"linear" or "log": the page's switch chooses which of the two is shown. "": always shown."""
 
 
 @dataclass(frozen=True)
 class Panel:
     """One of several small SVGs of a figure, with a heading of its own.
 
-    `make_legend`'s checkbox number i hides the panel with the id "e{i}-panel".
+    The checkbox of line i of the legend hides the panel with the id "e{i}-panel".
     """
 
     svg: str
@@ -49,10 +49,10 @@ class Figure:
 def render(
     package: str, template: str, names: Sequence[str], keys: Sequence[Key], **values: Any
 ) -> str:
-    """The page that a template of `package` makes of `values`. Every text in them is escaped.
+    """Fill a template of `package` with `values`. Every text in `values` is escaped.
 
-    names: of the rows of its tables, which set the width of their first column. keys: the lines of
-    its legend.
+    names: the names in the first column of the tables. The longest one decides how wide this column
+    is. keys: the lines of the legend.
     """
     loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("steepest.report", "")])
     page = Environment(autoescape=True, loader=loader).get_template(template)

@@ -8,12 +8,12 @@ from typing import Any
 
 LIGHT = ("#0075af", "#ef6b03", "#305863", "#d34bfe", "#726008", "#541679")
 DARK = ("#70bee1", "#d06a0b", "#5ef199", "#ae20bf", "#ffcc33", "#c568ff")
-"""The colours on light and on dark paper. They were searched for: with every common colour
-blindness they differ from each other and from ink, grey and paper."""
+"""The colours on light and on dark paper. A search found them: even with any common colour
+blindness, they look different from each other and from ink, grey and paper."""
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = "os^DvPX"
-# Figures are drawn in these colours. `drawing.draw` replaces them by those in PAGE, so that the
-# style sheet decides about light, dark and print.
+# Figures are drawn in these placeholder colours. `drawing.draw` replaces them by the values in
+# PAGE, so that the style sheet decides the colours for light, dark and print.
 INK, MUTED = "#010203", "#010204"
 COLORS = tuple(f"#01030{i}" for i in range(len(LIGHT)))
 PAGE = {INK: "currentColor", MUTED: "var(--untuned)"} | {
@@ -55,9 +55,10 @@ class Key:
 
 
 def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = ()) -> list[Style]:
-    """A style for each name, no two alike: the baseline is a thick line of ink, `muted` are grey.
+    """A different style for each name.
 
-    baseline: what the others are compared to. muted: what is not to be compared.
+    baseline: the name that the others are compared to. It gets a thick line in the colour of ink.
+    muted: names that are not compared. They are grey.
     """
     styles, rivals = [], 0
     for name in names:
@@ -71,7 +72,7 @@ def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = 
 
 
 def make_legend(names: Sequence[str], styles: Sequence[Style], notes: Sequence[str]) -> list[Key]:
-    """A line of the legend for each name. notes: what stands in brackets behind it, or ""."""
+    """A line of the legend for each name. notes: the text in brackets after each name, or ""."""
     return [
         Key(
             name,

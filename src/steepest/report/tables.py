@@ -7,11 +7,11 @@ import io
 from collections.abc import Iterable, Sequence
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""A spreadsheet may take a text that begins with one of these for a formula."""
+"""If a text begins with one of these, a spreadsheet may run it as a formula."""
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """One line of text for each row, its columns aligned left. All rows are of one length."""
+    """One line of text for each row, with columns aligned left. All rows have the same length."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         " ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -27,5 +27,5 @@ def csv_text(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _defuse(cell: object) -> object:
-    """An apostrophe keeps a spreadsheet from running a text as a formula."""
+    """The cell, with an apostrophe in front if a spreadsheet may run it as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -21,12 +21,12 @@ from ..checks import plain, real, unwrapped
 
 Loss = Callable[[Any, Any], Tensor]
 _FEWEST_STEPS = 10
-_WINDOWS = 10  # windows of the moving mean per run: each is a tenth of the steps
+_WINDOWS = 10  # the moving mean is over about a tenth of the steps
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A learning rate over n seeds: the median (of its logarithm), the lowest and the highest."""
+    """The learning rates of n seeds: their median (of the logarithms), the lowest, the highest."""
 
     median: float
     low: float
@@ -39,12 +39,13 @@ class Interval:
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The result of a range test. `print` shows it in a few lines; judge by the intervals.
+    """The result of a range test. `print` shows it in a few lines.
 
     lrs: the learning rate of each step. losses: seed -> the loss before each step, until the run
     stopped. A run diverged if its list is shorter than `lrs` or its last loss is not finite.
     falls: seed -> the rate at which the smoothed loss falls fastest, or None if it never falls.
-    rises: seed -> the rate at which it begins to rise, or None if it never rises.
+    rises: seed -> the rate at which the smoothed loss begins to rise, or None if it never rises.
+    fall, rise: these rates as intervals over the seeds; judge by them.
     """
 
     lrs: list[float]
@@ -70,7 +71,7 @@ class RangeTest:
         ]
         for verb, interval in (("falls fastest", self.fall), ("begins to rise", self.rise)):
             if interval is None:
-                lines.append(f"the loss {verb} nowhere")
+                lines.append(f"the loss {verb} at no lr")
             elif interval.n < n:
                 lines.append(f"the loss {verb} at lr {interval} of {n} seeds")
             else:
@@ -92,30 +93,30 @@ def range_test(
 ) -> RangeTest:
     """Train copies of the model while lr grows exponentially from low to high.
 
-    Smith 2017, arXiv:1506.01186, section 3.3 (where lr grows linearly, and accuracy is watched).
+    Smith 2017, arXiv:1506.01186, section 3.3. There, lr grows linearly, and accuracy is watched.
 
     For each seed a copy of model and optimizer makes `steps` steps. A run stops early when the loss
-    is not finite, or when its moving mean reaches `diverged` times the lowest moving mean so far
-    (for losses below 0: rises by diverged - 1 times its magnitude). The curve is smoothed by a
-    moving mean over a tenth of the steps. A seed changes the order of the batches and the model's
-    own randomness. The interval over seeds shows how much that moves the answer; it is not a
-    confidence interval.
+    is not finite, or when its moving mean exceeds `diverged` times the lowest moving mean so far.
+    If that lowest mean is below 0, the run stops when the moving mean is more than diverged - 1
+    times its magnitude above it. The curve is smoothed by a moving mean over a tenth of the steps.
+    A seed changes the order of the batches and the model's own randomness. The interval over seeds
+    shows how much the answer depends on the seed; it is not a confidence interval.
 
     model: its copies keep its mode, so call train() or eval() before.
     optimizer: over the model's parameters. step() gets a closure, so SAM works too. Its hooks are
-    not copied. The groups keep the ratios of their lr; the lr reported here is that of the group
-    with the largest.
+    not copied. The groups keep the ratios of their lr. The lr in the result is that of the group
+    with the largest lr.
     loss: `loss(model, batch)` returns the loss, a tensor of one element. It must use the model that
-    it is passed, which is the copy.
+    is passed to it, which is a copy.
     batches: anything that can be iterated repeatedly. A list is iterated in a new order each time,
     a DataLoader in the order that it chooses.
-    low, high: 0 < low < high. steps: at least 10. seeds: how many, or the seeds themselves.
+    low, high: 0 < low < high. steps: at least 10. seeds: the number of seeds, or a list of seeds.
 
-    Nothing that is passed in changes, even if the loss raises or at Ctrl-C: weights, buffers,
-    gradients, modes, the optimizer and its lr, and the random generators of torch, numpy, Python
-    and the DataLoader. Only a data set's own state may change. Raises TypeError or ValueError for
-    invalid arguments, and for a model that cannot be copied: call it before wrapping it in DDP or
-    the like.
+    Nothing that you pass in is changed, even after an error or Ctrl-C: weights, buffers, gradients,
+    modes, the optimizer and its lr, and the random generators of torch, numpy, Python and the
+    DataLoader all keep their state. Only a data set's own state may change. Raises TypeError or
+    ValueError for invalid arguments, and for a model that cannot be copied. Call range_test before
+    you wrap the model in DDP or the like.
     """
     optimizer = unwrapped(optimizer)
     if not isinstance(model, torch.nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
@@ -132,8 +133,8 @@ def range_test(
     numbers = list(range(seeds)) if isinstance(seeds, int) else [*map(plain, seeds)]
     if not numbers or len({*numbers}) != len(numbers) or any(type(n) is not int for n in numbers):
         raise ValueError(
-            f"range_test: seeds={seeds!r} was given, expected how many, at least 1, or a list of "
-            "different whole numbers"
+            f"range_test: seeds={seeds!r} was given, expected the number of seeds, at least 1, or "
+            "a list of different whole numbers"
         )
     if not 0 < real(low) < real(high) < inf:
         raise ValueError(
@@ -169,7 +170,7 @@ def range_test(
             except Exception as error:
                 raise TypeError(
                     f"range_test: the model or the optimizer cannot be copied ({error}), expected "
-                    "plain ones; call range_test before they are wrapped"
+                    "both without wrappers; call range_test before you wrap them"
                 ) from error
             losses[seed] = _run(*copies, loss, _repeat(batches, seed), lrs, width, diverged)
     rates = {seed: _find_rates(lrs, curve, width) for seed, curve in losses.items()}
@@ -197,7 +198,7 @@ def _run(
     best = inf
     for lr, batch in zip(lrs, batches, strict=False):
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            # base_lr too: AdaBound then behaves as if it were made with this lr
+            # base_lr too: AdaBound then behaves like one that was made with this lr
             for key in {"lr", "base_lr"} & group.keys():
                 if isinstance(group[key], Tensor):
                     group[key].fill_(lr * ratio)
@@ -225,8 +226,8 @@ def _compute_loss(
     value.backward()
     if all(p.grad is None for p in model.parameters()):
         raise ValueError(
-            "range_test: the loss does not depend on the model passed to the loss function; use "
-            "that model, the function's first argument: it is a copy"
+            "range_test: the loss does not depend on the model passed to the loss function, "
+            "expected a loss of that model; use the function's first argument: it is a copy"
         )
     return value.detach()
 
@@ -256,7 +257,7 @@ def _interval(rates: dict[int, float | None]) -> Interval | None:
 
 
 def _repeat(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """The batches over and over; those of a list in a new order each time."""
+    """The batches, repeated without end. A list gets a new order each time."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         if isinstance(batches, Sequence):
@@ -305,8 +306,8 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
 
 
 def _save_position(batches: Any, inner: Any) -> Callable[[], None]:
-    """A function that restores the current position of batches that have one."""
-    if hasattr(inner, "save_position"):  # a Loader's, which accelerate may have rewrapped
+    """A function that restores the current position in the batches, if they have one."""
+    if hasattr(inner, "save_position"):  # a Loader's batch sampler, maybe wrapped by accelerate
         restore, iteration = inner.save_position(), getattr(batches, "iteration", None)
 
         def restore_both() -> None:
@@ -317,5 +318,5 @@ def _save_position(batches: Any, inner: Any) -> Callable[[], None]:
         return restore_both
     try:
         return partial(batches.load_state_dict, batches.state_dict())
-    except AttributeError:  # accelerate's loader has both methods, even if what it wraps has none
+    except AttributeError:  # accelerate's loader has both methods, even if the inner one lacks them
         return lambda: None

@@ -17,20 +17,20 @@ class RestartFromBest(ReduceLROnPlateau):
 
     Call `step(metric)` after each evaluation. When `patience` evaluations in a row are not better
     than the best, the model gets the weights and buffers of the best evaluation back, the
-    optimizer's state is reset, and every group's lr is multiplied by `factor`. When patience runs
-    out after `restarts` restarts, the best weights come back and `stopped` becomes True: train
-    `while not scheduler.stopped`. Later calls change nothing.
+    optimizer's state is reset, and every group's lr is multiplied by `factor`. When patience
+    runs out again after `restarts` restarts, the best weights come back and `stopped` becomes True.
+    Train `while not scheduler.stopped`. Later calls change nothing.
 
-    model: its best weights are kept, in one copy, and in a second one in a state_dict.
-    mode: "min" or "max", which metric is better. A nan is never better. Until the first metric
-    that is not nan, the best weights are those from construction.
-    factor: in (0, 1). patience: evaluations, at least 1; this class is a ReduceLROnPlateau for
-    frameworks that look for one, but torch's allows one evaluation more. restarts: 0 only stops
-    early, with the best weights.
+    model: one copy of its best weights is kept. A saved state_dict holds another one.
+    mode: "min" if a lower metric is better, "max" if a higher one is. A nan is never better. Until
+    the first metric that is not nan, the best weights are those that the model had at the start.
+    factor: in (0, 1). patience: a number of evaluations, at least 1. This class is a
+    ReduceLROnPlateau, because frameworks look for one; but torch's own allows one evaluation more.
+    restarts: with 0, the scheduler only stops early, with the best weights.
 
-    A reset gives the optimizer the state that it had when this was made, including that of
-    wrappers. The groups keep their other options. Raises TypeError or ValueError for invalid
-    arguments.
+    A reset gives the optimizer the state that it had when the scheduler was made, including the
+    state of wrappers. The param groups keep their other options. Raises TypeError or ValueError for
+    invalid arguments.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RestartFromBest(ReduceLROnPlateau):
     def _reset_optimizer(self) -> None:
         # not state.clear(): Adagrad makes its state in __init__, Lookahead keeps more than `state`
         groups = self.optimizer.state_dict()["param_groups"]
-        fresh = deepcopy(self._fresh)  # torch's optimizers go on with the loaded tensors themselves
+        fresh = deepcopy(self._fresh)  # torch's optimizers would change the loaded tensors
         self.optimizer.load_state_dict({**fresh, "param_groups": groups})
         groups = self.optimizer.param_groups
         # all products first: groups may share one lr tensor

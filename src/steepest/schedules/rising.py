@@ -39,8 +39,8 @@ class NoamLR(LRScheduler):
     factor: a number, or one per param group.
 
     Call `step()` after every optimizer step. The optimizer's own lr is replaced. AdaBound scales
-    its bounds by the ratio of lr to the lr it was made with, so make it with the peak lr. Raises
-    TypeError or ValueError for invalid arguments.
+    its bounds by the ratio of lr to the lr that it was made with, so make AdaBound with the peak
+    lr. Raises TypeError or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class NoamLR(LRScheduler):
     ) -> None:
         self.width = whole("NoamLR", "width", width, 1)
         self.warmup = whole("NoamLR", "warmup", warmup, 1)
-        groups = getattr(optimizer, "param_groups", ())  # super() refuses what is no optimizer
+        groups = getattr(optimizer, "param_groups", ())  # super() refuses anything but optimizers
         single = type(plain(factor)) in (int, float)
         factors = [factor] * len(groups) if single else several(factor, len(groups)) or []
         self.factors = [real(f) for f in factors]
@@ -93,20 +93,21 @@ class WarmupLR(LRScheduler):
     lr 0.
 
     Inside a SequentialLR the warm-up starts from the optimizer's initial lr, as torch's schedulers
-    do. If other code changes lr during the warm-up (a ChainedScheduler, or by hand), the change is
-    kept as a ratio, unless the lr before or after it is 0 or not finite. A param group that is
-    added during the warm-up joins it at the next `step()`. That step raises ValueError if `after`
-    is one of torch's schedulers with a fixed number of groups (LambdaLR, MultiplicativeLR,
-    CyclicLR, OneCycleLR, CosineAnnealingWarmRestarts).
+    do. If other code changes lr during the warm-up, such as a ChainedScheduler, the following
+    warm-up steps keep the ratio of that change. The change is ignored if the lr before or after it
+    is 0 or not finite. A param group that is added during the warm-up joins it at the next
+    `step()`. That step raises ValueError if `after` is one of torch's schedulers with a fixed
+    number of groups (LambdaLR, MultiplicativeLR, CyclicLR, OneCycleLR,
+    CosineAnnealingWarmRestarts).
 
-    Before a ReduceLROnPlateau, or a subclass of it, a WarmupLR is itself an instance of
+    If `after` is a ReduceLROnPlateau or a subclass, the WarmupLR is itself an instance of
     ReduceLROnPlateau, so trainers pass it a metric. If only `step(metric)` is called, as Lightning
     and transformers' Trainer do, each call counts as a warm-up step; later calls go to `after`.
-    From the first `step()` without a metric on, the two calls are separate: `step()` counts the
-    warm-up and does nothing after it, and `step(metric)` is ignored during the warm-up.
+    After the first `step()` without a metric, the two calls are separate. `step()` counts the
+    warm-up, and does nothing after the warm-up. `step(metric)` is ignored during the warm-up.
 
     state_dict() includes the state of `after`: save and load only the WarmupLR. Raises TypeError or
-    ValueError for invalid arguments, and TypeError for a metric that `after` does not take.
+    ValueError for invalid arguments, and TypeError for a metric if `after` takes none.
     """
 
     def __new__(cls, after: LRScheduler | None = None, *_: Any, **__: Any) -> WarmupLR:
@@ -131,7 +132,7 @@ class WarmupLR(LRScheduler):
         LRScheduler.__init__(self, after.optimizer)
 
     def _initial_step(self) -> None:
-        if self._last_lr:  # not called by __init__, but by a SequentialLR that begins with this
+        if self._last_lr:  # the caller is not __init__, but a SequentialLR that begins with this
             self._restart_after()
         LRScheduler._initial_step(self)
 
@@ -153,7 +154,7 @@ class WarmupLR(LRScheduler):
             return read_lrs(self.optimizer)  # as set by `after`
         lrs = read_lrs(self.optimizer)
         for i, (last, lr) in enumerate(zip(self._last_lr, lrs, strict=False)):
-            # if the optimizer's state was loaded first, our constructor has overwritten its lr
+            # if the optimizer's state was loaded first, __init__ has overwritten the loaded lr
             own = [last, *self._made[i : i + 1]]
             ratio = float(lr) / float(last) if float(last) else 0.0
             if float(lr) not in map(float, own) and 0 < ratio < inf:  # other code changed it
@@ -161,9 +162,9 @@ class WarmupLR(LRScheduler):
         added = lrs[len(self.targets) :]
         if added and (name := _find_fixed(self.after)):
             raise ValueError(
-                f"WarmupLR: the optimizer now has {len(lrs)} param groups, expected the "
-                f"{len(self.targets)} that the {name} after the warm-up was made with; add all "
-                "groups before making the schedulers"
+                f"WarmupLR: the optimizer now has {len(lrs)} param groups, expected "
+                f"{len(self.targets)}: {name}, which follows the warm-up, takes no groups later; "
+                "add all groups before making the schedulers"
             )
         self.targets += added
         self._made = []
@@ -173,7 +174,7 @@ class WarmupLR(LRScheduler):
         return [share * target for target in self.targets]
 
     def step(self, metrics: Any = None) -> None:  # type: ignore[override]
-        """Make one step. A metric is only allowed before a ReduceLROnPlateau."""
+        """Make one step. A metric is allowed only if `after` is a ReduceLROnPlateau."""
         if metrics is not None:
             raise TypeError(
                 f"WarmupLR: step({metrics!r}) was called, expected step() without an argument: "
@@ -199,7 +200,7 @@ class WarmupLR(LRScheduler):
 
 
 class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
-    """The class of a WarmupLR before a ReduceLROnPlateau."""
+    """The class of a WarmupLR whose `after` is a ReduceLROnPlateau."""
 
     two_clocks = False
     """Whether step() was called without a metric."""
@@ -219,7 +220,8 @@ class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
         warm = self.last_epoch >= self.steps
         if metrics is None:
             if not (warm or self.two_clocks):
-                self.last_epoch = min(self.last_epoch, 0)  # an evaluation before the first step
+                # calls of step(metric) before the first step() were no warm-up steps
+                self.last_epoch = min(self.last_epoch, 0)
             if self._step_count:  # not a call by __init__
                 self._separate_clocks()
             if not warm:
@@ -249,7 +251,7 @@ def set_option(group: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _find_fixed(scheduler: Any) -> str | None:
-    """The class name of a scheduler, or of its first part, that takes no groups later."""
+    """The class name of the first scheduler, this one or a part, that takes no groups later."""
     if isinstance(scheduler, _FIXED_GROUPS):
         return type(scheduler).__name__
     parts = [*getattr(scheduler, "_schedulers", ()), getattr(scheduler, "after", None)]

@@ -28,7 +28,7 @@ Floor = float | Sequence[float]
 class _ScaledLR(LRScheduler):
     """A schedule that multiplies each group's initial lr by a factor that depends on the step only.
 
-    A group that is added later is scheduled too, from the lr it is added with.
+    A group that is added later is scheduled too. Its initial lr is the one that it is added with.
     """
 
     floors: list[float]
@@ -57,7 +57,7 @@ class _ScaledLR(LRScheduler):
 
 def _check_floors(called: str, floor: Floor, optimizer: Any) -> list[float]:
     single = type(plain(floor)) in (int, float)
-    groups = getattr(optimizer, "param_groups", ())  # LRScheduler refuses what is no optimizer
+    groups = getattr(optimizer, "param_groups", ())  # LRScheduler refuses anything but optimizers
     floors = [floor] if single else several(floor, len(groups)) or []
     numbers = [real(f) for f in floors]
     if not numbers or not all(0 <= f <= 1 for f in numbers):
@@ -71,7 +71,7 @@ def _check_floors(called: str, floor: Floor, optimizer: Any) -> list[float]:
 class WSDLR(_ScaledLR):
     """Warm-up, stable, decay. Hu et al. 2024, arXiv:2404.06395 (MiniCPM).
 
-    lr rises linearly for `warmup` steps, is constant, and falls in the last `decay` of `steps`:
+    lr rises linearly for `warmup` steps, then stays constant, and falls in the last `decay` steps:
 
         lr0 * (start + (1 - start) * k / warmup)            k = 0, 1, ... < warmup
         lr0                                                 until steps - decay
@@ -87,10 +87,10 @@ class WSDLR(_ScaledLR):
     start: the first lr as a fraction of lr0, in [0, 1]; by default 1 / (warmup + 1), as in
     WarmupLR, so that no step is wasted at lr 0.
 
-    Call `step()` after every optimizer step. To end a run earlier or later, or to branch off from a
-    checkpoint of the constant phase, set `scheduler.steps`, after load_state_dict if there is one,
-    since that restores the old value. A value below warmup + decay raises ValueError at the next
-    step. Raises TypeError or ValueError for invalid arguments.
+    Call `step()` after every optimizer step. To end a run earlier or later, or to continue from a
+    checkpoint of the constant phase, set `scheduler.steps`. Set it after load_state_dict, which
+    restores the old value. A value below warmup + decay raises ValueError at the next step. Raises
+    TypeError or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class WSDLR(_ScaledLR):
 
 
 class CosineLR(_ScaledLR):
-    """A cosine decay to a floor, once or with restarts, which may get longer and lower.
+    """A cosine decay to a floor, once or with restarts. Later periods may be longer and lower.
 
     Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, with the floors and decaying restarts of
     timm's CosineLRScheduler. Period i = 0, 1, ... has T = round(steps * factor**i) steps. At step k
@@ -191,7 +191,7 @@ class CosineLR(_ScaledLR):
 
 
 def ramp(first: float, last: float, steps: int, shape: str = "linear") -> Callable[[int], float]:
-    """Values for an OptionSchedule: from `first` at step 0 to `last` at `steps`, constant after.
+    """Values for an OptionSchedule: `first` at step 0, `last` at step `steps` and after it.
 
     shape: "linear", "cosine" or "1-sqrt", as in WSDLR. Raises ValueError for invalid arguments.
     """
@@ -219,17 +219,17 @@ class OptionSchedule(LRScheduler):
 
     option: a key of the param groups whose value is a number; "beta1", "beta2", ... are the members
     of `betas`.
-    values: a list with one value per step, whose last value stays, or a function of the step,
-    counted from 0.
+    values: a list with one value per step, or a function of the step, counted from 0. The last
+    value of a list stays.
     relative: whether the values are multiplied by the value that the group was made with.
 
-    A group that was made with 0 keeps 0: there the option is switched off, such as weight decay for
-    biases. Unless the option is lr, this schedule leaves lr alone, so it works together with any lr
-    schedule: step both, or put both in a ChainedScheduler.
+    A group that was made with 0 keeps 0, because the option is switched off there, such as weight
+    decay for biases. Unless the option is lr, this schedule leaves lr alone, so it works together
+    with any lr schedule: step both, or put both in a ChainedScheduler.
 
     Call `step()` after every optimizer step. The values are not saved: to resume, pass the same
-    ones. Raises TypeError or ValueError for invalid arguments, and ValueError for a value that the
-    option cannot have: below 0, or for betas and momentum 1 or more.
+    values. Raises TypeError or ValueError for invalid arguments. A value below 0 raises ValueError;
+    for betas and momentum, so does a value of 1 or more.
     """
 
     def __init__(
@@ -256,11 +256,12 @@ class OptionSchedule(LRScheduler):
         if not any(self.own):
             message = (
                 f"OptionSchedule: every group of the {type(optimizer).__name__} has {option}=0, "
-                "expected another value in one of them; make the optimizer with one"
+                f"expected a group with another value; make the optimizer with {option} above 0"
             )
             if not optimizer.state:
                 raise ValueError(message)
-            # the optimizer may have been loaded at the end of a ramp to 0, and our state is next
+            # the optimizer's state may be from the end of a ramp to 0, and this schedule's state
+            # may be loaded next
             warnings.warn(f"{message}, or load the state of this schedule", stacklevel=2)
 
     def value(self, step: int) -> float:
@@ -279,8 +280,8 @@ class OptionSchedule(LRScheduler):
         for value in values:
             if not 0 <= value < below:
                 raise ValueError(
-                    f"OptionSchedule: {self.option}={value} came out at step {self.last_epoch}, "
-                    f"expected a number in [0, {below:g})"
+                    f"OptionSchedule: the values give {self.option}={value} at step "
+                    f"{self.last_epoch}, expected a number in [0, {below:g})"
                 )
         for group, own, value in zip(groups, self.own, values, strict=True):
             if own:
@@ -298,7 +299,7 @@ class OptionSchedule(LRScheduler):
     def _read_option(self, group: dict[str, Any]) -> float:
         index = self._beta_index(group)
         value = group.get(self.option) if index is None else group["betas"][index]
-        if self.option == "lr":  # inside a SequentialLR, lr is what the parts before have set
+        if self.option == "lr":  # inside a SequentialLR, earlier parts have already set lr
             value = group.get("initial_lr", value)
         number = real(value)
         if isinstance(group.get(self.option), bool) or not isfinite(number):

@@ -1,7 +1,7 @@
-"""What is trained: bundled tasks, tasks on data of the user's, tasks in a file of the user's.
+"""What is trained: bundled tasks, tasks on the user's data, and tasks in the user's own file.
 
-A task file imports nothing of the package but `steepest.errors` and `steepest.tasks`. A new bundled
-task is one file with a `Task`, and one line in `TASKS`.
+Files of this folder import only `steepest.errors` and `steepest.tasks` from the package. To add a
+bundled task, write one file with a `Task`, and add the task to `TASKS`.
 """
 
 from __future__ import annotations
@@ -32,27 +32,30 @@ DATA_TASKS: dict[str, Callable[[Path], Task]] = {
     "mnist": lambda folder: images.idx_task("mnist", folder),
     "tinyshakespeare": text.shakespeare,
 }
-"""Name -> a function that makes the task from the folder given by `--data`."""
+"""Name -> a function that makes the task from the folder that `--data` names."""
 
 
 def is_file(name: str) -> bool:
-    """Whether a task's name is the path of a file of the user's."""
+    """Whether a task's name is the path of a user's file."""
     return name.endswith(".py") or bool(re.search(r"[/\\]", name))
 
 
 def held(name: str) -> AbstractContextManager[bytes | None]:
-    """Until the end, a task in a file stays what the file says now. Yields its source."""
+    """Keep a task as its file is now until the block ends, even if the file is edited.
+
+    Yields the source of the file, or None for a task that is not in a user's file.
+    """
     return user_file.held(Path(name)) if is_file(name) else nullcontext()
 
 
 def generators(task: Task) -> list[Any]:
-    """The random generators that the task's file holds once imported; none for a bundled task."""
+    """The random generators that the task's file had after its import; [] for a bundled task."""
     module = user_file.module_of(Path(task.file)) if task.file else None
     return [generator for _, generator in generators_of(module)] if module else []
 
 
 def edited(name: str) -> str | None:
-    """A sentence for the user, if the task's file differs from the source that `held` keeps."""
+    """A message for the user if the task's file differs from the source that `held` keeps."""
     if not is_file(name):
         return None
     with user_file.held(Path(name)) as source:
@@ -75,11 +78,13 @@ def get(name: str, data: str | None = None) -> Task:
     """
     if name in DATA_TASKS:
         if data is None:
-            raise BadCall(f"task {name!r} reads your files: say with --data DIR where they are")
+            raise BadCall(
+                f"task {name!r} reads your files: expected --data DIR, the folder of these files"
+            )
         return _make_data_task(name, data)
     if data is not None:
         raise BadCall(
-            f"--data {data} was given for the task {name!r}, which reads none: leave it out, or "
+            f"--data {data} was given, but the task {name!r} reads no files: leave --data out, or "
             f"choose one of {', '.join(DATA_TASKS)}"
         )
     if name in TASKS:
@@ -101,5 +106,5 @@ def _make_data_task(name: str, data: str) -> Task:
 
 
 def folder_name(name: str) -> str:
-    """The task's name as part of a folder's name: for a file, without path and ending."""
+    """The task's name, as part of a folder's name: a file's name without its path and ending."""
     return Path(name).stem if is_file(name) else name

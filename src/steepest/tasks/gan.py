@@ -1,4 +1,4 @@
-"""A small GAN on scikit-learn's digits, judged in the features of a classifier trained here."""
+"""A small GAN on scikit-learn's digits. Its metric uses the features of a classifier."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from steepest.tasks.images import BATCH, digits, hash_of
 from steepest.tasks.task import Make, Reporter, Samples, Task, evaluating
 
 NOISE = 16
-"""Inputs of the generator."""
+"""How many inputs the generator has."""
 SAMPLES, STEPS, EVERY = 1000, 1000, 100
 PRESENT = 0.02
-"""A digit counts as drawn if this share of the samples shows it; a fair share is 0.1."""
+"""A digit counts as drawn if at least this share of the samples shows it. An equal share is 0.1."""
 
 
 def _classifier() -> nn.Sequential:
@@ -26,9 +26,9 @@ def _classifier() -> nn.Sequential:
 
 @lru_cache(maxsize=1)
 def judge() -> nn.Sequential:
-    """The classifier whose last hidden layer gives the features, after 400 steps on the digits.
+    """The classifier whose last hidden layer gives the features, trained on the digits.
 
-    It is trained by plain torch from a fixed seed, so that it depends on no entry of the race.
+    Plain torch trains it for 400 steps from a fixed seed, so it is the same for every entry.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -48,8 +48,8 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet distance between Gaussians fitted to the rows of `a` and of `b`.
 
     |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)), with covariances A and B (Heusel et al.
-    2017, arXiv:1706.08500). The trace of the root is the sum of the roots of the eigenvalues of
-    A B, which are not negative.
+    2017, arXiv:1706.08500). The eigenvalues of A B are not negative. The trace of (A B)^(1/2) is
+    the sum of their square roots.
     """
     difference = a.mean(0) - b.mean(0)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -135,7 +135,7 @@ DIGITS_GAN = Task(
     name="digits-gan",
     metric="Frechet distance",
     maximize=False,
-    worst=200.0,  # a generator that draws one digit only; noise has about 65
+    worst=200.0,  # the distance of a generator that draws only one digit; noise has about 65
     target=60.0,
     steps=STEPS,
     every=EVERY,

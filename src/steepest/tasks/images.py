@@ -20,22 +20,22 @@ from steepest.tasks.task import Samples, Setup, Task
 Split = dict[str, tuple[Tensor, Tensor]]
 
 TRAIN, VALIDATION, TEST = 800, 400, 597
-"""Images of each split of the digits; few to train on, so that no entry reaches 100 %."""
+"""How many digits each split has. Few are for training, so that no entry reaches 100 %."""
 BATCH = 32
 IDX_VALIDATION, IDX_BATCH, IDX_STEPS, IDX_EVERY = 5000, 64, 1000, 200
 SWITCHES = ("batchnorm", "dropout")
 EVALUATED = 1000
-"""Images evaluated at once."""
+"""How many images are evaluated at once."""
 
 
 @lru_cache(maxsize=2)
 def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> Split:
     """scikit-learn's 1,797 digits: split -> (images [n, 1, 8, 8] in [0, 1], classes [n]).
 
-    train, validation: images of these splits, drawn by the seed; the rest is "test". An empty split
-    is left out.
+    train, validation: how many images these splits have. The seed draws them, and all other images
+    are "test". An empty split is left out.
     """
-    from sklearn.datasets import load_digits  # heavy: only when raced
+    from sklearn.datasets import load_digits  # slow to import
 
     pixels, classes = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(classes))
@@ -47,7 +47,7 @@ def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> S
 
 
 def chance(data: Split) -> float:
-    """The best accuracy of a model that names the same class for every image."""
+    """The best accuracy of a model that predicts the same class for every image."""
     evaluated = (data[split][1] for split in ("validation", "test"))
     return max(labels.bincount().max().item() / len(labels) for labels in evaluated)
 
@@ -62,16 +62,17 @@ def hash_of(splits: Callable[[], Split]) -> str:
 
 
 def _network(side: int, hidden: int, batchnorm: bool, dropout: float) -> nn.Module:
-    """Two convolutions and one or two linear layers. side: of the images, in pixels.
+    """Two convolutions and one or two linear layers.
 
-    hidden: width of the layer before the last one; 0 for none.
+    side: width and height of the images, in pixels. hidden: width of the layer before the last; 0
+    for no such layer.
     """
     flat = 32 * (side // 4) ** 2
     # made first: the order in which layers are made decides their initial weights
     head = [nn.Linear(flat, hidden), nn.ReLU()] if hidden else []
     layers: list[nn.Module] = []
     for channels, width in ((1, 16), (16, 32)):
-        # a stride, since pooling takes twice the time
+        # a stride, because pooling would take twice the time
         layers.append(nn.Conv2d(channels, width, 3, stride=2, padding=1))
         if batchnorm:
             layers.append(nn.BatchNorm2d(width))
@@ -113,7 +114,7 @@ DIGITS = Task(
     name="digits",
     metric="accuracy",
     maximize=True,
-    worst=46 / VALIDATION,  # what `chance` gives, without loading the data
+    worst=46 / VALIDATION,  # the value of `chance(digits())`, without loading the data
     target=0.92,
     steps=200,
     every=TRAIN // BATCH,
@@ -136,13 +137,15 @@ def read_idx(path: Path) -> np.ndarray:
         if path.suffix == ".gz":
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
-        raise BadCall(f"cannot read '{path}' ({error}): expected the published file") from error
+        raise BadCall(
+            f"cannot read '{path}' ({error}): expected the published file; download it again"
+        ) from error
     head = 4 + 4 * raw[3] if len(raw) > 3 else 4
     shape = tuple(np.frombuffer(raw[4:head][: (len(raw[4:head]) // 4) * 4], ">u4").tolist())
     if raw[:3] != b"\0\0\x08" or len(raw) != head + math.prod(shape):
         raise BadCall(
-            f"'{path}' is no IDX file of bytes, or is cut short ({len(raw):,} bytes): download it "
-            f"again"
+            f"'{path}' is cut short ({len(raw):,} bytes) or is not an IDX file of bytes: expected "
+            f"the published file; download it again"
         )
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
@@ -154,19 +157,22 @@ def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
         names = [f"{prefix}-{ending}.gz", f"{prefix}-{ending}"]
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is None:
-            raise BadCall(f"--data {folder}: it has no {names[0]} (or {names[1]}); add the file")
+            raise BadCall(
+                f"--data {folder}: the folder has no {names[0]} (or {names[1]}); add the file"
+            )
         array = read_idx(path)
         if array.ndim != dimensions or len(array) == 0:
             raise BadCall(
-                f"'{path}' has the shape {array.shape}: expected {dimensions} dimensions, the "
-                f"first of them not 0"
+                f"'{path}' has the shape {array.shape}: expected {dimensions} dimensions, with a "
+                f"first one above 0; download the published file"
             )
         arrays.append(array)
     images, labels = arrays
     if len(images) != len(labels) or labels.max() > 9 or images.shape[1:] != (28, 28):
         raise BadCall(
-            f"--data {folder}: {prefix} has images {images.shape} and labels {labels.shape} up to "
-            f"{labels.max()}: expected as many labels as images of 28 x 28, from 0 to 9"
+            f"--data {folder}: {prefix} has images of shape {images.shape}, and labels of shape "
+            f"{labels.shape} with values up to {labels.max()}: expected images of 28 x 28, as many "
+            f"labels as images, and labels from 0 to 9"
         )
     pixels = torch.from_numpy(images / np.float32(255))[:, None]
     return pixels, torch.tensor(labels, dtype=torch.long)
@@ -176,7 +182,10 @@ def idx_task(name: str, folder: Path) -> Task:
     """A convolutional network of 106,000 parameters on the four published files in `folder`."""
     images, labels = _read_pair(folder, "train")
     if len(images) <= IDX_VALIDATION:
-        raise BadCall(f"--data {folder}: {len(images)} training images: expected over 5,000")
+        raise BadCall(
+            f"--data {folder}: the folder has {len(images)} training images, expected more than "
+            f"5,000"
+        )
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
     indices = {"validation": order[:IDX_VALIDATION], "train": order[IDX_VALIDATION:]}
     data = {split: (images[rows], labels[rows]) for split, rows in indices.items()}

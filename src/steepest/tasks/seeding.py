@@ -1,4 +1,4 @@
-"""Seeds a run of the user's file: the generators of the process and those that the file holds."""
+"""Seeds a run of a user's file: the generators of the process and the generators in the file."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ from steepest.tasks import user_modules
 from steepest.tasks.randomness import begin
 
 LONGEST = 1000
-"""Items of a list, tuple or dict; longer ones are not searched for generators."""
+"""A list, tuple or dict with more items is not searched for generators."""
 MOST_OBJECTS = 100_000
-"""Objects of a file that are searched for generators."""
+"""The search for generators looks into at most so many objects of a file."""
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 _generators: dict[int, list[tuple[str, Any]]] = {}
-"""id of a file's module, which is kept for ever -> (path, generator) of each."""
+"""id of a file's module -> (path, generator) of each generator in it. Modules are never freed."""
 
 
 def remember_generators(module: ModuleType) -> None:
-    """Search a file that has just been imported, before a run adds generators to it."""
+    """Search a file for generators right after its import, before a run can add more."""
     _generators[id(module)] = _find_generators(module)
 
 
 def generators_of(module: ModuleType) -> list[tuple[str, Any]]:
-    """(path, generator) of each that the file held when it had been imported.
+    """(path, generator) of each generator that was in the file right after its import.
 
-    Those that it makes later, such as in a cache that the first run fills, are not among them.
+    Generators that the file makes later are not included, such as one in a cache that the first
+    run fills.
     """
     return _generators.get(id(module), [])
 
 
 def seed_everything(seed: int, module: ModuleType) -> None:
-    """Seed torch, numpy, `random` and the file's generators: a run depends on its seed alone.
+    """Seed torch, numpy, `random` and the file's generators, so a run depends only on its seed.
 
-    Each generator of the file gets a stream of its own, derived from the path to it. No two of them
-    draw the same numbers, and none draws what torch draws.
+    Each generator of the file gets its own seed, made of `seed` and the path to the generator. So
+    no two generators draw the same numbers, and none draws the same numbers as torch.
     """
     begin(seed)
     for path, generator in generators_of(module):
@@ -63,9 +64,10 @@ def seed_everything(seed: int, module: ModuleType) -> None:
 
 
 def _find_generators(module: ModuleType) -> list[tuple[str, Any]]:
-    """The generators that can be reached from the top of the file and of the modules beside it.
+    """The generators that can be reached from the file and from the user's own modules.
 
-    Breadth first, so that each is found by its shortest path.
+    These are the imported modules below the file's folder or the current folder. The search is
+    breadth-first, so it finds each generator by its shortest path.
     """
     file = Path(str(module.__file__))
     neighbours = {
@@ -90,7 +92,7 @@ def _find_generators(module: ModuleType) -> list[tuple[str, Any]]:
 
 
 def _process_generators() -> list[Any]:
-    """The generators of torch, numpy and Python themselves, which `begin` seeds."""
+    """The default generators of torch, numpy and Python, which `begin` seeds."""
     private: list[Any] = [np.random.mtrand._rand, random._inst]  # type: ignore[attr-defined]
     return [torch.default_generator, *torch.cuda.default_generators, *private]
 
@@ -98,7 +100,8 @@ def _process_generators() -> list[Any]:
 def _contents(value: Any, searchable: Container[str]) -> list[tuple[object, Any]]:
     """(name, value) of everything inside `value` that may be or hold a generator.
 
-    searchable: names of the modules whose classes and functions are looked into.
+    Containers, functions, methods and data loaders are always looked into. A class is looked into
+    only if it is of a module in `searchable`, and any other object only if its class is.
     """
     if isinstance(value, dict):
         return list(value.items()) if len(value) <= LONGEST else []
@@ -123,7 +126,7 @@ def _contents(value: Any, searchable: Container[str]) -> list[tuple[object, Any]
 def _closure(function: FunctionType) -> list[tuple[object, Any]]:
     variables = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        with suppress(ValueError):  # a cell that is still empty
+        with suppress(ValueError):  # the cell is still empty
             variables.append((name, cell.cell_contents))
     return variables
 

@@ -1,4 +1,4 @@
-"""Classify passages by topic from a bag of words: sparse gradients, and most words are rare."""
+"""Classify passages by topic from a bag of words. Gradients are sparse, and most words rare."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from steepest.tasks.task import Make, Reporter, Task, evaluating
 LENGTH, BATCH = 12, 32
 """Words in a passage, passages in a batch."""
 LEAST = 640
-"""Shorter topics are left out. A tenth of so many words is a few passages."""
+"""Topics with fewer words are left out. A tenth of this many words makes a few passages."""
 EVALUATED = 320
-"""Passages of the validation data, and of the test data."""
+"""How many passages the validation data have, and the test data."""
 EVERY = 25
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of several topics, their words as numbers."""
+    """Passages of several topics, with each word as a number."""
 
     splits: dict[str, tuple[Tensor, Tensor]]
     """Split -> (words [n, LENGTH], topics [n])."""
     words: int
-    """How many different numbers there are; 0 is any word that the training data lacks."""
+    """How many different numbers there are. 0 stands for every word not in the training data."""
     topics: int
     """How many topics there are."""
     sha256: str
-    """Of the text."""
+    """sha256 of the text."""
 
 
 @lru_cache(maxsize=1)
 def documentation() -> Passages:
-    """Python's own documentation: 80 % of each topic for training, 10 % each to validate and test.
+    """Python's own documentation. Of each topic 80 % is training, 10 % validation and 10 % test.
 
-    A paragraph that several topics share counts for the first of them. The paragraphs of a topic
+    A paragraph that is in several topics counts only for the first one. The paragraphs of a topic
     are in a fixed random order.
     """
     from pydoc_data.topics import topics  # 0.7 MB
@@ -86,7 +86,7 @@ def _model(data: Passages) -> nn.Module:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: str) -> float:
-    """The share of passages whose topic is predicted; nan if a score is not finite."""
+    """The share of passages whose topic is predicted correctly; nan if a score is not finite."""
     words, topics = documentation().splits[split]
     scores = model(words)
     right = (scores.argmax(1) == topics).float().mean().item()
@@ -94,10 +94,10 @@ def evaluate(model: nn.Module, split: str) -> float:
 
 
 class Stepper:
-    """Steps an optimizer on sparse gradients, or on dense ones if it refuses them.
+    """Steps an optimizer on sparse gradients, or on dense gradients if it refuses sparse ones.
 
-    The first step finds out. If it fails, parameters and gradients are restored, the optimizer's
-    state is cleared, and the step is repeated on dense gradients.
+    The first step tries sparse gradients. If it raises an error, parameters and gradients are
+    restored, the optimizer's state is cleared, and the step is repeated on dense gradients.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -113,7 +113,7 @@ class Stepper:
                 self.optimizer.step()
                 self.sparse = True
                 return
-            except Exception:  # each package raises its own; another error is raised again below
+            except Exception:  # each package has its own error; an unrelated one recurs below
                 self.sparse = False
                 self.optimizer.state.clear()
                 with torch.no_grad():

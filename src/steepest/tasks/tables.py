@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from steepest.tasks.task import Samples, Setup, Task
 
 TRAIN, VALIDATION, TEST = 222, 110, 110
-"""Patients of each split; 442 in all."""
+"""How many patients each split has; 442 in all."""
 BATCH = 32
 
 
@@ -69,7 +69,7 @@ DIABETES = Task(
     name="diabetes",
     metric="mean squared error",  # 1 - R2, since the targets are standardised
     maximize=False,
-    worst=1.0,  # as good as the mean of the training targets
+    worst=1.0,  # a model that always predicts the mean of the training targets
     target=0.55,
     steps=100,
     every=7,  # an epoch

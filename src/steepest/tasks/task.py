@@ -13,32 +13,35 @@ from torch import Tensor, nn
 
 
 class Reporter(Protocol):
-    """`report(step, validation=..., test=..., anything=...)`, after `step` optimizer steps."""
+    """A training loop calls `report(step, validation=..., test=..., anything=...)`.
+
+    step: the optimizer steps so far.
+    """
 
     def __call__(self, step: int, **metrics: Any) -> None: ...
 
 
 Make = Callable[[Any], torch.optim.Optimizer]
-"""`make_optimizer(params_or_model)`: a new optimizer, the one that is raced."""
+"""`make_optimizer(params_or_model)` returns a new optimizer, of the kind that is raced."""
 
 
 def two_points(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the weights for evaluation differ from those for training, as in Schedule-Free.
 
-    Such an optimizer switches the parameters by eval() and train().
+    The eval() and train() of such an optimizer switch the parameters from one to the other.
     """
     return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))
 
 
 def turn(optimizer: Any, to: Literal["eval", "train"]) -> None:
-    """Switch the parameters to the weights for evaluation or for training."""
+    """Switch to the weights for evaluation or for training, if the optimizer has both."""
     if two_points(optimizer):
         getattr(optimizer, to)()
 
 
 @contextmanager
 def evaluating(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
-    """Switch to the weights for evaluation, and back at the end."""
+    """Switch to the weights for evaluation, and back to those for training at the end."""
     for optimizer in optimizers:
         turn(optimizer, "eval")
     yield
@@ -58,7 +61,7 @@ class Samples:
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is smaller than the others."""
     order: Callable[[], Sequence[int]] | None = None
-    """Draws the order of an epoch as the task's own batches do; None: drawn from the seed."""
+    """Draws the order of an epoch in the way of the task's own batches. None: the seed draws it."""
 
     def __len__(self) -> int:
         return len(self.data[0] if self.collate is None else self.data)
@@ -88,11 +91,11 @@ class Samples:
 
 @dataclass(frozen=True)
 class Setup:
-    """A task for one seed, which decides the initial weights and the order of the data only."""
+    """A task for one seed. The seed decides only the initial weights and the order of the data."""
 
     model: nn.Module
     batches: Iterable[Any]
-    """Training batches; iterated again after each epoch."""
+    """Training batches. Each epoch iterates over them again."""
     loss: Callable[[nn.Module, Any], Tensor]
     """(model, batch) -> scalar training loss."""
     evaluate: Callable[[nn.Module, str], float]
@@ -100,7 +103,7 @@ class Setup:
     test_data: bool = True
     """Whether `evaluate` takes "test"."""
     residuals: Callable[[nn.Module, Any], Tensor] | None = None
-    """(model, batch) -> the residuals: the loss is their sum of squares, up to a factor."""
+    """(model, batch) -> the residuals. The loss is the sum of their squares, times a constant."""
     samples: Samples | None = None
     """The samples that the batches are made of, for entries that make their own batches."""
 
@@ -109,19 +112,19 @@ class Setup:
 class Task:
     """A training problem and its metric.
 
-    It has either `build`, whose model `steepest.training` trains, or `train`, a training loop of
-    its own.
+    It has either `build` or `train`. `build` makes a `Setup`, which `steepest.training` trains.
+    `train` is a whole training loop.
     """
 
     name: str
     metric: str
     maximize: bool
     worst: float | None
-    """The metric that a diverged run counts as, and any run that ends worse; None: a pilot run
-    measures it."""
+    """A diverged run counts as this metric, and so does a run that ends worse. None: a pilot run,
+    before the race, measures it."""
     target: float | None
-    """A validation metric: the time until it is first reached is measured. None: what three
-    quarters of the fresh runs that did not diverge end at or pass."""
+    """A validation metric. The race measures the time until a run first reaches it. None: the
+    value that three quarters of the fresh runs end at or pass. Diverged runs do not count."""
     steps: int
     """Optimizer steps of a run."""
     every: int
@@ -129,24 +132,24 @@ class Task:
     test_size: int
     """Test cases; 0 if unknown."""
     proportion: bool
-    """Whether the metric is a share of the test cases: it is shown in %, with its binomial
-    standard error."""
+    """Whether the metric is a share of the test cases. Such a metric is shown in %, with its
+    binomial standard error."""
     build: Callable[..., Setup] | None = None
-    """(seed, **those of `switches` that an entry has)."""
+    """(seed, **options) -> the setup. The options are those of `switches` that an entry uses."""
     train: Callable[[Make, Reporter, int, int], object] | None = None
-    """(make_optimizer, report, seed, steps)."""
+    """(make_optimizer, report, seed, steps): runs the whole training."""
     data_hash: Callable[[], str | None] = lambda: None
     """() -> sha256 of the data; None if unknown."""
     test_data: bool = True
-    """Whether there is test data; without, the verdict is about validation data."""
+    """Whether there is test data. If not, the verdict is about validation data."""
     source_hash: str | None = None
     """sha256 of the user's file."""
     file: str | None = None
     """Path of the user's file."""
     measured: float | None = None
-    """`worst` as a pilot run measured it, if the task leaves it open; a fresh run may end worse."""
+    """If `worst` is None: what a pilot run measured instead. A fresh run may end worse."""
     switches: tuple[str, ...] = ()
-    """Options of `build`: "batchnorm" (True), "dropout" (its probability)."""
+    """The options that `build` takes: "batchnorm" (True), "dropout" (its probability)."""
 
     @property
     def lost(self) -> float:
@@ -162,5 +165,5 @@ _CODE = ("build", "train", "data_hash")
 
 
 def facts(task: Task) -> dict[str, Any]:
-    """The fields that a store keeps: all but the code, so that a report needs no user's file."""
+    """The fields that a race stores: all except code. So a report does not need the user's file."""
     return {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in _CODE}

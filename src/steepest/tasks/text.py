@@ -16,24 +16,24 @@ from steepest.errors import BadCall
 from steepest.tasks.task import Setup, Task
 
 EVALUATED = 16_384
-"""An evaluation reads the first so many characters of the validation or test data."""
+"""An evaluation reads this many characters, from the start of the validation or test data."""
 LEAST = 20 * EVALUATED
-"""Least characters of a text, so that a twentieth of it has EVALUATED."""
+"""A text has at least this many characters, so that a twentieth of it has EVALUATED."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text as numbers: 90 % for training, then 5 % each to validate and to test."""
+    """A text as numbers: the first 90 % for training, then 5 % validation and 5 % test data."""
 
     splits: dict[str, Tensor]
     characters: int
     """How many different characters there are."""
     sha256: str
-    """Of the text in UTF-8."""
+    """sha256 of the text in UTF-8."""
 
 
 def encode(text: str) -> Text:
-    """The text with each character replaced by its rank among all that occur."""
+    """The text as numbers: each character becomes its rank among the characters that occur."""
     known = {character: i for i, character in enumerate(sorted(set(text)))}
     numbers = torch.tensor([known[character] for character in text])
     ends = (len(text) * 18 // 20, len(text) * 19 // 20)
@@ -70,7 +70,8 @@ class Characters(nn.Module):
 class Size:
     """Sizes of the model and of its batches.
 
-    width: of the embedding. hidden: of the LSTM. length: characters of a window.
+    width: of the embedding. hidden: width of the LSTM. length: characters in a training window.
+    batch: windows in a batch.
     """
 
     width: int
@@ -111,7 +112,7 @@ def _task(name: str, read: Callable[[], Text], size: Size, steps: int, target: f
         name=name,
         metric="bits per character",
         maximize=False,
-        worst=8.0,  # each character as a byte
+        worst=8.0,  # a byte for each character
         target=target,
         steps=steps,
         every=max(1, steps // 12),
@@ -126,10 +127,10 @@ TOPICS = _task("text", topics, Size(width=16, hidden=64, length=32, batch=16), 2
 
 
 def shakespeare(path: Path) -> Task:
-    """Next characters of the published input.txt. path: the file, or its folder."""
+    """Predict the next character of the published input.txt. path: the file, or its folder."""
     file = path / "input.txt" if path.is_dir() else path
     if not file.is_file():
-        raise BadCall(f"--data {path}: it has no input.txt; add the published text")
+        raise BadCall(f"--data {path}: there is no input.txt; add the published text")
     try:
         text = file.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

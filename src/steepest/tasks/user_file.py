@@ -10,33 +10,34 @@ task(seed)
     "test". Without `split` there is no test data, and the verdict is about validation data.
 
 train(make_optimizer, report, seed)
-    Is a whole training loop. make_optimizer(params_or_model) returns the optimizer to use; if the
-    entry has a schedule, the optimizer steps it. report(step, validation=..., test=...) hands over
-    the metric after `step` optimizer steps; test may be left out.
+    Runs the whole training. make_optimizer(params_or_model) returns the optimizer to use. If the
+    entry has a schedule, the optimizer also steps that schedule. Call
+    report(step, validation=..., test=...) with the metric after `step` optimizer steps; test may be
+    left out.
 
 These constants at the top of the file describe the task. Only the first is required:
 
 MAXIMIZE or MINIMIZE   The name of the metric, such as MAXIMIZE = "accuracy".
 STEPS                  Optimizer steps of a run. Default 300. --steps replaces it.
 EVERY                  Steps between two evaluations of a task(seed) file. Default STEPS / 12.
-                       If --steps is less than STEPS, a run is still evaluated 10 times, or as often
-                       as the file asks for if that is less.
-TARGET                 A validation metric; the race measures the time until it is first reached.
-                       Default: what three quarters of the fresh runs that did not diverge end at
-                       or pass.
-WORST                  The metric that a diverged run counts as, and any run that ends worse.
+                       If --steps is less than STEPS, the evaluations are closer together: a run
+                       still has about 10 of them, or fewer if a run of STEPS would have fewer.
+TARGET                 A validation metric. The race measures the time until a run first reaches it.
+                       Default: the value that three quarters of the fresh runs end at or pass.
+                       Diverged runs do not count.
+WORST                  A diverged run counts as this metric, and so does a run that ends worse.
                        Default: the metric of the untrained model, or the first report of a pilot
-                       run; if a fresh run ends worse than that, what it ends at.
+                       run. If a fresh run ends worse than that, the metric of the worst fresh run.
 TEST_CASES             The number of test cases, if the metric is a share of them between 0 and 1.
                        The share is then shown in %, with its binomial standard error.
 
 Edits: the race reads the file once and runs that source, even if the file is edited meanwhile.
---resume needs the same source, by its sha256. Modules that the file imports from its own folder or
-from the current folder must not change during a race: the race stops if one does.
+--resume needs the same source, and compares its sha256. Modules that the file imports from its own
+folder or from the current folder must not change during a race: the race stops if one does.
 
-Seeds: before each run, torch, numpy and random are seeded with the run's seed. So are the random
-generators that exist once the file, and the modules beside it, have been imported; each gets a
-stream of its own. No run depends on the runs before it.
+Seeds: before each run, torch, numpy and random are seeded with the run's seed. The race also seeds
+the random generators that exist right after the import of the file and of the modules beside it.
+Each of these generators gets its own seed. No run depends on the runs before it.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ from steepest.tasks.seeding import remember_generators, seed_everything
 from steepest.tasks.task import Make, Reporter, Samples, Setup, Task
 
 MODULE = "steepest_task"
-"""The name that the file is imported by."""
+"""The file is imported as a module of this name."""
 STEPS = 300
 """Default of the file's STEPS."""
 EVALUATIONS = 12
@@ -80,7 +81,7 @@ _held: dict[Path, bytes] = {}
 
 
 def read(path: Path) -> bytes:
-    """The source of the file, as `held` keeps it if it does; BadCall if it cannot be read."""
+    """The source of the file: what `held` keeps, else what is on disk. BadCall if unreadable."""
     try:
         return _held[path.resolve()] if path.resolve() in _held else path.read_bytes()
     except OSError as error:
@@ -91,7 +92,10 @@ def read(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def held(path: Path, source: bytes | None = None) -> Iterator[bytes]:
-    """Until the end, `load` takes the file's source of now, or `source`, whatever the disk has."""
+    """Make `load` use one source until the block ends, even if the file is edited. Yields it.
+
+    source: that source; None: what the file has now.
+    """
     key = path.resolve()
     before = _held.get(key)
     _held[key] = read(path) if source is None else source
@@ -105,7 +109,7 @@ def held(path: Path, source: bytes | None = None) -> Iterator[bytes]:
 
 
 def load(path: Path) -> Task:
-    """The task in the file `path`; BadCall, with the user's lines, if it does not define one."""
+    """The task that the file `path` defines; BadCall if it defines none."""
     source = read(path)
     digest = hashlib.sha256(source).hexdigest()
     key = path.resolve(), digest
@@ -132,7 +136,7 @@ def _import(path: Path, source: bytes) -> ModuleType:
     try:
         with told(path, "the file itself"):
             code = compile(source, str(path), "exec")
-            # a traceback shows the lines that ran: linecache never rereads an entry without a time
+            # so a traceback shows the lines that ran: linecache keeps an entry that has no time
             lines = source.decode("utf-8", "replace").splitlines(keepends=True)
             linecache.cache[str(path)] = len(source), None, lines, str(path)
             exec(code, module.__dict__)
@@ -148,8 +152,8 @@ def _import(path: Path, source: bytes) -> ModuleType:
 def told(path: Path, where: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Raise errors of the user's code as TaskError, with the traceback from the user's first line.
 
-    where: the part of the file, for the message. passes: errors to let through, such as an
-    arithmetic error, which means that the run diverges.
+    where: the part of the file, for the message. passes: errors to let through unchanged, such as
+    ArithmeticError, which means that the run has diverged.
     """
     try:
         yield
@@ -165,8 +169,8 @@ def told(path: Path, where: str, passes: tuple[type[Exception], ...] = ()) -> It
             lines = [error.lineno]
         what = f"{type(error).__name__}: {error}".removesuffix(": ")
         if isinstance(error, SystemExit):
-            what = f"it calls sys.exit({error.code!r}): expected a task to return or to raise"
-        if isinstance(error, BadCall):  # the race's own check failed: a traceback says no more
+            what = f"it calls sys.exit({error.code!r}): expected a task that returns or raises"
+        if isinstance(error, BadCall):  # a check of the race failed: a traceback adds nothing
             what, shown = str(error), None
         at = f"line {lines[-1]}, " if lines else ""
         trace = "".join(shown.format()) if shown and lines else ""
@@ -211,8 +215,8 @@ def _read_task(module: ModuleType, path: Path, digest: str) -> Task:
     if len(directions) != 1 or not isinstance(getattr(module, directions[0]), str):
         given = "; ".join(f"{n} = {getattr(module, n)!r}" for n in directions)
         raise bad(
-            f"{given or 'it defines neither MAXIMIZE nor MINIMIZE'}: expected one of them, which "
-            f'names the metric, such as MAXIMIZE = "accuracy" or MINIMIZE = "loss"'
+            f"{given or 'it defines neither MAXIMIZE nor MINIMIZE'}: expected one of the two, with "
+            f'the name of the metric: MAXIMIZE = "accuracy", or MINIMIZE = "loss"'
         )
     steps, cases = whole_number("STEPS") or STEPS, whole_number("TEST_CASES") or 0
     worst = finite("WORST")
@@ -254,14 +258,18 @@ def _build(module: ModuleType, path: Path, seed: int) -> Setup:
             raise BadCall(f"it returned {given}: {RETURNS}")
         model, loss, batches, evaluate = returned
         if not isinstance(model, nn.Module):
-            raise BadCall(f"the model is a {type(model).__name__}, no torch.nn.Module: {RETURNS}")
+            raise BadCall(
+                f"the model is a {type(model).__name__}, not a torch.nn.Module: {RETURNS}"
+            )
         if not any(p.requires_grad for p in model.parameters()):
-            raise BadCall("the model has no parameter to train: add one, or set requires_grad")
+            raise BadCall(
+                "the model has no parameter to train: add one, or set requires_grad to True"
+            )
         for name, value in (("loss", loss), ("evaluate", evaluate)):
             if not callable(value):
-                raise BadCall(f"{name} is a {type(value).__name__}, no function: {RETURNS}")
+                raise BadCall(f"{name} is a {type(value).__name__}, not a function: {RETURNS}")
         if not hasattr(batches, "__iter__"):
-            raise BadCall(f"the batches are a {type(batches).__name__}, no iterable: {RETURNS}")
+            raise BadCall(f"batches is a {type(batches).__name__}, not an iterable: {RETURNS}")
         split = _takes_split(evaluate)
 
     def loss_of(model: nn.Module, batch: Any) -> torch.Tensor:
@@ -271,8 +279,8 @@ def _build(module: ModuleType, path: Path, seed: int) -> Setup:
                 raise BadCall(f"it returned {described(value)}: expected a tensor of one number")
             if torch.is_grad_enabled() and not value.requires_grad:
                 raise BadCall(
-                    "no gradient flows to the loss that it returned: expected a loss computed "
-                    "without .item(), .detach() or no_grad"
+                    "the loss that it returned has no gradient: expected a loss computed from the "
+                    "model without .item(), .detach() or no_grad"
                 )
         return value.reshape(())
 
@@ -286,9 +294,9 @@ def _build(module: ModuleType, path: Path, seed: int) -> Setup:
 
 
 def _samples_of(batches: Any) -> Samples | None:
-    """The samples that the batches are made of, if they are a DataLoader that visits all its data.
+    """The samples in the batches, if these are a DataLoader that visits all its data; else None.
 
-    A DataLoader with another sampler may hold back samples to validate on, so it gives None.
+    A DataLoader with another sampler may keep some samples for validation, so it gives None too.
     """
     sampler = getattr(batches, "sampler", None)
     visits_all = type(sampler) is SequentialSampler or (
@@ -305,13 +313,13 @@ def _samples_of(batches: Any) -> Samples | None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
         return list(loader.sampler)
 
-    # a Subset, since a dataset that is a list of tensors would be taken for columns
+    # a Subset, because a dataset that is a list of tensors would be taken for a list of columns
     data = Subset(loader.dataset, range(size))
     return Samples(data, batches.batch_size, loader.collate_fn, loader.drop_last, order)
 
 
 def _takes_split(evaluate: Any) -> bool:
-    """Whether it is evaluate(model, split) or evaluate(model); BadCall if it is neither."""
+    """True for evaluate(model, split), False for evaluate(model), BadCall for anything else."""
     signature = inspect.signature(evaluate)
     for arguments in (("model", "split"), ("model",)):
         with contextlib.suppress(TypeError):
@@ -326,7 +334,7 @@ class _Batches:
     path: Path
 
     def __iter__(self) -> Iterator[Any]:
-        with told(self.path, "the training batches"):  # only errors of the user's code pass here
+        with told(self.path, "the training batches"):  # any error here is from the user's code
             yield from self.batches
 
 
@@ -349,7 +357,7 @@ def number(value: Any) -> float:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Discard what the task prints, from C and by logging too."""
+    """Discard what the task prints, also from C code and by logging."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]

@@ -1,6 +1,7 @@
 """Hashes of the user's own modules, which must not change during a race.
 
-A worker that starts later imports them again: an edit meanwhile would make it run other code.
+A worker process that starts later imports these modules again. If they had been edited meanwhile,
+that worker would run other code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PYTHONS = os.path.join(os.path.realpath(os.path.dirname(os.__file__)), "")
 """The folder of the standard library."""
 INSTALLED = f"-packages{os.sep}"
 OURS = ("steepest", "steepest_task", "__main__")
-"""Top names of modules that are not the user's, or are the task's file itself."""
+"""Top-level names of modules that are not the user's own, and the name of the task's file."""
 
 _hashes: dict[tuple[str, str], str] = {}
 
@@ -26,8 +27,9 @@ _hashes: dict[tuple[str, str], str] = {}
 def modules(task: str, optimizers: str | None = None, *, anew: bool = False) -> dict[str, str]:
     """Name -> sha256 of the user's modules that have been imported so far.
 
-    These are modules below the folder of the task's file and, if an optimizer is given as
-    module:Class, below the current folder. anew: forget earlier hashes, since a race begins.
+    These are modules below the folder of the task's file. If an optimizer is given as module:Class,
+    modules below the current folder are included too. anew: forget earlier hashes, because a race
+    begins.
     """
     if anew:
         _hashes.clear()
@@ -57,12 +59,15 @@ def under(roots: Iterable[Path], task: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def _real_path(file: str) -> str:
-    """The path without links, cached: to ask the disk in every run is slow."""
+    """The path with links resolved. It is cached, because asking the disk in every run is slow."""
     return os.path.realpath(file)
 
 
 def _hash_first_seen(name: str, path: Path) -> str | None:
-    """The hash of the file when it was first seen: an imported module does not change either."""
+    """The hash that the file had when it was first seen, or None if it could not be read.
+
+    Later edits do not count, because an imported module does not change.
+    """
     key = name, str(path)
     if key not in _hashes:
         try:
@@ -73,7 +78,7 @@ def _hash_first_seen(name: str, path: Path) -> str | None:
 
 
 def agree(began: Mapping[str, str]) -> None:
-    """TaskError for a module whose file here differs from the one that the race began with."""
+    """Raise TaskError if a module's file differs from the one that the race began with."""
     for name, digest in began.items():
         file = getattr(sys.modules.get(name), "__file__", None)
         if isinstance(file, str) and _hash_first_seen(name, Path(file)) not in (digest, None):

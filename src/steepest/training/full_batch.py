@@ -1,6 +1,7 @@
-"""Methods on the full batch as optimizers of a recipe: each of their steps sees all training data.
+"""Methods on the full batch, as optimizers of a recipe: each step sees all training data.
 
-Tuned, made and stepped here; the methods themselves are in `steepest.full_batch`.
+This module says what is tuned, makes the methods and steps them. The methods themselves are in
+`steepest.full_batch`.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ if TYPE_CHECKING:
 class FullBatch(Maker):
     name: str
     called: str
-    """Its class in `steepest.full_batch`."""
+    """The name of its class in `steepest.full_batch`."""
     about: str
     source: str
     knobs: Knobs
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Of the class, in addition to the knobs."""
+    """Arguments of the class in addition to the knobs."""
     residuals: bool = False
-    """Steps on the residuals whose squares the loss is the mean of."""
+    """Whether it steps on the residuals. The loss is then the mean of their squares."""
 
     @property
     def needs(self) -> str:
@@ -61,9 +62,9 @@ class FullBatch(Maker):
         setup = check_samples(entry, self.name, task)
         if self.residuals and setup.residuals is None:
             raise BadCall(
-                f"entry {entry!r}: {task.name} has a loss, and {self.name} needs the residuals "
-                f"whose squares it is the mean of: expected a bundled task of regression, such as "
-                f"diabetes"
+                f"entry {entry!r}: {task.name} has a loss, but {self.name} needs the residuals: "
+                f"expected a bundled regression task, where the loss is the mean of squared "
+                f"residuals, such as diabetes"
             )
         self.make(setup.model.parameters(), self.defaults, 0, entry)
 
@@ -72,7 +73,7 @@ class FullBatch(Maker):
         data, calls = samples.rows(torch.arange(len(samples))), 0
         training.on_batch(data)
         loss_of: Any = setup.residuals if self.residuals else setup.loss
-        pulls = isinstance(optimizer, torch.optim.LBFGS)  # torch's closures call backward()
+        pulls = isinstance(optimizer, torch.optim.LBFGS)  # needs a closure that calls backward()
 
         def closure() -> Tensor:
             nonlocal calls
@@ -124,7 +125,7 @@ METHODS = {
             "the same from the last 100 gradients",
             "torch.optim",
             LENGTH,
-            # a step of torch's is up to 20 iterations
+            # by default, a step of torch's LBFGS makes up to 20 iterations
             {"line_search_fn": "strong_wolfe", "max_iter": 1},
         ),
         FullBatch(
@@ -137,7 +138,7 @@ METHODS = {
         FullBatch(
             "annealing",
             "Annealing",
-            "random moves, seldom upwards",
+            "random moves, rarely upwards",
             "Kirkpatrick 1983",
             {"sigma": Knob(1e-4, 1e-2, 1.0), "temperature": Knob(1e-4, 1e-2, 1.0)},
         ),

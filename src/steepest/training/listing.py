@@ -1,4 +1,4 @@
-"""What `steepest list --parts` says of parts and of methods on the full batch."""
+"""What `steepest list --parts` says about parts and about methods on the full batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steepest.training.parts import PARTS
 
 
 def listing() -> list[dict[str, Any]]:
-    """The facts of every part, in the order in which an entry has them, and of every method."""
+    """The facts of every part, then of every method. Parts are in the order of an entry's name."""
     rows = {**{f"+{name}": part for name, part in PARTS.items()}, **METHODS}
     return [
         {
@@ -25,7 +25,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`listing()` in lines of at most 100 columns, below a head; ranges are in the JSON."""
+    """`listing()` as a table of at most 100 columns. Search ranges are only in the JSON."""
     heads = ("name", "about", "tuned", "source")
     cells = [heads, *((r["name"], r["about"], ", ".join(r["tuned"]), r["source"]) for r in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

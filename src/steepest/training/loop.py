@@ -1,4 +1,4 @@
-"""The training loop of a task that says only what is trained."""
+"""The training loop for a task that has none of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from steepest.training.recipe import Recipe
 from steepest.training.steps import Training, endless, over_batches
 
 EVALUATIONS = 10
-"""At most so many in a run with fewer steps than its file says."""
+"""If a run has fewer steps than its file says, it is evaluated about this many times, or fewer if
+the file asks for fewer."""
 
 
 def train(
@@ -31,19 +32,22 @@ def train(
     on_batch: Callable[[Any], None] = lambda batch: None,
     before_evaluation: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train what the task declares, with the recipe's optimizer and parts.
+    """Train the task's model with the recipe's optimizer and parts.
 
-    `gradients` of a report is the cost so far, in gradients of the task's usual batch.
-    make_optimizer: model -> the recipe's optimizer with the parts that act on it; default: just
-    that. untrained: report the metric at step 0 too. test: report the metric on test data at the
-    last step. on_batch: is shown each batch of a recipe that trains on the task's own. Diverged for
-    a training loss that is not finite.
+    `gradients` in a report is the cost so far. Its unit is one gradient of the task's usual batch.
+
+    make_optimizer: makes the optimizer for a model, with the parts that act on it. By default the
+    recipe does that. untrained: report the metric at step 0 too. test: report the metric on test
+    data at the last step. on_batch: is called with each batch, if the recipe trains on the task's
+    own batches. before_evaluation: is called before each evaluation after step 0.
+
+    Raises Diverged for a training loss that is not finite.
     """
     setup = recipe.setup(task, hyper, seed)
 
     def default(model: torch.nn.Module) -> torch.optim.Optimizer:
         made = recipe.optimizer(model.parameters(), hyper, seed)
-        recipe.equip(made, steps, hyper, seed + 1)  # as a race does
+        recipe.equip(made, steps, hyper, seed + 1)  # the same seed as in a race
         return made
 
     optimizer, every = (make_optimizer or default)(setup.model), task.every
@@ -56,12 +60,12 @@ def train(
 
     def evaluate(split: str) -> float:
         metric = _evaluate(setup, split)
-        # as large as can be to the bad side, such as exp of a loss, is what divergence looks like
+        # the worst possible infinity, such as exp of a large loss, is a sign of divergence
         if task.file and newest and not math.isfinite(metric) and metric != task.lost:
             _check_loss(setup, newest[0], split, metric)
         return metric
 
-    if task.file and steps < task.steps:  # as many evaluations as the file has, up to 10
+    if task.file and steps < task.steps:  # about as many evaluations as in a full run, or 10
         wanted = min(EVALUATIONS, max(1, task.steps // every))
         every = min(every, max(1, steps // wanted))
     if untrained:
@@ -84,11 +88,11 @@ def train(
         turn(optimizer, "eval")
         metric = evaluate("validation")
         if not over and (over := any(stop(metric, last) for stop in stops)):
-            metric = evaluate("validation")  # of the weights that it ends with
+            metric = evaluate("validation")  # the metric of the weights that the run ends with
         metrics = {"validation": metric}
         if test and last and setup.test_data and math.isfinite(metric):
             metrics["test"] = evaluate("test")
-        if not over and not last:  # what is trained no more stays as it is used
+        if not over and not last:  # after training, the weights for evaluation stay
             turn(optimizer, "train")
         report(step, **metrics, gradients=spent)
 
@@ -101,11 +105,12 @@ def _evaluate(setup: Setup, split: str) -> float:
 
 
 def _check_loss(setup: Setup, batch: Any, split: str, metric: float) -> None:
-    """BadCall for a metric that is not finite where the training loss is."""
-    # as in training, with gradients: a loss may need them. The run ends here, whatever it draws
+    """Raise BadCall for a metric that is not finite, if the training loss is finite."""
+    # with gradients, as in training: a loss may need them. Its draws are harmless: the run ends
     loss = setup.loss(setup.model, batch).item()
     if math.isfinite(loss):
         raise BadCall(
-            f"evaluate() returned {metric} on {split} data although training is fine (its loss is "
-            f"{loss:.4g}); return a number even if the metric is not defined: the worst possible"
+            f"evaluate() returned {metric} on {split} data although training is fine (the training "
+            f"loss is {loss:.4g}): expected a finite number; where the metric is not defined, "
+            f"return the worst possible one"
         )

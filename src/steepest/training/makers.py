@@ -1,6 +1,6 @@
-"""What makes the optimizer of a recipe: a rule, or a class that is named `module:Class`.
+"""Makers of a recipe's optimizer: of a rule, or of a class that is named `module:Class`.
 
-The third kind of maker, a method on the full batch, is in `full_batch.py`.
+The third kind of maker is in `full_batch.py`: it makes methods on the full batch.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from steepest.definition import Rule
 
 SPAN = 30.0
-"""A class without a known search range is tuned in lr alone, from its default / 30 to * 30, as a
-rule that declares none is; all else stays at its defaults. A class with the name of one of the
-package's classes, such as torch.optim:SGD, has the range and the defaults of that class's rule."""
+"""If a class has no known search range, only its lr is tuned, from its default / 30 to its default
+* 30. A rule that declares no range is tuned in the same way. All other options keep their defaults.
+A class with the name of one of the package's classes, such as torch.optim:SGD, has the range and
+the defaults of that class's rule."""
 
 
 class Maker(ABC):
     """Makes one kind of optimizer, and knows its hyperparameters."""
 
     name: str
-    """The optimizer in an entry's name."""
+    """The optimizer's name, as in the name of an entry."""
 
     @property
     @abstractmethod
@@ -54,28 +55,28 @@ class Maker(ABC):
 
     @property
     def options(self) -> dict[str, float]:
-        """The default of each number that `--search` can add to what is tuned."""
+        """The default of each numeric option that `--search` can add to the tuning."""
         return {}
 
     @property
     def whole_numbers(self) -> set[str]:
-        """Those of `options` that take whole numbers only."""
+        """The options that take only whole numbers."""
         return set()
 
     @abstractmethod
     def make(
         self, params: Iterable[Any], hyper: Mapping[str, float], seed: int, entry: str
     ) -> torch.optim.Optimizer:
-        """The optimizer. seed: of one that draws. entry: for an error's text."""
+        """Make the optimizer. seed: for random draws. entry: its name in error messages."""
 
     def try_out(self, hyper: Mapping[str, float]) -> None:
-        """Raise what the optimizer raises at these values."""
+        """Make the optimizer with these values, so that it raises its errors for bad ones."""
         self.make([torch.nn.Parameter(torch.ones(2, 2))], hyper, 0, self.name)
 
 
 @dataclass(frozen=True)
 class RuleMaker(Maker):
-    """A rule, of the package or of the task file."""
+    """Makes the optimizer of a rule, which is from the package or from the task's file."""
 
     name: str
 
@@ -109,13 +110,13 @@ class RuleMaker(Maker):
 
 @dataclass(frozen=True)
 class ClassMaker(Maker):
-    """A subclass of torch.optim.Optimizer, named `module:Class`."""
+    """Makes an optimizer of a subclass of torch.optim.Optimizer, named `module:Class`."""
 
     name: str
 
     @property
     def cls(self) -> type[torch.optim.Optimizer]:
-        """The class as it is now; BadCall if it cannot be imported."""
+        """The class, looked up at each use; BadCall if it cannot be imported."""
         module, _, attribute = self.name.partition(":")
         try:
             value: Any = _import(module)
@@ -129,7 +130,7 @@ class ClassMaker(Maker):
         if not isinstance(value, type) or not issubclass(value, torch.optim.Optimizer):
             raise BadCall(
                 f"entry {self.name!r} is not a subclass of torch.optim.Optimizer: expected "
-                f"module:Class"
+                f"module:Class with such a class"
             )
         return value
 
@@ -150,9 +151,9 @@ class ClassMaker(Maker):
 
     @property
     def whole_numbers(self) -> set[str]:
-        """Options annotated as int, or whose default is an int above 1 without an annotation.
+        """Options annotated as int, and options without annotation whose default is an int above 1.
 
-        `momentum=0` and `lr=1` mean fractions as often as not.
+        The defaults 0 and 1 say nothing: options such as `momentum=0` and `lr=1` take fractions.
         """
         return {
             name
@@ -172,11 +173,11 @@ class ClassMaker(Maker):
     def try_out(self, hyper: Mapping[str, float]) -> None:
         super().try_out(hyper)
         error = self._first_step(hyper)
-        if error and not self._first_step(self.defaults):  # it can step without a closure
+        if error and not self._first_step(self.defaults):  # with its defaults it can step here
             raise ValueError(f"{type(error).__name__} in the first step: {error}")
 
     def _first_step(self, hyper: Mapping[str, float]) -> Exception | None:
-        """What it raises, if anything."""
+        """The error that the optimizer raises in its first step; None if it raises none."""
         weight = torch.nn.Parameter(torch.ones(2, 2))
         weight.grad = torch.ones(2, 2)
         try:
@@ -189,10 +190,10 @@ class ClassMaker(Maker):
 def make_class(
     cls: Any, params: Iterable[Any], options: Mapping[str, Any], entry: str
 ) -> torch.optim.Optimizer:
-    """An optimizer of the class, in training mode if it has one; BadCall if it cannot be made."""
+    """Make an optimizer of the class, in training mode if it has one; BadCall if that fails."""
     try:
         made = cls(params, **options)
-        turn(made, "train")  # Schedule-Free by its authors begins at the point of use
+        turn(made, "train")  # the authors' Schedule-Free begins in evaluation mode
         return made
     except Exception as error:
         given = ", ".join(
@@ -213,12 +214,13 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _import(name: str) -> ModuleType:
-    """The module, or the task's file if that is the module.
+    """Import a module. If it is the task's file, return the task's module without importing it.
 
-    A second import of the file would define its rules twice, and differ if the file was edited.
+    A second import of that file would define its rules twice. It would also run other code if the
+    file was edited.
     """
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # the caller's own modules
+        sys.path.insert(0, os.getcwd())  # to find modules in the current folder
     if name not in sys.modules and (spec := importlib.util.find_spec(name)) and spec.origin:
         task = module_of(Path(spec.origin))
         if task:
@@ -233,7 +235,7 @@ def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
     lr = options.get("lr")
     if lr is None:
         return {}
-    if "lr" not in signature(cls).parameters:  # it may set lr itself
+    if "lr" not in signature(cls).parameters:  # the class may set lr itself
         try:
             cls([torch.nn.Parameter(torch.zeros(1))], lr=lr.default)  # type: ignore[call-arg]
         except TypeError:
@@ -243,16 +245,17 @@ def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
     if lr.default is Parameter.empty or not isinstance(lr.default, (int, float)) or lr.default <= 0:
         given = "none" if lr.default is Parameter.empty else repr(lr.default)
         raise BadCall(
-            f"entry {name!r}: its default lr is {given}, and a race tunes around the default: "
-            f"expected a number above 0; derive a class that has one"
+            f"entry {name!r}: its default lr is {given}, but a race tunes lr around the default: "
+            f"expected a default above 0; derive a subclass with one"
         )
     return {"lr": float(lr.default)}
 
 
 def _rule_of(cls: type[torch.optim.Optimizer]) -> Rule | None:
-    """The package's rule for a class: by its name, or that of a parent whose lr it has kept.
+    """The package's rule with the name of a class or of its parent; None if there is none.
 
-    The defaults of the class decide among the rules of a family: SGD without momentum is `sgd`.
+    A parent counts only if the class has the same default lr. The defaults of the class choose
+    among the rules of a family: SGD without momentum is `sgd`.
     """
     options = _options(cls)
     for base in cls.__mro__:
@@ -272,7 +275,7 @@ def _rule_of(cls: type[torch.optim.Optimizer]) -> Rule | None:
 
 
 def _options(cls: type) -> dict[str, Parameter]:
-    """The arguments of the class, and those of its parent where it hands on any **options."""
+    """The arguments of the class. If it takes **options, also those of its parent class."""
     options = dict(signature(cls).parameters)
     if any(p.kind is Parameter.VAR_KEYWORD for p in options.values()):
         above = next((c for c in cls.__mro__[1:] if "__init__" in vars(c)), object)
@@ -282,5 +285,5 @@ def _options(cls: type) -> dict[str, Parameter]:
 
 
 def _plain(name: str) -> str:
-    """A name without case and underscores."""
+    """A name in lower case, without underscores."""
     return name.replace("_", "").lower()

@@ -1,4 +1,4 @@
-"""An optimizer draws from random states of its own."""
+"""Random states that belong to one optimizer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from steepest.tasks.randomness import STATES
 
 
 class OwnRandomness:
-    """Random states that replace the process's while an optimizer steps.
+    """Random states that replace the states of the process while an optimizer steps.
 
-    Otherwise its draws would shift those of the data and the model. To replace the states of numpy
-    and of `random` costs 0.2 ms a step; it is not done for our classes and torch's, which draw from
-    torch alone.
+    Otherwise the optimizer's draws would change what the data and the model draw. Replacing the
+    states of numpy and `random` costs 0.2 ms per step. The classes of this package and of torch
+    draw only from torch, so for them only torch's state is replaced.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
@@ -35,7 +35,8 @@ class OwnRandomness:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The optimizer's states; nested, as around a closure, the process's again."""
+        """Use the optimizer's states in the block. A nested block, as around a closure, uses the
+        states of the process again."""
         self._swap()
         try:
             yield

@@ -1,8 +1,8 @@
 """An optimizer with its parts, as an entry names them: `adamw+warmup+cosine`.
 
 The optimizer is a rule of the package or of the task file, a method on the full batch, or
-`module:Class`, a subclass of torch.optim.Optimizer. The parts are in `parts/`. No other module
-splits a name.
+`module:Class`, a subclass of torch.optim.Optimizer. The parts are in `parts/`. Only this module
+splits the name of an entry.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Recipe:
     def read(name: str) -> Recipe:
         """The recipe called `name`. BadCall for parts that do not exist or cannot go together.
 
-        It does not look for the optimizer; `maker` does.
+        It does not check whether the optimizer exists; `maker` does.
         """
         base, *words = name.split("+")
         for word in words:
@@ -70,24 +70,24 @@ class Recipe:
                 if other.name in part.conflicts or other.kind in part.conflicts:
                     raise BadCall(
                         f"entry {name!r}: +{part.name} {part.why}: expected no +{other.name} "
-                        f"beside it"
+                        f"in the same entry"
                     )
         stray = [part for part in parts if part.name != "early-stopping"]
         if base in METHODS and stray:
             raise BadCall(
-                f"entry {name!r}: {base} takes no +{stray[0].name}: expected it alone, or with "
+                f"entry {name!r}: {base} takes no +{stray[0].name}: expected {base} alone, or with "
                 f"+early-stopping"
             )
         return Recipe(name, base, parts)
 
     @property
     def full_batch(self) -> FullBatch | None:
-        """The method, if the optimizer is one on the full batch."""
+        """The optimizer, if it is a method on the full batch; else None."""
         return METHODS.get(self.base)
 
     @property
     def maker(self) -> Maker:
-        """What makes the optimizer; BadCall if there is no such optimizer."""
+        """The maker of the optimizer; BadCall if there is no such optimizer."""
         if self.full_batch:
             return self.full_batch
         if ":" in self.base:
@@ -101,7 +101,7 @@ class Recipe:
 
     @property
     def knobs(self) -> dict[str, Knob]:
-        """What is tuned of the parts: "noise.eta" -> its knob."""
+        """The knobs of the parts, which are tuned too: "noise.eta" -> its knob."""
         return {f"{p.name}.{knob}": span for p in self.parts for knob, span in p.knobs.items()}
 
     @property
@@ -117,7 +117,7 @@ class Recipe:
 
     @property
     def options(self) -> dict[str, float]:
-        """The default of every number that can be searched, those of `space` among them."""
+        """The default of every number that can be searched, including those in `space`."""
         return {**self.maker.options, **self.defaults}
 
     def check_value(self, knob: str, value: float) -> None:
@@ -127,20 +127,20 @@ class Recipe:
                 raise ValueError(f"expected a number in {self.knobs[knob].domain}")
         elif knob in self.maker.whole_numbers:
             raise ValueError(
-                "it is a whole number, and a search tries fractions; expected another knob"
+                "it is a whole number, but a search also tries fractions; expected another knob"
             )
         else:
             self.maker.try_out({**self.maker.defaults, knob: value})
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What a task has to offer, as the listing says it."""
+        """What a task must offer, in the words of `Part.needs`."""
         whose = (*([self.full_batch] if self.full_batch else []), *self.parts)
         return tuple(dict.fromkeys(each.needs for each in whose if each.needs != NOTHING))
 
     @property
     def same_batches(self) -> bool:
-        """Whether it trains on the task's own batches, in their size and order."""
+        """Whether the recipe trains on the task's own batches, in their size and order."""
         return not self.full_batch and not any(part.own_batches for part in self.parts)
 
     @property
@@ -150,7 +150,7 @@ class Recipe:
 
     @property
     def model_of(self) -> tuple[str, ...]:
-        """What the parts change in the model; initial weights may differ where this differs."""
+        """The parts that change the model. If they differ, the initial weights may differ too."""
         return tuple(part.name for part in self.parts if part.switches)
 
     def check(self, task: Task) -> None:
@@ -160,8 +160,8 @@ class Recipe:
         if task.train and inside:
             raise BadCall(
                 f"entry {self.name!r}: {task.name} has its own training loop, and {inside[0]} "
-                f"works only in the race's loop: expected a task that declares what is trained, "
-                f"or parts of the kinds {', '.join(_kinds_for_any_loop())}"
+                f"works only in the race's loop: expected a task without a loop of its own, or "
+                f"parts of the kinds {', '.join(_kinds_for_any_loop())}"
             )
         for part in self.parts:
             part.check(self.name, task)
@@ -169,7 +169,7 @@ class Recipe:
             self.full_batch.check(self.name, task)
 
     def setup(self, task: Task, hyper: Mapping[str, float], seed: int) -> Setup:
-        """The task for a seed, with what the parts switch on in the model."""
+        """The task for a seed. Its model has the layers that the parts switch on."""
         assert task.build
         switched = {k: v for p in self.parts for k, v in p.model_options(hyper).items()}
         return task.build(seed, **switched)
@@ -177,7 +177,7 @@ class Recipe:
     def optimizer(
         self, params: Iterable[Any], hyper: Mapping[str, float], seed: int = 0
     ) -> torch.optim.Optimizer:
-        """The optimizer over `params`, without the parts. seed: of a method that draws."""
+        """The optimizer over `params`, without the parts. seed: for methods that draw numbers."""
         own = {knob: value for knob, value in hyper.items() if "." not in knob}
         return self.maker.make(params, own, seed, self.name)
 
@@ -190,16 +190,16 @@ class Recipe:
         *,
         guarded: bool = False,
     ) -> LRScheduler | None:
-        """Attach the parts that act inside of step(); returns the schedule of lr, if any.
+        """Attach the parts that act in step(). Returns the schedule of lr, or None.
 
-        seed: of the noise. guarded: for a loop of the task's own; a step then raises Undone if the
-        loop has changed the learning rate that the schedule set.
+        seed: for the noise. guarded: True if the task has its own training loop. A step then raises
+        Undone if the loop has changed the learning rate that the schedule set.
         """
         needy = next((part for part in self.parts if part.needs_rate), None)
         if needy and not all("lr" in group for group in optimizer.param_groups):
             raise BadCall(
                 f"entry {self.name!r}: +{needy.name} needs a learning rate, and the optimizer has "
-                f"no option lr: expected one that has it"
+                f"no option lr: expected an optimizer with lr, or an entry without +{needy.name}"
             )
         lead = sum(part.lead for part in self.parts)
         warmup = min(max(1, round(lead * steps)), steps) if lead else 0
@@ -215,7 +215,7 @@ class Recipe:
 
 
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:
-    """What made the steps: the package's backends, by name, or a class of torch or of others."""
+    """Names of what made the steps: the package's backends, or the class of another optimizer."""
     if isinstance(optimizer, RuleOptimizer):
         return optimizer.stepped_by()
     cls = type(optimizer)
@@ -227,7 +227,7 @@ def _kinds_for_any_loop() -> list[str]:
 
 
 def _hint(optimizer: str) -> str:
-    """What may have been meant by an unknown optimizer."""
+    """A hint for an unknown optimizer: what the user may have meant."""
     module, _, name = optimizer.rpartition(".")
     if module in steepest.rules or module in METHODS:
         return f"did you mean '{module}+{name}'?"
@@ -249,7 +249,7 @@ def _hint(optimizer: str) -> str:
 
 
 def _may_be_a_class(module: str, name: str) -> bool:
-    """Whether it is an optimizer's, or of a module that is not installed here."""
+    """Whether `name` is an optimizer class of the module. True if the module cannot be imported."""
     try:
         value = getattr(importlib.import_module(module), name, None)
     except Exception:

@@ -1,4 +1,4 @@
-"""How one training step is made, and the data that it uses."""
+"""How a training step is made, and which data it uses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Training:
-    """One run of the loop, as the parts of its recipe see it."""
+    """What the parts of a recipe know about one run of the training loop."""
 
     task: Task
     recipe: Recipe
@@ -30,23 +30,23 @@ class Training:
     seed: int
     steps: int
     on_batch: Callable[[Any], None]
-    """Is shown every batch."""
+    """Is called with every batch."""
 
     @property
     def samples(self) -> Samples:
-        """The training data; `Recipe.check` refuses a task without for entries that need it."""
+        """The training data. `Recipe.check` refuses an entry that needs it if the task has none."""
         assert self.setup.samples
         return self.setup.samples
 
     @property
     def mode(self) -> Literal["max", "min"]:
-        """Which way the metric gets better."""
+        """Whether the metric is better when it is larger ("max") or smaller ("min")."""
         return "max" if self.task.maximize else "min"
 
     def loader(self, size: int | Literal["all"] | None = None, sampler: Any = None) -> Loader:
         """Batches of `size` samples, or of the task's usual size, in the order of `sampler`.
 
-        Without a sampler it is the order of the task's own batches.
+        Without a sampler, the order is that of the task's own batches.
         """
         from steepest.strategies import Loader
 
@@ -69,7 +69,7 @@ class _TaskOrder(Sampler[int]):
         self._orders, self._size, self._epoch = samples.orders(seed), len(samples), -1
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is; never an earlier one."""
+        """Go to an epoch, for the next iteration. It cannot go back to an earlier one."""
         while self._epoch < epoch:
             self._order, self._epoch = next(self._orders), self._epoch + 1
 
@@ -83,9 +83,10 @@ class _TaskOrder(Sampler[int]):
 def over_batches(
     training: Training, batches: Iterator[tuple[Any, float]], spent: float = 0.0
 ) -> Callable[[int], float]:
-    """Makes a step of backward() and step() on each batch; returns the gradients so far.
+    """A function that makes one training step on the next batch and returns the cost so far.
 
-    batches: each with its size in usual batches. spent: gradients computed before the first.
+    The unit of the cost is one gradient of the task's usual batch. batches: (batch, its size as a
+    multiple of the usual batch). spent: the cost before the first step.
     """
     setup, optimizer = training.setup, training.optimizer
 
@@ -105,20 +106,20 @@ def over_batches(
 
 
 def counted(loader: Loader, usual: int) -> Iterator[tuple[Any, float]]:
-    """The loader's batches without end, each with its size in batches of `usual` samples."""
+    """(batch, its size as a multiple of `usual`) for the loader's batches, repeated without end."""
     while True:
         for batch in loader:
             yield batch, loader.handed / usual
 
 
 def check_finite(loss: float, step: int) -> None:
-    """Diverged for a training loss that is not finite."""
+    """Raise Diverged for a training loss that is not finite."""
     if not math.isfinite(loss):
         raise Diverged(f"training loss is {loss} at step {step}")
 
 
 def endless(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches again and again."""
+    """The batches, repeated without end."""
     total = 0
     while True:
         before = total
@@ -127,7 +128,7 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if total == before:
             ended = (
-                f"ended after {total} and gave none when gone through again" if total else "none"
+                f"they ended after {total}, and a second pass gave none" if total else "none given"
             )
             raise BadCall(
                 f"training batches: {ended}; return a list or a DataLoader with batches in "

@@ -1,7 +1,7 @@
-"""Parts of a recipe: what may stand behind an optimizer, as in `adam+warmup+noise`.
+"""Parts of a recipe: what an entry can add to an optimizer, as in `adam+warmup+noise`.
 
-A new part is a class in one of these files, and a line here. It states its facts as class
-attributes (`part.Part` lists them) and overrides the hooks that it needs.
+To add a part, write a class in one of these files, and add it to `PARTS`. The class states its
+facts as class attributes (`part.Part` lists them) and overrides the hooks that it needs.
 """
 
 from __future__ import annotations
@@ -39,4 +39,4 @@ PARTS: dict[str, Part] = {
         stopping.Restarts,
     )
 }
-"""In the order in which an entry has them."""
+"""Name -> part, in the order of the parts in an entry's name."""

@@ -22,7 +22,7 @@ class Batch(Part):
     kind = "batch"
     needs, own_batches = "samples", True
     size: ClassVar[int | Literal["all"] | None] = None
-    """None: that of the task's batches."""
+    """Samples in a batch. None: as many as in the task's own batches."""
 
     def check(self, entry: str, task: Task) -> None:
         check_samples(entry, f"+{self.name}", task)
@@ -68,7 +68,8 @@ class AdaptiveBatch(Batch):
         if any(isinstance(m, _BatchNorm) for m in setup.model.modules()):
             raise BadCall(
                 f"entry {entry!r}: the model of {task.name} has batch normalisation, and "
-                f"+{self.name} needs gradients of single samples: expected a model without"
+                f"+{self.name} needs gradients of single samples: expected a model without batch "
+                f"normalisation"
             )
 
     def on_batches(self, training: Training) -> Advance | None:
@@ -86,7 +87,7 @@ class AdaptiveBatch(Batch):
                 adaptive.step()
             except BadCall:
                 raise
-            except (ValueError, RuntimeError) as error:  # a loss below 0, a model vmap refuses
+            except (ValueError, RuntimeError) as error:  # such as a model that vmap refuses
                 why = str(error).strip().partition("\n")[0]
                 entry, task = training.recipe.name, training.task
                 raise BadCall(f"entry {entry!r} on {task.file or task.name}: {why}") from error

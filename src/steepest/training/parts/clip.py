@@ -17,15 +17,15 @@ class Clip(Part):
     knobs: ClassVar[Knobs] = {"norm": Knob(0.03, 1.0, 30.0)}
 
     def on_optimizer(self, fitting: Fitting) -> None:
-        """Comes before the noise, which is not clipped."""
+        """Attach the clipping. It runs before the noise is added, so the noise is not clipped."""
         params = [p for group in fitting.optimizer.param_groups for p in group["params"]]
         norm = self.value(fitting.hyper, "norm")
 
         def clip(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if any(map(callable, (*args, *kwargs.values()))):  # its gradients come later
+            if any(map(callable, (*args, *kwargs.values()))):  # a closure: no gradients yet
                 raise BadCall(
                     f"entry {fitting.entry!r}: +clip was given step(closure): expected a loop "
-                    f"that calls backward() and then step()"
+                    f"that calls backward() and then step() without a closure"
                 )
             torch.nn.utils.clip_grad_norm_(params, norm)
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from steepest.tasks.task import Task
 
 SCORED = 4
-"""The copy whose losses are the scores is trained for a quarter of the steps."""
+"""A curriculum scores samples by their loss in a copy of the model. That copy is trained for a
+quarter of the steps."""
 OPENED = 2
-"""All data are open after half of the steps."""
+"""A curriculum starts with some of the data, and uses all of it after half of the steps."""
 SOURCE = "arXiv:1904.03626"
 
 
@@ -59,7 +60,10 @@ class RandomCurriculum(Curriculum):
 
 
 def difficulty(training: Training) -> tuple[Tensor, float]:
-    """The loss of each sample in a copy of the model that was trained for a while; what it cost."""
+    """(loss of each sample, the cost), from a copy of the model that is trained for some steps.
+
+    The unit of the cost is one gradient of the task's usual batch.
+    """
     setup, samples = training.setup, training.samples
     model, steps = copy.deepcopy(setup.model), max(1, training.steps // SCORED)
     optimizer = training.recipe.optimizer(model.parameters(), training.hyper)
@@ -71,6 +75,6 @@ def difficulty(training: Training) -> tuple[Tensor, float]:
     model.eval()
     with torch.no_grad(), evaluating(optimizer):
         losses = [setup.loss(model, samples.rows(torch.tensor([i]))) for i in range(len(samples))]
-    # a loss that is not finite is the hardest; a forward pass costs a third of a gradient
+    # a sample is the hardest if its loss is not finite; a forward pass costs a third of a gradient
     scores = torch.stack(losses).double().nan_to_num(math.inf).clamp(-1e300, 1e300)
     return scores, steps + len(samples) / samples.batch / 3

@@ -21,14 +21,18 @@ if TYPE_CHECKING:
 
 NOTHING = "nothing"
 Advance = Callable[[int], float]
-"""Makes step number i (from 1); returns the gradients computed so far, in usual batches."""
+"""Makes step number i, counted from 1. Returns the cost so far; its unit is one gradient of the
+task's usual batch."""
 Stop = Callable[[float, bool], bool]
 """(metric, whether the run ends here) -> whether training stops."""
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A number to be tuned, log-uniform from `low` to `high`; `domain`: all values it can have."""
+    """A number to be tuned, log-uniformly from `low` to `high`.
+
+    domain: the interval of all values that the number can have.
+    """
 
     low: float
     default: float
@@ -44,12 +48,12 @@ Knobs = Mapping[str, Knob]
 
 @dataclass
 class Fitting:
-    """One optimizer while the parts that act on it are attached."""
+    """An optimizer to which the parts of an entry are being attached."""
 
     entry: str
     optimizer: torch.optim.Optimizer
     steps: int
-    """The optimizer will make so many."""
+    """How many steps the optimizer will make."""
     hyper: Mapping[str, float]
     seed: int
     warmup: int = 0
@@ -68,22 +72,23 @@ class Part:
     knobs: ClassVar[Knobs] = {}
     """What is tuned in addition to the optimizer's own hyperparameters."""
     needs: ClassVar[str] = "the race's loop"
-    """What a task has to offer, as the listing says it."""
+    """What a task must offer, as `steepest list --parts --json` shows it."""
     needs_rate: ClassVar[bool] = False
-    """Reads or sets the optimizer's learning rate."""
+    """Whether it reads or sets the optimizer's learning rate."""
     conflicts: ClassVar[tuple[str, ...]] = ()
-    """Parts and kinds that cannot stand beside it, because it ..."""
+    """Names and kinds of parts that cannot be in the same entry."""
     why: ClassVar[str] = ""
+    """The reason for `conflicts`, a verb phrase such as "has a warm-up"."""
     lead: ClassVar[float] = 0.0
     """Share of the steps before the schedule of the learning rate begins."""
     switches: ClassVar[bool] = False
-    """Changes the model."""
+    """Whether it changes the model."""
     own_batches: ClassVar[bool] = False
-    """Chooses the size or the order of the batches."""
+    """Whether it chooses the size or the order of the batches."""
 
     @property
     def any_loop(self) -> bool:
-        """Whether it acts at the optimizer's step only, and so in a task's own loop too."""
+        """Whether it acts only in the optimizer's step. It then works in any training loop."""
         return self.needs == NOTHING
 
     def value(self, hyper: Mapping[str, float], knob: str) -> float:
@@ -93,33 +98,33 @@ class Part:
         """BadCall if the task does not offer what the part needs."""
 
     def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
-        """What `task.build` is given in addition to the seed."""
+        """The options that `task.build` gets in addition to the seed."""
         return {}
 
     def on_optimizer(self, fitting: Fitting) -> None:
-        """Attach to the optimizer. The last part of an entry comes first."""
+        """Attach to the optimizer. The last part of an entry is attached first."""
 
     def on_batches(self, training: Training) -> Advance | None:
-        """Take the place of the task's own batches."""
+        """Return steps that replace those on the task's own batches, or None to keep these."""
 
     def on_evaluation(self, training: Training) -> Stop | None:
-        """Act on each evaluation."""
+        """Return a function that is called at each evaluation, or None."""
 
 
 @lru_cache(maxsize=1)
 def first_setup(task: Task) -> Setup:
-    """The task for one seed; what it offers is the same for all."""
+    """The task for seed 0. What a task offers is the same for all seeds."""
     assert task.build
-    with silenced() if task.file else nullcontext():  # the pilot run shows what it prints
+    with silenced() if task.file else nullcontext():  # the pilot run shows what the task prints
         return task.build(0)
 
 
 def check_samples(entry: str, who: str, task: Task) -> Setup:
-    """The task's setup; BadCall if it has batches only."""
+    """The task's setup; BadCall if it has batches but no samples."""
     setup = first_setup(task)
     if setup.samples is None:
         raise BadCall(
-            f"entry {entry!r}: {task.name} gives batches, and {who} needs samples: expected a task "
-            f"whose batches are a DataLoader that goes through all of its dataset"
+            f"entry {entry!r}: {task.name} gives only batches, but {who} needs samples: expected a "
+            f"task whose batches are a DataLoader that goes through all of its dataset"
         )
     return setup

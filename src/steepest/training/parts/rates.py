@@ -17,15 +17,16 @@ from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
 WARMUP = 0.1
 """Share of the steps over which `+warmup` raises the learning rate from near 0, linearly."""
 MILESTONES, DROP = (0.3, 0.6, 0.8), 0.2
-"""Shares of the steps at which `+step` multiplies the learning rate, and the factor: the baseline
-of Loshchilov and Hutter 2017, arXiv:1608.03983, and of Smith et al. 2017, arXiv:1711.00489."""
+"""`+step` multiplies the learning rate by DROP after these shares of the steps. Both are from the
+baseline of Loshchilov and Hutter 2017, arXiv:1608.03983, and of Smith et al. 2017,
+arXiv:1711.00489."""
 CYCLES, DEPTH = 4, 6.0
-"""Triangles in a run, and the ratio of the highest to the lowest rate: Smith 2017,
-arXiv:1506.01186, figure 1a, has .006 and .001."""
+"""The number of triangles in a run, and the ratio of the highest to the lowest rate. Smith 2017,
+arXiv:1506.01186, figure 1a, has the rates .006 and .001."""
 END = 0.01
-"""Share of the rate at which `+exponential` and `+exp-range` end."""
+"""`+exponential` and `+exp-range` end at this share of the learning rate."""
 PERIODS = 7
-"""`+sgdr` has periods of 1, 2 and 4 sevenths of the run, so that the last ends with it."""
+"""`+sgdr` has periods of 1, 2 and 4 sevenths of the run, so the last period ends with the run."""
 SGDR, CYCLIC = "arXiv:1608.03983", "arXiv:1506.01186"
 
 Hyper = Mapping[str, float]
@@ -52,7 +53,7 @@ class Warmup(Part):
 
 
 class Rate(Part):
-    """A schedule of the learning rate over the whole run, or over what a warm-up leaves of it."""
+    """A schedule of the learning rate over the whole run, or over its steps after a warm-up."""
 
     kind = "rate"
     needs, needs_rate = NOTHING, True
@@ -96,7 +97,7 @@ class Polynomial(Rate):
 
 
 class Sgdr(Rate):
-    name, about, source = "sgdr", "cosines over 1, 2 and 4 sevenths, each anew", SGDR
+    name, about, source = "sgdr", "cosines over 1, 2 and 4 sevenths of the run", SGDR
 
     def schedule(self, optimizer, steps, hyper):
         return torchs.CosineAnnealingWarmRestarts(optimizer, math.ceil(steps / PERIODS), 2)
@@ -133,7 +134,7 @@ class OneCycle(Rate):
     conflicts, why = ("warmup",), "has a warm-up"
 
     def schedule(self, optimizer, steps, hyper):
-        # the lowest rate would be that of the step after the last, as in +cosine
+        # the lowest rate would come one step after the last step, as in +cosine
         return torchs.OneCycleLR(
             optimizer, rates(optimizer), total_steps=steps + 1, cycle_momentum=False
         )
@@ -146,7 +147,7 @@ class Noam(Rate):
     def schedule(self, optimizer, steps, hyper):
         from steepest.schedules import NoamLR
 
-        warm = max(1, round(WARMUP * steps))  # where it peaks, with the optimizer's own lr
+        warm = max(1, round(WARMUP * steps))  # at this step lr peaks, at the optimizer's own lr
         peak = [lr * warm**0.5 for lr in rates(optimizer)]
         return NoamLR(optimizer, width=1, warmup=warm, factor=peak)
 
@@ -157,10 +158,12 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
-    """Undone at a step whose learning rate is not the one that the entry's schedule has set.
+    """Make a step raise Undone if its learning rate is not the one that the entry's schedule set.
 
-    For a loop with a schedule of its own: the entry would run as if it had no schedule. Call it
-    after the schedule's own hook is registered. scheduled: the parts, as "+warmup+cosine".
+    A training loop with its own schedule would overwrite the entry's schedule, and the entry would
+    run without it. Call `guard` after the schedule's own hook is registered.
+
+    scheduled: the names of the parts, such as "+warmup+cosine".
     """
     expected = rates(optimizer)
 
@@ -171,13 +174,14 @@ def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
         if len(now) > len(expected) and now[: len(expected)] == expected:
             raise Undone(
                 f"entry {entry!r}: the loop has added a group of parameters, which {scheduled} "
-                f"does not know: expected all parameters in make_optimizer(...) (those to train "
-                f"later with requires_grad False until then), or entries without {scheduled}"
+                f"does not know: expected all parameters in make_optimizer(...), or entries "
+                f"without {scheduled}. To train some parameters only later, set their "
+                f"requires_grad to False until then"
             )
         was, became = next((a, b) for a, b in zip_longest(expected, now) if a != b)
         raise Undone(
-            f"entry {entry!r}: {scheduled} set lr to {was}, but at the step it is {became}: the "
-            f"training loop sets it too, by a schedule of its own or by hand; expected a loop that "
+            f"entry {entry!r}: {scheduled} set lr to {was}, but at the step lr is {became}: the "
+            f"training loop sets lr too, by its own schedule or by hand; expected a loop that "
             f"leaves lr alone, or entries without {scheduled}. With Hugging Face's Trainer, pass "
             f"optimizers=(optimizer, MultiplicativeLR(optimizer, lambda _: 1.0))"
         )

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from steepest.training.steps import Training
 
 PATIENCE = 3
-"""Evaluations in a row without a better one until `+early-stopping` stops, `+restarts` restarts."""
+"""`+early-stopping` stops after so many evaluations in a row that are not better than the best.
+`+restarts` restarts after them."""
 
 
 class Stopping(Part):
@@ -23,7 +24,7 @@ class Stopping(Part):
         if not first_setup(task).test_data:
             raise BadCall(
                 f"entry {entry!r}: +{self.name} chooses weights by the validation data, and "
-                f"{task.name} has no test data to judge the choice by: give it test data, as "
+                f"{task.name} has no test data to judge that choice: add test data, by "
                 f"evaluate(model, split), or leave +{self.name} out"
             )
 

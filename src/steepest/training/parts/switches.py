@@ -19,7 +19,7 @@ class Switch(Part):
         if self.name not in task.switches:
             raise BadCall(
                 f"entry {entry!r}: the task {task.name} has no +{self.name}: expected a bundled "
-                f"task with such layers, or an entry without it"
+                f"task with such layers, or an entry without +{self.name}"
             )
 
     def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
