@@ -95,7 +95,7 @@ def border(summary: Summary) -> Iterator[Found]:
     tunings, and so would its highest. A binomial test compares this with what was seen. Its level
     is 5 % over both ends of all knobs together (Bonferroni).
     """
-    trials, n = summary["plan"]["trials"], summary["plan"]["seeds"]
+    trials = summary["plan"]["trials"]
     if trials < TRIALS_TO_JUDGE:
         return
     spaces = {
@@ -105,6 +105,7 @@ def border(summary: Summary) -> Iterator[Found]:
         for knob, ends in (entry["space"] or {}).items()
     }
     for (name, knob), (low, high) in spaces.items():
+        n = len(summary["entries"][name]["chosen"] or ())
         for side, count in _at_the_ends(summary["entries"][name], knob, trials).items():
             chance = float(stats.binom.sf(count - 1, n, 1 / trials))
             if chance < ALPHA / (2 * len(spaces)):
@@ -127,7 +128,7 @@ def _at_the_ends(entry: EntrySummary, knob: str, trials: int) -> dict[str, int]:
         bests = [
             trial["hyperparameters"][knob]
             for trial in tried
-            if trial["validation"] == best and not trial["diverged"]
+            if trial["validation"] == best and not (trial["diverged"] or trial.get("halted"))
         ]
         values = [trial["hyperparameters"][knob] for trial in tried]
         if bests and min(values) < max(values):
@@ -159,7 +160,9 @@ def worse_than_default(summary: Summary) -> Iterator[Found]:
     entry = summary["entries"][name]
     fresh, defaults = entry["validation"], entry["tuning"][::trials]
     n, shown = len(fresh), _shown(summary)
-    if n < LEAST or any(trial["diverged"] for trial in defaults):
+    if n < LEAST or n != len(defaults):  # with several runs of a unit, they are not independent
+        return
+    if any(trial["diverged"] or trial.get("halted") for trial in defaults):
         return
     if entry["diverged"]["fresh"]:  # `diverged_best` reports this; a t test would mean nothing
         return
@@ -189,14 +192,17 @@ def inclusion(summary: Summary) -> Iterator[Found]:
         for special in steepest.rules[general].includes
         if special in entries
     }
+    # how many units an entry has depends on its results; those of the first look do not
+    units = next(iter(summary["plan"].get("looks", ())), None)
+    values = {name: entry.get("units", entry["test"])[:units] for name, entry in entries.items()}
     judged = compare(
-        {key: paired(entries[a]["test"], entries[b]["test"]) for key, (a, b) in pairs.items()},
+        {key: paired(values[a], values[b]) for key, (a, b) in pairs.items()},
         failed=[k for k, (a, b) in pairs.items() if entries[a]["failed"] or entries[b]["failed"]],
     )
     for key, d in judged.items():
         general, special = pairs[key]
         knob, how = steepest.rules[general].includes[special]
-        a, b = (st.fmean(entries[name]["test"]) for name in (general, special))
+        a, b = (st.fmean(values[name]) for name in (general, special))
         if d.claim and (d.mean < 0) == summary["maximize"]:
             searched = knob in (entries[general]["hyperparameters"] or ())
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"

@@ -42,6 +42,15 @@ class PlanRecord(TypedDict):
     enough: float | None
     """Seconds of a budget that would be enough for a verdict; None if there was enough tuning, or
     no budget."""
+    looks: list[int]
+    """Units at each look; empty in a race of a fixed number of seeds. A unit is one tuning of an
+    entry and the fresh runs of the trial that it chose."""
+    repeats: int
+    """Fresh runs of a unit."""
+    halving: bool
+    """Whether tuning trials are halted early."""
+    margin: float | None
+    """A gain in the metric's unit that would be too small to matter; None if none was given."""
 
 
 class TuningTrial(TypedDict):
@@ -52,6 +61,8 @@ class TuningTrial(TypedDict):
     """Last validation metric; the worst metric if the run diverged or ended worse than that."""
     diverged: str | None
     """Why the run diverged; None if it did not."""
+    halted: bool
+    """Whether the run was ended early, as other trials of its tuning were better."""
 
 
 class BestTrial(TypedDict):
@@ -114,6 +125,10 @@ class DifferenceRecord(TypedDict):
     """Share of seeds on which the entry was better, 0 to 1, and its exact 95 % interval."""
     bootstrap_low: float | None
     bootstrap_high: float | None
+    look: NotRequired[int | None]
+    """Number of the look that closed the entry, from 1; None in a race without looks."""
+    state: NotRequired[str | None]
+    """Where the entry stood then: see `looks.Standing`."""
 
 
 class Timing(TypedDict):
@@ -140,7 +155,7 @@ class EntrySummary(TypedDict):
     untuned: str | None
     """Why only the defaults could be chosen; None if there was a choice."""
     chosen: list[int] | None
-    """For each fresh seed, the index in `tuning` of its best trial; None before tuning is done."""
+    """For each unit, the index in `tuning` of its best trial; None before tuning is done."""
     hyperparameters: dict[str, list[float]] | None
     """Knob -> [lowest, median, highest] of the chosen values."""
     best: BestTrial | None
@@ -148,8 +163,12 @@ class EntrySummary(TypedDict):
     """Tuning trials that have finished."""
     tuning: list[TuningTrial]
     expected_best: list[float]
-    """Expected best validation metric of k tuning trials, for k = 1, 2, ..."""
+    """Expected best validation metric of k tuning trials, for k = 1, 2, ... Empty if trials were
+    halted, as their last metrics are not those of whole runs."""
     lr_width: RateWidth | None
+    """None if trials were halted."""
+    units: list[float]
+    """For each unit whose fresh runs have all finished, the mean of their `test`."""
     seeds: list[int]
     """Fresh: the seed of the run."""
     validation: list[float]
@@ -230,6 +249,8 @@ class Summary(Share):
     complete: bool
     """Whether all planned runs have finished: only then is there a verdict."""
     runs: Counts
+    full_runs: float
+    """Optimizer steps of all runs, divided by the steps of a full run."""
     test_size: int
     """Cases of the test set; 0 if this is not known."""
     test_data: bool

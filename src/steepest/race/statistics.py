@@ -66,6 +66,10 @@ class Difference:
     bootstrap_low: float | None = None
     bootstrap_high: float | None = None
     """BCa 95 % interval of the mean, from 20 pairs on."""
+    look: int | None = None
+    """Number of the look that decided, from 1; None in a race of a fixed number of seeds."""
+    state: str | None = None
+    """Where the entry stood after that look: see `looks.Standing`."""
 
 
 def spread_of(values: Sequence[float]) -> float:

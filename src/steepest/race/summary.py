@@ -12,6 +12,7 @@ import numpy as np
 from steepest.errors import BadCall
 from steepest.race import pairing, searching
 from steepest.race.descriptive import expected_best, interquartile_mean, lr_width, proportion_error
+from steepest.race.judging import judge
 from steepest.race.lint import lint, untuned_because
 from steepest.race.notes import OWN
 from steepest.race.protocol import (
@@ -27,6 +28,7 @@ from steepest.race.protocol import (
     final,
     tested,
 )
+from steepest.race.rounds import Progress, progress, unit_means
 from steepest.race.schema import (
     BestTrial,
     Curve,
@@ -37,7 +39,7 @@ from steepest.race.schema import (
     Summary,
     TuningTrial,
 )
-from steepest.race.statistics import compare, failure_bound, paired
+from steepest.race.statistics import failure_bound
 from steepest.race.verdicts import verdict
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
@@ -51,10 +53,12 @@ def summarise(
     pairs: Pairs,
     provenance: Provenance,
     spaces: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+    now: Progress | None = None,
 ) -> Summary:
     """Everything that is known about a race. Only the fields under "timing" depend on wall time.
 
-    spaces: search ranges from a store, for entries whose code may no longer exist.
+    spaces: search ranges from a store, for entries whose code may no longer exist. now: how far the
+    race has come; default: as far as `pairs`.
     """
     entries: dict[str, EntrySummary] = {}
     for name in plan.entries:
@@ -62,10 +66,12 @@ def summarise(
             [pair for pair in pairs if pair[0].phase == phase and pair[0].entry == name]
             for phase in (TUNING, FRESH)
         )
-        entries[name] = _entry(task, plan, tuned, fresh, _space(plan, name, spaces or {}))
-    complete = len(pairs) == plan.runs
+        entries[name] = _entry(task, plan, name, tuned, fresh, _space(plan, name, spaces or {}))
+    now = now or progress(task, plan, pairs)
+    complete = now.complete
     if complete:  # results may be the reason for an interruption: then no test is valid
-        _judge(task, plan, entries)
+        for name, difference in judge(task, plan, entries, now).items():
+            entries[name]["difference"] = DifferenceRecord(**asdict(difference))
     unchecked, unpaired, checked = _batches(plan, pairs)
     summary: Summary = {
         "verdict": "",
@@ -78,10 +84,11 @@ def summarise(
         "baseline": plan.baseline,
         "complete": complete,
         "runs": {"finished": len(pairs), "planned": plan.runs},
+        "full_runs": _full_runs(plan, pairs),
         "test_size": task.test_size,
         "test_data": task.test_data,
         "plan": plan.record(),
-        "reproduce": reproduce(plan),
+        "reproduce": reproduce(plan, proportion=task.proportion),
         "entries": entries,
         "provenance": provenance,
         "lint": [],
@@ -97,25 +104,10 @@ def summarise(
     return summary
 
 
-def _judge(task: Task, plan: Plan, entries: dict[str, EntrySummary]) -> None:
-    """Set the difference of every entry to the baseline."""
-    baseline = entries[plan.baseline]
-    differences = compare(
-        {
-            name: paired(entry["test"], baseline["test"])
-            for name, entry in entries.items()
-            if name != plan.baseline
-        },
-        maximize=task.maximize,
-        failed=[name for name, e in entries.items() if baseline["failed"] or e["failed"]],
-    )
-    for name, difference in differences.items():
-        if task.proportion and difference.low is not None and difference.high is not None:
-            # a t interval may go beyond the largest difference that two shares can have
-            difference = replace(
-                difference, low=max(-1.0, difference.low), high=min(1.0, difference.high)
-            )
-        entries[name]["difference"] = DifferenceRecord(**asdict(difference))
+def _full_runs(plan: Plan, pairs: Pairs) -> float:
+    """Optimizer steps of all runs, divided by the steps of a full run."""
+    made = sum(r.calls or (r.steps[-1] if r.steps else 0) for _, r in pairs)
+    return made / plan.steps
 
 
 def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -161,12 +153,17 @@ def _differs(trial: Trial, result: Result, other: Trial, before: Result) -> str 
 
 
 def _entry(
-    task: Task, plan: Plan, tuned: Pairs, fresh: Pairs, space: dict[str, list[float]] | None
+    task: Task,
+    plan: Plan,
+    name: str,
+    tuned: Pairs,
+    fresh: Pairs,
+    space: dict[str, list[float]] | None,
 ) -> EntrySummary:
     """What is known of an entry, except its difference to the baseline."""
-    groups = by_seed(plan, tuned)
+    groups = [group for group in by_seed(plan, tuned) if group]
     chosen = None
-    if len(tuned) == plan.tunings:
+    if len(tuned) == plan.tunings or (plan.looks and len(tuned) == len(groups) * plan.trials > 0):
         chosen = [best(task, group) for group in groups]
     reached = [target_index(task, result) for _, result in fresh]
     results = [result for _, result in fresh]
@@ -178,9 +175,11 @@ def _entry(
             "hyperparameters": trial.hyper,
             "validation": final(task, result),
             "diverged": result.diverged,
+            "halted": result.halted,
         }
         for trial, result in tuned
     ]
+    halted = any(trial["halted"] for trial in tuning)
     return {
         "space": space,
         "untuned": untuned_because(tuning) if chosen else None,
@@ -189,10 +188,11 @@ def _entry(
         "best": _best(task, tuned, chosen) if chosen else None,
         "trials": len(tuned),
         "tuning": tuning,
-        "expected_best": expected_best(
-            [trial["validation"] for trial in tuning], maximize=task.maximize
-        ),
-        "lr_width": _width(task, groups),
+        "expected_best": []
+        if halted
+        else expected_best([trial["validation"] for trial in tuning], maximize=task.maximize),
+        "lr_width": None if halted else _width(task, groups),
+        "units": unit_means(task, plan, fresh, name)[0],
         "seeds": [trial.seed for trial, _ in fresh],
         "validation": [final(task, result) for result in results],
         "best_validation": [
@@ -317,9 +317,14 @@ def _curve(task: Task, results: Sequence[Result]) -> Curve:
     return {"steps": list(longest), "median": median, "low": low, "high": high}
 
 
-def reproduce(plan: Plan) -> str:
+def reproduce(plan: Plan, *, proportion: bool = False) -> str:
     """The command line that runs the same trials again, also if a budget chose their number."""
-    numbers = f"--trials {plan.trials} --seeds {plan.seeds} --steps {plan.steps} --seed {plan.seed}"
+    size = f"--seeds {plan.seeds}"
+    if plan.looks:
+        size = f"--looks {','.join(map(str, plan.looks))}"
+        if plan.margin is not None:
+            size += f" --margin {plan.margin * (100 if proportion else 1):g}"
+    numbers = f"--trials {plan.trials} {size} --steps {plan.steps} --seed {plan.seed}"
     names = ",".join(plan.entries)
     data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
     where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(names)}"

@@ -49,9 +49,9 @@ class Ended(BaseException):
 def runner(task: str, optimizers: str | None = None) -> Callable[[Trial | Tuning], Any]:
     """`run` for the workers of a race. A task from a file keeps the source that it has now."""
     with tasks.held(task) as source:
-        return partial(
-            run, source=source, imported=user_modules.modules(task, optimizers, anew=True)
-        )
+        modules = user_modules.modules(task, optimizers, anew=True)
+        work: Any = run
+        return partial(work, source=source, imported=modules)
 
 
 @overload

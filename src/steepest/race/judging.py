@@ -1,0 +1,71 @@
+"""From the fresh runs of a race to the difference of every entry to the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from steepest.race.protocol import Plan
+from steepest.race.rounds import Progress
+from steepest.race.schema import EntrySummary
+from steepest.race.statistics import ALPHA, Difference, compare, hedges, improvement, paired
+from steepest.tasks import Task
+
+
+def judge(
+    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Progress
+) -> dict[str, Difference]:
+    """The difference of every entry to the baseline; `entries`: their fresh runs, all finished."""
+    judged = _in_looks(task, plan, entries, now) if plan.looks else _at_once(task, plan, entries)
+    return {name: _within(task, difference) for name, difference in judged.items()}
+
+
+def _at_once(task: Task, plan: Plan, entries: Mapping[str, EntrySummary]) -> dict[str, Difference]:
+    """The difference of every entry to the baseline, in a race of a fixed number of seeds."""
+    baseline = entries[plan.baseline]
+    return compare(
+        {
+            name: paired(entry["test"], baseline["test"])
+            for name, entry in entries.items()
+            if name != plan.baseline
+        },
+        maximize=task.maximize,
+        failed=[name for name, e in entries.items() if baseline["failed"] or e["failed"]],
+    )
+
+
+def _in_looks(
+    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Progress
+) -> dict[str, Difference]:
+    """The difference of every entry to the baseline, at the look that closed the entry."""
+    baseline, sign = entries[plan.baseline]["units"], 1 if task.maximize else -1
+    judged = {}
+    for name, at in now.standings.items():
+        ends = [sign * end for end in (at.low, at.high) if end is not None]
+        d = paired(entries[name]["units"][: at.units], baseline[: at.units])
+        improved, improved_low, improved_high = improvement(sign * d)
+        judged[name] = Difference(
+            n=at.units,
+            mean=sign * at.mean,
+            low=min(ends, default=None),
+            high=max(ends, default=None),
+            level=1 - ALPHA / len(now.standings),
+            p=None,
+            p_holm=None,
+            claim=at.state == "told apart",
+            exact=at.exact,
+            effect=None if at.exact else hedges(d),
+            improved=improved,
+            improved_low=improved_low,
+            improved_high=improved_high,
+            look=at.look,
+            state=at.state,
+        )
+    return judged
+
+
+def _within(task: Task, d: Difference) -> Difference:
+    """The difference, with an interval that ends at the largest difference of two shares."""
+    if not task.proportion or d.low is None or d.high is None:
+        return d
+    return replace(d, low=max(-1.0, d.low), high=min(1.0, d.high))
