@@ -13,8 +13,8 @@ _RATES = {
     "a share of the gradient": "learning rate: a step moves by about lr times the gradient",
 }
 _DECAYS = {
-    "coupled": "L2 penalty: adds this times the parameter to the gradient",
-    "decoupled": "decoupled decay: each step multiplies the parameter by 1 - lr times this",
+    "coupled": "L2 penalty: adds weight_decay times the parameter to the gradient",
+    "decoupled": "decoupled decay: each step multiplies the parameter by 1 - lr * weight_decay",
 }
 _TEXTS = {
     "lr": "learning rate: multiplies the step",
@@ -22,7 +22,7 @@ _TEXTS = {
     "beta": "decay rate of the running averages: the share of the old value kept at each step",
     "eps": "keeps a denominator away from 0",
     "momentum": "share of the momentum buffer that is kept at each step; 0: no momentum",
-    "dampening": "the share of a gradient that the momentum buffer leaves out",
+    "dampening": "the share of each new gradient that is not added to the momentum buffer",
     "nesterov": "True: Nesterov momentum",
     "maximize": "True: maximize the objective instead of minimizing it",
     "differentiable": "True: autograd can go through the step, which is slower",
@@ -34,14 +34,14 @@ _TEXTS = {
     "decouple": "True: weight decay acts on the parameter, not on the gradient",
     "fixed_decay": "True: the decoupled decay is not multiplied by lr",
     "rectify": "True: warm up as RAdam does",
-    "degenerated_to_sgd": "while no step can be rectified, True: SGD with momentum, False: no step",
+    "degenerated_to_sgd": "if a step cannot be rectified, True: SGD with momentum, False: no step",
     "initial_accumulator_value": "where the sum or average of squared gradients starts",
-    "lr_decay": "at step t, lr is divided by 1 + (t - 1) times this",
+    "lr_decay": "at step t, lr is divided by 1 + (t - 1) * lr_decay",
     "rho": "decay rate of both averages of squares: the share of the old value kept at each step",
     "momentum_decay": "how fast the momentum warms up",
-    "final_lr": "the SGD learning rate that the steps end with, while lr keeps its first value",
+    "final_lr": "the SGD learning rate that the steps approach, if lr keeps its first value",
     "gamma": "how fast the bounds close in: halfway after about 1 / gamma steps",
-    "lambd": "decay: each step multiplies the parameter by 1 - this times the current rate",
+    "lambd": "decay: each step multiplies the parameter by 1 - lambd * (the current rate)",
     "alpha": "decay rate of the average of squared gradients: the share kept at each step",
     "t0": "the step at which averaging begins",
     "etas": "factors of an element's step size: when the gradient's sign flips, and when it stays",
@@ -58,10 +58,10 @@ _TEXTS = {
     "beta3_warmup": "steps over which the slow average's memory grows; 0: no warm-up",
     "alpha_warmup": "steps over which the slow average's weight grows; 0: no warm-up",
     "warmup_steps": "steps over which lr rises from near 0; 0: no warm-up",
-    "r": "exponent of t in the weights of the average",
-    "weight_lr_power": "exponent of the largest lr so far in the weights of the average",
-    "trust_coefficient": "a layer's rate is lr times this times its norm over the gradient's norm",
-    "settled": "switch to SGD once its estimated rate is this close to the estimates' average",
+    "r": "exponent of t, in the weights of the average",
+    "weight_lr_power": "exponent of the largest lr so far, in the weights of the average",
+    "trust_coefficient": "factor of a layer's rate: lr * this * (parameter norm) / (gradient norm)",
+    "settled": "switch to SGD when its estimated rate is this close to the average estimate",
     "d0": "first guess of the distance to the solution, in units of the parameter",
     "d_coef": "multiplies the estimated distance",
     "growth_rate": "the largest factor by which the estimate grows at a step",
@@ -78,7 +78,7 @@ _OTHERS = {
     ("ademamix", "alpha"): "the weight of the slow average",
     ("adafactor", "eps"): "the lower bounds of the root mean square gradient (None: the dtype's "
     "own precision) and of the parameter's size",
-    ("mars", "gamma"): "the weight of the gradient's change in the gradient that is used",
+    ("mars", "gamma"): "how much of the gradient's change is added to the gradient",
     ("muon", "momentum"): "decay rate of the average of gradients: the share kept at each step",
 }
 

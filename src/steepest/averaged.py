@@ -1,4 +1,4 @@
-"""The Schedule-Free classes: their parameters are one point in training, another in evaluation."""
+"""The Schedule-Free classes: their parameters differ between training and evaluation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .tensors import describe, in_bounds
 
 class AveragedOptimizer(RuleOptimizer):
     """Call `optimizer.eval()` before you evaluate the model or save it for use, and
-    `optimizer.train()` before training continues. In train mode, where a new optimizer starts, the
-    parameters are the point y at which gradients are taken; in eval mode they are the average x,
-    and `step()` raises RuntimeError.
+    `optimizer.train()` before training continues. A new optimizer is in train mode: the parameters
+    are the point y, where gradients are taken. In eval mode the parameters are the average x, and
+    `step()` raises RuntimeError.
 
     A checkpoint may be saved in either mode, because groups save `train_mode`. Load it together
     with the model parameters that were saved at the same time.
@@ -44,7 +44,7 @@ class AveragedOptimizer(RuleOptimizer):
                 fits = isinstance(z, Tensor) and (z.shape, z.device) == (p.shape, p.device)
                 if z is not None and not (fits and in_bounds(p) and in_bounds(z)):
                     raise RuntimeError(
-                        f"{self._called}: state 'z' is {describe(z)}, expected it in memory and "
+                        f"{self._called}: state 'z' is {describe(z)}, expected a tensor in memory "
                         f"like its parameter, {describe(p)}; restore both, or load the checkpoint "
                         "that the parameters are from"
                     )

@@ -1,7 +1,8 @@
 """`steepest bench`: the time of one step, compared with torch and other packages.
 
 All contenders run in one process and take turns, each on its own tensors. A small matrix product
-before each turn wakes torch's threads, as a backward does. The medians of the turns are compared.
+before each turn wakes torch's threads, as a backward pass does. The medians of the turns are
+compared.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
 
 
 def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
-    """Label -> a function that makes the optimizer, without packages that are not installed."""
+    """Label -> a function that makes the optimizer. Packages not installed are left out."""
     adamw = torch.optim.AdamW
     makers: dict[str, Callable[[list[Tensor]], Any]] = {
         "steepest AdaBelief": lambda ps: steepest.optimizer("adabelief", ps),
@@ -99,9 +100,10 @@ def measure(
     only: Callable[[str], bool] = lambda label: True,
     more: dict[str, Callable[[list[Tensor]], Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Label -> {"median", "best", "n"}: seconds per step. All contenders take `seconds` in total.
+    """Label -> {"median", "best", "n"}: seconds per step, and the number of measured steps.
 
-    only: which labels to measure. more: further contenders.
+    seconds: the time for all contenders together.
+    only: label -> whether to measure it. more: further contenders.
     """
     makers = {k: v for k, v in {**contenders(), **(more or {})}.items() if only(k)}
     turns: dict[str, Callable[[], float]] = {}

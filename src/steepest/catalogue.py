@@ -21,7 +21,7 @@ _LINK = re.compile(r"\b(?:arXiv|doi):\S*\w")
 
 
 def category_of(program: Program) -> str:
-    """What a step needs: "elementwise", "reducing" (a norm or mean first) or "matrix"."""
+    """The kind of a step: "elementwise", "reducing" (a norm, mean or sum first) or "matrix"."""
     if program.elementwise:
         return "elementwise"
     return "matrix" if program.matrix else "reducing"
@@ -30,9 +30,9 @@ def category_of(program: Program) -> str:
 def docstring_parts(rule: Rule) -> dict[str, str]:
     """The parts of a rule's docstring, without line breaks.
 
-    title: the first sentence; paper: the rest of the first paragraph; about: the text up to the
-    deviations, with the nearest neighbour; when: the sentence in it that begins with "Use";
-    differs: the deviations from the paper.
+    title: the first sentence; paper: the rest of the first paragraph; about: the text from there to
+    the deviations from the paper; when: the sentence that begins with "Use"; differs: the text from
+    the first deviation on.
     """
     head, *rest = inspect.cleandoc(rule.__doc__ or rule.name).split("\n\n")
     title, _, paper = " ".join(head.split()).partition(". ")
@@ -55,8 +55,8 @@ SQUARE = (1024, 1024)
 def facts(rule: Rule) -> dict[str, Any]:
     """What is known of a rule without running it, as values that JSON can hold.
 
-    states and bytes_per_parameter hold for the class's defaults in float32 (for a matrix rule, with
-    a parameter of 1024 x 1024); oracle is None for a rule without one.
+    states and bytes_per_parameter are those of the class's defaults, for a float32 parameter of
+    1024 x 1024 elements. oracle is None for a rule without one.
     """
     from .oracles import ORACLES
 
@@ -90,8 +90,8 @@ def listing() -> list[dict[str, Any]]:
 def table(rows_of_facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """A header, then the facts of each rule in a line of at most WIDTH columns.
 
-    st: number of states; B: their bytes per parameter. A paper is given by its arXiv number if it
-    has one, else by its citation, cut to fit.
+    st: number of states; B: their bytes per parameter. The column `paper` has the arXiv number, or,
+    if there is none, the citation, cut to fit.
     """
     rows: list[tuple[str, ...]] = [("name", "class", "year", "st", "B", "kind", "oracle", "paper")]
     for f in rows_of_facts:
@@ -123,7 +123,7 @@ def shown(rule: Rule, backend: str | None = None) -> str:
     if text is None:
         why = "works on whole matrices" if program.matrix else "sums over whole tensors"
         raise BadCall(
-            f"backend {backend!r} was given for {rule.name}, which {why} and runs there as it is "
-            "written; leave --backend out"
+            f"backend {backend!r} was given for {rule.name}, which {why}, so this backend makes no "
+            "code for it; leave --backend out"
         )
     return text

@@ -38,7 +38,7 @@ _UNKNOWN = "which is not known here: start a new optimizer from the model's weig
 
 
 class Saved(NamedTuple):
-    """A parameter in a checkpoint. name: "" if it has none; label: for messages."""
+    """A parameter in a checkpoint. name: "" if it has none; label: its name in messages."""
 
     key: int | str
     name: str
@@ -48,7 +48,7 @@ class Saved(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A parameter of the optimizer that loads. name: "" if it has none; label: for messages."""
+    """A parameter of the optimizer that loads; name and label: as in `Saved`."""
 
     tensor: Tensor
     name: str
@@ -65,7 +65,8 @@ def listing(names: Iterable[Any]) -> str:
 
 def canonical(names: Sequence[str]) -> list[str]:
     """Names of parameters without the parts that torch.compile, DDP and FSDP insert. A leading
-    "module" is DDP's only if every name has it, since a model may have a part of that name.
+    "module" is removed only if every name has it, because a model may have a part of that name
+    itself.
     """
     paths = [[part for part in name.split(".") if part not in WRAPPERS] for name in names]
     while paths and all(len(parts) > 1 and parts[0] == "module" for parts in paths):
@@ -129,7 +130,7 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
 
 
 def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None:
-    """ValueError for a parameter in two groups, and for the state of a parameter in no group."""
+    """Raise ValueError for a parameter in two groups, or for the state of a parameter in none."""
     groups: dict[int | str, int] = {}
     twice = [r.key for r in rows if groups.setdefault(r.key, r.group) != r.group]
     entries = foreign_entries(saved, rows)
@@ -137,8 +138,8 @@ def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None
     for keys, where in ((twice, "in two groups"), (orphans, "in no group")):
         if keys:
             raise ValueError(
-                f"{called}: the checkpoint has {listing(map(repr, keys))} of its parameters "
-                f"{where}; it is damaged"
+                f"{called}: the checkpoint has the parameters {listing(map(repr, keys))} {where}, "
+                "expected each in one group; it is damaged"
             )
 
 
@@ -159,9 +160,7 @@ def foreign_entries(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, An
 
 
 def check_group(called: str, index: int, family: Family, group: dict[str, Any]) -> dict[str, Any]:
-    """The group with its options made plain; ValueError or TypeError if it could not step with
-    them.
-    """
+    """The group with its options normalised; ValueError or TypeError if no step can use them."""
     try:
         group = family.plain(group, f" in the checkpoint's options for group {index}")
     except (TypeError, ValueError) as error:
@@ -190,7 +189,7 @@ def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
     if (number(state["step"]) if "step" in state else bool(held)) == 0:
         return []
     wanted = [*keys, *(rule.keys[n] for n in rule.carried)]
-    # a rule that never reads t takes any count, or none
+    # a rule that never reads t needs no count
     if program.saves_count and program.reads_t and held:
         wanted.append("step")
     return [k for k in wanted if state.get(k) is None]
@@ -203,7 +202,7 @@ def state_shape(family: Family, key: str, p: Tensor) -> Any:
 
 
 def rule_keys(carried: bool = False) -> set[str]:
-    """The state keys of all rules; a dict that has one is the state of a parameter.
+    """The state keys of all rules; a dict with one of them is the state of a parameter.
 
     carried: include carried scalars, whose keys may be as short as "k".
     """
@@ -211,15 +210,15 @@ def rule_keys(carried: bool = False) -> set[str]:
 
 
 def _family_keys(family: Family, state: Mapping[Any, Any]) -> set[str]:
-    """The keys of a state that are the family's, apart from those that all families share."""
+    """The keys of a state that belong to this family, without those that all families share."""
     return {k for k, v in state.items() if v is not None and k in family.keys} - _COMMON
 
 
 def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: str) -> None:
     odd = sorted(saved.state.keys() - family.keys)
-    problem = f"a state {odd[0]!r} for" if odd else "the options of another class with the state of"
+    problem = f"a state {odd[0]!r} for" if odd else "options of another class with the state of"
     raise ValueError(
-        f"{called}: the checkpoint has {problem} {slot.label}, expected some of "
+        f"{called}: the checkpoint has {problem} {slot.label}, expected only names among "
         f"{sorted(family.keys if odd else options_of(family))}; it was saved by {who}"
     )
 
@@ -232,9 +231,9 @@ def check_elsewhere(
     group: Any,
     saved_options: Mapping[str, Any],
 ) -> None:
-    """ValueError for the state of an optimizer that this package does not have.
+    """Raise ValueError for the state of an optimizer that this package does not have.
 
-    It runs before the options are checked, since some of them would be reported as damaged.
+    This check comes before that of the options, which would report such a checkpoint as damaged.
     """
     markers = [k for k in ELSEWHERE if k in saved.state and k not in family.keys]
     if not markers:
@@ -257,11 +256,12 @@ def options_of(family: Family) -> set[str]:
 def other_owner(
     selection: Selection, family: Family, saved_options: Mapping[str, Any], state: Mapping[Any, Any]
 ) -> str:
-    """Which other optimizer saved a state, and what to do; "" if none did. Unknown entries alone
-    are no sign of one: other code may keep them in the state (slow weights, tags).
+    """The other optimizer that saved a state, and what to do, as text; "" if there is none.
 
-    If the saved options are the family's, and all that the family needs is in the state, then only
-    an unknown entry with the name of one of Adam's averages is a sign.
+    Unknown entries alone do not point to another optimizer: other code may keep them in the state
+    (slow weights, tags). If the saved options are those of the family, and the state has all that
+    the family needs, then only an unknown entry with the name of one of Adam's averages points to
+    another optimizer.
     """
     odd, options = {k for k in state if k not in family.keys}, options_of(family)
     own, foreign = _family_keys(family, state), _known_options() & saved_options.keys() - options
@@ -269,7 +269,7 @@ def other_owner(
     complete = not needed(selection, state) if own else not program_of(selection).states
     if complete and not foreign and options - _LATER <= saved_options.keys():
         theirs = {k for k in theirs if "exp_avg" in k}
-    # the keys may be equal and the options differ: does another class know more of them?
+    # two classes may have equal keys: does another one know more of the saved options?
     known = options & saved_options.keys()
     better = [f for f in families.values() if known < options_of(f) & saved_options.keys()]
     if theirs or (own and any(own <= f.keys for f in better)):
@@ -295,7 +295,7 @@ def check_state(
     group: Any,
     saved_options: Mapping[str, Any],
 ) -> None:
-    """ValueError for a state that the group's rule cannot continue from."""
+    """Raise ValueError for a state that the group's rule cannot continue from."""
 
     def refuse(problem: str, cure: str = "it is damaged") -> None:
         raise ValueError(f"{called}: the checkpoint's {problem}; {cure}")
@@ -305,10 +305,10 @@ def check_state(
     if who := other_owner(selection, family, saved_options, saved.state):
         _refuse_owner(called, slot, saved, family, who)
     for key, value in saved.state.items():
-        if key not in family.keys:  # other code's
+        if key not in family.keys:  # an entry of other code
             continue
         entry = f"{key!r} of {slot.label}"
-        parameter = f"its parameter {slot.label} is {describe(p)}"
+        parameter = f"expected one for its parameter {slot.label}, {describe(p)}"
         if key in scalars:
             x = number(value)
             is_count = key == "step"
@@ -334,7 +334,7 @@ def check_state(
                 refuse(f"{key!r} is {describe(value)}, {parameter}")
             if hasattr(value, "to_local") != hasattr(p, "to_local"):
                 cure = "load it by torch.distributed.checkpoint.state_dict"
-                refuse(f"{entry} and its parameter are not both sharded", cure)
+                refuse(f"{entry} and its parameter are not both sharded or both whole", cure)
         elif value is not None:
             refuse(f"{entry} is a {type(value).__name__}, expected a tensor")
     if missing := needed(selection, saved.state):

@@ -20,8 +20,8 @@ from .definition import inside
 
 
 def plain(value: Any) -> Any:
-    """Convert any number, numpy's included, to Python's own type. A tensor, text and anything else
-    that is not a number is returned unchanged.
+    """Convert any number, numpy's included, to Python's own type. Anything else, such as a tensor
+    or text, is returned unchanged.
     """
     if type(value) in (bool, int, float) or isinstance(value, Tensor):
         return value
@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 
 def real(value: Any) -> float:
-    """A real number, or a tensor of one, as a float; nan for anything else."""
+    """A real number, or a tensor of one element, as a float; nan for anything else."""
     try:
         if isinstance(value, Tensor):
             scalar = value.numel() == 1 and value.layout is torch.strided
@@ -59,8 +59,8 @@ def short(value: Any) -> str:
 
 
 def several(value: Any, size: int) -> tuple[Any, ...] | None:
-    """The members of a list, array or other sequence of that size, with numbers made plain; None
-    for anything else.
+    """The members of a list, array or other sequence of that size, with numbers as Python's own;
+    None for anything else.
     """
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         return None
@@ -106,8 +106,8 @@ def saved(called: str, state: Any, keys: set[str]) -> dict[str, Any]:
     if not isinstance(state, Mapping) or {*state} != keys:
         given = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
-            f"{called}: a state of {given} was given, expected one of {sorted(keys)}; load what "
-            f"{called}.state_dict() returned"
+            f"{called}: a state of {given} was given, expected one with the keys {sorted(keys)}; "
+            f"load what {called}.state_dict() returned"
         )
     return dict(state)
 
@@ -116,7 +116,7 @@ TRAINERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer inside a trainer's wrapper; any other optimizer unchanged.
+    """The optimizer inside a trainer's wrapper; an optimizer without one is returned unchanged.
 
     accelerate's wrapper is an Optimizer, but has no hooks, and its step does not return the loss.
     Lightning's wrapper cannot be copied.
@@ -134,18 +134,18 @@ def batch_size(called: str, loader: Any, least: int) -> int:
     if getattr(loader, "batch_size", None) is None:
         raise ValueError(
             f"{called}: a {type(loader).__name__} without a batch_size was given, expected a "
-            "Loader; pass the Loader itself, also after accelerate has prepared it"
+            "steepest Loader; pass the Loader itself, even if accelerate has prepared it"
         )
     return whole(called, "the loader's batch_size", loader.batch_size, least)
 
 
 def slowly(called: str, error: Exception) -> None:
-    """Log once that samples are processed one at a time; raise the error if that cannot help."""
+    """Log once that samples are processed one at a time; raise the error if memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocat" in str(error):
         raise error
     _warn_once(
         f"{called}: torch.func.vmap does not take this model, loss or data, so the samples of a "
-        "batch are processed one at a time: slower by a factor of the batch size"
+        "batch are processed one at a time, which is slower by a factor of the batch size"
     )
 
 
@@ -158,8 +158,8 @@ def _warn_once(text: str) -> None:
 def unmoved(called: str, model: torch.nn.Module) -> Iterator[None]:
     """Raise ValueError if the model changes one of its buffers, and restore the buffer.
 
-    In such a model the loss of a sample depends on the samples before it, and vmap would leave a
-    tensor of its own in the model.
+    In such a model the loss of a sample depends on the samples before it. Also, vmap would leave
+    one of its own tensors in the model.
     """
     kept = [
         (module, name, buffer, buffer.detach().clone())
@@ -181,8 +181,8 @@ def unmoved(called: str, model: torch.nn.Module) -> Iterator[None]:
     if changed:
         raise ValueError(
             f"{called}: a model that changes its buffer {changed[0]!r} when called was given, "
-            "expected one whose samples do not depend on each other; call eval() on it, or do not "
-            "update the buffer meanwhile"
+            "expected a model whose samples do not depend on each other; call its eval() before, "
+            "or do not update the buffer in its forward()"
         )
 
 

@@ -52,7 +52,7 @@ _by_family: dict[int, type[RuleOptimizer]] = {id(c.family): c for c in classes.v
 
 
 def class_of(rule: str | Rule) -> type[RuleOptimizer]:
-    """The class of a rule, given the rule, its name or the class's own name."""
+    """The class of a rule. rule: the rule, its name or the class's name."""
     family = family_of(rule)
     if id(family) not in _by_family:
         _by_family[id(family)] = make_class(family)  # the class keeps the family, and so its id
@@ -90,6 +90,6 @@ def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> Any:
                 continue
             usual, member = arguments[pair], hyper.pop(name)
             values = several(hyper.get(pair, usual), len(usual))
-            if values is not None:  # else the class says what it expected
+            if values is not None:  # otherwise the class raises and says what it expected
                 hyper[pair] = (*values[:index], member, *values[index + 1 :])
     return cls(params, **hyper)

@@ -137,7 +137,7 @@ def race(
         folder = out or Path(f"race-{tasks.folder_name(task)}")
         with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
-            from steepest.race import (  # scipy, optuna, matplotlib: meanwhile
+            from steepest.race import (  # slow imports, while the workers start
                 driver,
                 planning,
                 terminal,
@@ -324,7 +324,7 @@ def check(
 
 
 def need_race() -> None:
-    """BadCall with the pip command if a module of the extra `race` is missing."""
+    """Raise BadCall with the pip command if a module of the extra `race` is missing."""
     from steepest.errors import BadCall
 
     missing = [name for name in RACE_MODULES if find_spec(name) is None]
@@ -347,7 +347,7 @@ def _print_paths(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; its exit code: 0 done, 1 the thing checked failed, 2 the call was wrong."""
+    """Run a verb; returns 0 for done, 1 if the thing checked failed, 2 if the call was wrong."""
     from steepest.errors import BadCall, WorkerError
 
     for stream in (sys.stdout, sys.stderr):  # not every terminal can print every character

@@ -1,12 +1,12 @@
-"""Where the bytes are: how a tensor is loaded for a rule, and how its new value is stored.
+"""Codecs: a codec says how one tensor is loaded for a rule, and how its new value is stored.
 
 A rule computes in float32 or float64. A parameter of 16 bits is loaded into float32 and rounded
 when it is stored. Rounding to the nearest loses every step smaller than half the distance between
-two bfloat16 numbers: lr 1e-4 never moves a parameter of 1.0. Two codecs keep such steps: stochastic
-rounding, which is right on average, and Kahan's compensation, a second number for what the rounding
-cuts off.
+two bfloat16 numbers: a step of 1e-4 never moves a parameter of 1.0. Two codecs keep such steps.
+Stochastic rounding is right on average. Kahan's compensation keeps what the rounding cuts off in a
+second number.
 
-Each tensor that a rule sees, the parameter and every state, has a codec of its own.
+The parameter has a codec, and so has each of its states.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def view(x: Tensor) -> Tensor:
-    """Complex numbers as pairs of real ones, a view of the same memory."""
+    """A complex tensor as a view of pairs of real numbers; a real tensor unchanged."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
@@ -37,8 +37,8 @@ def load(x: Tensor, dtype: torch.dtype) -> Tensor:
 class StateSpec(NamedTuple):
     """A tensor in `optimizer.state`: its dtype, and the function that computes its shape.
 
-    The function takes the parameter's shape for a state, and the state's shape for an extra that a
-    codec keeps beside it.
+    For a state, the function takes the parameter's shape. For an extra tensor that a codec keeps
+    beside another tensor, it takes the shape of that tensor.
     """
 
     dtype: torch.dtype
@@ -46,10 +46,10 @@ class StateSpec(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What stochastic rounding draws from.
+    """What the noise of stochastic rounding depends on.
 
-    elements: for each tensor the numbers of its elements, counted through all parameters of the
-    optimizer.
+    elements: for each tensor, the numbers of its elements. Elements are numbered through all
+    parameters of the optimizer.
     """
 
     elements: Tensors
@@ -58,10 +58,10 @@ class Noise(NamedTuple):
 
 
 class Codec:
-    """How one tensor is kept: rounded to the nearest number of its dtype.
+    """How one tensor is stored; this codec rounds to the nearest number of the tensor's dtype.
 
     name: the name by which a backend's printer knows it.
-    noisy: whether `store` draws from a `Noise`.
+    noisy: whether `store` needs a `Noise`.
 
     A codec may keep extra tensors beside its own. They start at zero; `load` and `store` take them
     in the order of `extras`.
@@ -71,20 +71,20 @@ class Codec:
     noisy = False
 
     def dtype(self, wide: torch.dtype) -> torch.dtype:
-        """The dtype that a state is kept in, if the rule computes in `wide`."""
+        """The dtype in which a state is stored, if the rule computes in `wide`."""
         return wide
 
     def extras(self, key: str, dtype: torch.dtype) -> Mapping[str, StateSpec]:
-        """The extra tensors beside the tensor of that key and dtype, by their keys.
+        """Key -> spec of each extra tensor that is kept beside the tensor `key` of dtype `dtype`.
 
         The key of the parameter is "".
         """
         return {}
 
     def load(self, tensors: Tensors, extras: Sequence[Tensors], dtype: torch.dtype) -> list[Tensor]:
-        """What the rule reads and may overwrite; the tensors themselves where no copy is needed.
+        """What the rule reads and may overwrite: copies, or the tensors where no copy is needed.
 
-        extras: for each key of `extras`, its tensors.
+        extras: the tensors of each key that the method `extras` returns.
         """
         return [load(x, dtype) for x in tensors]
 
@@ -97,9 +97,9 @@ class Codec:
 
 
 class Stochastic(Codec):
-    """bfloat16, rounded up or down with probabilities given by the distances.
+    """bfloat16, rounded up or down at random; the nearer number is more likely.
 
-    The noise depends only on the seed, the step and the number of the element.
+    The noise depends only on the seed, the step and the element's number.
     """
 
     name = "stochastic"
@@ -140,7 +140,7 @@ class Kahan(Codec):
     ) -> None:
         torch._foreach_copy_(list(tensors), list(new))
         torch._foreach_sub_(list(new), [x.to(n.dtype) for x, n in zip(tensors, new, strict=True)])
-        # where the value overflows nothing is cut off: inf - inf is nan
+        # store 0 where the value overflows: inf - inf is nan
         torch._foreach_copy_(list(extras[0]), [x.nan_to_num_(0.0, 0.0, 0.0) for x in new])
 
 
@@ -160,7 +160,7 @@ def of_state(key: str) -> Codec:
 
 
 class Storage:
-    """How a parameter and its states are kept: a codec for each.
+    """How a parameter and its states are stored: a codec for each.
 
     rounding, dtype: of the parameter.
     wide: the dtype that the rule computes in.
@@ -213,7 +213,7 @@ def _compose(second: Callable[[Any], Any], first: Callable[[Any], Any]) -> Calla
 
 
 def element_numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
-    """The numbers of a parameter's elements, or of those in the rows that the indices name.
+    """The numbers of a parameter's elements, or only of those in the rows with these indices.
 
     The first element in memory has the number `first`; the others follow in the order of memory, or
     in the order of the shape if the memory has gaps.
@@ -237,8 +237,8 @@ def noise_key(seed: int, t: float) -> int:
 def draw_bits(numbers: Tensor, key: int) -> Tensor:
     """16 random bits for each element number, as int32: a hash of number and key.
 
-    Each round is a key, a shift and an odd factor. A hash of a counter can serve as a generator:
-    Salmon et al. 2011, doi:10.1145/2063384.2063405.
+    Each round mixes in a part of the key, shifts, and multiplies by an odd factor. A hash of a
+    counter can serve as a generator: Salmon et al. 2011, doi:10.1145/2063384.2063405.
     """
     low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
     x = _wrap(numbers ^ (numbers >> 32)) ^ _wrap(low)

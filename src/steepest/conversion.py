@@ -83,19 +83,20 @@ def convert(
 ) -> tuple[dict[str, Any], Converted]:
     """Convert the checkpoint of one optimizer into one of another; also returns a report.
 
-    checkpoint: the state_dict of a class of this package, of torch.optim's class of that name, or
-    of the authors' package. to, source: a class or rule, by name; source is needed only if the
-    checkpoint itself does not tell. The result loads into the class of `to`, torch's too; it shares
-    tensors with `checkpoint`.
+    checkpoint: the state_dict of a class of this package, of torch.optim's class of the same name,
+    or of the authors' package. to, source: a rule, or the name of a rule or class. source is needed
+    only if the checkpoint does not show which optimizer saved it. The result loads into the class
+    of `to`, and into torch.optim's class of that name. It shares tensors with `checkpoint`.
 
-    A state is kept if it means the same in both: exp_avg and exp_avg_sq in Adam and its variants,
-    square_avg in RMSprop and Adadelta, and, times an exact factor, exp_avg and the momentum
-    buffers. A kept state brings its decay rate along (momentum becomes beta1). A parameter starts
-    over at step 0 if it lacks one of the states that the new rule corrects by the step count: a
-    count that is right for one average would be wrong for the other. An option with another meaning
-    takes the new class's default. That includes lr: a rate for gradients does not suit unit steps.
+    A state is kept if it means the same in both optimizers: exp_avg and exp_avg_sq in Adam and its
+    variants, square_avg in RMSprop and Adadelta. exp_avg and the momentum buffers are converted
+    into each other by an exact factor. The decay rate of a kept state is kept too (momentum becomes
+    beta1). A parameter starts over at step 0 if it lacks one of the states that the new rule
+    corrects by the step count, because a count that is right for one average would be wrong for
+    another. An option takes the new class's default if it has another meaning there. This may
+    include lr: a rate that multiplies gradients is not a good length for steps.
 
-    Raises ValueError for a damaged checkpoint and for one whose source cannot be told.
+    Raises ValueError for a damaged checkpoint and for one whose source cannot be inferred.
     """
     target = family_of(to)
     groups, rows = read("convert", checkpoint)
@@ -147,7 +148,7 @@ def _convert_group(
         notes.add("kept", "everything", "the class is the same")
         return group, [row.state for row in rows]
     rule, keys = source.rule(group), source.keys
-    # entries of other code belong to the parameter, whichever rule steps it
+    # entries of other code belong to the parameter, no matter which rule steps it
     foreign = [{k: v for k, v in row.state.items() if k not in keys} for row in rows]
     own = [{k: v for k, v in row.state.items() if k in keys} for row in rows]
     for decay_rates in (_decay_rates(rule, target, _scalars(source, rule, group)), {}):
@@ -170,7 +171,7 @@ def _meanings(rule: Rule) -> dict[str, tuple[Any, ...]]:
 
 
 def _form(about: tuple[Any, ...], x: Mapping[str, float], t: float | None) -> tuple[float, float]:
-    """(factor, shift) that turn the quantity it means into the state; nan if nothing can."""
+    """(factor, shift) that turn the quantity that a state means into the state; nan if none do."""
     return about[2](x, t) if len(about) > 2 else (1.0, 0.0)
 
 
@@ -193,7 +194,7 @@ def _convert_options(
     decay_rates: dict[str, float],
     notes: _Notes,
 ) -> dict[str, Any]:
-    """The options of the target: those that mean the same, its defaults for the others."""
+    """The target's options: the source's values where they mean the same, else defaults."""
     new_rule = target.members[-1]  # an option means the same in all members of a family
 
     def same(name: str) -> bool:
@@ -223,7 +224,7 @@ def _convert_options(
         notes.add("kept", ", ".join(shown), "the same in both")
     for name, value in decay_rates.items():
         notes.add("kept", f"{name}={value:g}", "the decay rate of the states that are kept")
-    # other code's entries; a scheduler's belong to the lr or momentum that it started from
+    # entries of other code; those of a scheduler belong to the lr or momentum that it started from
     known = {*source.arguments, *source.captured, *target.arguments, *WITHOUT_EFFECT, "rule"}
     foreign = {k: v for k, v in group.items() if k not in known}
     if "lr" not in kept and (lost := sorted(SCHEDULED & foreign.keys())):
@@ -342,8 +343,8 @@ def _start_over(
     why = f"no state of {target.name} means the same"
     if made and lacks:
         why = (
-            f"{target.name} also needs {', '.join(lacks)}, which these do not give; one step count "
-            "corrects both, so the parameter starts over"
+            f"{target.name} also needs {', '.join(lacks)}, which these states do not give; it "
+            "corrects all by one step count, so the parameter starts over"
         )
     notes.add("dropped", keys, why, 1)
     if COMPENSATION not in old:
@@ -353,7 +354,7 @@ def _start_over(
 
 
 _MOST_STEPS = 100_000
-"""Steps after which the scalar that NAdam carries, a product of numbers below 1, is long zero."""
+"""NAdam carries a product of numbers below 1, which is zero long before this many steps."""
 
 
 def _carried(selection: Any, scalars: Mapping[str, float], t: float) -> dict[str, float]:

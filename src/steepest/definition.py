@@ -15,7 +15,7 @@ rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
 """The key of Kahan's second number in `optimizer.state[p]`, beside the keys of the rule."""
 LARGEST = 10_000
-"""The most rows of a covariance: a larger dimension has none."""
+"""The largest dimension that has a covariance."""
 _OF_EVERY_CLASS = {
     "params",
     "backend",
@@ -31,7 +31,11 @@ _OF_EVERY_CLASS = {
 
 
 class Clock(NamedTuple):
-    """Something that begins after some steps: step(value) says when, value(step) is its inverse."""
+    """Something that begins at a certain step, depending on the value of a hyperparameter.
+
+    event: what begins. step: value of the hyperparameter -> the step at which the event begins.
+    value: the inverse of `step`.
+    """
 
     event: str
     step: Callable[[float], float]
@@ -41,37 +45,38 @@ class Clock(NamedTuple):
 class Rule:
     """An optimizer as one function: parameter, gradient and states left of `*`, scalars right.
 
-    Call it as it is written: `adam(p, g, m, v, t=1, lr=0.1)` on floats or torch tensors returns the
-    new parameter, the new states and the new carried scalars, in the order of the signature.
+    A rule can be called like the function: `adam(p, g, m, v, t=1, lr=0.1)` with floats or torch
+    tensors returns the new parameter, the new states and the new carried scalars, in the order of
+    the signature.
 
     Attributes
     ----------
     states: names of the states, in order.
     defaults: scalar -> default value (numbers only).
-    choices: static choice (bool or str) -> default, bound before the rule is traced.
-    carried: carried scalar -> its start.
+    choices: static choice (bool or str) -> default. Its value is fixed before the rule is traced.
+    carried: carried scalar -> its first value.
     captured: group constant -> the hyperparameter that it is taken from.
     keys: state or carried scalar -> its key in `optimizer.state[p]`, torch's where torch has one.
     limits: hyperparameter -> (interval such as "[0, 1)", reason or "").
     search: hyperparameter -> (low, high), the log-uniform range in which a race tunes it.
     decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled". A rule
-        that has a scalar `wd` gets the decay there, and applies it itself.
+        with a scalar `wd` gets the decay as that scalar, and applies it itself.
     counts: whether the step count is saved; if not, `t` is 1 at the first step and 2 at every later
         one.
     forgets: states whose new value does not depend on the old one.
-    shapes: state -> "rows", "columns" or "covariances": it has the shape that row_mean, column_mean
-        or covariances makes of the parameter's. A bool `matrix` among the choices is set for each
-        parameter: whether it has 2 dimensions or more.
-    sparse: what the rule does with a sparse gradient: "rows" steps the rows that it has (at the
-        first step all rows), "dense" makes it dense, "" refuses it.
+    shapes: state -> "rows", "columns" or "covariances". The state has the shape that row_mean,
+        column_mean or covariances of the parameter has. If one of the choices is a bool named
+        `matrix`, it is set for each parameter: whether the parameter has 2 dimensions or more.
+    sparse: what the rule does with a sparse gradient. "rows" steps only the rows in the gradient
+        (at the first step all rows), "dense" makes the gradient dense, "" refuses it.
     called: the name of the class; by default made of the rule's name (`sparse_adam`: SparseAdam).
-    switches: choice -> an option; the choice is on where the option is not 0.
-    means: state or carried scalar -> (what it is, the scalar that is its memory).
-        `steepest.convert` carries a state over to another rule where both have the same meaning.
+    switches: choice -> an option; the choice is True where the option is not 0.
+    means: state or carried scalar -> (what it is, the scalar that is its decay rate).
+        `steepest.convert` keeps a state if it has the same meaning in the new rule.
     units: option -> what its number means. Rules with the same meaning can share a value.
     excused: requirement of an examination of `steepest check` -> why this rule does not meet it.
-    includes: another rule -> (hyperparameter, the setting of it that turns this rule into that
-        one).
+    includes: another rule -> (hyperparameter, the setting of it that turns this rule into the other
+        rule).
     clocks: hyperparameter that counts steps -> `Clock`.
     """
 
@@ -115,7 +120,7 @@ class Rule:
         state_keys = [*self.keys.values()]
         reserved = {"step", COMPENSATION}
         if reserved & {*state_keys} or len({*state_keys}) < len(state_keys):
-            hint = f"give each its own, and not 'step' or {COMPENSATION!r}"
+            hint = f"give each a key of its own, other than 'step' and {COMPENSATION!r}"
             self._refuse(f"its states have the keys {state_keys}", hint)
         if taken := _OF_EVERY_CLASS & {*self.scalars, *self.choices}:
             hint = "rename it: every class has an option of that name"
@@ -143,7 +148,8 @@ class Rule:
         }
         for fact, name in ((fact, name) for fact, names in about.items() for name in names or ()):
             if name not in known:
-                self._refuse(f"{fact} names {name!r}", "use a name from the signature")
+                mistake = f"{fact} names {name!r}, which is not in the signature"
+                self._refuse(mistake, "use a name from the signature")
         self._check_outputs()
 
     def _refuse(self, mistake: str, hint: str) -> NoReturn:
@@ -227,7 +233,7 @@ class Rule:
 
     def __call__(self, *tensors: Any, **scalars: Any) -> Any:
         if len(tensors) != len(self.tensors):
-            raise TypeError(f"{self.name} takes the tensors {self.tensors}, got {len(tensors)}")
+            raise TypeError(f"{self.name} takes the tensors {self.tensors}, but got {len(tensors)}")
         for name, source in self.captured.items():
             scalars.setdefault(name, scalars.get(source, self.defaults[source]))
         for name, default in (*self.defaults.items(), *self.carried.items()):
@@ -270,7 +276,8 @@ def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
     """Make an optimizer from a function, and register it under the function's name.
 
     Write `@rule` or `@rule(keys=..., limits=..., search=...)`; `Rule` describes these options and
-    all others. Raises TypeError, which names the rule, the argument and the correction.
+    all others. Raises TypeError with a message that names the rule, the argument and the
+    correction.
     """
     if function is None:
         return lambda f: rule(f, **about)
@@ -280,7 +287,7 @@ def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
         same = known.name == new.name
         reloaded = same and inspect.getmodule(known.function) is inspect.getmodule(function)
         if known.name.replace("_", "").lower() == plain and not reloaded:
-            other = "" if same else f", {known.name}"
+            other = "" if same else f" ({known.name})"
             new._refuse(f"a rule of that name exists{other}", "give the function another name")
     rules[new.name] = new
     return new

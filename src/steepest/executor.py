@@ -68,7 +68,7 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
     if any(step == 0 and size > 1 for step, size in zip(p.stride(), p.shape, strict=True)):
         raise RuntimeError(
             f"{rule}: a parameter {describe(p)} with strides {p.stride()} was given, expected "
-            "one whose elements have memory of their own; expand it in the model instead"
+            "one whose elements do not share memory; expand it in the model's forward() instead"
         )
     if wanted.rounding == "stochastic" and p.dtype == torch.float16:
         raise RuntimeError(
@@ -78,7 +78,7 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
     if hasattr(p, "to_local") and (program.reductions or program.matrix):
         raise RuntimeError(
             f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected a "
-            "whole one, as the rule needs all its elements; use DDP or replicate it"
+            "whole one, because the rule needs all its elements; use DDP or replicate it"
         )
     if program.matrix and p.is_complex():
         raise RuntimeError(
@@ -93,7 +93,7 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
 
 
 def _shared_scalars(program: Program, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
-    """For a rule that sums over all parameters: the carried scalars that they have already."""
+    """The carried scalars that the parameters share already, for a rule that sums over all."""
     keys = {name: program.rule.keys[name] for name in program.rule.carried}
     for values in state.values() if program.spans and not program.clips else ():
         if isinstance(values, Mapping) and all(values.get(k) is not None for k in keys.values()):
@@ -116,10 +116,10 @@ class _Group(NamedTuple):
 class Executor:
     """All buckets of an optimizer, made for the present groups, parameters and states.
 
-    Making one checks everything and writes nothing.
+    Creating an executor checks options, parameters and states, and writes nothing.
     """
 
-    @torch.inference_mode(False)  # states made here are also changed outside of it
+    @torch.inference_mode(False)  # states made here are also changed outside of inference mode
     def __init__(self, optimizer: Any) -> None:
         self.optimizer, self.backend = optimizer, optimizer.backend
         groups, state = optimizer.param_groups, dict(optimizer.state)
@@ -212,8 +212,8 @@ class Executor:
                 pairs = zip(owners, bucket.pending, strict=True)
                 new.update((p, s) for p, s in pairs if s or (s is not None and p in state))
         self._check_distinct(new)
-        # in the order of the groups, not of the buckets: a sharded checkpoint gathers the states in
-        # this order, and a shard may be empty in one process only
+        # in the order of the groups, which is the same in all processes: a sharded checkpoint
+        # gathers the states in this order. Buckets differ where a process has an empty shard.
         for p in filter(new.__contains__, self._first_elements(groups)):
             own = state.setdefault(p, {})
             own.update(new[p])
@@ -238,7 +238,8 @@ class Executor:
             if any(other.get(key) is not x for key, x in own.items()):
                 raise RuntimeError(
                     f"{self.optimizer._called}: a parameter {describe(p)} has the same dict in "
-                    "optimizer.state as another one, and needs another state; give each its own"
+                    "optimizer.state as another parameter but needs different states, expected one "
+                    "dict for each; give each parameter a dict of its own"
                 )
 
 
@@ -251,8 +252,8 @@ def _option_values(family: Family, group: dict[str, Any]) -> list[Any]:
 def _step_spanning(state: States, members: Sequence[tuple[Bucket, list[Tensor], Any]]) -> None:
     """Step the buckets of a rule that sums over all parameters, with their common totals.
 
-    The carried scalars are the same for all parameters: those that the first parameter with a
-    gradient computes.
+    All parameters get the same carried scalars: those that the first parameter with a gradient
+    computes.
     """
     active = [member for member in members if member[-1] is not None]
     if not active:

@@ -85,8 +85,8 @@ def _check_muon(group: Group) -> str:
 def _check_schedule_free(group: Group) -> str:
     if group.get("cautious"):
         return (
-            "cautious=True was given, expected False; with a masked step, y would no longer be an "
-            "average of x and z"
+            "cautious=True was given, expected False: if parts of a step were dropped, y would no "
+            "longer be an average of x and z"
         )
     return ""
 
@@ -96,7 +96,7 @@ def _pick_by(flag: str, on: str, off: str) -> Callable[[Group], str]:
     return lambda group: on if group[flag] else off
 
 
-# class -> its rules, and which of them steps a group
+# class -> its rules, and the function that picks the rule of a group
 _TORCH: dict[str, tuple[str, Callable[[Group], str]]] = {
     "SGD": ("sgd momentum nesterov", _pick_sgd),
     "ASGD": ("asgd", lambda g: "asgd"),
@@ -187,7 +187,7 @@ _by_rule = {f.members[0].name: f for f in families.values()}
 
 
 def family_of(rule: str | Rule) -> Family:
-    """The family of a rule, given the rule, its name or its class's name."""
+    """The family of a rule. rule: the rule, its name or its class's name."""
     if isinstance(rule, str):
         if rule in families:
             return families[rule]

@@ -57,7 +57,7 @@ def cautious_rule(rule: Rule) -> Rule:
     def function(p: Any, g: Any, *states: Any, **scalars: Any) -> Any:
         new = rule.function(SplitParameter(p), g, *states, **scalars)
         new, *rest = new if isinstance(new, tuple) else (new,)
-        if not isinstance(new, SplitParameter):  # no sum of a share of p and a step
+        if not isinstance(new, SplitParameter):  # the rule did not return a share of p plus a step
             new = SplitParameter(p) + (new - p)
         rest = [x.joined() if isinstance(x, SplitParameter) else x for x in rest]
         return modifiers.cautious(g, new.share * p, new.moved), *rest
@@ -126,8 +126,8 @@ class Family:
         return options
 
     def likely_typos(self, group: Group) -> list[str]:
-        """The group's entries that look like misspelt options: they differ from one in capitals or
-        underscores only, or by one letter if it has five or more.
+        """The group's entries that look like misspelt options. Such an entry differs from an option
+        only in capitals or underscores, or by one letter if the option has five letters or more.
         """
         known = {*self.arguments, *self.captured, *STORAGE, "params", "param_names", "rule"}
         bare = {n.replace("_", ""): n for n in known}
@@ -144,9 +144,9 @@ class Family:
         return typos
 
     def plain(self, group: Group, where: str = "") -> dict[str, Any]:
-        """The group with its options normalised: numbers as Python's own, sequences of them as
-        tuples, flags as bools. Whatever type they came as, they then step, save and load the same
-        way. One-element tensors stay.
+        """The group with its options normalised: numbers become Python's own, sequences of numbers
+        become tuples, and flags become bools. So options step, save and load in the same way,
+        whatever their type was. Tensors of one element stay tensors.
 
         Raises TypeError or ValueError for a bad option; `where` is added to its message.
         """
@@ -164,8 +164,8 @@ class Family:
         return made
 
     def saved(self, group: Group) -> dict[str, Any]:
-        """The group for a checkpoint: options are made plain where that is possible, and everything
-        else is saved as it is.
+        """The group for a checkpoint: options are normalised where possible, and everything else is
+        saved as it is.
         """
         made = dict(group)
         for name in {*self.arguments, *self.captured, *STORAGE, *SCHEDULED} & group.keys():
@@ -210,8 +210,8 @@ class Family:
         return rule.defaults[name] if value is None and usual[index] is None else value
 
     def validate(self, group: Group) -> dict[str, Any]:
-        """The group with its options made plain; TypeError for one that is not a number, ValueError
-        for one out of its limits or that does not go with the others.
+        """The group with its options normalised; TypeError for an option that is not a number,
+        ValueError for one that is out of its limits or conflicts with another option.
         """
         group = self.plain(group)
         rule = self.rule(group)
@@ -240,18 +240,18 @@ class Family:
             raise TypeError(f"{self.name}: seed={seed!r} was given, expected a whole number")
         if group.get("differentiable") and _orthogonalizes(rule):
             raise ValueError(
-                f"{self.name}: differentiable=True was given, expected False, as its rule iterates "
-                "in bfloat16, which has no gradient; use another rule for the parameter"
+                f"{self.name}: differentiable=True was given, expected False: its rule iterates in "
+                "bfloat16, which has no gradient; use another rule for the parameter"
             )
         if rounding and group.get("differentiable"):
             raise ValueError(
                 f"{self.name}: rounding={rounding!r} was given with differentiable=True, expected "
-                "only one of them; autograd cannot go through rounding"
+                "only one of the two; autograd cannot go through rounding"
             )
         if group.get("clip_norm") is not None and not rule.trace().elementwise:
             raise ValueError(
-                f"{self.name}: clip_norm={group['clip_norm']!r} was given, expected None, as its "
-                "rule is not elementwise; call torch.nn.utils.clip_grad_norm_ before the step"
+                f"{self.name}: clip_norm={group['clip_norm']!r} was given, expected None, because "
+                "its rule is not elementwise; call torch.nn.utils.clip_grad_norm_ before the step"
             )
         if complaint := self.check(group):
             raise ValueError(f"{self.name}: {complaint}")

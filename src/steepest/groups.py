@@ -30,7 +30,7 @@ _WIDTH = 100
 
 
 class ParamGroups(list[dict[str, Any]]):
-    """Groups as torch.optim takes them. `print` shows which parameters are where, and why.
+    """Groups as torch.optim takes them. `print` shows which group each parameter is in, and why.
 
     frozen: (name, tensor) of the parameters left out because they do not require a gradient.
     """
@@ -88,41 +88,43 @@ def param_groups(
     layers: Sequence[Where] | None = None,
     rules: Mapping[str, Where] | Sequence[Mapping[str, Any]] = (),
 ) -> ParamGroups:
-    """Groups for `steepest` and `torch.optim` classes; print them to see what went where.
+    """Groups for `steepest` and `torch.optim` classes. Print them to see the parameters of each.
 
     Each parameter that requires a gradient is in exactly one group, under its name in the bare
     model: DDP, `fully_shard`, `torch.compile` and activation checkpoints change neither names nor
-    order. A tied parameter goes by its first name.
+    order. A tied parameter has its first name.
 
-    Weight decay is off for: the parameters of torch's normalisation layers, by module type; biases
-    (an attribute with the word "bias" in its name: `bias`, `in_proj_bias`, `bias_ih_l0`,
-    `relative_position_bias_table`; also a table of embeddings with such a name); every other
-    parameter with fewer than two dimensions (gains, scales); and the parameters that the model
-    declares, with `_no_weight_decay = True` on the parameter or with a method `no_weight_decay()`
-    of a module, which returns names relative to that module. It is on for everything else, such as
-    a class token of shape (1, 1, width). The parts of a parametrized tensor count as that tensor.
+    Weight decay is off for:
+    - the parameters of torch's normalisation layers, recognised by module type;
+    - biases, recognised by the word "bias" in the attribute's name (`bias`, `in_proj_bias`,
+      `bias_ih_l0`, `relative_position_bias_table`), even if they are embedding tables;
+    - every other parameter with fewer than two dimensions (gains, scales);
+    - the parameters that the model declares, with `_no_weight_decay = True` on the parameter or
+      with a method `no_weight_decay()` of a module that returns names relative to this module.
+    Weight decay is on for everything else, such as a class token of shape (1, 1, width). The parts
+    of a parametrized tensor are treated like the tensor.
 
-    weight_decay: of the groups that decay; the others get 0.
-    lr: of the groups whose entry in `rules` gives none; needed for `layer_decay`. Without it the
-        groups have no `lr` and take the optimizer's.
-    decay_embeddings: whether nn.Embedding and nn.EmbeddingBag decay, and a head tied to one.
-    decay, no_decay: your own decisions, which override the ones above. One or a sequence of: a
-        pattern of names (`"*.scale"`; `"head"` also matches everything below it), a module type
-        (everything inside modules of that type, such as norms of your own), a function of
-        (name, tensor).
+    weight_decay: the decay of the groups that decay; the other groups get 0.
+    lr: the rate of every group, unless its entry in `rules` gives "rule" or "lr"; required with
+        `layer_decay`. Without it, these groups have no `lr` and take the optimizer's.
+    decay_embeddings: whether nn.Embedding, nn.EmbeddingBag and a head tied to one of them decay.
+    decay, no_decay: your own decisions, which override the defaults above. Give one selector or a
+        sequence of selectors. A selector is a pattern of names (`"*.scale"`; `"head"` also matches
+        everything below it), a module type (everything inside modules of that type, such as norms
+        of your own), or a function of (name, tensor).
     layer_decay: a layer's rate is lr * layer_decay**(depth below the top), as in the fine-tuning of
         ELECTRA and BEiT. The top layer has `lr`.
-    layers: the layers from input to output, each an entry as in `decay`. By default each block of a
-        ModuleList or Sequential is a layer, in the order of registration; if a stack has composite
-        blocks, stacks of single layers do not count; a norm belongs to the layer before it.
-        Parameters before the first block, and embeddings, are the lowest layer; those after the
-        last block are the highest; those between two stacks belong to the block before. A model
-        with two towers needs `layers`.
+    layers: the layers from input to output, each given as in `decay`. By default each block of a
+        stack (a ModuleList or Sequential) is a layer, in the order of registration. If some stack
+        has blocks with modules inside, stacks without such blocks are not counted. A norm in a
+        stack belongs to the block before it. Embeddings and parameters before the first block are
+        the lowest layer, and parameters after the last block are the highest. Parameters between
+        two stacks belong to the block before them. A model with two towers needs `layers`.
     rules: which rule steps which parameters, and with which options: `{"sgd": where}` or
-        `[{"rule": "sgd", "where": where, "lr": 0.1, ...}]`, `where` as in `decay`. The first match
-        wins; parameters without a match go to the optimizer's own rule. An entry without "rule"
-        only sets options. `weight_decay` is passed on to another rule, `lr` is not. Optimizers of
-        torch.optim ignore "rule".
+        `[{"rule": "sgd", "where": where, "lr": 0.1, ...}]`, with `where` as in `decay`. The first
+        match counts; parameters without a match are stepped by the optimizer's own rule. An entry
+        without "rule" only sets options. An entry with "rule" takes `weight_decay` from the
+        argument above, but not `lr`. Optimizers of torch.optim ignore "rule".
 
     Raises TypeError for an argument of a wrong type, and ValueError for a pattern that matches
     nothing, a parameter in two layers or in none, a tied parameter that decays under one name but
@@ -167,8 +169,8 @@ def param_groups(
     for i, matcher in enumerate(matchers):
         if i not in used:
             raise ValueError(
-                f"rules[{i}] ({matcher.where!r}) got no parameter, expected at least one; "
-                "earlier entries took all that it matches: put it before them, or drop it"
+                f"rules[{i}] ({matcher.where!r}) got no parameter, expected at least one: earlier "
+                "entries took all parameters that it matches; put it before them, or drop it"
             )
     if not bins:
         raise ValueError(
@@ -187,7 +189,7 @@ def param_groups(
             where = f"the entry rules[{route}]" if "rule" in entry else "param_groups"
             raise ValueError(
                 f"layer_decay={layer_decay!r} was given and {where} has no lr, expected the rate "
-                "of the topmost layer; pass the one that you would pass to the optimizer"
+                "of the topmost layer; pass as lr the rate that you would pass to the optimizer"
             )
         if rate is not None:
             if not isinstance(rate, Tensor):
@@ -206,13 +208,13 @@ def param_groups(
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and one-dimensional arrays of them as Python's own."""
+    """A number as Python's own type; a one-dimensional array as a tuple of such numbers."""
     is_array = isinstance(value, np.ndarray) and value.ndim == 1
     return tuple(map(plain, value)) if is_array else plain(value)
 
 
 def _number(name: str, value: Any, interval: str) -> Any:
-    """The number made plain; a tensor stays one."""
+    """The number as Python's own type; a tensor stays a tensor."""
     if not inside(interval, real(value)):
         raise ValueError(f"{name}={value!r} was given, expected a number in {interval}")
     return plain(value)
@@ -230,7 +232,7 @@ def _read_routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> li
             )
         route = dict(entry)
         if "rule" in route:
-            class_of(route["rule"])  # raises for an unknown one, with the nearest known
+            class_of(route["rule"])  # raises for an unknown rule and suggests the nearest known one
             if isinstance(route["rule"], Rule):
                 route["rule"] = route["rule"].name
         routes.append(route)

@@ -1,7 +1,7 @@
 """A rule as LaTeX formulas, as a paper would print them.
 
-The rule is called on symbols, as for the trace, but nothing is folded or regrouped for speed. The
-subscript of a state is the step; t - 1 is the value before it.
+The rule is called on symbols, as in `trace.py`, but nothing is folded or regrouped for speed. The
+subscript of a state is the step: t - 1 marks its value before step t.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GREEK = re.findall(
 _SPELT = {"eps": "epsilon", "lambd": "lambda"}
 _ACCENTS = ("hat", "bar", "tilde")
 _LETTERS = {"p": ("theta", "x"), "lr": ("alpha", "eta", "gamma"), "momentum": ("mu",)}
-"""What papers call them; the first name that the rule does not use for something else is taken."""
+"""Argument -> its names in papers. The first name that the rule does not use itself is taken."""
 # operator -> its sign and precedence
 _INFIX = {
     "add": ("+", 2),
@@ -47,8 +47,8 @@ NEGATIVE, PRODUCT, POWER, ATOM = 1.5, 3, 4, 5
 
 
 class Formula(NamedTuple):
-    """lines: (left, right) of each assignment, in order. symbols: argument -> its symbol; tensors
-    (except the gradient) and carried scalars have the one for their value before the step.
+    """lines: (left, right) of each assignment, in order. symbols: argument -> its symbol. For a
+    tensor (except the gradient) or a carried scalar, it is the symbol of the value before the step.
     """
 
     lines: list[tuple[str, str]]
@@ -68,7 +68,7 @@ class _AsWritten(Tape):
 
     def make(self, op: str, *values: Any) -> Node:
         args = tuple(v if isinstance(v, Node) else self.constant(v) for v in values)
-        if op == "add" and args[1].op == "mul":  # a + (1 - b) (c - a): the precise form for floats
+        if op == "add" and args[1].op == "mul":  # a + (1 - b) (c - a): more precise for floats
             a, (rest, move) = args[0], args[1].args
             if rest.op == move.op == "sub" and move.args[1] is a and rest.args[0].value == 1:
                 kept = self.make("mul", rest.args[1], a)
@@ -198,7 +198,7 @@ class _Writer:
         return text if own >= binds else rf"\left({text}\right)"
 
     def text(self, node: Node) -> tuple[str, float]:
-        """The node in LaTeX, and the precedence of that."""
+        """The node in LaTeX, and the precedence of this text."""
         if node in self.names:
             return self.names[node]
         args, op = node.args, node.op

@@ -32,8 +32,8 @@ _INNER = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile, activatio
 class Occurrence:
     """A parameter in a module; a tied parameter has several occurrences.
 
-    name: its full name. owner, attribute: the module that it belongs to and its name there. path:
-    the modules around it, from the model on. element: the block of a stack that it is in, by name.
+    name: its full name. owner, attribute: the module that holds it and its name there. path: the
+    modules around it, the model first. element: the name of the stack's block that contains it.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _matches(selector: Any, occurrence: Occurrence) -> bool:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside wrappers that rename its parameters."""
+    """The module inside any wrappers that rename its parameters."""
     while True:
         inner = next((n for n in _INNER if n in module._modules), None)
         if isinstance(module, _WRAPPERS):
@@ -125,7 +125,7 @@ def occurrences_in(model: nn.Module) -> Iterator[Occurrence]:
         prefix: str,
         above: tuple[nn.Module, ...],
         element: str = "",  # the block of a stack that the module belongs to
-        is_open: bool = True,  # whether the module may be a stack: it is no deeper than a block
+        is_open: bool = True,  # whether the module may be a stack: not inside a stack's block
         parametrized: tuple[Any, str] = (None, ""),  # the owner and name of a parametrized tensor
     ) -> Iterator[Occurrence]:
         path = (*above, module)
@@ -175,8 +175,8 @@ def decide_decay(
     matching = [name for name, matcher in overrides.items() if matcher.matches(occurrences)]
     if len(matching) == 2:
         raise ValueError(
-            f"the parameter {first.name!r} is named by decay and by no_decay, expected one of "
-            "them; make the patterns disjoint"
+            f"the parameter {first.name!r} is named by decay and by no_decay, expected only one of "
+            "the two; make the patterns disjoint"
         )
     if matching:
         return matching[0] == "decay", matching[0]
@@ -190,8 +190,8 @@ def decide_decay(
     if any(decays) and not all(decays):
         names = " and ".join(f"{x.name!r} ({r})" for x, r in zip(occurrences, roles, strict=True))
         raise ValueError(
-            f"{names} are one tied parameter, and not all of them would decay; name it in decay or "
-            "no_decay"
+            f"{names} are one tied parameter, and only some of them would decay, expected all or "
+            "none; name it in decay or no_decay"
         )
     return decays[0], roles[0]
 
@@ -220,7 +220,7 @@ def layer_depths(
     if not labels:
         raise ValueError(
             "layer_decay was given and the model has no ModuleList or Sequential whose blocks "
-            'could be the layers; pass layers=["stem", "body", "head"], names from input to output'
+            'could be the layers; pass layers=["stem", "body", "head"], from input to output'
         )
     depth, seen = {}, 0
     for p in firsts:

@@ -52,7 +52,7 @@ class Loaded:
 
     def __str__(self) -> str:
         meanings = {
-            "missing": "not in the checkpoint, or after one of another shape; starts empty",
+            "missing": "not in the checkpoint, or after a reshaped parameter; starts empty",
             "unexpected": "only in the checkpoint",
             "reshaped": "another shape in the checkpoint; starts empty",
         }
@@ -83,13 +83,13 @@ def has_other_shape(slot: Slot, saved: Saved, family: Family) -> bool:
 def _index_by_name(owner: str, called: str, rows: Sequence[Any], same: Any) -> dict[str, Any]:
     """Name -> row; rows of the same parameter count once."""
     full = [row.name for row in rows]
-    for names in (canonical(full), full):  # a part of a model may be called like a wrapper
+    for names in (canonical(full), full):  # a part of a model may have the name of a wrapper
         index: dict[str, Any] = {}
         if all(same(index.setdefault(n, row), row) for n, row in zip(names, rows, strict=True)):
             return index
     raise ValueError(
-        f"{called}: two parameters of the {owner} have one name; take the names of one model's "
-        "named_parameters()"
+        f"{called}: two parameters of the {owner} have one name, expected different names; take "
+        "the names from one model's named_parameters()"
     )
 
 
@@ -115,7 +115,7 @@ def by_name(
 def by_order(
     called: str, slots: list[Slot], saved: list[Saved], sizes: list[int], theirs: list[int]
 ) -> list[Pair]:
-    """Pairs by group and position; sizes, theirs: of the groups, here and in the checkpoint."""
+    """Pairs by group and position. sizes, theirs: group sizes here and in the checkpoint."""
     cure = "make both optimizers from named_parameters() to load by name"
     if len(sizes) != len(theirs):
         raise ValueError(
@@ -178,8 +178,8 @@ def _copied_foreign(value: Any, p: Tensor | None = None) -> Any:
 def merge_options(
     called: str, index: int, groups: list[dict[str, Any]], sources: list[int], strict: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """The options of the saved groups that a group's parameters come from, and [complaint] if these
-    groups differ.
+    """The options of the saved groups that a group's parameters come from, and complaints. If these
+    groups differ, `strict` raises; otherwise the options that differ are left out.
     """
     first, *others = [groups[i] for i in sources] or [{}]
     keys = {k: None for g in (first, *others) for k in g if k not in ("params", "param_names")}
@@ -204,7 +204,7 @@ def merge_options(
 def unknown_options(family: Family, taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     """Numbers and pairs in a saved group that may be options of another optimizer.
 
-    Not among them: torch's flags, entries of schedulers, entries that the group has here too
+    Left out are torch's flags, entries of schedulers, entries that the group has here too
     (`lr_scale`), and anything that is not a number (`name`).
     """
     known = {*family.arguments, *family.captured, *STORAGE, *WITHOUT_EFFECT, *SCHEDULED, *NOTES}
@@ -252,7 +252,7 @@ def load(
             if wrong or slot.group in unmatched:
                 pairs[k] = Pair(slot, row, fresh=True)
                 (reshaped if wrong else missing).append(slot.label)
-            if wrong and not named:  # the parameters after it may have moved up or down
+            if wrong and not named:  # the parameters after this one may have moved up or down
                 unmatched.add(slot.group)
     state: Any = _states(called, pairs, families, made, groups)
     state.update({k: _copied_foreign(v) for k, v in foreign_entries(saved, rows).items()})
@@ -275,8 +275,8 @@ def _options(
         complaints += complaint
         if "rule" in taken and optimizer._family({**own, "rule": taken["rule"]}) is not family:
             raise ValueError(
-                f"{called}: the checkpoint steps group {index} by the rule {taken['rule']!r}, here "
-                f"it has {own.get('rule')!r}; give its parameters the rules that they had"
+                f"{called}: the checkpoint steps group {index} by the rule {taken['rule']!r}, but "
+                f"here it has {own.get('rule')!r}; give its parameters the rule of the checkpoint"
             )
         foreign.update(dict.fromkeys(unknown_options(family, taken, own)))
         # an option that is newer than the checkpoint keeps its current value
@@ -301,7 +301,7 @@ def _options(
     if foreign:
         complaints.append(
             f"{called}: the checkpoint's groups have {listing(foreign)}, which this optimizer does "
-            "not know; kept in the groups, without effect"
+            "not know; they are kept in the groups, without effect"
         )
     return made, complaints, families
 
@@ -320,8 +320,8 @@ def _states(
         p = slot.tensor
         if owners.setdefault(row.key, p) is not p or owned.setdefault(p, row.key) != row.key:
             raise ValueError(
-                f"{called}: the checkpoint has {slot.label} once and this optimizer twice, or the "
-                "other way round; tie parameters as they were when it was saved"
+                f"{called}: the checkpoint has {slot.label} once and this optimizer has it twice, "
+                "or the other way round; tie the parameters as when the checkpoint was saved"
             )
     taken = [(slot, row) for slot, row, fresh in pairs if not fresh and row.state]
     for slot, row in taken:

@@ -63,10 +63,10 @@ class Number(float):
 
 
 class SplitParameter:
-    """A parameter as share * old + moved: what is left of the old value, and the step.
+    """A parameter as share * old + moved: the part kept of the old value, and the step.
 
-    A rule that is called with it returns one. Sums and products with host scalars keep the two
-    terms apart; any other operation joins them.
+    If a rule is called with a SplitParameter, it returns one too. Sums, and products with scalars,
+    keep the two terms apart; any other operation joins them.
     """
 
     def __init__(self, old: Any, share: Any = 1, moved: Any = 0) -> None:
@@ -118,12 +118,12 @@ class SplitParameter:
 
 
 def larger(a: float, b: float) -> float:
-    """The larger of two numbers; nan if either is, as in torch.maximum."""
+    """The larger of two numbers; nan if one of them is nan, as in torch.maximum."""
     return a if a > b or a != a else b
 
 
 def smaller(a: float, b: float) -> float:
-    """The smaller of two numbers; nan if either is, as in torch.minimum."""
+    """The smaller of two numbers; nan if one of them is nan, as in torch.minimum."""
     return a if a < b or a != a else b
 
 
@@ -173,12 +173,12 @@ def sign(x: Any) -> Any:
 
 
 def maximum(a: Any, b: Any) -> Any:
-    """The larger of two; nan if either is."""
+    """The larger of two values; nan if one of them is nan."""
     return _dispatch("maximum", a, b)
 
 
 def minimum(a: Any, b: Any) -> Any:
-    """The smaller of two; nan if either is."""
+    """The smaller of two values; nan if one of them is nan."""
     return _dispatch("minimum", a, b)
 
 
@@ -214,10 +214,11 @@ def orthogonal(x: Any, a: Any, b: Any, c: Any, eps: Any, steps: Any) -> Any:
     """An approximation of the orthogonal matrix nearest to x; all dimensions but the first are
     flattened.
 
-    Steps of a quintic Newton-Schulz iteration in bfloat16 (Jordan et al. 2024, Muon), which starts
-    from x divided by its norm, or by eps if that is larger: a x + b x x^T x + c (x x^T)^2 x. After
-    five steps with Muon's coefficients, singular values that were above 0.0015 of the norm are
-    between 0.67 and 1.21; smaller ones have grown by a factor of at most 485.
+    A quintic Newton-Schulz iteration in bfloat16 (Jordan et al. 2024, Muon). It starts from x
+    divided by its norm, or by eps if eps is larger. Each step replaces x by
+    a x + b x x^T x + c (x x^T)^2 x. After five steps with Muon's coefficients, singular values that
+    were above 0.0015 of the norm are between 0.67 and 1.21; smaller ones have grown by a factor of
+    at most 485.
     """
     return _dispatch("orthogonal", x, a, b, c, eps, steps)
 
@@ -226,7 +227,7 @@ def covariances(x: Any) -> Any:
     """The covariance of each dimension of x over all others: square matrices, flattened and
     concatenated.
 
-    A dimension that is too large (above 10,000) has none, and keeps its own axes.
+    A dimension that is too large (above 10,000) has no covariance, and keeps its own axes.
     """
     return _dispatch("covariances", x)
 
@@ -252,7 +253,7 @@ def refined(covariances: Any, bases: Any, x: Any) -> Any:
 
 
 def ranked(x: Any, covariances: Any, bases: Any) -> Any:
-    """x, which is in the bases, after these are sorted as `refined` sorts them."""
+    """x, given in the bases, reordered like the bases when `refined` sorts them."""
     return _dispatch("ranked", x, covariances, bases)
 
 
@@ -269,14 +270,14 @@ def columns(x: Any) -> Any:
 def precision(x: Any) -> Any:
     """The distance from 1 to the next number of the dtype that a parameter x is stored in.
 
-    The step may be computed in a wider dtype. Kahan's second number and stochastic rounding change
-    how a step is stored, not the step, so they do not matter here.
+    The step may be computed in a wider dtype. Kahan's second number and stochastic rounding do not
+    matter here: they change how a step is stored, not the step itself.
     """
     return _dispatch("precision", x)
 
 
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """One of two values, chosen by a scalar condition; nan in the other one has no effect.
+    """One of two values, chosen by a scalar condition; nan in the other value has no effect.
 
     A value that is expensive to compute may be a function without arguments, which is called only
     if that value is chosen.

@@ -35,7 +35,7 @@ PAIRS = {
 """Scalar of a rule -> its (key, index) in a group. A rule that takes `wd` does its own decay."""
 # accepted so that existing calls keep working; the device chooses the backend
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
-# options of every class, for storage and for the modifiers; they are in a group only if given
+# options of every class, for storage and for the modifiers; a group has them only if given
 STORAGE = {"rounding": None, "seed": 0, "cautious": False, "clip_norm": None}
 # the entries that torch's schedulers add to a group
 SCHEDULED = {"initial_lr", "max_lr", "min_lr", "swa_lr", "base_momentum", "max_momentum"}
@@ -43,7 +43,7 @@ ROUNDINGS = ("stochastic", "kahan")
 
 
 def is_used(group: Group, name: str) -> bool:
-    """Whether a group uses a decay or momentum: it is not 0, or its gradient is wanted."""
+    """Whether a group uses a decay or momentum: it is not 0, or autograd needs its gradient."""
     value = group.get(name)
     return bool(value) or (bool(group.get("differentiable")) and carries(value))
 
@@ -60,15 +60,18 @@ def one_letter_apart(a: str, b: str) -> bool:
 
 
 def list_params(called: str, group: dict[str, Any]) -> None:
-    """Replace an iterator in group["params"] by a list, in the user's own dict, as torch does: a
-    second optimizer made from that dict would otherwise have no parameters.
+    """Replace an iterator in group["params"] by a list, in the user's own dict, as torch does.
+    Otherwise a second optimizer that is made from this dict would have no parameters.
 
-    Raises ValueError for an exhausted generator; UserWarning for another iterator without tensors.
+    Raises ValueError for a generator that was used up, and warns about any other iterator that
+    gives no tensors.
     """
     params = group["params"]
     listed = params if isinstance(params, (list, tuple)) else ()
     if odd := [x for x in listed if isinstance(x, tuple) and len(x) != 2]:
-        raise TypeError(f"{called}: params has {odd[0]!r}, expected tensors or (name, tensor) each")
+        raise TypeError(
+            f"{called}: params has {odd[0]!r}, expected tensors or (name, tensor) pairs"
+        )
     if not isinstance(params, Iterator):
         return
     used = inspect.isgenerator(params) and inspect.getgeneratorstate(params) == inspect.GEN_CLOSED
@@ -86,8 +89,8 @@ def list_params(called: str, group: dict[str, Any]) -> None:
 
 
 def option(name: str, value: Any, default: Any) -> Any:
-    """An option as plain Python numbers, tuples and bools; the text of the TypeError or ValueError
-    says what was expected.
+    """An option as plain Python numbers, tuples and bools. For a bad option, the text of the
+    TypeError or ValueError says only what was expected.
     """
     if name == "seed" or name in WITHOUT_EFFECT:
         return plain(value)
@@ -125,12 +128,12 @@ def _number(value: Any, expected: str) -> Any:
 def yaml_hint(value: Any) -> str:
     """The end of an error message for a number that came as text: YAML reads 1e-3 as a string."""
     if isinstance(value, (str, bytes)):
-        return "; write it without quotes, and 1.0e-3 for 1e-3 in YAML"
+        return "; write the number without quotes, and in YAML 1.0e-3 instead of 1e-3"
     return ""
 
 
 def outside() -> int:
-    """The stacklevel with which a caller's warning points outside this package and torch."""
+    """The stacklevel that makes a caller's warning point outside this package and torch."""
     inside = tuple(str(Path(package).parent) + os.sep for package in (__file__, torch.__file__))
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):

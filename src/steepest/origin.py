@@ -42,7 +42,7 @@ def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
         # adamw counts as adam: they differ only in the decay, which a group does not record
         return [(s.rule.name.replace("adamw", "adam"), s.modifiers, s.choices) for s in selections]
 
-    # where the options tell the optimizer, unknown state keys may belong to somebody else
+    # if the options identify the optimizer, unknown state keys may belong to other code
     candidates = [f for f in all_families if is_possible(f)]
     if not candidates:
         candidates = [f for f in all_families if is_exact(f) and is_possible(f, foreign_keys=True)]
@@ -57,13 +57,13 @@ def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
     if not candidates:
         raise ValueError(
             "convert: no optimizer known here has the checkpoint's options and states; pass "
-            "source=, the name of the one that saved it"
+            "source=, the name of the optimizer that saved it"
         )
     if any(steps_as(f) != steps_as(candidates[0]) for f in candidates):
         names = " or ".join(f.name for f in candidates)
         raise ValueError(
-            f"convert: the checkpoint may be of {names}; pass source=, the name of the one that "
-            "saved it"
+            f"convert: the checkpoint may be of {names}; pass source=, the name of the optimizer "
+            "that saved it"
         )
     # the family whose defaults differ least from the saved options
     changed = [

@@ -1,7 +1,8 @@
-"""How a program becomes text: assignments in Python's syntax, and the host scalars as a function.
+"""How a program becomes text: assignments in Python's syntax, and a function of the host scalars.
 
-A backend's printer is a `Printer` that writes operators and constants in its own syntax. It
-reserves the names that its own code uses: a user's name among them gets an underscore appended.
+The host scalars are the numbers that are computed once per step (`trace.py`). A backend's printer
+is a `Printer` that writes operators and constants in the backend's syntax. It reserves the names
+that the backend's code uses: if a user's name is one of these, an underscore is appended to it.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from .trace import FUNCTIONS, Node, Program, in_order
 _NUMBERED = re.compile(r"(x|h|c|sum|either_x)\d*_*")
 """Names that printers generate: values, host scalars, slots, sums."""
 _FIT = frozenset({"fit"})
-"""What the function of the host scalars calls, beside FUNCTIONS."""
+"""What the function of the host scalars calls, besides FUNCTIONS."""
 
 
 def safe_name(name: str, reserved: Collection[str]) -> str:
-    """A user's name in generated code, with an underscore if that code has such a name itself."""
+    """A user's name for generated code, with an underscore if the code uses this name itself."""
     return f"{name}_" if name in reserved or _NUMBERED.fullmatch(name) else name
 
 
 class Printer:
     """Prints nodes as Python assignments, one for each value that has a name or is used twice.
 
-    taken: names that it may not use.
+    taken: names that the printer may not use.
     """
 
     # operator -> (template, precedence)
@@ -73,7 +74,7 @@ class Printer:
         if node.op not in self.templates:
             return f"{node.op}({', '.join(map(self.expression, node.args))})"
         template, precedence = self.templates[node.op]
-        # only a first operand needs no brackets at equal precedence: the program sets the order
+        # at equal precedence, only a first operand needs no brackets
         tighter = precedence + 0.5
         first = tighter if node.op in ("pow", "where") else precedence
         args = [self.expression(a, tighter if i else first) for i, a in enumerate(node.args)]
@@ -105,8 +106,8 @@ class Host(NamedTuple):
 def host_body(program: Program, reserved: Collection[str], taken: Collection[str] = ()) -> Host:
     """The host scalars as Python.
 
-    The code around uses the `reserved` names and the names `taken`. Each slot is clamped into the
-    type of the loop that reads it.
+    reserved, taken: names that the surrounding code uses. Each slot, a host scalar that the loop
+    reads, is clamped into the range of the loop's type.
     """
     inputs = [safe_name(n, reserved) for n in (*program.scalars, *program.carried)]
     printer = Printer(program, taken={*reserved, *taken, *inputs, *FUNCTIONS})

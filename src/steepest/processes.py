@@ -1,8 +1,8 @@
 """Long-lived spawned processes that work on one item at a time.
 
 With `concurrent.futures`, one killed worker loses every item in flight, and workers outlive a
-killed parent. Here a killed worker loses only the time spent on its item, which is done again, and
-a worker ends when its pipe to the parent closes.
+killed parent. Here a killed worker loses only the time spent on its item, and another worker does
+this item again. A worker ends when its pipe to the parent closes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 from steepest.errors import BadCall, WorkerError
 
 DEATHS = 3
-"""The pool gives up on an item after so many workers have died on it."""
+"""The pool gives up when this many workers have died on the same item."""
 PAUSE = 0.5
-"""Seconds until the pool asks for an item again, if there was none."""
+"""Seconds until the pool asks for an item again after there was none."""
 _END = object()
 
 
@@ -85,7 +85,7 @@ class Pool:
         self._workers: dict[Connection, SpawnProcess] = {}
 
     def hire(self) -> None:
-        """Start all processes now, so that they import their modules while the caller does too."""
+        """Start all processes now: they import their modules while the caller imports its own."""
         while len(self._workers) < self._jobs:
             self._start()
 
@@ -103,9 +103,9 @@ class Pool:
     def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (item, answer) in the order of the answers.
 
-        An item is taken from `items` when a worker is free. A None among them means that there is
-        no item at the moment: the next one is asked for after the next answer, or after PAUSE
-        seconds. Raises the BadCall that `work` raised, or WorkerError for any other error.
+        An item is taken from `items` when a worker is free. If `items` yields None, there is no
+        item at the moment: the pool asks again after the next answer, or after PAUSE seconds.
+        Raises the BadCall that `work` raised, or WorkerError for any other error.
         """
         source, retries = iter(items), deque[tuple[Any, int]]()
         busy: dict[Connection, tuple[Any, int]] = {}
@@ -138,8 +138,8 @@ class Pool:
                     self._workers.pop(pipe).join()
                     if deaths + 1 == DEATHS:
                         raise WorkerError(
-                            f"{DEATHS} workers died on {item}: the task ends its process; does it "
-                            f"run out of memory, or call os._exit?"
+                            f"{DEATHS} workers died on {item}, expected an answer: the task ends "
+                            "its process; check whether it runs out of memory or calls os._exit"
                         ) from None
                     retries.append((item, deaths + 1))
                     continue

@@ -13,7 +13,7 @@ class SharedOptimizer(RuleOptimizer):
 
     @torch.no_grad()
     def share_memory(self) -> None:
-        """Move sums and counts to shared memory; states that no step has made yet are made now.
+        """Move sums and counts to shared memory. States that do not exist yet are created first.
 
         The parameters belong to the model: share them by `model.share_memory()`. Unlike in torch,
         the count is shared too, so `lr_decay` counts the steps of all processes.

@@ -34,7 +34,7 @@ _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 
 
 def _with_hooks(step: Callable[P, Any]) -> Callable[P, Any]:
-    """The step with torch's hooks and profiling; they see the caller's own arguments."""
+    """The step with torch's hooks and profiling, which see the caller's own arguments."""
     hooked = torch.optim.Optimizer.profile_hook_step(step)
 
     @wraps(step)
@@ -46,8 +46,8 @@ def _with_hooks(step: Callable[P, Any]) -> Callable[P, Any]:
             if graphs.is_initialized() and graphs.is_current_stream_capturing():
                 raise RuntimeError(
                     f"{self._called}: step() was called during the capture of a graph "
-                    "(torch.cuda.graph), which would replay this step's learning rate and count "
-                    "for ever; call it after the capture, even with capturable=True"
+                    "(torch.cuda.graph), which would repeat this step's learning rate and count "
+                    "in every replay; call it after the capture, even with capturable=True"
                 )
         # for a small model torch's wrapper costs as much as the rest of the step
         if (
@@ -78,18 +78,18 @@ class RuleOptimizer(torch.optim.Optimizer):
     and a step during the capture of a CUDA graph raises RuntimeError.
     differentiable: True steps by the reference implementation, and autograd goes through everything
     that the step depends on: parameters (not leaves: pass clones), gradients, earlier steps, and
-    options that are tensors requiring grad. False uses only the value of such an option.
-    backend: "cpu", "foreach" or "eager"; the other backends step what this one cannot. None (the
-    default) takes the fastest one for each tensor.
+    options that are tensors requiring grad. False uses only the values of such options.
+    backend: "cpu", "foreach" or "eager"; another backend steps the tensors that this backend
+    cannot. None (the default) takes the fastest backend for each tensor.
 
-    rounding: how a 16-bit parameter stores a new value. None rounds to the nearest number;
-    "stochastic" (bfloat16 only, seed: of its noise) rounds up or down at random, the nearer number
-    being the likelier; "kahan" rounds to the nearest and keeps the rounding error in a second
-    16-bit number, the state "compensation".
+    rounding: how a 16-bit parameter stores a new value. None rounds to the nearest number.
+    "stochastic" (bfloat16 only) rounds up or down at random, and the nearer number is more likely.
+    "kahan" rounds to the nearest and keeps the rounding error in a second 16-bit number, the state
+    "compensation". seed: the seed of the stochastic rounding.
     cautious: drop the components of the step that do not oppose the current gradient; weight decay
     is never dropped.
-    clip_norm: clip the gradients as torch.nn.utils.clip_grad_norm_ does, over all parameters of one
-    group, dtype and device, within the same loop; `.grad` itself does not change.
+    clip_norm: clip the gradients as torch.nn.utils.clip_grad_norm_ does. The norm is taken over the
+    parameters of a group that have the same dtype and device. `.grad` itself does not change.
     A group may name another `rule`. It then takes that rule's defaults; only rounding, seed,
     cautious, clip_norm and differentiable still default to the optimizer's.
 
@@ -110,7 +110,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if isinstance(params, (str, dict)) or not isinstance(params, Iterable):
             raise TypeError(
                 f"{self._called}: params is a {type(params).__name__}, expected an iterable of "
-                "tensors or dicts; pass model.parameters()"
+                "tensors or of dicts; pass model.parameters()"
             )
         if not isinstance(params, Tensor) and not (params := list(params)):
             raise ValueError(
@@ -122,7 +122,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
                 "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
-                "0.2.1; pass rectify=False to use the maximum",
+                "0.2.1; pass rectify=False to use amsgrad",
                 stacklevel=outside(),
             )
 
@@ -155,7 +155,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         family = self._family(param_group)
         list_params(self._called, param_group)
         if isinstance(rule := param_group.get("rule"), Rule) and rules.get(rule.name) is rule:
-            # the name is saved; only the registered rule itself can be found by it again
+            # checkpoints save the name, and only a registered rule can be found by its name
             param_group = {**param_group, "rule": rule.name}
         # a group with another rule shares only these defaults with the optimizer
         common = {*STORAGE, "differentiable"}
@@ -190,8 +190,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         closure.
 
         All groups are checked and all loops compiled before anything is written. So a step that
-        raises (RuntimeError for a sparse or mismatched gradient) has changed nothing, unless it was
-        interrupted while it wrote (Ctrl-C), or torch's linear algebra failed at that point.
+        raises (RuntimeError for a sparse or mismatched gradient) has changed nothing. The two
+        exceptions: Ctrl-C interrupted it while it wrote, or torch's linear algebra failed then.
         """
         return self._step(closure)
 
@@ -252,17 +252,17 @@ class RuleOptimizer(torch.optim.Optimizer):
         DDP, FSDP and torch.compile are ignored), else by order. A group takes the options of the
         saved group that its parameters come from. Options that the checkpoint lacks keep their
         current values; unknown options are kept and named in a UserWarning. States keep the dtype
-        they were saved in (until a step needs a wider one) and share no memory with `state_dict`.
-        Their elements are not checked.
+        in which they were saved (until a step needs a wider dtype) and share no memory with
+        `state_dict`. The elements of states are not checked.
 
         strict=False loads what matches, and the returned report lists what did not; a parameter
         without a match starts with an empty state. Without names the groups must have equal sizes,
-        and matching stops in each group at the first parameter of another shape, because those
-        after it may have moved.
+        and matching stops in each group at the first parameter of another shape, because the
+        parameters after it may have moved.
 
         Raises ValueError or TypeError for a checkpoint that is damaged, of another model, or of
-        another optimizer (told by its states, or by options that another class has and this one
-        lacks). Nothing is changed then.
+        another optimizer (recognised by its states, or by options that this class lacks and another
+        class has). Nothing is changed then.
         """
         if not isinstance(state_dict, Mapping):
             read(self._called, state_dict)
@@ -283,7 +283,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     @torch._disable_dynamo
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        if "defaults" in state and "backend" not in state:  # torch's class, which has fewer options
+        if "defaults" in state and "backend" not in state:  # saved by torch's class
             self.backend = vars(self).get("backend")
             for options in (self.defaults, *self.param_groups):
                 options |= {**self.family.arguments, **options}
@@ -308,7 +308,7 @@ def _after_fork() -> None:
     for optimizer in list(_alive):
         if optimizer._lock.acquire(blocking=False):
             optimizer._lock.release()
-        else:  # a thread held it during a step, and does not exist in the child
+        else:  # a thread of the parent held the lock, and does not exist in the child
             del optimizer._lock
             optimizer._begin()
     for cls in (Family, Program):

@@ -35,7 +35,7 @@ def local(x: Any) -> Any:
 
 
 def fake(x: Any) -> bool:
-    """Whether it is a tensor of FakeTensorMode, which has no values."""
+    """Whether x is a tensor of FakeTensorMode, which has no values."""
     return hasattr(x, "fake_mode")
 
 

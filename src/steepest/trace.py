@@ -1,6 +1,6 @@
-"""How a rule becomes a straight-line program: it is called once, on symbols.
+"""How a rule becomes a straight-line program: the rule is called once, on symbols.
 
-Every value made of scalars alone is a *host* number, computed once per step in float64. The rest is
+Every value made of scalars alone is a *host* scalar, computed once per step in float64. The rest is
 the *body*, computed for each element. Equal sub-expressions become one node, and helper functions
 are inlined by the call. `printing.py` turns a program into text; a backend runs it.
 """
@@ -23,14 +23,14 @@ _ARITHMETIC = {"add": "add", "sub": "sub", "mul": "mul", "div": "truediv", "pow"
 FUNCTIONS = {f: getattr(ops, f) for f in ("sqrt", "log", "abs", "sign", "maximum", "minimum")}
 """Functions of scalars and tensors that every backend has."""
 REDUCTIONS = ("norm", "mean", "total")
-"""Functions that make a tensor into one scalar: there the program is cut into two passes."""
+"""Functions that turn a tensor into one scalar. They cut the program into two passes."""
 SIZES = ("rows", "columns", "precision")
 """Scalars that depend only on a tensor's shape and dtype."""
 _MATRICES = (
     "row_mean column_mean orthogonal covariances turned turned_back eigenvectors refined ranked"
 )
 MATRIX = (*_MATRICES.split(), *SIZES)
-"""Functions that only torch has: a rule that uses them runs as it is written."""
+"""Functions that only torch has. A rule that uses them is not compiled: torch runs it."""
 _FOLD: dict[str, Callable[..., Any]] = {
     **{op: getattr(operator, name) for op, name in _ARITHMETIC.items()},
     **{op: getattr(operator, op) for op in _COMPARISONS},
@@ -39,8 +39,8 @@ _FOLD: dict[str, Callable[..., Any]] = {
 """Operation -> what computes it on constants."""
 
 _USE_WHERE = (
-    "for a choice by scalars write where(condition, a, b), by elements use maximum, minimum or "
-    "sign, and make a switch a bool or str argument"
+    "to choose by a scalar write where(condition, a, b), to choose by elements use maximum, "
+    "minimum or sign; for a fixed choice take a bool or str argument"
 )
 _USE_OPS = (
     "write new values with + - * / ** (m = beta * m + g) and with sqrt, log, abs, sign, maximum, "
@@ -49,7 +49,7 @@ _USE_OPS = (
 
 
 class TraceError(TypeError):
-    """A rule does what a traced function cannot; the message says what to write instead."""
+    """A rule does something that cannot be traced; the message says what to write instead."""
 
 
 def _unknown_value(use: str, hint: str = _USE_WHERE) -> TraceError:
@@ -57,7 +57,7 @@ def _unknown_value(use: str, hint: str = _USE_WHERE) -> TraceError:
 
 
 def _make_refusal(use: str, hint: str = _USE_WHERE) -> Any:
-    """A method that raises: this use needs a value, and a traced one is not known."""
+    """A method that raises TraceError, because this use needs a value that is known."""
 
     def refuse(self: Any, *_: Any, **__: Any) -> Any:
         raise _unknown_value(use, hint)
@@ -142,7 +142,7 @@ class Tape:
     def hold_frame(self) -> None:
         """Hold the frame of the traced function, so that its variables outlive the call.
 
-        A Python profiler would see them too, but would switch off a profiler of the user's.
+        A Python profiler would also show the variables, but it would replace the user's profiler.
         """
         frame: FrameType | None = sys._getframe()
         while frame and frame.f_code is not self.traced:
@@ -165,16 +165,16 @@ class Tape:
             if any(n.op in REDUCTIONS for n in in_order([a], through=True)):
                 raise TraceError(
                     f"a {op} of a value that depends on another norm, mean or total; move the "
-                    "inner one out, as norm(g / norm(p)) is norm(g) / norm(p)"
+                    "inner one out: write norm(g / norm(p)) as norm(g) / norm(p)"
                 )
             if a.host:
                 return abs(a) if op == "norm" else a
-            # two equal totals are two nodes: the reference counts them by their calls
+            # two equal totals stay two nodes: the reference numbers totals by their calls
             return self.node(op, (a,), True, len(self.nodes) if op == "total" else None)
         match op:
             case "where" if a.op == "const" or b is rest[1]:
                 return b if a.value != 0 else rest[1]
-            # only a constant has a number as its value
+            # only for a constant is `value` a number
             case "add" if a.value == 0:
                 return b
             case "add" | "sub" if b.value == 0:
@@ -215,16 +215,17 @@ class Program:
     ----------
     states: the states that are read or written; a state that a choice leaves untouched is not
         listed.
-    outputs: tensor -> the node of its new value (without the states that do not change).
+    outputs: tensor -> the node of its new value. States that do not change are left out.
     carried: carried scalar -> the node of its next value.
     body, hosts: the tensor nodes and the host nodes, in order of computation.
     slots: the host nodes that the body reads.
     scalars: names of the host inputs, `t` first; reads_t: whether `t` is one of them.
-    reductions: the norms, means and totals that hosts are made of; first: the pass that adds them
+    reductions: the norms, means and totals that the host nodes use; first: the pass that adds them
         up.
-    spans: whether a reduction is over several parameters: those of one group if a modifier clips
-        them (clips), else those of all groups.
-    matrix: whether only torch can run it. elementwise: it has no reduction and no matrix function.
+    spans: whether a reduction is over several parameters. These are the parameters of one group if
+        a modifier clips (`clips`), else of all groups.
+    matrix: whether only torch can run the program. elementwise: whether it has no reduction and no
+        matrix function.
     saves_count: whether the step count is saved.
     """
 
@@ -247,7 +248,7 @@ class Program:
         self.reductions = sorted((n for n in ordered if n.op in REDUCTIONS), key=index.__getitem__)
         self.spans = any(n.op == "total" for n in self.reductions)
         self.clips = any("clip_norm" in scalars_of(m) for m in modifiers)
-        # of a rule's two branches, only one that reads t saves the count
+        # if a rule has a branch for matrices, only branches that read t save the count
         self.saves_count = rule.counts and (self.reads_t or "matrix" not in rule.choices)
         self.matrix = any(n.op in MATRIX for n in ordered) or "matrix" in rule.choices
         self.elementwise = not (self.reductions or self.matrix)
@@ -283,8 +284,8 @@ class Program:
 def in_order(ends: Iterable[Node], through: bool = False) -> list[Node]:
     """The ends and all nodes that they are made of, each after its arguments.
 
-    What a norm, mean or total is made of belongs to the first pass, and is left out unless
-    `through`.
+    The nodes that a norm, mean or total is made of belong to the first pass. They are left out
+    unless `through`.
     """
     order: dict[Node, None] = {}
 
@@ -345,7 +346,7 @@ def scalars_of(modifier: Callable[..., Any]) -> list[str]:
 
 
 def _call_and_label(tape: Tape, function: Any, args: Any, scalars: Any) -> Any:
-    """Call the function, and label nodes with its variables, for readable code."""
+    """Call the function, and label nodes with the names of its variables, for readable code."""
     tape.traced = getattr(function, "__code__", None)
     try:
         result = function(*args, **scalars)

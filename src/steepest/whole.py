@@ -1,6 +1,6 @@
-"""Moved to `steepest.full_batch`; this name goes with the next release.
+"""Moved to `steepest.full_batch`; the next release will not have this name.
 
-Objects that were pickled under the old module names load: each old name is the new module.
+Objects that were pickled under the old module names can be loaded: each old name is the new module.
 """
 
 import sys
@@ -17,7 +17,7 @@ for _name in (
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__path__":  # with one, Python would load each module a second time
+    if name == "__path__":  # with a __path__, Python would load each module a second time
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(full_batch, name)
     if not name.startswith("__"):

@@ -42,13 +42,13 @@ class Wrapper(torch.optim.Optimizer):
         if any(group.get("differentiable") for group in optimizer.param_groups):
             name = type(self).__name__
             raise ValueError(
-                f"{name}: an optimizer with differentiable=True was given, expected False, as "
+                f"{name}: an optimizer with differentiable=True was given, expected False, because "
                 f"autograd cannot go through what {name} does to the parameters"
             )
         self.__setstate__({"optimizer": optimizer, **self._checked(options)})
 
     def _checked(self, options: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-        """The options of this class; ValueError for one that is missing or out of its limits."""
+        """The options of this class; ValueError if an option is missing or out of its limits."""
         checked = {}
         for name, ((type_, description, convert), interval) in self._options.items():
             given: Any = options.get(name)
@@ -62,7 +62,7 @@ class Wrapper(torch.optim.Optimizer):
             checked[name] = convert(value)
         return checked
 
-    # the wrapped optimizer's own groups, states and defaults: schedulers read and write them
+    # the wrapped optimizer's own groups, states and defaults, for schedulers to read and write
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -84,7 +84,7 @@ class Wrapper(torch.optim.Optimizer):
         self.optimizer.add_param_group(param_group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset all gradients, as the wrapped optimizer does it."""
+        """Reset all gradients by the wrapped optimizer's own method."""
         self.optimizer.zero_grad(set_to_none)
 
     def _params(self) -> list[Tensor]:
@@ -105,7 +105,7 @@ class Wrapper(torch.optim.Optimizer):
         return {"kind": self._public_name()} | {n: getattr(self, n) for n in self._options}
 
     def _read(self, layer: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:
-        """The attributes saved in a checkpoint's layer; ValueError if it is damaged."""
+        """The attributes from what this class added to a checkpoint; ValueError for damage."""
         return self._checked(layer, " in the checkpoint")
 
     @classmethod
@@ -115,7 +115,7 @@ class Wrapper(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state_dict, and under "wrappers" what this class adds."""
+        """The wrapped optimizer's state_dict; its key "wrappers" holds what this class adds."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         saved = self.optimizer.state_dict()
@@ -127,11 +127,11 @@ class Wrapper(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:  # type: ignore[override]
-        """Load a checkpoint of this class around an optimizer like the wrapped one, with the
-        options in it.
+        """Load a checkpoint that this class saved around an optimizer like the wrapped one. The
+        options of this class are loaded too.
 
         Returns what the wrapped optimizer's load_state_dict returns. Raises ValueError for a
-        checkpoint of another class or a damaged one. Nothing is changed then, provided that the
+        checkpoint that is damaged or of another class. Nothing is changed then, provided that the
         wrapped optimizer changes nothing when it raises.
         """
         called, expected = type(self).__name__, self._public_name()
@@ -153,7 +153,7 @@ class Wrapper(torch.optim.Optimizer):
             given = f"a {wrapper}" if layers else "no wrapper"
             raise ValueError(
                 f"{called}: a checkpoint of {given} was given, expected one of {expected}; load it "
-                "into an optimizer like the one that saved it, or into .optimizer, the wrapped one"
+                "into an optimizer like the one that saved it, or into the wrapped one, .optimizer"
             )
         new = self._read(layers[-1], self._pairs(groups, rows))
         if layers[:-1]:
@@ -165,7 +165,7 @@ class Wrapper(torch.optim.Optimizer):
         return report
 
     def _pairs(self, groups: list[dict[str, Any]], rows: list[Saved]) -> list[Pair]:
-        """The parameters and the checkpoint's, paired as the wrapped optimizer will pair them."""
+        """This optimizer's parameters and the checkpoint's, as the wrapped one pairs them."""
         called, own, base = type(self).__name__, self.param_groups, self.optimizer
         while isinstance(base, Wrapper):
             base = base.optimizer

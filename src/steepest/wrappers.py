@@ -37,7 +37,7 @@ class SAM(Wrapper):
     optimizer: any torch.optim.Optimizer object. rho: radius, in units of the parameters, at least
     0. adaptive: ASAM (Kwon et al. 2021, arXiv:2102.11600), whose radius scales with each parameter:
     p + rho * T**2 * g / |T * g| with T = |p| + eta. Its authors take eta 0.01 and a ten times
-    larger rho; they set T = 1 for biases, this class does not. The attributes rho, adaptive and eta
+    larger rho. They set T = 1 for biases; this class does not. The attributes rho, adaptive and eta
     may be changed between steps.
 
     `step(closure)` calls the closure twice, with gradients reset in between, and returns the first
@@ -76,14 +76,14 @@ class SAM(Wrapper):
         super().__init__(optimizer, rho=rho, adaptive=adaptive, eta=eta)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; closure resets the gradients, computes the loss and its gradients, and returns
-        it. Returns the loss of the first call.
+        """One step. The closure resets the gradients, computes the loss and its gradients, and
+        returns the loss. step() returns the loss of the closure's first call.
         """
         if closure is None:
             raise RuntimeError(
                 f"{type(self).__name__}: step() was called without a closure, expected one that "
                 "computes the loss, calls backward() and returns the loss (it is called twice); "
-                "GradScaler passes no closure on: use bfloat16 autocast without it"
+                "GradScaler does not pass a closure on: use bfloat16 autocast without GradScaler"
             )
         return self.optimizer.step(partial(self._sharp, closure))
 
@@ -165,11 +165,13 @@ class Lookahead(Wrapper):
         self._lent = False
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of the wrapped optimizer, and its result; the step back follows every k-th."""
+        """Step the wrapped optimizer and return its result. Every k-th step is followed by the step
+        back.
+        """
         if self._lent:
             raise RuntimeError(
-                f"{type(self).__name__}: step() was called inside of slow(), which restores the "
-                "fast weights at its end; step after it"
+                f"{type(self).__name__}: step() was called inside of slow(), which undoes the step "
+                "when it restores the fast weights; call step() after the block"
             )
         now = list(chain.from_iterable(group["params"] for group in self.param_groups))
         # looking up every parameter would cost as much as a step of small ones
@@ -188,9 +190,9 @@ class Lookahead(Wrapper):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Save the slow weights: of all parameters at the start of a cycle, later of new ones."""
+        """Save the slow weights of all parameters at the start of a cycle, later of new ones."""
         params = self._params()
-        if not self._count:  # not already at the step back: a model may be loaded in between
+        if not self._count:  # not earlier, at the step back: a model may be loaded in between
             known = [p for p in params if p in self._slow]
             self._slow = {p: self._slow[p] for p in known}
             if known:
@@ -220,7 +222,7 @@ class Lookahead(Wrapper):
 
     def _layer(self, saved: dict[str, Any]) -> dict[str, Any]:
         slow = {}
-        if self._count:  # else they are the parameters
+        if self._count:  # otherwise the slow weights are the parameters
             for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
                 for key, p in zip(group["params"], own["params"], strict=True):
                     slow[key] = self._slow.get(p, p.detach())
@@ -259,5 +261,5 @@ def _real(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _wide(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The same, with 16-bit tensors copied to float32."""
+    """The tensors as `_real` returns them, with 16-bit tensors copied to float32."""
     return [x.float() if x.itemsize < 4 else x for x in _real(tensors)]

@@ -319,7 +319,9 @@ def test_two_parameters_with_one_dict_of_states():
     optimizer.step()
     optimizer.state[q] = optimizer.state[p]
     before = p.detach().clone()
-    with pytest.raises(RuntimeError, match=r"has the same dict in optimizer\.state as another one"):
+    with pytest.raises(
+        RuntimeError, match=r"the same dict in optimizer\.state as another parameter"
+    ):
         optimizer.step()
     assert torch.equal(p.detach(), before)
 

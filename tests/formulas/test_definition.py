@@ -87,7 +87,11 @@ def test_about_a_rule_only_known_names():
         return p - lr * g
 
     for word in ("keys", "limits", "search"):
-        refused(plain, f"{word} names 'm'; use a name from the signature", **{word: {"m": "x"}})
+        refused(
+            plain,
+            f"{word} names 'm', which is not in the signature; use a name",
+            **{word: {"m": "x"}},
+        )
     refused(plain, "forgets names 'm'", forgets=["m"])
     refused(plain, "decay='l2'; say decay=", decay="l2")
 
@@ -102,7 +106,7 @@ def test_names_that_the_classes_have_are_refused():
     def taken(p, g, *, lr=1.0, backend=2.0):
         return p - lr * backend * g
 
-    refused(steps, r"the keys \['step'\]; give each its own")
+    refused(steps, r"the keys \['step'\]; give each a key of its own")
     refused(pair, r"the keys \['a', 'a'\]", keys={"b": "a"})
     refused(taken, "a scalar is called 'backend'; rename it")
 

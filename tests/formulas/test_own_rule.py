@@ -349,10 +349,10 @@ MISTAKES = {
     has_a_tensor_by_default: rf"scalar 'lr' has the default tensor\(0\.1000\); {NUMBER}",
     has_a_pair_by_default: r"'betas' has the default \(0\.9, 0\.999\); .*beta1 and beta2",
     takes_a_word_of_every_class: "a scalar is called 'weight_decay'; rename it",
-    calls_a_state_step: r"its states have the keys \['step'\]; give each its own, and not 'step'",
+    calls_a_state_step: r"the keys \['step'\]; give each a key of its own, other than 'step'",
     forgets_the_gradient: "the gradient 'g' is never read; compute the step from it",
     adamw: "a rule of that name exists; give the function another name",
-    AdamW: "a rule of that name exists, adamw; give the function another name",
+    AdamW: r"a rule of that name exists \(adamw\); give the function another name",
 }
 
 

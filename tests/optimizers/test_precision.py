@@ -260,7 +260,7 @@ def test_half_precision_is_compensated_but_not_dithered():
             TypeError,
             "seed=1.5 was given, expected a whole",
         ),
-        ({"rounding": "kahan", "differentiable": True}, ValueError, "expected only one of them"),
+        ({"rounding": "kahan", "differentiable": True}, ValueError, "expected only one of the two"),
     ],
 )
 def test_a_bad_option_says_what_was_expected(options, kind, message):

@@ -16,7 +16,7 @@ BACKENDS: dict[str, Backend] = {each.name: each for each in (CPU, FOREACH, EAGER
 
 
 def choose(wanted: Wanted, params: Iterable[Tensor]) -> Backend:
-    """The first backend that takes all of these parameters, from the requested one on.
+    """The first backend, from the requested one on, that takes all of these parameters.
 
     The last backend takes everything but sparse gradients; for these the search continues at the
     first.

@@ -19,7 +19,7 @@ class Backend(NamedTuple):
     takes: (options of a group, parameter) -> whether it can step that parameter with its present
         gradient.
     bucket: the class that holds such parameters and steps them.
-    source: the code that runs, for a program; None for a program that the backend cannot run.
+    source: program -> the code that runs; None if the backend cannot run the program.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """A bucket: parameters that one backend steps together.
 
-Between steps a bucket holds no parameter, gradient or state, only numbers about them. Memory that
-other code frees is therefore freed, and a tensor that it replaces is noticed at the next step.
+Between steps a bucket holds no parameter, gradient or state, only numbers about them. So a bucket
+keeps no memory alive, and it notices at the next step if other code has replaced a tensor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .wanted import Wanted, program_of, takes_sparse, wider
 _traits, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
 States = Mapping[Tensor, dict[str, Any]]
 Lists = list[list[Tensor]]
-"""The parameters, then the tensors of each state, then those of each extra of a codec."""
+"""The parameters, then the tensors of each state, then the extra tensors of each codec."""
 
 
 class Stale(Exception):  # noqa: N818  a signal, caught by the shell
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
     at: their indices in the bucket.
     t: their count, this step included.
-    selected: for each, the rows that its sparse gradient has; empty for dense gradients.
+    selected: for each parameter, the rows in its sparse gradient; empty for dense gradients.
     full_params: the whole parameters to which these rows belong.
     """
 
@@ -50,10 +50,10 @@ class Row(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """A step of a bucket that has been checked.
+    """The step of a bucket, after all checks.
 
-    step: makes the step; it takes the totals, for a rule that sums over all parameters.
-    add: returns the sums over the parameters of this bucket, for such a rule.
+    step: makes the step. For a rule that sums over all parameters, it takes the totals.
+    add: for such a rule, returns the sums over the parameters of this bucket.
     """
 
     step: Callable[[Sequence[Any] | None], None]
@@ -127,7 +127,7 @@ class Bucket:
         self.codec, self.specs = self.storage.parameter, self.storage.specs
         self.firsts = [first(p) + (offset(p) if self.codec.noisy else 0) for p in owners]
         counted = program.states or program.carried or program.reads_t
-        # the noise of stochastic rounding depends on the step count
+        # a noisy codec needs the count: the noise depends on it
         self.saves_count = self.codec.noisy or (program.saves_count and bool(counted))
         self.cells = Cells(1 + len(rule.carried), self.n)
         start = {**rule.carried, **shared}
@@ -165,9 +165,9 @@ class Bucket:
         needed = {*self.specs}.difference(held, *self.storage.extra_keys)
         if steps > 0 and (missing := sorted(needed)):
             raise RuntimeError(
-                f"{self.rule}: the state of a parameter of shape {tuple(p.shape)} has made "
-                f"{int(steps)} steps and lacks {missing}; it has {sorted(map(str, old))}. Load "
-                "a checkpoint of the same options, or clear optimizer.state to start again"
+                f"{self.rule}: a parameter of shape {tuple(p.shape)} has made {int(steps)} steps, "
+                f"but its state lacks {missing}; it has {sorted(map(str, old))}. Load a checkpoint "
+                "of the same options, or clear optimizer.state to start again"
             )
         for key in {"step", COMPENSATION} - {*self.specs}:  # may be left from other options
             new.pop(key, None)
@@ -192,7 +192,7 @@ class Bucket:
                 raise RuntimeError(f"{self.rule}: {_describe_cut(f'state {key!r}', x)}")
             if not torch.is_inference_mode_enabled() and x.is_inference():
                 x = x.clone()
-            # every element in memory of its own, with the value that it reads as
+            # each element needs its own memory, which must hold the value that is read
             x = x.resolve_neg().resolve_conj()
             if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
                 x = x.contiguous()
@@ -230,7 +230,7 @@ class Bucket:
             return old  # it keeps its autograd history
         usable = Cells.can_use(old) and not old.requires_grad
         if usable and old.data_ptr() in self.cells.addresses[row]:
-            usable = False  # it belongs to another parameter already, and would count twice
+            usable = False  # it is another parameter's count already, and would count twice
         dtype = torch.float64 if value >= LIMIT else dtype
         x = old if usable else torch.tensor(value, dtype=dtype, device="cpu")
         if Cells.can_use(x):  # in FakeTensorMode it has no value
@@ -240,16 +240,16 @@ class Bucket:
     # one step
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
-        """Check the gradients, and return what makes the step; writes nothing.
+        """Check the gradients and return what makes the step. Writes nothing.
 
-        Returns None if no parameter has a gradient. owners: in the order of the constructor; state:
-        the optimizer's.
+        Returns None if no parameter has a gradient. owners: the owners in the order of the
+        constructor; state: the optimizer's.
         """
         grads = self.gradients(owners)
         return self.prepare(StepInputs(owners, state, scalars, grads)) if grads else None
 
     def prepare(self, inputs: StepInputs) -> Ready:
-        """Return what steps the parameters that have a gradient; gradients are checked already."""
+        """Return the step of the parameters that have a gradient; `ready` has checked it."""
         raise NotImplementedError
 
     def load(self, lists: Lists) -> Lists:
@@ -261,9 +261,9 @@ class Bucket:
         self.storage.store(lists, new, self.noise(lists[0], row) if self.codec.noisy else None)
 
     def noise(self, params: list[Tensor], row: Row) -> codecs.Noise:
-        """What the rounding of these parameters draws from."""
+        """What the noise in the rounding of these parameters depends on."""
         selected = row.selected or [()] * len(row.at)
-        # elements of single rows keep their numbers in the whole parameter
+        # if only some rows are stepped, elements have their numbers in the whole parameter
         each = zip(row.full_params or params, row.at, selected, strict=True)
         elements = [codecs.element_numbers(p, self.firsts[k], rows) for p, k, rows in each]
         return codecs.Noise(elements, self.wanted.seed, row.t)
@@ -313,7 +313,7 @@ class Bucket:
         if (g.dtype, g.shape, g.device) != (dtype, p.shape, p.device):
             raise RuntimeError(
                 f"{self.rule}: a gradient {describe(g)} was given, expected one like its parameter,"
-                f" {describe(p)}; after a change of the parameter's data set p.grad = None"
+                f" {describe(p)}; if you changed the parameter's data, set p.grad = None"
             )
         if not in_bounds(g):
             raise RuntimeError(f"{self.rule}: {_describe_cut('a gradient', g)}")
@@ -355,9 +355,9 @@ class Bucket:
             self.widen(owners, state, row.at)
 
     def widen(self, owners: Sequence[Tensor], state: States, at: Sequence[int]) -> None:
-        """Replace a float32 count that has reached its end by a float64 one, which counts on.
+        """Replace a float32 count that cannot grow any more by a float64 count.
 
-        A count in shared memory stays there, and stops: other processes may count in it.
+        A count in shared memory is not replaced, and stops: other processes may count in it.
         """
         for p in (owners[k] for k in at):
             x = state[p].get("step") if p in state else None

@@ -19,7 +19,7 @@ from ..tensors import PLAIN, in_bounds
 from . import compiler
 
 SINGLE, DOUBLE, INTEGER, SHORT, FULL = range(5)
-"""The type of a cell; FULL is a float32 that has reached LIMIT."""
+"""The types of cells; FULL is a float32 that has reached LIMIT."""
 LIMIT = 2**24
 """The largest count of a float32: adding 1 to it gives the same number."""
 _TYPES = {torch.float32: SINGLE, torch.float64: DOUBLE, torch.int64: INTEGER, torch.int32: SHORT}
@@ -28,9 +28,9 @@ _TYPES = {torch.float32: SINGLE, torch.float64: DOUBLE, torch.int64: INTEGER, to
 class Cells:
     """Single numbers in scattered memory, one for each row and parameter.
 
-    A cell is a tensor of one element on the CPU. It is read and written where it is, because others
-    may count in it too. A number without such a tensor is in an array here. Addresses are valid as
-    long as the executor's `Snapshot` matches.
+    A cell is a tensor of one element on the CPU. It is read and written in place, because other
+    code may count in it too. A number without such a tensor is kept in the array `own`. Addresses
+    are valid as long as the executor's `Snapshot` matches.
     """
 
     def __init__(self, rows: int, n: int) -> None:
@@ -49,7 +49,7 @@ class Cells:
         self.addresses[row, k], self.types[row, k] = x.data_ptr(), _TYPES[x.dtype]
 
     def take_full(self) -> np.ndarray:
-        """The parameters whose count has reached the end of float32; clears their marks."""
+        """The parameters whose count has reached LIMIT in float32; clears their marks."""
         at = np.flatnonzero(self.types[0] == FULL)
         self.types[0, at] = SINGLE
         return at
@@ -97,7 +97,7 @@ def _loop() -> Callable[[int], Any]:
 
 
 def _move(addresses: np.ndarray, types: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
-    """Read the bits of cells; or, if `bits` are given, write them."""
+    """Read the bits of cells, or write `bits` to them if given."""
     addresses, types = np.ascontiguousarray(addresses), np.ascontiguousarray(types)
     write, bits = bits is not None, np.zeros_like(types) if bits is None else bits
     bits = np.ascontiguousarray(bits, np.int64)

@@ -1,12 +1,12 @@
 """The compiler: generated source to machine code.
 
 numba compiles, and llvmlite (which numba is built on) emits and loads the object code. `disk_cache`
-stores it under a hash of everything that can change it. Both packages are imported at the first
-step.
+stores it under a hash of everything that can change it. numba and llvmlite are imported at the
+first step.
 
 A fork waits until no thread loads a loop, so that the child has complete modules and free locks. It
-cannot wait for a user's thread that is inside numba or llvmlite: then the child refuses to load
-loops.
+cannot wait for a thread of the user's that is inside numba or llvmlite. In that case the child
+refuses to load loops.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from . import disk_cache
 _loaded: dict[tuple[str, int], Callable[[int], None]] = {}
 _engines: list[Any] = []  # machine code lives as long as its engine
 _lock = threading.RLock()  # reentrant: a signal handler may fork while its thread compiles
-_TIMEOUT = 60  # seconds that a fork waits; a loop compiles in one
-_stuck: set[str] = set()  # packages that a thread of the parent was inside of at the fork
+_TIMEOUT = 60  # seconds that a fork waits at most; a loop compiles in about one
+_stuck: set[str] = set()  # packages that a thread of the parent was using at the fork
 _HELPERS = {"maximum": ops.larger, "minimum": ops.smaller}
 """What generated source may call, besides `fits` and the functions of this file."""
 
@@ -43,13 +43,13 @@ def _hash_sources() -> str:
     return hashlib.sha256(b"".join(loader.get_data(file) for loader, file in files)).hexdigest()  # type: ignore[union-attr]
 
 
-_SOURCES = _hash_sources()  # at import: the files may be replaced while this process runs
+_SOURCES = _hash_sources()  # now: the files may be replaced while this process runs
 
 
 def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[[int], None]:
     """The function in `source` as machine code that takes the address of a job; itemsize 4 or 8.
 
-    sums: its sums may be computed in any order, but in the same order at each call.
+    sums: its sums may be computed in another order, which is the same at each call.
     """
     if (source, itemsize) not in _loaded:
         with _lock:
@@ -67,7 +67,7 @@ def _refuse(package: str, name: str) -> None:
     if package in _stuck:
         raise Stuck(
             f"{name}: this process cannot load the compiled loop: when it was forked, a thread of "
-            f"its parent was inside {package}, and still holds its locks here. Make a first step "
+            f"its parent was inside {package}, so its locks stay held here. Make a first step "
             "before the fork, start the process by spawn, or pass backend='foreach'"
         )
 
@@ -79,7 +79,7 @@ def _llvm() -> Any:
 
 
 def load_integers(name: str, source: str) -> Callable[[int], None]:
-    """The function of that name, in the language of `integers.py`, as machine code."""
+    """The function in `source`, in the language of `integers.py`, as machine code."""
     with _lock:
         _refuse("llvmlite", name)
         from .integers import to_llvm  # imports llvmlite: under the lock, which a fork waits for
@@ -134,7 +134,8 @@ def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple
     foreign = re.findall(r"^declare .*@((?:numba|NRT|Py)_?\w*)\(", text, re.MULTILINE)
     if symbol is None or foreign:
         raise RuntimeError(
-            f"{name}: the compiled loop refers to {foreign or 'no entry'}; please report it"
+            f"{name}: the compiled loop refers to {foreign or 'no entry'}, expected only the C "
+            "library; please report it"
         )
     return symbol[1], _machine().emit_object(_llvm().parse_assembly(text))
 
@@ -159,7 +160,7 @@ def _link(symbol: str, code: bytes) -> Callable[[int], None]:
 
 
 def _make_intrinsic(emit: Callable[..., Any], result: Any, *types: Any) -> Any:
-    """A function of generated source that LLVM code implements: emit(builder, *arguments)."""
+    """A function for generated source; `emit(builder, *arguments)` writes its LLVM code."""
     from numba import extending
 
     names = ", ".join("abc"[: len(types)])
@@ -209,8 +210,8 @@ def _make_namespace(itemsize: int) -> dict[str, Any]:
 def _cell_functions() -> dict[str, Any]:
     """Functions that read or write a number of one of several types at an address, as a double.
 
-    The types are those of `Cells` in cells.py. They are in LLVM's own terms, because numba takes as
-    long to type one branch as for the rest of the loop.
+    The types are those of `Cells` in cells.py. The functions are written in LLVM code, because
+    numba's type inference takes as long for one branch as for the rest of the loop.
     """
     from llvmlite import ir
     from numba import types
@@ -250,7 +251,8 @@ def _cell_functions() -> dict[str, Any]:
 def _half_functions() -> dict[str, Any]:
     """bfloat16 in generated source: the upper half of a float32's bits, stored as uint16.
 
-    In LLVM's own terms, because numba computes integers in 64 bits, which halves the lanes.
+    The functions are written in LLVM code, because numba computes integers in 64 bits, which halves
+    the number of elements that one instruction computes.
     """
     from llvmlite import ir
     from numba import types
@@ -286,7 +288,7 @@ def _half_functions() -> dict[str, Any]:
         return upper(b, x, lambda _: b.lshr(h, number(16)))
 
     def cut(b: Any, x: Any, low: Any) -> Any:
-        # where the value overflows and low is inf, nothing is cut off
+        # 0 where the value overflows and low is inf
         zero = ir.Constant(single, 0.0)
         finite = b.fcmp_ordered("oeq", b.fsub(low, low), zero)
         return b.select(finite, b.fsub(x, low), zero)

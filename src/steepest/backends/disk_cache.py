@@ -2,7 +2,7 @@
 
 An entry is one file: a hash of the rest, the key, the symbol, the object code. It is written once,
 by rename. A file is used if it belongs to the user, and if nobody else can change it or the path to
-it. Otherwise, or where nothing can be written, loops are compiled in memory.
+it. Otherwise, or if nothing can be written, loops are compiled in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def directory() -> Path | None:
     if chosen := os.environ.get("STEEPEST_CACHE_DIR"):
         return Path(os.path.expanduser(chosen)).absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # its specification ignores a relative one
+    if not os.path.isabs(cache):  # its specification says to ignore a relative path
         cache = os.path.expanduser("~/.cache")
     return Path(cache, "steepest") if os.path.isabs(cache) else None
 
@@ -77,7 +77,7 @@ def _folder() -> Path | None:
 
 
 def _find_risk(path: Path, parent: bool = False) -> str:
-    """Who else can change what the path leads to; empty if nobody can.
+    """Why somebody else can change what the path leads to; empty if nobody else can.
 
     The check goes from the root downwards, so that nobody else can change what was checked before.
     """
@@ -98,7 +98,7 @@ def _find_risk(path: Path, parent: bool = False) -> str:
 
 
 def _is_private(group: int) -> bool:
-    """Whether it is the user's private group, to which many systems give write permission."""
+    """Whether it is the user's private group, which has write permission on many systems."""
     import grp
     import pwd
 
@@ -111,7 +111,7 @@ def _is_private(group: int) -> bool:
 
 
 def _read_checked(file: Path) -> bytes:
-    """The content of a file; it is opened once, so that the file checked is the file read."""
+    """The content of a file. It is opened once, so that the same file is checked and read."""
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # follow no link, wait for no pipe
         flags |= getattr(os, name, 0)

@@ -1,10 +1,10 @@
-"""A small compiler: Python functions on 64-bit integers to LLVM, as numba takes seconds for them.
+"""A small compiler from Python functions on 64-bit integers to LLVM; numba takes seconds for it.
 
 Every variable is a 64-bit integer, and `a[i]` is the integer at address a + 8 i. The language has
 arithmetic without division, comparisons, `and` and `or` in conditions, if, while, for in range(n),
-return, and calls of functions defined before. `call(address, ...)` calls a C function that returns
-a long, `ask(address, ...)` one that returns an int; `load4(address)` and `store4(address, number)`
-access 32 bits.
+return, and calls of functions that are defined before. `call(address, ...)` calls a C function that
+returns a long, `ask(address, ...)` one that returns an int; `load4(address)` and `store4(address,
+number)` access 32 bits.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where tensors are in memory: their addresses, shapes and strides, checked in each step.
 
 A pointer may be used only if everything about its tensor was checked in this step. Nothing here
-holds a tensor between two steps; a snapshot is numbers. The check is a compiled loop (`native.py`)
-where there is one, else Python.
+holds a tensor between two steps: a snapshot consists of numbers. A compiled loop (`native.py`)
+makes the check if there is one, else Python does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..tensors import PLAIN, in_bounds
 from . import native
 
 NONE, FINE, STRIDES, MISFIT = range(4)
-"""A gradient is missing; is like its parameter; has other strides; differs in another way."""
+"""Codes of gradients: missing; like its parameter; with other strides; different otherwise."""
 
 
 def facts(x: Any) -> Any:
-    """What `Snapshot` compares of a tensor, asked in Python; None for anything else."""
+    """The properties of a tensor that `Snapshot` compares; None for anything else."""
     if not isinstance(x, Tensor):
         return None
     x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
@@ -40,7 +40,7 @@ class Snapshot:
     """An optimizer's parameters and states as they were: addresses, sizes, strides, dtypes,
     storages, keys.
 
-    It holds only numbers, so memory that is freed stays free.
+    It holds only numbers, so it keeps no memory alive.
     """
 
     def __init__(self, lists: list[list[Tensor]], state: Any) -> None:
@@ -48,8 +48,8 @@ class Snapshot:
         self.walk = None if self.native is None else native.Walk(self.native, lists, state)
         states = [x for x in state.values() if isinstance(x, Mapping)]
         values = [*chain.from_iterable(lists), *chain.from_iterable(x.values() for x in states)]
-        # a DTensor's memory is that of its local shard, which only Python can ask for, and the walk
-        # knows no mapping but dict
+        # only Python can ask for the local shard of a DTensor, and the compiled walk knows no
+        # mapping but dict
         subclass = any(isinstance(x, Tensor) and type(x) not in PLAIN for x in values)
         self.python = subclass or self.walk is None or any(type(x) is not dict for x in states)
         self.held: Any = None

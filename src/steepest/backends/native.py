@@ -1,9 +1,9 @@
 """A compiled loop that reads the objects of Python and torch.
 
-It takes a twentieth of the time that Python needs to ask 1,200 tensors. It calls torch's stable C
+For 1,200 tensors it takes a twentieth of the time that Python needs. It calls torch's stable C
 functions (aoti_torch/c/shim.h) and Python's own. The offsets of an object's type, handle and
-dispatch keys are found by probing known tensors. If that fails there is no loop, and Python asks
-tensor by tensor (`memory.py`).
+dispatch keys are found by probing known tensors. If this fails, there is no loop, and Python reads
+one tensor after the other (`memory.py`).
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Native:
         self.handle_at = 8 * _find_word([(x, x._cdata) for x in probes])
         self.keys_at, self.negated = _find_keys()
         loop = compiler.load_integers("memory", _SOURCE.format(free=_FREE, **_AT))
-        # it calls Python's own functions, so unlike the loops of rules it keeps the GIL
+        # unlike the loops of rules it keeps the GIL, because it calls Python's own functions
         address: Any = ctypes.cast(loop, ctypes.c_void_p).value  # type: ignore[arg-type]
         self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
 
@@ -236,12 +236,12 @@ class Native:
 
 
 def _find_word(known: Sequence[tuple[Any, int]]) -> int:
-    """The index of the word that holds, in each of these objects, the number beside it."""
+    """The index of the 64-bit word that holds, in each object, the number given with it."""
     size = min(type(x).__basicsize__ for x, _ in known)
     words = [(ctypes.c_int64 * (size // 8)).from_address(id(x)) for x, _ in known]
     pairs = [(w, value) for w, (_, value) in zip(words, known, strict=True)]
     matches = [i for i in range(size // 8) if all(w[i] == value for w, value in pairs)]
-    (match,) = matches  # none or several: this Python or torch has another layout
+    (match,) = matches  # ValueError for none or several: this Python or torch has another layout
     return match
 
 
@@ -260,11 +260,10 @@ def _find_keys() -> tuple[int, int]:
 
 
 class Walk:
-    """A walk over lists of parameters and a dict of states, which writes all that it meets as
-    numbers.
+    """A walk over lists of parameters and a dict of states. It writes all that it meets as numbers.
 
-    The first walk is kept in `tape`. Each later one is compared with it, and holds the objects that
-    it has met until `release`.
+    The numbers of the first walk are kept in `tape`, and each later walk is compared with them. If
+    they match, the later walk holds the objects that it has met until `release`.
     """
 
     def __init__(self, native: Native, lists: Sequence[list[Tensor]], state: Any) -> None:
@@ -285,7 +284,7 @@ class Walk:
         self.tape[:] = self.now
 
     def matches(self, lists: Sequence[list[Tensor]], state: Any) -> bool:
-        """Whether everything is as in the first walk; if so, objects are held until `release`."""
+        """Whether everything is as in the first walk. If so, objects are held until `release`."""
         if len(lists) != len(self.lists):
             return False
         self.lists[:] = list(map(id, lists))
@@ -336,9 +335,9 @@ class Classifier:
 
 
 def available() -> Native | None:
-    """The loop; None if torch or Python has another layout: then Python asks tensor by tensor."""
+    """The loop; None if the layout of torch's or Python's objects is not as expected."""
     probe = torch.zeros(2, 3, device="cpu").T
-    # under a mode such as FakeTensorMode there is nothing to probe, so nothing is cached either
+    # under a mode such as FakeTensorMode nothing can be probed, and nothing is cached
     return _probe() if type(probe) is Tensor else None
 
 

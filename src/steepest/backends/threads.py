@@ -1,8 +1,8 @@
-"""Who runs the pieces of work: the threads of torch's own OpenMP if it has one, else a pool.
+"""The threads that run the pieces of work: those of torch's OpenMP if it has one, else a pool.
 
-torch's OpenMP keeps its workers spinning for a while after every backward pass, and a pool of our
-own would share their cores. So loops run on the same threads. OpenMP hangs in a forked child, which
-therefore uses one thread.
+After every backward pass, the threads of torch's OpenMP keep their cores busy for a while. A pool
+of our own would compete for these cores, so loops run on the same threads. OpenMP hangs in a forked
+child, so a forked child uses only one thread.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from ..trace import Program
 
 
 class Wanted(NamedTuple):
-    """What a group asks for; backend None: the fastest backend for each tensor."""
+    """What a group asks of the backends. backend None: the fastest one for each tensor."""
 
     selection: Selection
     backend: str | None = None
@@ -31,7 +31,7 @@ def program_of(selection: Selection) -> Program:
 
 
 def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
-    """Whether the gradient is sparse and the rule can step only the rows that it has."""
+    """Whether the gradient is sparse and the rule can step only the rows in it."""
     supported = bool(selection.rule.sparse) and {*selection.modifiers} <= {modifiers.maximize}
     return supported and g is not None and g.layout is torch.sparse_coo
 

@@ -7,7 +7,7 @@ from .scaled import average
 
 ADAM_KEYS = {"m": "exp_avg", "v": "exp_avg_sq"}
 LR = {"lr": (1e-5, 1e-1)}
-# its denominator is then constant, and its averaged gradient is momentum at another rate
+# with a large eps the denominator is constant: Adam is then momentum at another rate
 LARGE_EPS = {"momentum": ("eps", "a large eps")}
 _ABOUT = {"means": AVERAGES, "units": LENGTH, "search": LR}
 
@@ -98,7 +98,7 @@ def nadam(
 
     Adam with Nesterov's look-ahead: a step already uses the momentum of the next step. beta1 warms
     up, and the product of all its values is carried from step to step for the bias correction. Use
-    it in place of Adam, with the same rates.
+    it instead of Adam, with the same rates.
     Differs from the paper: the warm-up of beta1 is that of torch.optim.NAdam.
     """
     mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
@@ -111,7 +111,7 @@ def nadam(
 
 
 def rectification(t, beta2):
-    """RAdam's rho_t, the length of its average, and the rectifying factor (nan for a small rho)."""
+    """RAdam's rho_t, which is the length of its average, and its factor (nan for a small rho)."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
     factor = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
@@ -123,7 +123,7 @@ def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Rectified Adam. Liu et al. 2020, arXiv:1908.03265, algorithm 2.
 
     Adam that starts as plain momentum, until it has seen enough gradients to trust the second
-    moment; after that a factor warms its steps up. Use it in place of Adam with a warm-up.
+    moment; after that a factor warms its steps up. Use it instead of Adam with a warm-up.
     Differs from the paper: rho must exceed 5 instead of 4, and eps is added, as in
     torch.optim.RAdam.
     """
@@ -146,9 +146,10 @@ def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """EAdam. Yuan and Gao 2020, arXiv:2011.02150.
 
-    Adam that adds eps to the stored second moment at every step, and nowhere else. The added eps
-    tend to eps / (1 - beta2), which is a floor of 1000 eps by default. It is AdaBelief without the
-    belief. Use it beside AdaBelief, to see the effect of eps alone.
+    Adam that adds eps to the stored second moment at every step, and nowhere else. The sum of the
+    added eps tends to eps / (1 - beta2), so the second moment has a floor of 1000 eps by default.
+    EAdam is AdaBelief with Adam's second moment. Use it beside AdaBelief, to see the effect of eps
+    alone.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2 + eps
@@ -162,13 +163,14 @@ def yogi(
     """Yogi. Zaheer et al. 2018, NeurIPS 31, algorithm 2.
 
     Adam whose second moment moves toward the squared gradient by a share of that square, not by a
-    share of the distance: it rises as fast and falls more slowly.
+    share of the distance. So it rises as fast as Adam's and falls more slowly.
     Differs from the paper, as optax and pytorch-optimizer do: both averages are bias-corrected as
-    in Adam, and the second starts at initial_accumulator_value, where the paper uses the squared
-    gradient of a large batch. Differs from these two packages, as the paper does: the first average
-    starts at 0. Theirs starts at 1e-6, so a parameter whose gradient is zero moves. In TensorFlow
-    Addons, the authors' library, eps is added to the root before the bias correction. Use it where
-    gradients are sparse, or where Adam diverges because its second moment is unsteady.
+    in Adam, and the second one starts at initial_accumulator_value. In the paper it starts at the
+    squared gradient of a large batch. Differs from these two packages, as the paper does: the first
+    average starts at 0. In the packages it starts at 1e-6, so a parameter moves even if its
+    gradient is zero. In TensorFlow Addons, the authors' library, eps is added to the root before
+    the bias correction. Use it where gradients are sparse, or where Adam diverges because its
+    second moment is unsteady.
     """
     m = average(beta1, m, g)
     v = where(t > 1, v, initial_accumulator_value)

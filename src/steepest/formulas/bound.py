@@ -23,7 +23,7 @@ _SEARCH = {**LR, "final_lr": (1e-3, 1e1)}
 
 def clip_rate(rate, t, lr, base_lr, final_lr, gamma):
     """The rate of each coordinate, clipped to two bounds that close in on final_lr."""
-    # a schedule scales the bounds too; a group made at lr=0 has no base to scale by
+    # a schedule of lr scales the bounds too, except in a group that was made with lr=0
     final = final_lr * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
     lower = final * (1 - 1 / (gamma * t + 1))
     upper = where(final > 0, final * (1 + 1 / (gamma * t)), 0)
@@ -60,9 +60,9 @@ def adabound(
     final_lr * (1 - beta1). Use it where SGD ends well but starts slowly; not for GANs.
     Differs from the paper, as the package adabound 0.0.5 does: the bias correction is inside the
     clipped rate, there is no 1/sqrt(t), and a schedule of lr scales the bounds. Differs from the
-    package: base_lr is an entry of the group and is saved (so groups added later are stepped, and a
-    resumed run keeps its bounds), and with lr=0 at construction the bounds are the paper's,
-    unscaled. gamma=0 never closes the bounds: that is Adam.
+    package: base_lr is an entry of the group and is saved, so groups added later are stepped, and a
+    resumed run keeps its bounds. If lr is 0 at construction, the bounds are those of the paper,
+    unscaled. With gamma=0 the bounds never close, and the rule is Adam.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -96,8 +96,8 @@ def amsbound(
 ):
     """AMSBound. Luo et al. 2019, arXiv:1902.09843, algorithm 3.
 
-    AdaBound on the largest second moment so far: it is to AdaBound what AMSGrad is to Adam. Use it
-    where AdaBound's rates should only fall.
+    AdaBound that divides by the largest second moment so far, as AMSGrad does. Use it where
+    AdaBound's rates should only fall.
     Differs from the paper and from the package as `adabound` does: the bias correction is inside
     the clipped rate, there is no 1/sqrt(t), a schedule of lr scales the bounds, and base_lr is an
     entry of the group. The largest second moment is taken before its bias correction.

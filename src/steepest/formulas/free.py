@@ -7,7 +7,7 @@ _LIMITS = {"warmup_steps": "[0, inf)", "r": "[0, inf)", "weight_lr_power": "[0, 
 
 
 def weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum):
-    """The rate after warm-up, the newest point's share of the average, and the carried scalars."""
+    """The rate with warm-up, the newest point's share of the average, and the carried scalars."""
     lr = lr * where(t < warmup_steps, t / warmup_steps, 1)
     lr_max = maximum(lr_max, lr)
     weight = t**r * lr_max**weight_lr_power
@@ -45,9 +45,9 @@ def schedule_free_sgd(
 ):
     """Schedule-Free SGD. Defazio et al. 2024, arXiv:2405.15682, equations 3 to 5.
 
-    Gradient descent on a point z. Gradients are taken at a point y between z and x, the weighted
-    average of all z. The average takes over from a schedule, and y from a momentum buffer. While
-    training, the parameter is y; `eval()` replaces it by x, and `train()` by y again.
+    Gradient descent on a point z. Gradients are taken at a point y between z and x, and x is the
+    weighted average of all z. The average replaces a schedule, and y replaces a momentum buffer.
+    During training the parameter is y; `eval()` sets it to x, and `train()` sets it to y again.
     Differs from the paper, as the authors' package schedulefree does: it has a warm-up and other
     weights of the average. Use it where the number of steps is not known beforehand and SGD does
     well.
@@ -84,11 +84,11 @@ def schedule_free_adamw(
 ):
     """Schedule-Free AdamW. Defazio et al. 2024, arXiv:2405.15682, algorithm 1.
 
-    Schedule-Free SGD whose gradient is divided by the root of Adam's second moment; beta1 says
-    where between z and x gradients are taken. Weight decay acts on y and is added to the divided
-    gradient.
-    Differs from the paper, as the authors' package schedulefree does: the bias correction is on the
-    second moment and not on lr, which weights the average. Use it in place of AdamW with a
+    Schedule-Free SGD whose gradient is divided by the root of Adam's second moment. beta1 sets the
+    point between z and x where gradients are taken. Weight decay acts on y and is added to the
+    divided gradient.
+    Differs from the paper, as the authors' package schedulefree does: the second moment is
+    bias-corrected instead of lr, because lr weights the average. Use it instead of AdamW with a
     schedule, where the number of steps is not known beforehand.
     """
     z = where(t > 1, z, p)

@@ -21,7 +21,7 @@ def sgd(p, g, *, lr=1e-3):
 
     The simplest rule: every coordinate moves against its gradient at the same rate. The data loader
     decides whether this is batch, stochastic or mini-batch descent. Use it as a baseline, or where
-    memory has no room for even one state.
+    memory has no room for a state.
     """
     return p - lr * g
 
@@ -45,8 +45,8 @@ def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
 
     Momentum that looks one step ahead: the step is the gradient plus momentum times the new buffer.
     Use it where momentum does well.
-    Differs from the paper: the gradient is taken at the stored parameter, which is the paper's
-    look-ahead point while lr is constant (in `classical_nesterov` also when lr changes).
+    Differs from the paper: the gradient is taken at the stored parameter. This is the paper's
+    look-ahead point only while lr is constant; in `classical_nesterov` it always is.
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * (g + momentum * b), b
@@ -64,8 +64,9 @@ def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
     """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section
     4.1.
 
-    The buffer is the last move itself, so a change of lr takes effect over 1/(1-momentum) steps; at
-    constant lr it is `momentum`. Use it to reproduce a paper that has the rate inside the buffer.
+    The buffer is the last move itself, so a change of lr takes effect over 1/(1-momentum) steps. At
+    constant lr this rule equals `momentum`. Use it to reproduce a paper that has the rate inside
+    the buffer.
     """
     v = momentum * v + lr * g
     return p - v, v
@@ -83,7 +84,7 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     """Nesterov's accelerated gradient. Sutskever et al. 2013, PMLR 28(3), equations 3 and 4.
 
     Classical momentum whose gradient is taken where the momentum is about to carry the parameter.
-    Use it to reproduce a paper under a changing rate.
+    Use it to reproduce a paper in which the rate changes.
     Differs from the paper: the stored parameter is that look-ahead point, theta + momentum * v,
     because a training loop evaluates the gradient there; v is the paper's v.
     """
@@ -103,9 +104,9 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
 def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1), mu=carried(1)):
     """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as in torch.optim.ASGD.
 
-    Gradient descent with a falling rate that also keeps the running mean of the parameters, for the
-    user to read (state `ax`); the descent itself does not use it. Use it on convex problems, where
-    the mean of the iterates is better than the last one.
+    Gradient descent with a falling rate that also keeps the running mean of the parameters in the
+    state `ax`. The mean is for the user; the descent does not use it. Use it on convex problems,
+    where the mean of the iterates is better than the last iterate.
     Differs from the paper: averaging begins at step t0 (as in Bottou's code), and the rate and the
     averaging weight of a step are computed at the end of the step before.
     """

@@ -51,12 +51,12 @@ def adafactor(
 ):
     """Adafactor. Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5.
 
-    RMSprop that keeps, of a matrix of second moments, only the means of its rows and columns. Its
+    RMSprop that keeps only the row means and the column means of a matrix of second moments. Its
     step is clipped to a root mean square of d and scaled by the size of the parameter.
-    Differs from the paper, as torch.optim.Adafactor does: eps1 is not added to every square, it is
-    a floor of what is divided by; None (here -1) is the precision of the dtype that the parameter
-    is stored in, whatever its rounding. Use it where the second moment of large matrices does not
-    fit in memory.
+    Differs from the paper, as torch.optim.Adafactor does: eps1 is not added to every square but is
+    a floor of the divisor. None (here -1) stands for the precision of the dtype in which the
+    parameter is stored, for every `rounding`. Use it where the second moment of large matrices does
+    not fit in memory.
     """
     eps1 = where(eps1 < 0, precision(p), eps1)
     if matrix:
@@ -72,7 +72,7 @@ def adafactor(
 
 
 def scale_rate(other, lr, base_lr):
-    """Another rate, times the share of its first lr that a schedule has left; 0 where lr is 0."""
+    """Another rate that follows the schedule of lr: other * lr / (first lr); 0 where lr is 0."""
     return other * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
 
 
@@ -116,18 +116,18 @@ def muon(
 ):
     """Muon. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
-    Momentum whose step is made nearly orthogonal: its singular values become 0.67 to 1.21, except
-    those below 0.0015 of its norm, which stay smaller. A parameter of more than two dimensions is
-    taken as a matrix of its first dimension against all others. One of fewer dimensions is stepped
-    by AdamW at adamw_lr; a schedule of lr scales that rate, and the weight decay applies too. Use
-    it for the hidden matrices of transformers and multilayer networks; give embeddings and heads to
-    adamw.
+    Momentum whose step is made nearly orthogonal: its singular values become 0.67 to 1.21. Singular
+    values below 0.0015 of the step's norm stay smaller. A parameter of more than two dimensions is
+    flattened to a matrix whose rows are its first dimension. A parameter of fewer dimensions is
+    stepped by AdamW at the rate adamw_lr; a schedule of lr scales this rate, and weight_decay
+    applies. Use it for the hidden matrices of transformers and multilayer networks; give embeddings
+    and heads to adamw.
     Differs from the post, as torch.optim.Muon does: the momentum is an average, eps is a floor of
     the norm and is not added to it, there is weight decay, and adjust_lr_fn may be that of Liu et
-    al. Differs from the authors' code, which torch follows for matrices only: three dimensions are
-    a convolution here and a batch of matrices there, and the factor sqrt(rows / columns) of a
-    convolution is that of the flattened matrix here and that of the kernel's height and width there
-    (1 for every square kernel).
+    al. Differs from the authors' code: three dimensions are a convolution here and a batch of
+    matrices there. For a convolution, the factor sqrt(rows / columns) is that of the flattened
+    matrix here; there, it is that of the kernel's height and width, so 1 for every square kernel.
+    torch.optim.Muon takes only parameters of two dimensions.
     """
     if not matrix:
         rate = scale_rate(adamw_lr, lr, base_lr)
@@ -175,15 +175,15 @@ def soap(
 ):
     """SOAP. Vyas et al. 2024, arXiv:2409.11321, algorithms 3 and 4.
 
-    Adam in the eigenvectors of the gradient's covariances, one covariance for each dimension; the
+    Adam in the eigenvectors of the gradient's covariances. Each dimension has a covariance, and its
     eigenvectors are refined every few steps. A dimension above 10,000 keeps its own axes, a
-    parameter of fewer than two dimensions is stepped by Adam, and a complex one is refused.
+    parameter of fewer than two dimensions is stepped by Adam, and a complex parameter is refused.
     Differs from the paper, as the authors' code does: the first gradient only initialises the
-    covariances, moments are bias-corrected, v is sorted along with the eigenvectors, decay comes
-    after the step, and of more than two dimensions each has its own basis. Where the first gradient
-    has no full rank (as where rows and columns differ in number), rounding decides some
-    eigenvectors, and machines may differ there. Use it for transformers whose matrices are small
-    enough to store a square matrix for each side.
+    covariances, moments are bias-corrected, v is sorted together with the eigenvectors, decay comes
+    after the step, and a parameter of more than two dimensions has a basis for each of them. If the
+    first gradient does not have full rank (for example, because the numbers of rows and columns
+    differ), rounding decides some eigenvectors, and machines may give different results. Use it for
+    transformers whose matrices are small enough to store a square matrix for each side.
     """
     g_turned = turned(g, q) if matrix else g
     m = where(t > 1, average(beta1, m, g), m)

@@ -1,9 +1,10 @@
-"""What states and options mean: rules name a meaning, and `steepest.convert` compares them.
+"""What states and options mean: rules name meanings, and `steepest.convert` compares the meanings.
 
-A state's meaning is (what it is, the scalar that is its memory). A state that is this only up to a
-factor and a shift adds a third item, form: form(scalars, t) returns factor and shift, nan where
-there is no such relation. Some states mean nothing to another rule: AdaBelief's exp_avg_var is of
-(g - m)**2, RMSprop's momentum_buffer is a sum of scaled gradients, and Adagrad's sum has no memory.
+A state's meaning is (what it is, the scalar that is its decay rate). If the state is this quantity
+only up to a factor and a shift, the meaning has a third item, a function form. form(scalars, t)
+returns the factor and the shift; they are nan if there is no such relation. Some states mean
+nothing to another rule: AdaBelief's exp_avg_var is an average of (g - m)**2, RMSprop's
+momentum_buffer is a sum of scaled gradients, and Adagrad's sum has no decay rate.
 """
 
 FIRST, SECOND, LARGEST = "the average of g", "the average of g**2", "its largest value"
@@ -13,13 +14,13 @@ NONE = float("nan")
 
 
 def total(scalars, t):
-    """The buffer b = momentum * b + g is the average over 1 - momentum, if nothing is dampened."""
+    """Without dampening, the buffer b = momentum * b + g is the average / (1 - momentum)."""
     mu = scalars["momentum"]
     return (1 / (1 - mu) if scalars.get("dampening", 0.0) == 0 and mu < 1 else NONE), 0.0
 
 
 def move(scalars, t):
-    """The total times lr: the next moves are the same at the present lr, whatever lr was before."""
+    """The total times the present lr. The next moves then do not depend on earlier values of lr."""
     lr = scalars["lr"]
     return (total(scalars, t)[0] * lr if lr > 0 else NONE), 0.0
 

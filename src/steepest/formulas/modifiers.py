@@ -34,10 +34,10 @@ def decoupled(p, g, *, lr, weight_decay):
 
 
 def fixed(p, g, *, lr, weight_decay):
-    """AdaBelief's fixed_decay: the parameter shrinks by the same share whatever lr is.
+    """AdaBelief's fixed_decay: the parameter shrinks by the same share at every lr but 0.
 
-    Except at lr 0: torch.distributed.checkpoint makes a step at lr 0 to create the states, and
-    nothing may move.
+    At lr 0 it does not shrink: torch.distributed.checkpoint makes a step at lr 0 to create the
+    states, and this step must move nothing.
     """
     return p * where(lr > 0, 1 - weight_decay, 1), g
 
@@ -46,10 +46,10 @@ def cautious(g, kept, moved):
     """Drop the components of the step that do not oppose the current gradient.
 
     Liang et al. 2024, arXiv:2411.16085. kept: what the rule leaves of the old parameter, decay
-    included; it is never dropped. moved: what the rule adds to it. The averages stay those of the
-    rule.
+    included; it is never dropped. moved: what the rule adds to it. The rule's averages do not
+    change.
     Differs from the paper, which multiplies the rest of the step by (number of elements) / (number
-    that move + 1): here the rest keeps its length, so that an element's step depends on no other
-    element. A larger lr does the same on average.
+    that move + 1). Here the rest is not multiplied, so that an element's step depends on no other
+    element. A larger lr has the same effect on average.
     """
     return kept - maximum(-sign(moved) * sign(g), 0) * -moved

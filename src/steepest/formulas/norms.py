@@ -1,4 +1,4 @@
-"""Rules that use the norm of a whole tensor: it decides how far the parameter moves."""
+"""Rules that use the norms of whole tensors to decide how far a parameter moves."""
 
 from ..definition import rule
 from ..ops import abs, captured, carried, maximum, minimum, norm, sqrt, total, where
@@ -31,8 +31,9 @@ def fromage(p, g, *, lr=1e-2):
 def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
-    Momentum whose rate for each layer is proportional to the parameter's norm over the sum of the
-    gradient's and the decay's norms. Use it for convolutional networks at batches of thousands.
+    Momentum whose rate for each layer is proportional to the parameter's norm divided by the sum of
+    the gradient's and the decay's norms. Use it for convolutional networks with batches of
+    thousands.
     """
     size, against = norm(p), norm(g) + wd * norm(p)
     ratio = where(size * against > 0, trust_coefficient * size / against, 1)
@@ -47,8 +48,9 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     Adam whose step, decay included, has a length of lr times the parameter's norm: LARS for Adam.
     The paper's phi is the identity.
     Differs from the authors' code: both moments are bias-corrected, as in the paper; decay and the
-    ratio of norms apply to every parameter of a group, where theirs leaves out those named to it,
-    biases and normalisation layers. Use it for transformers at batches of thousands.
+    ratio of norms apply to every parameter of a group. The authors' code leaves out the parameters
+    that it is told to, biases and normalisation layers. Use it for transformers with batches of
+    thousands.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -61,9 +63,9 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
 def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v=carried(0)):
     """NovoGrad. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
-    Momentum of gradients that are divided by an average of their norm: Adam with one second moment
-    for a whole layer, which starts at the first gradient's squared norm. Use it where Adam does
-    well but its second moment takes too much memory: here it is one number for each layer.
+    Momentum of gradients that are divided by the root of an average of their squared norms: Adam
+    with a single second moment for each layer. It starts at the first gradient's squared norm. Use
+    it where Adam does well but its second moment takes too much memory.
     """
     squared = norm(g) ** 2
     v = where(t > 1, beta2 * v + (1 - beta2) * squared, squared)
@@ -81,13 +83,13 @@ def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v
 def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamma=0.025):
     """MARS. Yuan et al. 2024, arXiv:2411.10438, algorithm 1 and MARS-AdamW.
 
-    AdamW on a gradient that is corrected by its change since the last step, to reduce its variance,
-    and whose norm is held within 1.
+    AdamW on a corrected gradient: its change since the last step is added to reduce its variance,
+    and its norm is clipped to 1.
     Differs from the paper, as its approximate form does: the last gradient is that of the last
-    batch, not of the current batch at the last point. As in the authors' code, the first change is
-    taken from a gradient of zero. Differs from the authors' code: vectors and scalars are stepped
-    in the same way; it hands them to AdamW. Use it as a trial for transformers where AdamW is
-    already tuned, with a rate a few times as large.
+    batch, not of the current batch at the last point. As in the authors' code, the gradient before
+    the first one counts as zero. Differs from the authors' code: vectors and scalars are stepped in
+    the same way as matrices; the authors' code steps them by AdamW. Use it as a trial for
+    transformers where AdamW is already tuned, with a rate a few times as large.
     """
     corrected = g + gamma * beta1 / (1 - beta1) * (g - last)
     corrected = corrected / maximum(norm(corrected), 1)
@@ -129,8 +131,8 @@ def swats(
     Adam that switches to SGD with momentum, at a rate that it finds itself. At each step it
     computes the rate with which SGD would make the same step, and it switches as soon as this rate
     is within `settled` of its running average. The average is over the optimizer's steps `k` and
-    all groups together. It is SGD's rate from then on, and a schedule of lr goes on scaling it:
-    `sgd` is, after the switch, the share of its first lr that the schedule had left at the switch.
+    all groups together. From the switch on, the average is SGD's rate, and a schedule of lr scales
+    it. For this, the state `sgd` keeps (lr at the switch) / (first lr); it is 0 before the switch.
     Differs from the paper: its single epsilon of 1e-9 is two options here, `settled` and Adam's eps
     of 1e-8; the paper's lr is constant. Use it where SGD ends better than Adam and nobody wants to
     tune SGD.
@@ -157,7 +159,7 @@ def swats(
     limits={
         "d0": ("(0, inf)", "d grows from it, and sums are in units of it"),
         "d_coef": ("(0, inf)", "it multiplies the estimate of the distance"),
-        "growth_rate": ("[1, inf]", "it is the most that d may grow by in a step"),
+        "growth_rate": ("[1, inf]", "it is the largest factor by which d may grow in a step"),
     },
     excused={"coarse": "the first steps of Prodigy are a thousandth of a parameter or less"},
 )
@@ -188,8 +190,8 @@ def prodigy(
     one d for the parameters of all groups, computed with the options of the first group that has a
     gradient.
     Differs from the authors' package prodigyopt: groups may have different rates, and a group
-    neither moves nor decays while its lr is 0. Use it where no rate can be searched: lr stays 1,
-    with a cosine schedule if any.
+    neither moves nor decays while its lr is 0. Use it where no rate can be searched: leave lr at 1,
+    and if a schedule is needed, take a cosine.
     """
     start = where(t > 1, start, p)
     d, d_max = where(d > 0, d, d0), where(d_max > 0, d_max, d0)
@@ -219,8 +221,8 @@ def fold(choose, window):
 def single_step(variance, pull, spread):
     """The square root of YellowFin's momentum.
 
-    It is the x that minimises x^2 D^2 + (1 - x)^4 C / h_min^2, or the bound from the curvatures'
-    spread h_max / h_min if that is larger. variance: C. pull: (D h_min)^2.
+    It is the x that minimises x^2 D^2 + (1 - x)^4 C / h_min^2, or a bound if that is larger. The
+    bound comes from the spread of the curvatures, h_max / h_min. variance: C. pull: (D h_min)^2.
     """
     q = where(pull > 0, 2 * variance / pull, 0)  # z = 1 - x solves q z^3 + z = 1
     w = (1 / (2 * q) + sqrt(1 / (4 * q**2) + 1 / (27 * q**3))) ** (1 / 3)
@@ -273,17 +275,17 @@ def yellowfin(
 ):
     """YellowFin. Zhang and Mitliagkas 2017, arXiv:1706.03471, algorithms 1 to 4.
 
-    Momentum that tunes itself: rate and momentum are the best for a noisy quadratic whose
-    curvatures lie between the least and the largest squared norm of the last 20 gradients. lr
+    Momentum that tunes itself. Its rate and momentum are the best for a noisy quadratic whose
+    curvatures lie between the smallest and the largest squared norm of the last 20 gradients. lr
     multiplies the rate, which rises over the first 200 steps. Norms and variance are over the
     parameters of all groups (with the beta of the first group), and `k` counts the optimizer's
     steps.
     Differs from the paper and from the authors' code: averages are of the values, not of their
-    logarithms, and neither long gradients nor the growth of the largest curvature are clipped. Use
-    it where plain momentum would do and nobody tunes it.
+    logarithms. Long gradients are not clipped, nor is the growth of the largest curvature. Use it
+    where plain momentum works and nobody tunes it.
     """
     h = total(g**2)
-    # the first norm fills the window: that makes no range wider
+    # the first norm fills the window, which does not widen the range
     earlier = (h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11, h12, h13, h14, h15, h16, h17, h18, h19)
     window = (h, *(where(k > 0, past, h) for past in earlier))
     high = average(beta, high, fold(maximum, window))

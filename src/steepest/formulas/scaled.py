@@ -6,10 +6,11 @@ from .meanings import FIRST, LENGTH, SECOND
 
 
 def average(beta, old, new):
-    """The exponential moving average, one step on: beta * old + (1 - beta) * new.
+    """The next value of an exponential moving average: beta * old + (1 - beta) * new.
 
-    In this form a float32 average is two to three times as precise. Most averages of squares keep
-    the other form, which stays inf after a square has overflowed, where this one becomes nan.
+    A float32 average is two to three times as precise in the form old + (1 - beta) * (new - old).
+    Most averages of squares are written in the other form: after a square has overflowed they stay
+    inf, while this form would become nan.
     """
     return old + (1 - beta) * (new - old)
 
@@ -37,7 +38,8 @@ def rprop(p, g, prev, z, *, t, lr=1e-2, etaminus=0.5, etaplus=1.2, step_min=1e-6
     Uses only the sign of the gradient: each coordinate has a step size of its own, which grows
     while the sign stays and shrinks when it flips. Use it with full batches only: mini-batch noise
     flips the signs.
-    Differs from the paper: as in torch.optim.Rprop, a flip skips one move and takes no step back.
+    Differs from the paper: as in torch.optim.Rprop, a coordinate does not move when its sign flips;
+    in the paper it goes back.
     """
     turn = sign(g * prev)
     same, turned = maximum(turn, 0), minimum(turn, 0)
@@ -69,9 +71,10 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
 def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     """Adadelta. Zeiler 2012, arXiv:1212.5701, algorithm 1.
 
-    RMSprop whose rate is the root mean square of the last moves, so that units cancel. eps is
-    inside both roots, and the first moves grow from it: eps, not lr, sets how slowly training
-    begins. Use it where the scale of the gradients changes and no single rate suits.
+    RMSprop whose rate is the root mean square of the last moves, so that the units of the gradient
+    cancel. eps is inside both roots, and the first moves grow from it: eps, not lr, decides how
+    slowly training begins. Use it where the scale of the gradients changes and no single rate
+    suits.
     Differs from the paper: an lr in front (1 is the paper), from torch.optim.Adadelta.
     """
     v = rho * v + (1 - rho) * g**2
@@ -99,8 +102,9 @@ def rmsprop(
     Adagrad with a moving average instead of the sum, so that the rate can rise again. `centered`
     subtracts the squared mean gradient; `heavy` applies momentum to the scaled gradient. Use it for
     recurrent networks, GANs and reinforcement learning, where momentum hurts.
-    Differs from the lecture, as torch.optim.RMSprop does: it has an eps, and that is outside the
-    root (Graves has it inside); the rate multiplies the finished momentum (his is inside it).
+    Differs from the lecture, as torch.optim.RMSprop does: it has an eps outside the root, and the
+    rate multiplies the finished momentum. Graves has eps inside the root and the rate inside the
+    momentum.
     """
     v = alpha * v + (1 - alpha) * g**2
     spread = v
@@ -123,7 +127,7 @@ def rmsprop(
 def adamax(p, g, m, u, *, t, lr=2e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adamax. Kingma and Ba 2015, arXiv:1412.6980, algorithm 2.
 
-    Adam with the largest recent gradient instead of the root mean square. Use it in place of Adam
+    Adam with the largest recent gradient instead of the root mean square. Use it instead of Adam
     where single gradients are huge.
     Differs from the paper: eps is inside the maximum, as in torch.optim.Adamax.
     """

@@ -1,4 +1,4 @@
-"""Moved to `steepest.ops`; this name goes with the next release."""
+"""Moved to `steepest.ops`; the next release will not have this name."""
 
 from typing import Any
 from warnings import warn

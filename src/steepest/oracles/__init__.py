@@ -1,6 +1,7 @@
-"""The independent oracle of every rule, and the settings in which the two are compared.
+"""The oracle of every rule, and the settings in which the rule is compared with it.
 
-There is one file for each file of `formulas/`. To add a rule, write one `compare(...)` there.
+An oracle is an independent implementation of the same optimizer. Each file of `formulas/` has a
+file of the same name here. To add a rule, write one `compare(...)` in that file.
 """
 
 from . import adam, belief, bound, free, gradient, matrices, momenta, norms, signs  # noqa: F401
@@ -27,5 +28,5 @@ def _first_and_last(rule: str) -> tuple[Setting, Setting]:
     return own[0], own[-1]
 
 
-# run in float32: only the first and the last setting of each rule, since each compiles a loop
+# run in float32: only two settings of each rule, since each setting compiles a loop
 PRECISE = tuple(dict.fromkeys(s for rule in ORACLES for s in _first_and_last(rule)))

@@ -1,4 +1,4 @@
-"""Makers of oracles from other packages: silent, with torch's interface, imported when used."""
+"""Makers of oracles from other packages. The oracles print nothing and have torch's interface."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def with_first_decay(maker: Maker) -> Maker:
 
 
 def as_rows(maker: Maker) -> Maker:
-    """Gives every parameter as a matrix of one row, to an optimizer that leaves vectors alone."""
+    """Passes parameters as matrices of one row, for an optimizer that treats vectors otherwise."""
 
     def make(params: Params, **hyper: Any) -> Any:
         rows = [p.detach().view(1, -1).requires_grad_() for p in params]  # share the memory
@@ -120,7 +120,7 @@ def as_rows(maker: Maker) -> Maker:
 
 
 def split(params: Params, matrices: Maker, others: Maker) -> Any:
-    """One optimizer for matrices and one for all other parameters; their rates keep their ratio."""
+    """One optimizer for matrices, one for other parameters; the ratio of their rates is fixed."""
     made = matrices([p for p in params if p.dim() > 1])
     if all(p.dim() > 1 for p in params):
         return made
@@ -147,10 +147,10 @@ def _shrink(params: Params, share: float) -> None:
 class Optax:
     """An optax transformation in 64 bits, with torch's groups, states and step.
 
-    name: its path in optax; keys: our state -> optax's field; decay: "own", or "coupled" or
-    "decoupled" for a transformation without weight decay; names: our argument -> optax's; zeroed: a
-    field that starts at 0 here. The transformation is rebuilt at each step, since the learning rate
-    may change.
+    name: the transformation's path in optax. keys: our state -> optax's field. decay: "own" if the
+    transformation has weight decay; else the decay to add, "coupled" or "decoupled". names: our
+    argument -> optax's. zeroed: a field that starts at 0 here. The transformation is rebuilt at
+    each step, since the learning rate may change.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ compare(
 
 
 def _muon(params: Params, adamw_lr: float = 3e-4, **hyper: Any) -> Any:
-    """torch's Muon, and its AdamW for parameters that are not matrices; one schedule for both."""
+    """torch's Muon for matrices and its AdamW for other parameters; one schedule for both."""
     betas, eps = hyper.pop("betas", (0.9, 0.95)), hyper.pop("adamw_eps", 1e-10)
     decay = hyper.get("weight_decay", 0.1)
     return split(
@@ -48,7 +48,7 @@ class _Float64:
 
 
 def _soap(params: Params, **hyper: Any) -> Any:
-    """pytorch-optimizer's SOAP, without its rounding of refined eigenvectors to float32."""
+    """pytorch-optimizer's SOAP, changed so that refined eigenvectors are not rounded to float32."""
     made = foreign("pytorch_optimizer", "SOAP", foreach=False)(params, **hyper)
     original = type(made).get_orthogonal_matrix_qr
     names = {**original.__globals__, "torch": _Float64()}

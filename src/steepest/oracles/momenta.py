@@ -19,7 +19,7 @@ from .table import (
 
 
 def _msvag(params: Params, **hyper: Any) -> Any:
-    """pytorch-optimizer's MSVAG, without dividing the first variance, pure rounding, by 1e-4."""
+    """pytorch-optimizer's MSVAG; its first variance, only rounding, is not divided by 1e-4 here."""
     made = foreign("pytorch_optimizer", "MSVAG", foreach=False)(params, **hyper)
     rho = made.get_rho
     made.get_rho = lambda power, beta: 0.5 if power == beta else rho(power, beta)
@@ -36,7 +36,7 @@ compare(
 
 
 def _adopt(params: Params, clip: bool = True, **hyper: Any) -> Any:
-    """torch-adopt's ADOPT, whose decoupled decay begins at the second step only."""
+    """torch-adopt's ADOPT, with decoupled decay at the first step too."""
     made = foreign("adopt", "ADOPT", **({} if clip else {"clip_lambda": None}))
     return (with_first_decay(made) if hyper.get("decouple") else made)(params, **hyper)
 

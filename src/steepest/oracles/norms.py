@@ -77,7 +77,7 @@ for hyper in ({**BETAS, "d0": 1e-4, **DECAY}, {"d_coef": 0.5, **DECAY, **ASCENT}
 
 
 def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
-    """pytorch-optimizer's MARS, which treats vectors like matrices here and adds no 1e-15 to v."""
+    """pytorch-optimizer's MARS, set to treat vectors like matrices and to add no 1e-15 to v."""
     both = {"weight_decay": weight_decay, "weight_decay_1d": weight_decay}
     made = foreign("pytorch_optimizer", "MARS", foreach=False, optimize_1d=True, **both)
     optimizer = made(params, weight_decouple=True, **hyper)
@@ -85,7 +85,7 @@ def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
     return optimizer
 
 
-TINY = {"eps": 1e-30}  # the oracle adds eps before the correction of v, the paper after it
+TINY = {"eps": 1e-30}  # the oracle adds eps before v's correction, the paper after it
 compare(
     "mars",
     adapted(_mars, steepest.MARS),

@@ -42,9 +42,9 @@ Hyper = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """A rule's oracle. oracle, ours: functions of params and hyperparameters that make the
-    optimizers. source: what the oracle is, such as "torch" or "optax". module: the package that it
-    is imported from.
+    """A rule's oracle. oracle, ours: functions of params and hyperparameters that make the two
+    optimizers. source: what the oracle is, such as "torch" or "optax". module: the module from
+    which the oracle is imported.
     """
 
     source: str
@@ -68,9 +68,10 @@ class Row(NamedTuple):
 class Setting:
     """One comparison of a rule with an oracle.
 
-    rule: the one that the hyperparameters must select. scheduled: whether the learning rate changes
-    from step to step. row, label: the oracle and its name, if it is not the rule's first one.
-    bound: the largest deviation allowed in float64; why: the reason for one other than LIMIT.
+    rule: the rule that the hyperparameters must select. scheduled: whether the learning rate
+    changes from step to step. row, label: the oracle and its name, if it is not the rule's first
+    oracle. bound: the largest deviation allowed in float64. why: the reason for a bound other than
+    LIMIT.
     """
 
     rule: str
@@ -95,7 +96,7 @@ class Setting:
 ORACLES: dict[str, Row] = {}
 """Rule -> its first oracle."""
 SECOND: dict[str, Row] = {}
-"""Rule -> a second opinion, where there is one."""
+"""Rule -> its second oracle, where there is one."""
 SETTINGS: list[Setting] = []
 
 

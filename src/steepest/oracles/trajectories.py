@@ -20,7 +20,7 @@ SHAPES = ((16, 15), (60,))
 LARGE = ((100, 100),)
 """The parameter in float32: enough elements for a quantile of 99.9 %."""
 FOREIGN = 1e-9
-"""The largest deviation allowed of a foreign class, which has only the name in common with ours."""
+"""The largest deviation allowed for a foreign class with the name of one of ours."""
 
 
 # one run
@@ -30,8 +30,9 @@ FOREIGN = 1e-9
 def gradients(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[list[Tensor]]:
     """STEPS lists of gradients that depend on no parameter and spread over six orders of magnitude.
 
-    Every third element keeps its sign. In float64, of each tensor's last four elements the first
-    always has a zero gradient, the next one for the first ten steps, the others every other step.
+    Every third element keeps its sign. In float64, the last four elements of each tensor have zero
+    gradients: the first of them always, the second in the first ten steps, and the last two in
+    turn, each in every other step.
     """
     random = torch.Generator().manual_seed(20)
     made = []
@@ -72,7 +73,10 @@ def steps(
     rounded: torch.dtype,
     **more: Any,
 ) -> Iterator[dict[str, Tensor]]:
-    """Run an optimizer in `dtype` on starts and gradients in `rounded`; key -> values, per step."""
+    """Run an optimizer in `dtype`; yields key -> values after each step.
+
+    The first parameters and the gradients are numbers that the dtype `rounded` holds exactly.
+    """
     params = [p.to(dtype).requires_grad_() for p in starts(shapes, rounded)]
     with default_dtype(dtype):
         optimizer = maker(params, **setting.hyper, **more)
@@ -99,7 +103,7 @@ def steps(
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """torch keeps NAdam's mu_product and ASGD's eta in its default dtype, not the parameter's."""
+    """Set torch's default dtype meanwhile: NAdam's mu_product and ASGD's eta are kept in it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -128,7 +132,7 @@ class End(NamedTuple):
 
 
 def end_of(maker: Maker, setting: Setting, dtype: torch.dtype, **more: Any) -> End:
-    """The end of a run in `dtype`, on starts and gradients that float32 holds exactly."""
+    """The end of a run in `dtype`; float32 holds its first parameters and gradients exactly."""
     peaks: dict[str, Tensor] = {}
     row: dict[str, Tensor] = {}
     for row in steps(maker, setting, LARGE, dtype, torch.float32, **more):
@@ -149,8 +153,8 @@ def scales(path: Tensor) -> Tensor:
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
-    """The largest deviation at any step, relative to the element's scale or the tensor's maximum:
-    the larger of the two.
+    """The largest relative deviation at any step. It is the larger of two: relative to the scale of
+    the element, and relative to the maximum of the tensor.
     """
     difference = (ours - theirs).abs()
     if not difference.any():
@@ -168,7 +172,7 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
 
 @cache
 def settings_of(cls: type) -> tuple[Setting, ...]:
-    """The settings that compare that class of ours."""
+    """The settings that compare this class of ours."""
 
     def compares(setting: Setting) -> bool:
         with contextlib.suppress(TypeError):  # an option that only the rule's other class has
@@ -185,7 +189,7 @@ def _bound(name: str) -> float:
 
 
 def same_name(name: str, options: dict[str, Any], hyper: dict[str, Any]) -> Setting:
-    """A foreign class against our reference of the same name; hyper overrides the options."""
+    """A comparison of a foreign class with our class of that name; hyper overrides the options."""
     ours = fixing(classes[name], backend="eager", **options)
     return Setting(name, hyper, row=Row("reference", ours, ours), bound=max(FOREIGN, _bound(name)))
 

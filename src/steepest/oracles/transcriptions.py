@@ -70,8 +70,8 @@ class EAdam(Transcription):
 class Swats(Transcription):
     """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters.
 
-    `exp_avg2` is the average rate; from the switch on it is SGD's rate, which follows the schedule.
-    `sgd` is 0 before the switch, and then lr at the switch over the first lr.
+    `exp_avg2` is the average rate; from the switch on it is SGD's rate, which the schedule scales.
+    `sgd` is 0 before the switch, and (lr at the switch) / (first lr) after it.
     """
 
     def __init__(self, params: Params, lr: float = 1e-3, **hyper: Any) -> None:
@@ -162,13 +162,13 @@ _LETTERS = "abcdefgh"
 
 
 def _covariances(g: Tensor) -> list[Tensor]:
-    """For each dimension: the products, summed over all other dimensions."""
+    """The covariance of each dimension: products of entries, summed over all other dimensions."""
     letters = _LETTERS[: g.dim()]
     return [torch.einsum(f"{letters},{letters.replace(x, 'z')}->{x}z", g, g) for x in letters]
 
 
 def _along(x: Tensor, bases: list[Tensor]) -> Tensor:
-    """sum_a x_a.. Q_a' for every dimension."""
+    """x in the given bases: sum_a x_a.. Q_a' for every dimension."""
     for letter, q in zip(_LETTERS[: x.dim()], bases, strict=True):
         letters = _LETTERS[: x.dim()]
         x = torch.einsum(f"{letters},{letter}z->{letters.replace(letter, 'z')}", x, q)
@@ -184,7 +184,7 @@ def _squares(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
 
 
 def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Algorithm 4, and the order of the old vectors."""
+    """The basis of algorithm 4, and the order into which it sorts the old vectors."""
     order = torch.argsort((basis.T @ covariance @ basis).diagonal(), descending=True)
     return torch.linalg.qr(covariance @ basis[:, order]).Q, order
 

@@ -20,7 +20,7 @@ from .bucket import CpuBucket
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Dense memory of a dtype that the loop supports, without autograd through the step."""
+    """Whether the loop supports the parameter and its options; it does not support autograd."""
     selection = wanted.selection
     program = program_of(selection)
     plain = all(codecs.of_state(selection.rule.keys[s]) is codecs.NEAREST for s in program.states)

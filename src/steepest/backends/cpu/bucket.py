@@ -59,7 +59,7 @@ class CpuBucket(Bucket):
             torch.autograd.graph.increment_version(stepped)
             if full:
                 self.widen(owners, state, self.cells.take_full().tolist())
-            grads.clear()  # held until here, because the loop reads their memory
+            grads.clear()  # kept alive until here, because the loop reads their memory
             copies.clear()
 
         return Ready(step, self.work.add)

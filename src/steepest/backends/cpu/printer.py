@@ -1,13 +1,13 @@
 """The CPU's loop as text: a Python function of one argument, the address of its job.
 
-The frame is the same for every rule. A rule fills in two parts. The first computes the host
-scalars, once for each run of tensors with equal counts, into a row of numbers. The second is the
-body: for each chunk, the row is read into constants, and one line after the other computes an
-element. A rule with reductions has two such loops: the first one adds up each chunk, and the host
-scalars of the second one read these sums.
+The frame is the same for every rule. A rule fills in two parts. The first part computes the host
+scalars into a row of numbers, once for each sequence of tensors with equal counts. The second part
+is the body: for each chunk of elements, it reads the row into constants, and then computes one
+element after the other. A rule with reductions has two such loops: the first loop adds up each
+chunk, and the host scalars of the second loop read these sums.
 
-STORED says how a bfloat16 parameter is read and written, a row for each codec. `compiler.py`
-defines the functions that the text calls.
+STORED has an entry for each codec: how the loop reads and writes a bfloat16 parameter.
+`compiler.py` defines the functions that the text calls.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ _DEPTHS = {
 
 
 class Stored(NamedTuple):
-    """How the loop reads and writes one tensor that is not of its own type.
+    """How the loop reads and writes a tensor whose type is not that of the loop: lines of text.
 
-    pointer: the type of its elements.
-    load: the expression that reads an element of the tensor {x}; then: what is done with its value
-        `now` after that.
-    store: the expression that is written for the new value `new`; last: what is written after all
-        others.
-    extra: the tensor that the codec keeps beside it.
-    start: what is read before the first element of a chunk.
+    pointer: the type of the tensor's elements.
+    load: the expression that reads an element of the tensor {x}.
+    then: the line after `load`; it changes the value `now` that was read.
+    store: the expression that converts the new value `new` for the tensor.
+    last: the line after all stores.
+    extra: the name of the extra tensor that the codec keeps.
+    start: the line before the first element of a chunk.
     """
 
     pointer: str
@@ -119,8 +119,8 @@ def source(program: Program, storage: str = "", first: bool = False, wide: bool 
     """The loop of a program.
 
     storage: the codec of bfloat16 parameters, a name in STORED; "" for other dtypes.
-    wide: their gradients are float32.
-    first: the pass that adds up, in float64 and for each chunk, what the reductions need.
+    wide: whether the gradients of bfloat16 parameters are float32.
+    first: print the first pass, which adds up each chunk in float64 for the reductions.
     """
     return _Loop(program, storage, first, wide).text()
 
@@ -139,7 +139,7 @@ class _Loop:
         self.printer = _Elements(program, taken={*RESERVED, *self.tensors.values()})
 
     def text(self) -> str:
-        constants = self.constants()  # first, so that they get the names of their labels
+        constants = self.constants()  # first, so that constants get their labels as names
         arrays = enumerate(ARRAYS.items(), MARKED + 1)
         parts = {
             "arrays": [f"{name} = {pointer}(job[{i}])" for i, (name, pointer) in arrays],
@@ -163,7 +163,7 @@ class _Loop:
         return max(len(self.program.slots), 1)
 
     def scalars(self) -> dict[str, list[str]]:
-        """Lines that compute a row, if the tensor before had other counts."""
+        """Lines that compute a row, if the counts differ from those of the tensor before."""
         program = self.program
         carried = [_safe_name(c) for c in program.carried]
         # a new count needs a new row only if the rule reads t
@@ -217,7 +217,7 @@ class _Loop:
         return [f"{x} = {t}(addresses[{i} * n + k])" for i, (x, t) in enumerate(types.items())]
 
     def constants(self) -> list[str]:
-        """Lines for what is the same for all elements of a tensor."""
+        """Lines that read what is the same for all elements of a tensor."""
         lines = ["zero = real(0.0)", *(x.start for x in self.stored.values() if x.start)]
         for i, node in enumerate(self.program.slots):
             if node.op == "input":
@@ -243,7 +243,7 @@ class _Loop:
         lines, printer, outputs = [], self.printer, self.program.outputs
         sides = [s for node in self.program.body if node.op == "where" for s in node.args[1:]]
         for node in dict.fromkeys(s for s in sides if s.op == "input" and not s.host):
-            old = printer.names[node]  # always read: a load on one side only is not vectorised
+            old = printer.names[node]  # always read: a load in one branch would not be vectorised
             lines.append(f"{printer.name(node, 'x')} = {old}")
         kept = [node for node in outputs.values() if node.op != "const"]
         lines += printer.assignments(self.program.body, kept, "x")

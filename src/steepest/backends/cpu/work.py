@@ -1,6 +1,6 @@
-"""The work of a step: the loops and the numbers they run on, kept from step to step.
+"""The work of a step: the loops and the numbers that they use, kept from step to step.
 
-Work is cut into pieces of equal numbers of elements, which threads take by an atomic counter. The
+Work is cut into pieces of at most CHUNK elements. Threads take pieces by an atomic counter. The
 borders of pieces depend only on sizes, so results do not depend on the number of threads.
 """
 
@@ -17,14 +17,14 @@ from .. import compiler, threads
 from ..cells import Cells
 from .printer import ARRAYS, MARKED, NEXT, ONLY, source
 
-CHUNK = 1 << 16  # elements; long enough to pay for taking a piece, short enough to distribute
+CHUNK = 1 << 16  # elements; large enough to be worth taking, small enough to share
 
 
 class Work:
-    """The loops and what they need from step to step: addresses, pieces and scratch memory, no
+    """The loops and what they need at each step: addresses, pieces and scratch memory. It holds no
     tensor.
 
-    wide: gradients are float32 where parameters are bfloat16.
+    wide: whether the gradients of bfloat16 parameters are float32.
     columns: the parameters, then the tensors of each state.
     firsts: the number of each parameter's first element, for the noise of stochastic rounding.
     """

@@ -1,4 +1,4 @@
-"""The reference: the rule itself, called for each parameter in turn. Any device and any dtype."""
+"""The reference: the rule itself, called for each parameter in turn, on any device and dtype."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class EagerBucket(Bucket):
             )
 
     def pass_over(self, inputs: StepInputs, sums: dict[int, Tensor], add: bool) -> None:
-        """Go over all parameters: add up the rule's totals (`add`), or make the step with these."""
+        """Go over all parameters: add up the totals in `sums` (`add`), or step with them."""
         with torch.set_grad_enabled(self.wanted.differentiable):
             numbers = self.cells.read().T.tolist()
             for k in inputs.grads:
@@ -111,7 +111,10 @@ class EagerBucket(Bucket):
         return None
 
     def remember(self, own: dict[str, Any], carried: Sequence[Any], every: bool = False) -> None:
-        """Store carried scalars that have a history, and plain numbers where one was before."""
+        """Store carried scalars with an autograd history, or plain numbers that replace them.
+
+        every: store all carried scalars.
+        """
         keys = (self.selection.rule.keys[c] for c in self.selection.rule.carried)
         for key, x in zip(keys, carried, strict=True):
             if carries(x):

@@ -22,7 +22,8 @@ def _allow_numbers(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
 
     def call(a: Any, b: Any) -> Any:
         if not any(isinstance(x, Tensor) and x.ndim for x in (a, b)):
-            # scalars are compared as numbers: else the gradient of the other one may be 0 * inf
+            # scalars are compared as numbers: otherwise the gradient of the value not taken may be
+            # 0 * inf
             return ops.evaluate_side(of(a, b))
         like = a if isinstance(a, Tensor) else b
         return fn(*(x if isinstance(x, Tensor) else torch.full_like(like, x) for x in (a, b)))
@@ -90,7 +91,7 @@ def _covariance(x: Tensor, k: int) -> Tensor:
 
 
 def _change_basis(x: Tensor, bases: Tensor, back: bool) -> Tensor:
-    """Multiply each dimension in turn, moved to the end, with its basis if it has one."""
+    """Multiply each dimension of x by its basis, if it has one."""
     basis = dict(zip(_square_dims(x), _unpack(bases, x), strict=True))
     y = x.contiguous()
     for k in range(x.dim()):
@@ -108,7 +109,7 @@ def _decompose(covariance: Tensor) -> Tensor:
 
 
 def _check_derivative(covariance: Tensor, sizes: Tensor) -> None:
-    """Raise where autograd would differentiate a basis that is partly decided by rounding."""
+    """Raise if autograd would differentiate a basis that rounding has partly decided."""
     noise = 100 * len(covariance) * torch.finfo(covariance.dtype).eps
     if covariance.requires_grad and not (sizes.abs() > noise * covariance.trace()).all():
         raise RuntimeError(

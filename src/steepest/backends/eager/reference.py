@@ -16,7 +16,7 @@ from . import operations
 
 @contextmanager
 def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
-    """Inside, each `total` adds its sum to the next one in `sums`, or (not `add`) returns that."""
+    """Inside, call i of `total` returns sums[i]; with `add`, it first adds its own sum to it."""
     calls = itertools.count()
 
     def total(x: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
 
 
 def _scalar(x: Any) -> Any:
-    """A number; one with an autograd history as a tensor without dimensions, in float64 too."""
+    """A scalar as a number; with an autograd history, as a float64 tensor without dimensions."""
     return x.reshape(()).to("cpu", torch.float64) if carries(x) else ops.Number(x)
 
 
@@ -56,7 +56,7 @@ def run(
         p, g = modifier(p, g, **{n: number[n] for n in scalars_of(modifier)})
     by_name = dict(zip(program.states, states, strict=True))
     all_states = [by_name.get(n, torch.zeros_like(g)) for n in rule.states]
-    # a scalar that the choices leave unread may be missing
+    # a scalar may be missing if the choices make the rule not read it
     arguments = {n: number.get(n, ops.Number(0)) for n in rule.scalars}
     token = operations.stored.set(stored)
     try:

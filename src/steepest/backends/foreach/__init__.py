@@ -1,4 +1,4 @@
-"""torch._foreach_*: the default on every device and dtype without a kernel of its own."""
+"""torch._foreach_*: the default for devices and dtypes that the compiled loop does not support."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .bucket import ForeachBucket
 
 
 def runs(program: Program) -> bool:
-    """Whether it can run a program: lists have no sum over one tensor, and no matrix functions."""
+    """Whether this backend can run a program: one without reductions and matrix functions."""
     return not (program.matrix or program.reductions)
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Parameters of all programs that it runs, and the rows of sparse gradients."""
+    """Whether the backend runs this program, or the gradient is sparse and its rows are stepped."""
     dense = runs(program_of(wanted.selection)) and not wanted.differentiable
     return dense or takes_sparse(wanted.selection, p.grad)
 
 
 def source(program: Program) -> str | None:
-    """The calls, and how their scalars are computed."""
+    """The calls on lists, and in comments how their scalars are computed."""
     if not runs(program):
         return None
     return printer.source(program) + "".join(f"    # {line}\n" for line in host_notes(program))

@@ -25,9 +25,9 @@ def _functions(selection: Selection, itemsize: int) -> tuple[Any, Any]:
 
 
 class ForeachBucket(Bucket):
-    """Calls torch._foreach functions on whole tensors, or on the rows that sparse gradients have.
+    """Calls torch._foreach functions on whole tensors, or only on the rows in sparse gradients.
 
-    Single rows are for rules that leave a row without a gradient alone.
+    Rows are stepped alone only by rules that do not change a row without a gradient.
     """
 
     def prepare(self, inputs: StepInputs) -> Ready:
@@ -47,7 +47,7 @@ class ForeachBucket(Bucket):
     ) -> Sequence[float]:
         """Step tensors that all have the same count; returns the next carried scalars."""
         run, host = _functions(self.selection, self.dtype.itemsize)
-        # t is the first of the program's scalars, if it is one of them
+        # if the program reads t, it is the first of its scalars
         t = [row.t] if self.program.reads_t else []
         values = host(*t, *scalars, *row.carried)
         slots = len(self.program.slots)
@@ -59,7 +59,7 @@ class ForeachBucket(Bucket):
     def advance_rows(
         self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
     ) -> Sequence[float]:
-        """Step the rows that the sparse gradients have; returns the next carried scalars."""
+        """Step only the rows in the sparse gradients; returns the next carried scalars."""
         coalesced = [g.coalesce() for g in grads]
         # the first step is of all rows, because a state may have a start other than zero
         if row.t == 1 or self.selection.rule.sparse == "dense":

@@ -1,8 +1,8 @@
-"""torch._foreach_*: the default on every device and dtype without a kernel of its own.
+"""Prints a program as calls of torch._foreach_* functions.
 
-The program is printed as calls on whole lists of tensors. A multiplication or division that ends in
-a sum becomes addcmul or addcdiv, an average becomes lerp, and a list that is not read again is
-overwritten. So the number of calls per step depends on the rule, not on the number of tensors.
+Each call works on whole lists of tensors. A multiplication or division that ends in a sum becomes
+addcmul or addcdiv, an average becomes lerp, and a list that is not read again is overwritten. So
+the number of calls per step depends on the rule, not on the number of tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _safe_name(name: str) -> str:
 
 
 def full(like: list[Any], value: float) -> list[Any]:
-    """Lists of tensors like the given ones, filled with a number."""
+    """New tensors like the given ones, filled with a number."""
     lists = torch._foreach_mul(like, 0.0)
     torch._foreach_zero_(lists)  # 0 * nan is nan
     torch._foreach_add_(lists, value)
@@ -76,7 +76,7 @@ class _Calls:
         return self.lists[node]
 
     def values(self, *nodes: Node) -> None:
-        """Compute all operands before the first is consumed, which may overwrite its list."""
+        """Compute all operands before one of them is used: using one may overwrite its list."""
         for node in nodes:
             if not node.host:
                 self.value(node)
@@ -88,7 +88,7 @@ class _Calls:
         return name
 
     def call(self, node: Node, op: str, a: Node, *rest: str) -> str:
-        """`op` on a's list: in place if the list is not read again and may be overwritten."""
+        """Print `op` on a's list: in place if the list is not read again and may be overwritten."""
         name = self.take(a)
         may_overwrite = node in self.reaches.get(name, (node,))
         if self.reads_left[a] == 0 and may_overwrite and not name.startswith("either"):
