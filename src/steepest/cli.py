@@ -71,12 +71,37 @@ def race(
     trials: Annotated[
         int | None, typer.Option(help="Tuning trials per entry and seed.", show_default="8")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Seeds per entry.", show_default="10")] = None,
+    looks: Annotated[
+        str | None,
+        typer.Option(
+            help="Units of an entry at each look at the results. A unit is one tuning and 3 fresh "
+            "runs of its best trial. An entry that is decided at a look runs no more.",
+            metavar="N,N,...",
+            show_default="5,8,12",
+        ),
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(
+            help="The smallest gain that would matter to you, in the unit in which differences "
+            "are shown. The verdict then says which entries gain less.",
+            metavar="SIZE",
+            show_default="none",
+        ),
+    ] = None,
+    fixed: Annotated[
+        bool,
+        typer.Option("--fixed", help="No looks: one tuning and one fresh run for each of --seeds."),
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="Fresh seeds per entry; means --fixed.", show_default="10")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps per run.", show_default="the task's")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Wall time such as 60s or 5m, instead of --trials.")
+        str | None,
+        typer.Option(help="Wall time such as 60s or 5m, instead of --trials; means --fixed."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Worker processes.", show_default="one per core")
@@ -128,7 +153,21 @@ def race(
     from steepest.race.trials import runner
 
     ranges = ",".join(search) if search else None
-    request = Request(task, optimizers, trials, seeds, steps, budget, seed, data, baseline, ranges)
+    request = Request(
+        task,
+        optimizers,
+        trials,
+        seeds,
+        steps,
+        budget,
+        seed,
+        data,
+        baseline,
+        ranges,
+        looks,
+        fixed or None,
+        margin,
+    )
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
         raise BadCall(f"--jobs {jobs}: expected a whole number of 1 or more")

@@ -18,13 +18,17 @@ import numpy as np
 from scipy import optimize, special, stats
 from scipy.stats import qmc
 
-from steepest.race.statistics import ALPHA, _constant, flip_interval, sign_flip, stands_apart
+from steepest.race.statistics import ALPHA, POWER, _constant, flip_interval, sign_flip, stands_apart
 
 LOOKS = (5, 8, 12)
 """Number of units at each look. Only an open entry, which is not decided yet, gets more units."""
 FUTILE = (0.7, 1.3)
 """At each look except the last, an entry is dropped if its |t| is below this. The bounds do not
 depend on dropping: if a dropped entry is raced on anyway, the level still holds."""
+MOST = 10_000
+"""Most units of an entry."""
+RACES = 4000
+"""Races that are simulated for what a plan can expect."""
 POINTS = 2**14
 """Quasi-random points of an integral over the paths: the bounds are exact to 1 in 1,000."""
 
@@ -49,6 +53,16 @@ def spent(share: float, alpha: float) -> float:
     return float(2 * stats.norm.sf(stats.norm.isf(alpha / 2) / math.sqrt(share)))
 
 
+def check(looks: tuple[int, ...]) -> None:
+    """ValueError for looks at which no entry could be judged."""
+    if min(np.diff((1, *looks))) < 2:
+        raise ValueError(
+            f"looks {looks}: the first look needs at least 3 units, each later one 2 units more"
+        )
+    if looks[-1] > MOST:
+        raise ValueError(f"looks {looks}: expected at most {MOST:,} units")
+
+
 @lru_cache(maxsize=64)
 def bounds(rivals: int, looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) -> tuple[Bound, ...]:
     """The bound of each look for one of `rivals` entries, at the level alpha / rivals.
@@ -56,11 +70,7 @@ def bounds(rivals: int, looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) ->
     With one rival and looks at 5, 8 and 12 units, the bounds of |t| are 6.84, 3.22 and 2.31.
     ValueError if the first look has fewer than 3 units, or a later look adds fewer than 2.
     """
-    if min(np.diff((1, *looks))) < 2:
-        raise ValueError(
-            f"looks {looks}: expected at least 3 units at the first look, and at least 2 more at "
-            f"each later look"
-        )
+    check(looks)
     level = alpha / max(1, rivals)
     # Under the null hypothesis, r = sum / sqrt(n sum of squares) is a Markov chain over the looks:
     # r does not depend on the scale, and a new group adds an independent direction (Basu 1955).
@@ -103,6 +113,65 @@ def _direction(n: int, uniform: np.ndarray) -> np.ndarray:
 def _above(r: np.ndarray, n: int) -> np.ndarray:
     """Probability that r of n normal numbers with mean 0 is above `r`."""
     return special.betainc((n - 1) / 2, (n - 1) / 2, np.clip((1 - r) / 2, 0, 1))
+
+
+def exact_units(rivals: int, looks: tuple[int, ...] = LOOKS) -> int | None:
+    """Units at the first look at which the sign-flip test can tell an entry apart; None if none."""
+    able = (b.units for b in bounds(rivals, looks) if 2.0 ** (1 - b.units) <= b.p)
+    return next(able, None)
+
+
+def expected_units(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
+    """Mean number of units, over all entries, of a race in which no entry differs: simulated."""
+    baseline = np.random.default_rng(0).normal(size=(RACES, looks[-1], 1))
+    entries = np.random.default_rng(1).normal(size=(RACES, looks[-1], rivals))
+    closed = _closed(entries - baseline, rivals, looks)[0]
+    return float(closed.sum(axis=1).mean() + closed.max(axis=1).mean())
+
+
+def detectable(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
+    """Smallest true difference that is told apart with power 0.8, in standard deviations of the
+    differences of units. Simulated.
+    """
+    noise = np.random.default_rng(0).normal(size=(RACES, looks[-1], 1))
+    missing = lambda effect: POWER - float(_closed(noise + effect, rivals, looks)[1].mean())  # noqa: E731
+    far = 1.0
+    while missing(far) > 0:
+        far *= 2
+    root: Any = optimize.brentq(missing, 0.0, far, xtol=1e-3)
+    return float(root)
+
+
+def margin_shown(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
+    """Smallest margin below which an entry without a difference stays with probability 0.8 at the
+    last look, in standard deviations of the differences of units.
+    """
+    bound = bounds(rivals, looks)[-1]
+    n, t = bound.units, bound.t
+
+    def missing(margin: float) -> float:
+        return POWER - float(stats.nct.sf(t, n - 1, margin * math.sqrt(n)))
+
+    root: Any = optimize.brentq(missing, 0.0, (t + 20) / math.sqrt(n))
+    return float(root)
+
+
+def _closed(d: np.ndarray, rivals: int, looks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Units at which t tests close each entry, and whether it is told apart then.
+
+    d: differences by race, unit and entry.
+    """
+    units = np.zeros((len(d), d.shape[2]), dtype=int)
+    apart = np.zeros(units.shape, dtype=bool)
+    for number, bound in enumerate(bounds(rivals, looks)):
+        some = d[:, : bound.units]
+        t = abs(some.mean(axis=1)) / some.std(axis=1, ddof=1) * math.sqrt(bound.units)
+        now = units == 0
+        apart |= now & (t >= bound.t)
+        last = number == len(looks) - 1
+        futile = math.inf if last else FUTILE[min(number, len(FUTILE) - 1)]
+        units[now & ((t >= bound.t) | (t < futile))] = bound.units
+    return units, apart
 
 
 @dataclass(frozen=True)

@@ -64,3 +64,24 @@ def differences(summary: Summary) -> dict[str, Difference]:
         for name, entry in summary["entries"].items()
         if entry["difference"] is not None
     }
+
+
+def judged_metric(summary: Summary) -> str:
+    """The metric that the verdict is about."""
+    if summary.get("test_data", True):
+        return f"test {summary['metric']}"
+    return f"validation {summary['metric']} of fresh seeds (the task has no test data)"
+
+
+def shown_size(summary: Summary, d: Difference) -> str:
+    """The size of a claimed difference and its interval, without signs."""
+    text = number(summary, abs(d.mean)) + units(summary)[1]
+    if d.low is None or d.high is None:
+        return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
+    near, far = sorted((abs(d.low), abs(d.high)))
+    return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
+
+
+def capital(text: str) -> str:
+    """The text with a capital as its first letter."""
+    return text[:1].upper() + text[1:]

@@ -18,7 +18,7 @@ from scipy import optimize, stats
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import protocol, searching
+from steepest.race import looks, protocol, searching
 from steepest.race.phrases import plural
 from steepest.race.protocol import PILOT, Plan, Result, Trial
 from steepest.race.request import MOST, Request
@@ -38,17 +38,21 @@ def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
 
     `started`: the value of `perf_counter` at which the time of the budget began.
     """
-    names = request.entry_names()
+    names, units = request.entry_names(), request.units()
     plan = Plan(
         task=request.task,
         entries=names,
         trials=request.trials or protocol.TRIALS,
-        seeds=request.seeds or protocol.SEEDS,
+        seeds=units[-1] if units else request.seeds or protocol.SEEDS,
         steps=request.steps or tasks.get(request.task, request.data).steps,
         seed=request.seed or 0,
         request={key: value for key, value in asdict(request).items() if value is not None},
         data=request.data,
         search=searching.parse(request.search, names),
+        looks=units,
+        repeats=protocol.REPEATS if units else 1,
+        halving=bool(units),
+        margin=request.smallest_gain(),
     ).compared_to(request.baseline_name())
     if request.budget is None:
         return _check_size(plan)
@@ -187,9 +191,11 @@ def duration(plan: Plan, jobs: int, run: float, warm: float) -> float:
     """Seconds of wall time: all runs, and the first step of each entry.
 
     `run`: seconds of a run; `warm`: seconds of the first step of an entry in a worker. All workers
-    make the first steps at the same time.
+    make the first steps at the same time. In a race with looks it is the longest that the race may
+    take.
     """
-    return math.ceil(plan.runs / jobs) * run + len(plan.entries) * warm
+    runs = len(plan.entries) * plan.seeds * plan.unit_cost
+    return math.ceil(runs / jobs) * run + len(plan.entries) * warm
 
 
 def describe(
@@ -209,6 +215,8 @@ def describe(
     a share, shown in points. `diverged`: (number of pilot runs that diverged, number of pilot
     runs).
     """
+    if plan.looks:
+        return _describe_looks(plan, jobs, run, warm, differences, proportion, diverged)
     count = len(plan.entries)
     lines = [
         f"{count} {'entry' if count == 1 else 'entries, each'} with {plan.seeds} fresh "
@@ -255,6 +263,87 @@ def describe(
             f"more."
         )
     return "\n".join(lines)
+
+
+def _describe_looks(
+    plan: Plan,
+    jobs: int,
+    run: float,
+    warm: float,
+    differences: Sequence[float],
+    proportion: bool,
+    diverged: tuple[int, int],
+) -> str:
+    """`describe` for a race in looks."""
+    count, rivals = len(plan.entries), len(plan.entries) - 1
+    most, cost = count * plan.seeds * plan.unit_cost, plan.unit_cost
+    going = ", ".join(f"{left} after {at} steps" for at, left in plan.rungs)
+    halved = f", of which {going} go on" if going else ""
+    lines = [
+        f"{count} {plural('entry', count)}, looks after {_listed(plan.looks)} units. A unit is one "
+        f"tuning of {plan.trials} {plural('trial', plan.trials)} of {plan.steps} "
+        f"{plural('step', plan.steps)}{halved}; then {plan.repeats} fresh runs of the best trial. "
+        f"It costs as many steps as {cost:.3g} full runs."
+    ]
+    if rivals < 1:
+        alone = plan.looks[0] * cost
+        lines.append(
+            f"{plan.baseline} runs alone, to the first look: there is nothing to tell apart. That "
+            f"is {alone:,.0f} full runs."
+        )
+        return "\n".join(lines)
+    expected = looks.expected_units(rivals, plan.looks) * cost
+    seconds = duration(plan, jobs, run, warm)
+    lines.append(
+        f"At most {most:,.0f} full runs, about {_clock(seconds)} with --jobs {jobs}; about "
+        f"{expected:,.0f} if no entry differs from {plan.baseline}"
+        f"{'' if plan.margin is None else ' and without --margin'}, about "
+        f"{_clock(seconds * expected / most)}."
+    )
+    # a unit is a mean of fresh runs; luck in tuning is not in the pilot runs
+    sd = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    sd /= math.sqrt(plan.repeats)
+    effect = looks.detectable(rivals, plan.looks)
+    margin = looks.margin_shown(rivals, plan.looks)
+    if sd > 0:
+        low, high = sd_interval(sd, len(differences))
+        unit = " points" if proportion else ""
+        sizes = [_number(effect * s, proportion) for s in (sd, low, high)]
+        margins = [_number(margin * s, proportion) for s in (sd, low, high)]
+        lines.append(
+            f"A difference of {sizes[0]}{unit} to {plan.baseline} would be found in "
+            f"{POWER:.0%} of such races. For an entry that is equal to {plan.baseline}, "
+            f"{POWER:.0%} of such races with --margin {margins[0]} would show that it gains less "
+            f"than that. {len(differences)} pairs of pilot runs show the spread only roughly, so "
+            f"the true sizes may be {sizes[1]} to {sizes[2]} and {margins[1]} to {margins[2]}"
+            f"{unit}. The pilot runs were not tuned. Luck in tuning adds to the spread."
+        )
+    else:
+        lines.append(
+            f"A difference to {plan.baseline} of {effect:.2f} standard deviations of the paired "
+            f"differences would be found in {POWER:.0%} of such races. The pilot runs do not show "
+            f"how large that standard deviation is."
+        )
+    if few := too_little(plan.record()):
+        lines.append(f"{few}.")
+    needed = looks.exact_units(rivals, plan.looks)
+    if needed != plan.looks[0]:
+        when = f"at {needed} units, not earlier" if needed else "at none of these looks"
+        lines.append(
+            f"If a fresh run diverges, the exact test is used. It can tell an entry apart {when}."
+        )
+    if diverged[0]:
+        lines.append(
+            f"{diverged[0]} of {diverged[1]} pilot runs diverged. If fresh runs diverge too, the "
+            f"sizes above do not hold."
+        )
+    return "\n".join(lines)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers for a sentence: 5, 8 and 12."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _number(value: float, proportion: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shlex
@@ -16,7 +17,7 @@ import torch
 import steepest
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import field, protocol, searching
+from steepest.race import field, looks, protocol, searching
 from steepest.race.schema import Provenance
 from steepest.tasks import user_modules
 from steepest.training.recipe import Recipe
@@ -43,6 +44,48 @@ class Request:
     data: str | None = None
     baseline: str | None = None
     search: str | None = None
+    looks: str | None = None
+    fixed: bool | None = None
+    margin: float | None = None
+
+    def units(self) -> tuple[int, ...]:
+        """Units at each look; empty for a race of a fixed number of seeds.
+
+        BadCall for options that exclude each other, or looks that no race can have.
+        """
+        design = {"--fixed": self.fixed, "--seeds": self.seeds, "--budget": self.budget}
+        fixed = [option for option, value in design.items() if value]
+        if fixed:
+            for option, value in (("--looks", self.looks), ("--margin", self.margin)):
+                if value is not None:
+                    raise BadCall(
+                        f"{option} {value} with {fixed[0]}: {fixed[0]} asks for a race of a fixed "
+                        f"number of seeds, and {option} for a race in looks; give one of them"
+                    )
+            return ()
+        if self.looks is None:
+            return looks.LOOKS
+        try:
+            units = tuple(int(text) for text in self.looks.split(","))
+            looks.check(units)
+        except ValueError as error:
+            why = "" if "invalid literal" in str(error) else f" ({error})"
+            raise BadCall(
+                f"--looks {self.looks!r}: expected the units of an entry at each look, such as "
+                f"5,8,12{why}"
+            ) from None
+        return units
+
+    def smallest_gain(self) -> float | None:
+        """The margin in the metric's own unit; a share is given in points (0.5 is 0.005)."""
+        if self.margin is None:
+            return None
+        if not 0 < self.margin < math.inf:
+            raise BadCall(
+                f"--margin {self.margin:g}: expected a number above 0, in the unit in which "
+                f"differences are shown: points of a share, or the metric's own unit"
+            )
+        return self.margin / 100 if tasks.get(self.task, self.data).proportion else self.margin
 
     def entry_names(self) -> tuple[str, ...]:
         """The entries: those of --optimizers, and the baseline if it is not among them."""
@@ -62,6 +105,8 @@ class Request:
         """The command line of this request."""
         options = {key: value for key, value in asdict(self).items() if value is not None}
         words = ["steepest", "race", str(options.pop("task"))]
+        if options.pop("fixed", False):
+            words.append("--fixed")
         return shlex.join(words + [w for k, v in options.items() for w in (f"--{k}", str(v))])
 
     def check(self, *, resume: bool = False) -> None:
@@ -75,6 +120,8 @@ class Request:
             Recipe.read(name).check(task)
         if not resume:
             searching.parse(self.search, names)
+        self.units()
+        self.smallest_gain()
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -122,6 +169,8 @@ def _check_options(request: Request, store: Store, option: str, where: str) -> N
     """BadCall for the first given option that differs from the option of the stored race."""
     plan = store.plan
     asked = asdict(request) | {"baseline": request.baseline_name(), "search": None}
+    asked["margin"] = request.smallest_gain()
+    asked["looks"] = request.looks and ",".join(map(str, request.units()))
     if request.optimizers:
         asked["optimizers"] = ",".join(request.entry_names())
     if request.search:
@@ -133,6 +182,8 @@ def _check_options(request: Request, store: Store, option: str, where: str) -> N
         "optimizers": ",".join(plan.entries),
         "budget": plan.request.get("budget"),
         "search": searching.as_option(plan.search),
+        "looks": ",".join(map(str, plan.looks)) or None,
+        "fixed": not plan.looks,
     }
     for name, value in asked.items():
         # the task's file and its data may have moved: `check_same_race` compares their hashes

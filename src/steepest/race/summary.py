@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from steepest.errors import BadCall
-from steepest.race import pairing, searching
+from steepest.race import pairing, searching, statements, verdicts
 from steepest.race.descriptive import expected_best, interquartile_mean, lr_width, proportion_error
 from steepest.race.judging import judge
 from steepest.race.lint import lint, untuned_because
@@ -40,7 +40,6 @@ from steepest.race.schema import (
     TuningTrial,
 )
 from steepest.race.statistics import failure_bound
-from steepest.race.verdicts import verdict
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -100,7 +99,7 @@ def summarise(
         share = st.fmean(entries[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
-    summary["verdict"] = verdict(summary)
+    summary["verdict"] = (statements if plan.looks else verdicts).verdict(summary)
     return summary
 
 

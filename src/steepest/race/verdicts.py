@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from steepest.race.phrases import NO_INTERVAL, differences, level, number, plural, units
+from steepest.race.phrases import (
+    capital,
+    differences,
+    judged_metric,
+    level,
+    number,
+    plural,
+    shown_size,
+    spread,
+    units,
+)
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import PlanRecord, Summary
 from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs, spread_of
@@ -21,7 +31,7 @@ HALF = 4
 def verdict(summary: Summary) -> str:
     """What the race showed, in plain words, with the number of fresh seeds n."""
     plan, base = summary["plan"], summary["baseline"]
-    if reason := _no_verdict(summary):
+    if reason := no_verdict(summary):
         return reason
     judged = differences(summary)
     claimed = {name: d for name, d in judged.items() if d.claim}
@@ -34,17 +44,19 @@ def verdict(summary: Summary) -> str:
     sentences = _claims(summary, better, worse)
     if not claimed:
         subject = "no entry can" if len(unclaimed) > 1 else f"{next(iter(unclaimed))} cannot"
-        text = f"{subject} be told apart from {base} in {_metric(summary)} at {_size(summary)}."
+        text = (
+            f"{subject} be told apart from {base} in {judged_metric(summary)} at {_size(summary)}."
+        )
         if not keep:
             text = f"Undecided: {text}"
         elif len(unclaimed) > 1:  # the name of an entry stays as it is
-            text = _capital(text)
+            text = capital(text)
         sentences.append(text)
     elif unclaimed:
         names, be = ", ".join(unclaimed), "is" if len(unclaimed) == 1 else "are"
         text = f"not told apart from {base}"
         sentences.append(
-            f"{_capital(text)}: {names}." if keep else f"Undecided: {names} {be} {text}."
+            f"{capital(text)}: {names}." if keep else f"Undecided: {names} {be} {text}."
         )
     if few:
         first = sentences[0][0].lower() + sentences[0][1:]
@@ -62,23 +74,26 @@ def verdict(summary: Summary) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _no_verdict(summary: Summary) -> str | None:
+def no_verdict(summary: Summary) -> str | None:
     """Why there is no verdict; None if there is one."""
     runs, base, plan = summary["runs"], summary["baseline"], summary["plan"]
-    n = plan["seeds"]
+    n, looks = plan["seeds"], plan.get("looks")
     if not summary["complete"]:
-        return f"No verdict: {runs['finished']} of {runs['planned']} runs are finished."
+        most = "at most " if looks else ""
+        return f"No verdict: {runs['finished']} of {most}{runs['planned']} runs are finished."
     if not differences(summary):
+        ran = len(summary["entries"][base]["test"])
         return (
-            f"{base} ran alone (n={n} fresh {plural('seed', n)}): there is nothing to compare it "
-            f"to; name more entries in --optimizers, or another entry as --baseline."
+            f"{base} ran alone (n={ran} fresh {plural('seed', ran)}): there is nothing to compare "
+            f"it to; name more entries in --optimizers, or another entry as --baseline."
         )
     if all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values()):
+        ran = spread([len(entry["test"]) for entry in summary["entries"].values()])
         return (
-            f"Nothing was compared: every fresh run (n={n} per entry) diverged or ended no better "
+            f"Nothing was compared: every fresh run (n={ran} per entry) diverged or ended no better "
             f"than a run that diverges; give lower ranges with --search, or more --steps."
         )
-    if n < LEAST:
+    if n < LEAST and not looks:
         seeds = (
             f"Not enough seeds: n={n} fresh {plural('seed', n)} per entry, but a verdict needs at "
             f"least {LEAST}; give --seeds {LEAST} or more."
@@ -95,18 +110,12 @@ def _claims(summary: Summary, better: Differences, worse: Differences) -> list[s
         if not claimed:
             continue
         who = "one entry is" if len(claimed) == 1 else f"{len(claimed)} entries are"
-        each = ", ".join(f"{name} by {_by(summary, d)}" for name, d in claimed.items())
-        text = f"{who} {word} than {summary['baseline']} in {_metric(summary)}: {each}."
-        sentences.append(_capital(text) if sentences else f"At {_size(summary)}, {text}")
+        each = ", ".join(f"{name} by {shown_size(summary, d)}" for name, d in claimed.items())
+        text = f"{who} {word} than {summary['baseline']} in {judged_metric(summary)}: {each}."
+        sentences.append(capital(text) if sentences else f"At {_size(summary)}, {text}")
         if claimed is better:
-            sentences.append(f"{_capital(failures(summary, list(better)))}.")
+            sentences.append(f"{capital(failures(summary, list(better)))}.")
     return sentences
-
-
-def _metric(summary: Summary) -> str:
-    if summary.get("test_data", True):
-        return f"test {summary['metric']}"
-    return f"validation {summary['metric']} of fresh seeds (the task has no test data)"
 
 
 def _size(summary: Summary) -> str:
@@ -243,11 +252,12 @@ def over_budget(plan: PlanRecord) -> str:
 
 def failures(summary: Summary, names: Sequence[str]) -> str:
     """How many fresh runs of the entries failed, and the largest failure rate that is possible."""
-    by_count: dict[int, list[str]] = {}
+    by_count: dict[tuple[int, int], list[str]] = {}
     for name in names:
-        by_count.setdefault(summary["entries"][name]["failed"], []).append(name)
-    n, phrases = summary["plan"]["seeds"], []
-    for count, group in sorted(by_count.items()):
+        entry = summary["entries"][name]
+        by_count.setdefault((entry["failed"], len(entry["test"])), []).append(name)
+    phrases = []
+    for (count, n), group in sorted(by_count.items()):
         who = ", ".join(group)
         if len(group) > 1:
             every = len(group) == len(summary["entries"]) and not count
@@ -257,16 +267,3 @@ def failures(summary: Summary, names: Sequence[str]) -> str:
             f"(a failure rate of up to {100 * failure_bound(count, n):.0f} % is possible)"
         )
     return ", ".join(phrases)
-
-
-def _by(summary: Summary, d: Difference) -> str:
-    """The size of a claimed difference and its interval, without signs."""
-    text = number(summary, abs(d.mean)) + units(summary)[1]
-    if d.low is None or d.high is None:
-        return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
-    near, far = sorted((abs(d.low), abs(d.high)))
-    return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

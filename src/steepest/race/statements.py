@@ -1,0 +1,169 @@
+"""The verdict of a race in looks: what to do, and the statements that it rests on.
+
+All statements follow from the intervals that are shown. These hold together, at all looks, with a
+probability of 95 %; so the chance that any statement is wrong is at most 5 %. Statements about a
+margin: Goeman, Solari and Stijnen (2010), Statistics in Medicine 29, 2117-2125.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from steepest.race.phrases import (
+    capital,
+    differences,
+    judged_metric,
+    level,
+    number,
+    plural,
+    shown_size,
+    spread,
+    units,
+)
+from steepest.race.schema import Summary
+from steepest.race.statistics import Difference
+from steepest.race.verdicts import failures, no_verdict, too_little
+
+FINER = 4
+"""Four times the units make an interval about half as wide."""
+
+
+@dataclass
+class Statements:
+    """Entry -> its difference to the baseline, by what the race says of the entry."""
+
+    better: dict[str, Difference] = field(default_factory=dict)
+    worse: dict[str, Difference] = field(default_factory=dict)
+    same: dict[str, Difference] = field(default_factory=dict)
+    """Neither better nor worse by the margin."""
+    less: dict[str, Difference] = field(default_factory=dict)
+    """Better by less than the margin, if at all; possibly much worse."""
+    undecided: dict[str, Difference] = field(default_factory=dict)
+
+
+def statements(summary: Summary) -> Statements:
+    """What the race says of each entry; the largest gain comes first."""
+    made, margin = Statements(), summary["plan"].get("margin")
+    sign = 1 if summary["maximize"] else -1
+    judged = differences(summary)
+    for name, d in sorted(judged.items(), key=lambda item: -sign * item[1].mean):
+        ends = gains(summary, d)
+        if d.claim:
+            group = made.better if sign * d.mean > 0 else made.worse
+        elif margin is None or ends is None or ends[1] >= margin:
+            group = made.undecided
+        else:
+            group = made.same if ends[0] > -margin else made.less
+        group[name] = d
+    return made
+
+
+def gains(summary: Summary, d: Difference) -> tuple[float, float] | None:
+    """The interval of a difference as improvements: (lowest, highest). None if there is none."""
+    if d.low is None or d.high is None:
+        return None
+    return (d.low, d.high) if summary["maximize"] else (-d.high, -d.low)
+
+
+def verdict(summary: Summary) -> str:
+    """What to do, what the race showed, and how much was run."""
+    if reason := no_verdict(summary):
+        return reason
+    made, few = statements(summary), too_little(summary["plan"])
+    sentences = [f"{few}."] if few else []
+    sentences += _better(summary, made) if made.better else _keep(summary, made, bool(few))
+    sentences += _rest(summary, made)
+    return " ".join(filter(None, [*sentences, _size(summary)]))
+
+
+def _better(summary: Summary, made: Statements) -> list[str]:
+    base, metric = summary["baseline"], judged_metric(summary)
+    each = [f"{name} by {shown_size(summary, d)}" for name, d in made.better.items()]
+    if len(each) == 1:
+        (name,) = made.better
+        first = f"Use {name}: it is better than {base} in {metric}{each[0].removeprefix(name)}."
+    else:
+        first = (
+            f"Use one of {', '.join(made.better)}: each is better than {base} in {metric}, "
+            f"{', '.join(each)}. The race does not compare them with each other."
+        )
+    return [first, f"{capital(failures(summary, list(made.better)))}."]
+
+
+def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
+    """The first sentences where no entry is shown to be better."""
+    base, metric, margin = (
+        summary["baseline"],
+        judged_metric(summary),
+        summary["plan"].get("margin"),
+    )
+    unit = units(summary)[1]
+    if not made.undecided and not few:
+        if margin is None:
+            return [f"Keep {base}: every other entry is worse in {metric}."]
+        size = number(summary, margin) + unit
+        return [f"Keep {base}: no other entry gains {size} or more over it in {metric}."]
+    if margin is not None and made.undecided:
+        names, size = ", ".join(made.undecided), number(summary, margin) + unit
+        return [f"Undecided: {names} may gain {size} or more over {base} in {metric}."]
+    text = f"No entry is shown to be better than {base} in {metric}."
+    known = {name: e[1] for name, d in made.undecided.items() if (e := gains(summary, d))}
+    unknown = [name for name in made.undecided if name not in known]
+    sentences = [text]
+    if known:
+        most = max(known, key=lambda name: known[name])
+        gain = number(summary, max(0.0, known[most])) + unit
+        who = "None" if len(known) > 1 else most
+        sentences.append(f"{who} gains {'more' if who == 'None' else 'at most'} {gain}")
+        sentences[-1] = (
+            f"None of them gains more than {gain}"
+            if len(known) > 1
+            else f"{most} gains at most {gain}"
+        )
+        sentences[-1] += f" ({level(made.undecided[most])} {plural('interval', len(known))})."
+        if not (few or unknown):
+            sentences.append(f"If so small a gain would not matter to you, keep {base}.")
+    if unknown:
+        sentences.append(
+            f"How much {', '.join(unknown)} may gain is not known: there are too few units for an "
+            f"interval, or all differences are the same."
+        )
+    return sentences
+
+
+def _rest(summary: Summary, made: Statements) -> list[str]:
+    """The statements that the first sentences have not made."""
+    base, unit = summary["baseline"], units(summary)[1]
+    margin = summary["plan"].get("margin")
+    size = "" if margin is None else f" of {number(summary, margin)}{unit}"
+    sentences = []
+    if made.worse:
+        each = ", ".join(f"{name} by {shown_size(summary, d)}" for name, d in made.worse.items())
+        sentences.append(f"Worse than {base}: {each}.")
+    if made.same:
+        sentences.append(f"The same as {base} within the margin{size}: {', '.join(made.same)}.")
+    if made.less:
+        sentences.append(f"Gains less than the margin{size}: {', '.join(made.less)}.")
+    if made.undecided and (made.better or margin is None):
+        sentences.append(f"Not told apart from {base}: {', '.join(made.undecided)}.")
+    return sentences
+
+
+def _size(summary: Summary) -> str:
+    """How many units each entry had, and what a unit is."""
+    plan, entries = summary["plan"], summary["entries"].values()
+    n, trials = spread([len(entry["units"]) for entry in entries]), plan["trials"]
+    tuned = "untuned" if trials == 1 else f"one tuning of {trials} trials"
+    runs = f"{plan['repeats']} fresh {plural('run', plan['repeats'])}"
+    return f"n={n} units per entry, each with {tuned} and {runs}."
+
+
+def next_command(summary: Summary) -> str | None:
+    """The race that would decide more, as a command; None if nothing is undecided."""
+    made = statements(summary) if summary["complete"] else Statements()
+    if not made.undecided or too_little(summary["plan"]):
+        return None
+    plan = summary["plan"]
+    looks = ",".join(str(FINER * units) for units in plan["looks"])
+    names = ",".join(dict.fromkeys([summary["baseline"], *made.undecided]))
+    return f"--optimizers {names} --looks {looks} --seed {plan['seed'] + 1}"
