@@ -165,7 +165,7 @@ def test_a_class_of_another_package_is_compared_with_ours_of_that_name():
     assert line.outcome == "pass"  # under its own default, rectify=False
     line = found("pytorch_optimizer:AdaBound")["trajectory"]  # which adds 1e-15 inside the root
     assert line.outcome == "fail"
-    assert "off steepest's reference AdaBound" in line.detail
+    assert "from steepest's reference AdaBound" in line.detail
 
 
 def test_what_other_packages_are_known_for():
@@ -555,7 +555,7 @@ def test_options_are_written_as_expressions(value, text):
 
 
 def test_an_option_that_cannot_be_written_is_a_sentence():
-    with pytest.raises(TargetError, match="which a reproduction can write"):
+    with pytest.raises(TargetError, match="a value that a script can write"):
         examine("sgd", "repr", {"momentum": object()})
 
 

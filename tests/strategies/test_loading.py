@@ -240,7 +240,7 @@ def test_one_iteration_at_a_time():
     first = iter(loader)
     next(first)
     next(iter(loader))
-    with pytest.raises(RuntimeError, match="expected one at a time"):
+    with pytest.raises(RuntimeError, match="expected one iteration at a time"):
         next(first)
     going = iter(loader)
     next(going)

@@ -1,4 +1,4 @@
-"""Runs the examinations on a class; each one ends in a finding, whatever it raises."""
+"""Runs the examinations on a class. Each one gives a finding, even if it raises an error."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ Outcome = Literal["pass", "fail", "not applicable"]
 class Finding:
     """The result of one examination.
 
-    detail: what was observed and expected ("fail"), the reason ("not applicable"), or a remark or
-    nothing ("pass"). reproduction: for a failure, a script that fails the same way when pasted.
+    detail: for "fail", what was observed and what was expected, or the error. For "not applicable",
+    the reason. For "pass", a remark or "".
+    reproduction: for "fail", a script that fails in the same way when it is run alone.
     """
 
     name: str
@@ -42,13 +43,14 @@ def examinations() -> tuple[Examination, ...]:
 def examine(
     target: Any, only: str | Iterable[str] | None = None, options: dict[str, Any] | None = None
 ) -> list[Finding]:
-    """Examine an optimizer class; one finding per examination, in order.
+    """Examine an optimizer class. Returns one finding per examination, in the order of the report.
 
     target: a subclass of torch.optim.Optimizer, a rule or its name, the name of a class of this
-    package, or "module:Class". only: names of examinations, or first words of names ("resume"
-    selects resume-float32 and the like). options: constructor arguments besides the parameters,
-    used at every construction. Raises TargetError, a ValueError, for a class that cannot be
-    constructed and for unknown names; what an examination raises becomes a finding.
+    package, or "module:Class". only: names of examinations, or the first words of names: "resume"
+    selects resume-float32 and all others that begin with "resume-". options: arguments of the
+    constructor besides the parameters; every construction uses them. Raises TargetError, which is a
+    ValueError, if the class cannot be constructed or a name is unknown. An error inside an
+    examination becomes a finding.
     """
     subject = Subject(target, options)
     return [_run_examination(each, subject) for each in _select(only)]
@@ -69,7 +71,7 @@ def _select(only: str | Iterable[str] | None) -> list[Examination]:
 def _nearest(name: str) -> str:
     known = {*table, *(n.rsplit("-", 1)[0] for n in table)}
     close = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close[0]!r}?" if close else "a run without --only lists them all"
+    return f"did you mean {close[0]!r}?" if close else "run without --only to list all names"
 
 
 def _run_examination(each: Examination, subject: Subject) -> Finding:
@@ -91,7 +93,10 @@ def _run_examination(each: Examination, subject: Subject) -> Finding:
 
 
 def _execute(code: CodeType, namespace: dict[str, Any]) -> str:
-    """Execute a script with one thread of torch, restore torch's state, and return the remark."""
+    """Execute a script with one torch thread, then restore torch's settings.
+
+    Returns the remark: what the script printed after "note: ".
+    """
     threads, mode = torch.get_num_threads(), torch.is_grad_enabled()
     torch.set_num_threads(1)  # the tensors are tiny, and some examinations fork
     namespace["__name__"] = "__examination__"

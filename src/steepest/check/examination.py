@@ -1,7 +1,8 @@
-"""An examination is a short function whose source is run, and printed if it fails.
+"""An examination is a short function. Its source is run, and printed if the examination fails.
 
-The body of the function becomes a script, after its imports, its helpers and the constructor of the
-examined class. The doctor executes exactly that text, so a reproduction shows what was examined.
+The script of an examination has the imports, the helpers, the constructor of the examined class,
+and then the body of the function. The doctor executes exactly this script, so the script also
+reproduces a failure.
 """
 
 from __future__ import annotations
@@ -23,16 +24,18 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 Need = Callable[["Subject"], str | None]
-"""Why an examination does not apply to a class; None if it does."""
+"""Returns why an examination does not apply to a class, or None if it applies."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """One examination: a stable name, one line on what must hold, and who promises it.
+    """One examination.
 
-    function: its body is the script; it takes `make`, then values by name, each an expression from
-    the case or from the subject. source: where torch documents the behaviour, or why it is required
-    if torch does not. promised: whether torch.optim promises it.
+    name: stays the same in later versions. about: one line on what must hold. source: where torch
+    documents the behaviour; if torch does not, why the behaviour is required. promised: whether
+    torch.optim promises the behaviour. function: its body becomes the script. Its argument `make`
+    is the constructor. Its other arguments are expressions, from `case` or else from the subject,
+    which is the examined class.
     """
 
     name: str
@@ -69,7 +72,10 @@ def examination(
     cases: Mapping[str, Mapping[str, str]] | None = None,
     case_needs: Mapping[str, Need] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function to the table, once for each case: suffix -> argument -> expression."""
+    """Add a function to the table, once for each case.
+
+    cases: suffix of the name -> argument -> expression. case_needs: suffix -> a need of that case.
+    """
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         about = " ".join(inspect.cleandoc(function.__doc__ or "").split("\n\n")[0].split())
@@ -87,7 +93,7 @@ def examination(
 
 @cache
 def _parts(function: Callable[..., None]) -> tuple[str, frozenset[str], tuple[str, ...]]:
-    """The body as text, the names that it reads, and the values that it takes after `make`."""
+    """A function's body as text, the names that the body reads, and the arguments after `make`."""
     source = textwrap.dedent(inspect.getsource(function))
     tree = ast.parse(source).body[0]
     assert isinstance(tree, ast.FunctionDef)
@@ -106,7 +112,7 @@ def _read(tree: ast.AST) -> frozenset[str]:
 
 
 def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], list[str]]:
-    """The imports (by module) and the sources of the helpers that those names need."""
+    """The imports and the sources of the helpers that these names need."""
     imports: dict[str, str] = {}
     helpers: dict[str, str] = {}
 
@@ -119,7 +125,7 @@ def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], 
             imports[full] = f"import {full}" if full == name else f"import {full} as {name}"
         elif isinstance(value, types.FunctionType) and value.__module__.startswith(_HERE):
             if value.__module__.endswith(".helpers"):
-                helpers[name] = ""  # its own helpers come first
+                helpers[name] = ""  # the helpers that it calls come first
                 source = _undocumented(inspect.getsource(value))
                 for inner in sorted(_read(ast.parse(source))):
                     need(inner, value.__globals__)

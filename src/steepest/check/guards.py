@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SECONDS = 30
-"""What one script or trial may take before it is stopped and fails."""
+"""How long one script, or one attempt to construct or step a class, may run before it fails."""
 
 
 @contextlib.contextmanager
@@ -25,18 +25,19 @@ def quiet() -> Iterator[io.StringIO]:
 
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
-    """TimeoutError in Python code that runs longer than SECONDS, if this is the main thread, which
-    alone gets signals.
+    """Raise TimeoutError if the Python code in the block runs longer than SECONDS.
+
+    There is no limit outside the main thread, because other threads get no signals.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
         return
 
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"it did not end within {SECONDS} s")
+        raise TimeoutError(f"the code did not end within {SECONDS} s")
 
     before, began = signal.signal(signal.SIGALRM, stop), time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # the caller may have a timer
+    left, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # the caller may use a timer too
     try:
         yield
     finally:

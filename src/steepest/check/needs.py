@@ -1,4 +1,7 @@
-"""Requirements of examinations: each function returns why a class does not meet one, or None."""
+"""The requirements of examinations.
+
+Each function returns why a class does not meet its requirement, or None if the class meets it.
+"""
 
 from __future__ import annotations
 
@@ -17,49 +20,49 @@ from .subject import Subject
 
 
 def dense(subject: Subject) -> str | None:
-    """It takes dense gradients."""
+    """Requires that the class takes dense gradients."""
     if subject.sparse_only:
         return f"it takes only sparse gradients: {subject.complaint()}"
     return None
 
 
 def plain(subject: Subject) -> str | None:
-    """It steps without a closure, on dense gradients."""
+    """Requires that the class steps without a closure, on dense gradients."""
     return "its step() needs a closure" if subject.closure_needed else dense(subject)
 
 
 def excused(subject: Subject, requirement: str) -> str | None:
-    """The reason that the rule itself gives for not meeting a requirement."""
+    """The reason that the class's rule gives for not meeting a requirement, if it gives one."""
     cls = classes.get(subject.name)
     rules = cls.family.members if cls else ()
     return next((r.excused[requirement] for r in rules if requirement in r.excused), None)
 
 
 def beyond_signs(subject: Subject) -> str | None:
-    """Its formula uses more of the gradient than the sign."""
+    """Requires a formula that uses more of the gradient than its sign."""
     return excused(subject, "beyond_signs")
 
 
 def separate(subject: Subject) -> str | None:
-    """It steps each parameter by itself."""
+    """Requires that the step of a parameter does not depend on the other parameters."""
     cls = classes.get(subject.name)
     if cls and cls.family.members[0].trace().spans:
-        return f"{subject.name} has one rate for the parameters of all groups together"
+        return f"{subject.name} computes one rate from the parameters of all groups"
     return None
 
 
 def coarse(subject: Subject) -> str | None:
-    """Its first steps are larger than the precision of 16 bits."""
+    """Requires first steps that are larger than the precision of 16-bit numbers."""
     return excused(subject, "coarse")
 
 
 def at_rest(subject: Subject) -> str | None:
-    """Its step is zero where the gradient is zero."""
+    """Requires that the step is zero where the gradient is zero."""
     return excused(subject, "at_rest")
 
 
 def sparse_taken(subject: Subject) -> str | None:
-    """It takes sparse gradients."""
+    """Requires that the class takes sparse gradients."""
     if subject.closure_needed:
         return "its step() needs a closure"
     complaint = subject.complaint(sparse=True)
@@ -67,12 +70,12 @@ def sparse_taken(subject: Subject) -> str | None:
 
 
 def scheduled(subject: Subject) -> str | None:
-    """Its rule reads lr at every step."""
+    """Requires an lr that the class reads at every step."""
     return excused(subject, "scheduled") or argument("lr")(subject)
 
 
 def argument(*names: str) -> Callable[[Subject], str | None]:
-    """It has these arguments."""
+    """Requires these arguments of the constructor."""
 
     def need(subject: Subject) -> str | None:
         missing = [n for n in names if n not in subject.parameters]
@@ -82,12 +85,12 @@ def argument(*names: str) -> Callable[[Subject], str | None]:
 
 
 def descending(subject: Subject) -> str | None:
-    """It minimizes."""
+    """Requires that the class minimizes."""
     return "with maximize=True it maximizes" if subject.options.get("maximize") else None
 
 
 def lr_tensor_taken(subject: Subject) -> str | None:
-    """It has an lr, and no option for which torch requires lr to be a float."""
+    """Requires an argument lr, and no option with which torch refuses a tensor as lr."""
     if missing := argument("lr")(subject):
         return missing
     if subject.ours or not subject.options.get("foreach"):
@@ -96,26 +99,26 @@ def lr_tensor_taken(subject: Subject) -> str | None:
         with quiet():
             subject.construct([torch.nn.Parameter(torch.ones(2, 2))], lr=torch.tensor(0.1))
     except ValueError as error:
-        return f"with foreach=True it refuses it: {error}"
+        return f"with foreach=True it refuses a tensor as lr: {error}"
     return None
 
 
 def _form(value: Any) -> int:
-    """A tuple's length; 0 for a number, -1 for anything else."""
+    """The form of a value: the length of a tuple or list, 0 for a number, -1 for anything else."""
     if isinstance(value, (tuple, list)):
         return len(value)
     return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
 
 
 def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
-    """It has this argument, with a default of the same form, and takes these values."""
+    """Requires that this argument accepts these values, and has a default of the same form."""
 
     def need(subject: Subject) -> str | None:
         if missing := argument(name)(subject):
             return missing
         now = subject.options.get(name, subject.parameters[name].default)
         if _form(now) != _form(values[0]):
-            return f"its {name} is {now!r}, not of the form of {values[0]}"
+            return f"its {name} is {now!r}, expected the same form as {values[0]}"
         for value in values:
             try:
                 with quiet():
@@ -128,7 +131,7 @@ def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
 
 
 def number(name: str) -> Callable[[Subject], str | None]:
-    """It has this argument, with a number as default."""
+    """Requires this argument, with a number as its value."""
 
     def need(subject: Subject) -> str | None:
         if missing := argument(name)(subject):
@@ -136,13 +139,13 @@ def number(name: str) -> Callable[[Subject], str | None]:
         value = subject.options.get(name, subject.parameters[name].default)
         if isinstance(value, (int, float)):
             return None
-        return f"its {name} is not a number: {value!r}"
+        return f"its {name} is {value!r}, expected a number"
 
     return need
 
 
 def shape(*sizes: int) -> Callable[[Subject], str | None]:
-    """It can be constructed on parameters of that shape."""
+    """Requires that the class accepts parameters of this shape."""
 
     def need(subject: Subject) -> str | None:
         p = torch.nn.Parameter(torch.ones(sizes))
@@ -157,15 +160,15 @@ def shape(*sizes: int) -> Callable[[Subject], str | None]:
 
 
 def elementwise(subject: Subject) -> str | None:
-    """It steps each element by its own gradient."""
+    """Requires that the step of an element depends on its own gradient only."""
     return None if subject.elementwise else "an element's step depends on other elements"
 
 
 def known(subject: Subject) -> str | None:
-    """There is an independent implementation of its formula."""
+    """Requires an independent implementation of the class's formula."""
     if not subject.ours:
         if subject.name not in classes:
-            return f"no class of steepest is called {subject.name}"
+            return f"steepest has no class {subject.name} to compare it with"
         try:
             with quiet():
                 subject.construct(
@@ -176,44 +179,45 @@ def known(subject: Subject) -> str | None:
         return None
     settings = settings_of(subject.cls)
     if not settings:
-        return f"steepest.oracles has no oracle for {subject.name}"
+        return f"steepest.oracles has no oracle (independent implementation) for {subject.name}"
     for module in dict.fromkeys(s.made_by.module for s in settings):
         if importlib.util.find_spec(module) is None:
-            return f"its oracle is missing: pip install {PACKAGES[module]}"
+            return f"its oracle is not installed; run pip install {PACKAGES[module]}"
     return None
 
 
 def own_backend(subject: Subject) -> str | None:
-    """It has our backends."""
+    """Requires a class of this package, with its argument backend."""
     return None if subject.ours else "it has no argument backend"
 
 
 def taken(**options: Any) -> Callable[[Subject], str | None]:
-    """It has these arguments, and takes these values on the CPU."""
+    """Requires arguments of these names that take these values on the CPU."""
 
     def need(subject: Subject) -> str | None:
         if (missing := argument(*options)(subject)) or subject.ours:
-            return missing or "it has no effect in this class"
+            return missing or f"{', '.join(options)} has no effect in this class"
         try:
             p = torch.nn.Parameter(torch.ones(2, 2))
             p.grad = torch.ones(2, 2)
             with quiet(), limited():
                 subject.construct([p], **options).step()
         except Exception as error:
-            return f"refused on the CPU: {' '.join(str(error).split()) or type(error).__name__}"
+            message = " ".join(str(error).split()) or type(error).__name__
+            return f"it refuses {', '.join(options)} on the CPU: {message}"
         return None
 
     return need
 
 
 def halves(subject: Subject) -> str | None:
-    """It does not refuse float16 explicitly."""
+    """Requires that a step in float16 raises no error that names float16."""
     complaint = subject.complaint(torch.float16)
     return f"it refuses float16: {complaint}" if "float16" in complaint else None
 
 
 def differentiated(subject: Subject) -> str | None:
-    """It has the argument differentiable, and accepts it together with the other options."""
+    """Requires an argument differentiable that the class accepts with the other options."""
     if missing := argument("differentiable")(subject):
         return missing
     if subject.options.get("foreach") and not subject.ours:
@@ -227,21 +231,21 @@ def differentiated(subject: Subject) -> str | None:
 
 
 def capturable(subject: Subject) -> str | None:
-    """It has the argument capturable, which torch allows on accelerators only."""
+    """Requires an argument capturable, and an accelerator: torch allows capturable only there."""
     if missing := argument("capturable")(subject):
         return missing
-    return "it has no effect in this class" if subject.ours else accelerator(subject)
+    return "capturable has no effect in this class" if subject.ours else accelerator(subject)
 
 
 def accelerator(subject: Subject) -> str | None:
-    """There is a device beside the CPU."""
+    """Requires a device besides the CPU."""
     if torch.accelerator.is_available():
         return None
     return "torch finds no accelerator on this machine"
 
 
 def fork(subject: Subject) -> str | None:
-    """The platform has fork."""
+    """Requires a platform that can fork."""
     if "fork" in multiprocessing.get_all_start_methods():
         return None
     return "this platform cannot fork"

@@ -1,4 +1,7 @@
-"""The passport of an optimizer of this package: its oracle, its deviations, its examinations."""
+"""The passport of a class of this package: how far it is from its oracle, and its examinations.
+
+The oracle is an independent implementation of the same formula.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ from .report import summary
 
 
 def passport(name: Any, findings: Sequence[Finding] | None = None) -> str:
-    """A section of Markdown: oracle, largest deviation, paths, differences from the paper.
+    """A Markdown section: oracle, largest deviations, examinations, differences from the paper.
 
-    name: a rule or a class of this package. findings: the result of `examine`, if there is one.
+    name: a rule or a class of this package. findings: the result of `examine`; by
+    default `examine` runs now.
     """
     cls = class_of(name)
     findings = examine(cls) if findings is None else findings

@@ -43,7 +43,7 @@ def examined(
     context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
     pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=_ignore_interrupts)
     try:
-        with _interrupts_blocked():  # inherited by the workers, which import for seconds
+        with _interrupts_blocked():  # the workers inherit this; their imports take seconds
             futures = [pool.submit(work, target) for target in targets]
         for target, future in zip(targets, futures, strict=True):
             yield target, future.result()
@@ -66,7 +66,7 @@ def _ignore_interrupts() -> None:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """SIGINT is delivered after the block, on platforms that can block it."""
+    """Delay SIGINT until the block ends, on platforms that can delay it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -124,7 +124,7 @@ def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def package(target: Any) -> str:
-    """The distribution that a class comes from and its version; "" if there is none."""
+    """Name and version of the distribution that a class comes from; "" if there is none."""
     top = resolve(target)[0].__module__.split(".")[0]
     names = [top, *importlib.metadata.packages_distributions().get(top, [])]
     for name in names:

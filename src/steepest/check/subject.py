@@ -1,4 +1,4 @@
-"""The class under examination: how it is imported and constructed, and facts found by trying."""
+"""The examined class: how scripts import and construct it, and facts found by trying it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Subject:
     """A class under examination, and the options that every construction of it gets.
 
     target: a subclass of torch.optim.Optimizer, a rule or its name, the name of a class of this
-    package, or "module:Class". Raises TargetError with a sentence for anything else.
+    package, or "module:Class". Raises TargetError for anything else.
     """
 
     def __init__(self, target: Any, options: dict[str, Any] | None = None) -> None:
@@ -47,7 +47,7 @@ class Subject:
         self.make = f"make = {self.name}"
         if fixed:
             self.make = f"make = functools.partial({self.name}, {fixed})"
-        if self.needs_train:  # Schedule-Free by its authors
+        if self.needs_train:  # such as the Schedule-Free classes of their authors
             usual = f"**{{**dict({fixed}), **options}}" if fixed else "**options"
             self.make = (
                 f"def make(*args, **options):\n    made = {self.name}(*args, {usual})\n"
@@ -64,7 +64,7 @@ class Subject:
         except Exception as error:
             raise TargetError(
                 f"{self.name} cannot be constructed on one parameter: {one_line(error)}; give "
-                "what it needs by --option NAME=VALUE"
+                "the arguments that it needs with --option NAME=VALUE"
             ) from error
 
     def _check_options(self) -> None:
@@ -80,7 +80,7 @@ class Subject:
         ]
         if missing:
             raise TargetError(
-                f"{self.name} has no default for {', '.join(missing)}; give it by "
+                f"{self.name} has no default for {', '.join(missing)}; give a value with "
                 f"--option {missing[0]}=VALUE"
             )
 
@@ -92,24 +92,24 @@ class Subject:
 
     @property
     def needs_train(self) -> bool:
-        """Whether train() must be called first: it is a foreign class with eval() and train()."""
+        """Whether train() must be called first: for foreign classes with eval() and train()."""
         both = all(callable(getattr(self.cls, name, None)) for name in ("eval", "train"))
         return both and not self.ours
 
     @property
     def ours(self) -> bool:
-        """Whether it is a class of one of our rules."""
+        """Whether this package makes the class from its rules."""
         return issubclass(self.cls, RuleOptimizer)
 
     def value(self, name: str) -> str:
-        """The value that an examination takes by that name, as an expression."""
+        """The value of the examinations' argument of that name, as an expression."""
         if name not in self._values:
             value = VALUES[name](self)
             self._values[name] = value if name in EXPRESSIONS else self.expression(value)
         return self._values[name]
 
     def expression(self, value: Any) -> str:
-        """A value as an expression; the modules that it uses are added to the imports."""
+        """A value as an expression. Adds the modules that the expression uses to the imports."""
         text, modules = as_expression(value)
         self.imports += [line for m in modules if (line := f"import {m}") not in self.imports]
         return text
@@ -125,7 +125,7 @@ class Subject:
 
     @cached_property
     def closure_needed(self) -> bool:
-        """Whether step() needs a closure, by its signature or its error message."""
+        """Whether step() needs a closure, judged by its signature or its error message."""
         signature = inspect.signature(self.cls.step)
         return any(
             p.name == "closure" and p.default is p.empty for p in signature.parameters.values()
@@ -133,14 +133,14 @@ class Subject:
 
     @cached_property
     def sparse_only(self) -> bool:
-        """Whether it refuses dense gradients and takes sparse ones."""
+        """Whether the class refuses dense gradients and takes sparse ones."""
         if self.closure_needed or not self.complaint():
             return False
         return not self.complaint(sparse=True)
 
     @cached_property
     def elementwise(self) -> bool:
-        """Whether an element's step depends on its own gradient only; True if it raises."""
+        """Whether an element's step depends on its own gradient only. True if the step raises."""
         ends = []
         for other in (0.5, 3.0):
             p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
@@ -156,7 +156,7 @@ class Subject:
         return ends[0] == ends[1]
 
     def complaint(self, dtype: torch.dtype = torch.float32, sparse: bool = False) -> str:
-        """The error message of a step with such a gradient; "" if the step works."""
+        """The error message of a step on a gradient of this kind; "" if the step works."""
         p = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
         p.grad = torch.full_like(p, 0.5)
         if sparse:
@@ -180,9 +180,9 @@ _CONSTANTS = {"true": True, "false": False, "none": None}
 
 
 def read_option(text: str) -> tuple[str, Any]:
-    """Read `name=value`: the value is a Python literal, else module:Class, else text.
+    """Read `name=value`. The value is a Python literal, or else module:Class, or else text.
 
-    true, false and none may be written in any case; inf and nan are numbers.
+    true, false, none, inf and nan may be written in upper or lower case.
     """
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():

@@ -5,8 +5,8 @@
     class TestMine(Suite):
         optimizer = Mine
 
-Each examination is a test. One that does not apply is skipped with the reason; one that fails
-prints its detail and the reproduction.
+Each examination is a test. If an examination does not apply, its test is skipped with the reason.
+If it fails, the test prints what was found, and a script that reproduces the failure.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from .doctor import examinations, examine
 
 
 class Suite:
-    """A test for each examination; a subclass names the optimizer.
+    """A test for each examination. A subclass sets the optimizer.
 
     optimizer: the class (or anything else that `examine` takes). options: arguments of its
-    constructor. known: name of an examination -> why its failure is accepted; it must then fail.
+    constructor. known: name of an examination -> why its failure is accepted. Each
+    of these examinations must fail.
     """
 
     optimizer: ClassVar[Any]

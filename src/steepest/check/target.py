@@ -1,4 +1,4 @@
-"""Finds the class that is examined: a class or a rule, given itself or by name."""
+"""Finds the class to examine. The target is a class, a rule, or the name of one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TargetError(BadCall):
 
 
 def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
-    """The class that a target names, and the module that it was named with."""
+    """The class that a target names, and the module of a target "module:Class", otherwise ""."""
     module = ""
     if isinstance(target, str) and ":" in target:
         module = target.partition(":")[0]
@@ -31,8 +31,8 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
             hint = nearest(target, {*rules, *classes})
             hint = hint if hint.endswith("?") else f"{hint}."
             raise TargetError(
-                f"{target!r} is no optimizer of this package; {hint} A class of another package is "
-                "given as module:Class"
+                f"{target!r} is not an optimizer of this package; {hint} A class of another "
+                "package is given as module:Class"
             ) from None
     if isinstance(target, Rule):
         target = class_of(target)
@@ -50,12 +50,14 @@ def imported(target: str) -> Any:
     if not all(part.isidentifier() for part in module.split(".")):
         raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # our own output may be JSON
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is kept for our own output
             loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise TargetError(f"{target}: there is no module {error.name!r}") from None
-        raise TargetError(f"{target}: importing {module} needs {error.name!r}") from error
+        raise TargetError(
+            f"{target}: importing {module} needs {error.name!r}, which was not found"
+        ) from error
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         raise TargetError(f"{target}: importing {module} raised {message}") from error

@@ -1,4 +1,4 @@
-"""The values that an examination takes by name, and values as expressions in its script."""
+"""The values of the examinations' arguments, and how a script writes values as expressions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .subject import Subject
 
 PATHS = ("foreach", "fused", "capturable", "differentiable", "maximize")
-"""Flags of torch's classes that have an examination of their own."""
+"""Flags of torch's classes. Each flag has its own examinations."""
 _UNUSUAL: tuple[dict[str, Any], ...] = (
     {"weight_decay": 0.1},
     {"momentum": 0.9},
@@ -40,14 +40,15 @@ _UNUSUAL: tuple[dict[str, Any], ...] = (
 
 
 def as_expression(value: Any) -> tuple[str, list[str]]:
-    """A value as an expression, and the modules besides torch that it uses; TargetError if it
-    cannot be written as one.
+    """A value as an expression, and the modules besides torch that the expression uses.
+
+    Raises TargetError if no expression gives the value.
     """
     if isinstance(value, type):
         home = home_of(value)
         if home:
             return f"{home}.{value.__name__}", [home]
-        raise TargetError(f"{value!r} is an option, expected a class that can be imported")
+        raise TargetError(f"the option {value!r} was given, expected a class that can be imported")
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")', []
     if isinstance(value, torch.Tensor):
@@ -68,8 +69,8 @@ def as_expression(value: Any) -> tuple[str, list[str]]:
         eval(repr(value), {"torch": torch})
     except Exception:
         raise TargetError(
-            f"{value!r} is an option, expected a number, text, tensor, class, or tuples, lists and "
-            "dicts of them, which a reproduction can write"
+            f"the option {value!r} was given, expected a value that a script can write: a number, "
+            "text, tensor or class, or a tuple, list or dict of these"
         ) from None
     return repr(value), []
 
@@ -79,9 +80,9 @@ def _known(subject: Subject, **values: Any) -> dict[str, Any]:
 
 
 def _variants(subject: Subject) -> list[dict[str, Any]]:
-    """Sets of options that may run other lines of code: unusual values, and each flag switched."""
+    """Sets of options that may run other code of the class: unusual values, each flag switched."""
     variants = [*_UNUSUAL]
-    steps = not subject.complaint()  # else only the construction can be tried
+    steps = not subject.complaint()  # if False, only the construction can be tried
     for name, parameter in subject.parameters.items():
         default = subject.options.get(name, parameter.default)
         if isinstance(default, bool):
@@ -105,7 +106,7 @@ def _usable(subject: Subject, options: dict[str, Any], steps: bool) -> bool:
 
 
 def _shared_options(subject: Subject) -> dict[str, Any]:
-    """The options that a foreign class and ours of the same name have, with the foreign values."""
+    """The options that a foreign class shares with ours of that name, with its own values."""
     family = families[subject.name]
     values = {n: p.default for n, p in subject.parameters.items() if n in family.arguments}
     values |= {n: v for n, v in subject.options.items() if n in family.arguments}
@@ -131,12 +132,12 @@ def _comparisons(subject: Subject) -> str:
 
 def _fast(subject: Subject) -> float:
     lr = subject.parameters["lr"].default if "lr" in subject.parameters else None
-    # a class with a large default makes small steps of it
+    # a class with a large default lr makes small steps with it
     return max(0.1, lr) if isinstance(lr, (int, float)) else 0.1
 
 
 def _tensors(subject: Subject) -> list[str]:
-    """Which of lr and weight_decay may be tensors that autograd goes through, over two steps."""
+    """Which of lr and weight_decay may be a tensor in two steps that autograd differentiates."""
     differentiable = []
     for name in _known(subject, lr=0, weight_decay=0):
         value = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
@@ -161,6 +162,6 @@ VALUES: dict[str, Callable[[Subject], Any]] = {
     "tensors": _tensors,
     "comparisons": _comparisons,
 }
-"""Name of a value -> how it is computed for a class."""
+"""Name of a value -> the function that computes the value for a class."""
 EXPRESSIONS = {"comparisons"}
-"""The values that are expressions already."""
+"""The names whose functions in VALUES return an expression."""

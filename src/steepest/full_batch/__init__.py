@@ -1,7 +1,7 @@
 """Methods that use the loss of all data: closed form, curvature, and search without gradients.
 
-Each is a `torch.optim.Optimizer`. Its step takes a closure that returns the loss of all data.
-`least_squares` is a function. `closures` holds the code that the methods share.
+Each method is a `torch.optim.Optimizer` whose step takes a closure that returns the loss of all
+data. Only `least_squares` is a function. `closures` holds the code that the methods share.
 """
 
 from torch.optim import LBFGS

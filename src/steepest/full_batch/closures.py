@@ -24,12 +24,12 @@ class FullBatchOptimizer(torch.optim.Optimizer):
 
     The closure computes the loss of all data and returns it. It does not call backward(): the
     method computes the derivatives that it needs. Parameters may have any real dtype and any number
-    of groups; those that do not require a gradient are never changed. All groups have the same
-    options, since the method sees one vector.
+    of groups. Parameters that do not require a gradient never change. All groups must have the same
+    options, because the method sees one vector.
 
-    If a step is interrupted or the closure raises, the parameters and the method's own state stay
-    as they were. That state is not in `state` but under "whole" in the state_dict, because torch
-    would cast it to the parameters' dtype.
+    If a step is interrupted or the closure raises, the parameters and the method's own state do not
+    change. The method's own state is in the state_dict under "whole". It is not in `state`, because
+    torch would cast it to the parameters' dtype.
     """
 
     _limits: ClassVar[dict[str, Any]] = {}
@@ -52,8 +52,8 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     def evaluations(self) -> float:
         """The cost so far, in gradients of the whole loss.
 
-        A forward pass counts 1/3, forward and backward 1, a product with the Hessian 2, the Hessian
-        of P parameters 2 P, a Jacobian of R rows R.
+        A forward pass counts 1/3, a forward and backward pass 1, a product with the Hessian 2, the
+        Hessian of P parameters 2 P, and a Jacobian of R rows R.
         """
         return self._memory["thirds"] / 3
 
@@ -82,27 +82,28 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group.
 
-        Raises ValueError if its options differ, RuntimeError after the first step.
+        Raises ValueError if its options differ from the optimizer's, and RuntimeError after the
+        first step.
         """
         if self._memory["steps"]:
             self._refuse(
-                "a group was added after a step, expected all parameters from the start; make a "
+                "a group was added after a step, expected all groups before the first step; make a "
                 "new optimizer",
                 RuntimeError,
             )
         for name, value in self.defaults.items():
             if param_group.get(name, value) != value:
                 self._refuse(
-                    f"{name}={param_group[name]!r} was given to one group, expected the same for "
-                    f"all, {value!r}; set it for the whole optimizer"
+                    f"{name}={param_group[name]!r} was given to one group, expected {value!r} in "
+                    f"all groups; set {name} for the whole optimizer"
                 )
         super().add_param_group(param_group)
         for p in self.param_groups[-1]["params"]:
             if not p.is_floating_point() or p.layout is not torch.strided:
                 del self.param_groups[-1]
                 self._refuse(
-                    f"a parameter of {p.dtype}, {p.layout} was given, expected dense real ones; "
-                    "convert it with torch.view_as_real or to_dense"
+                    f"a parameter of {p.dtype} and {p.layout} was given, expected dense tensors of "
+                    "real floating-point numbers; convert it with torch.view_as_real or to_dense"
                 )
         size, most = sum(p.numel() for p in self._trainable()), self.defaults.get("max_parameters")
         if most is not None and size > most:
@@ -178,7 +179,8 @@ class FullBatchOptimizer(torch.optim.Optimizer):
             return float(loss.detach() if isinstance(loss, Tensor) else loss)
         except TypeError:
             return self._refuse(
-                f"the closure returned a {type(loss).__name__}, expected the loss", TypeError
+                f"the closure returned a {type(loss).__name__}, expected a number, the loss",
+                TypeError,
             )
 
     def _compute_loss(self, closure: Callable[[], Any]) -> float:
@@ -191,7 +193,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
         return self._compute_loss(closure)
 
     def _build_graph(self, closure: Callable[[], Any]) -> Tensor:
-        """The checked loss, with its autograd graph."""
+        """The loss with its autograd graph, after checks."""
         loss = self._call(closure, True)
         self._check_loss(loss)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
@@ -228,7 +230,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     # the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Make one step. The closure returns the loss; each class says what step() returns."""
+        """Make one step. The closure returns the loss. The class says what step() returns."""
         return self._run_step(closure, self._step)
 
     def _step(self, closure: Callable[[], Any]) -> Any:
@@ -246,7 +248,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
             expected = self._memory["size"] or "at least one number"
             self._refuse(
                 f"the parameters that require a gradient have {size} numbers, expected {expected}; "
-                "make a new optimizer when they change",
+                "make a new optimizer when the parameters change",
                 RuntimeError,
             )
         # a shallow copy is enough: tensors in the state are replaced, never written to
@@ -269,14 +271,14 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of the same class with the same number of parameters.
 
-        Raises ValueError for any other checkpoint; nothing has changed then.
+        Raises ValueError, and changes nothing, for any other checkpoint.
         """
         saved = dict(state_dict)
         memory = saved.pop(STATE_KEY, None)
         name = type(self).__name__
         saved_name = memory.get("kind") if isinstance(memory, dict) else None
         if saved_name != name or "param_groups" not in saved:
-            source = saved_name if isinstance(memory, dict) else "no method on the whole loss"
+            source = saved_name if isinstance(memory, dict) else "another kind of optimizer"
             self._refuse(f"a checkpoint of {source} was given, expected one of {name}")
         if memory.keys() != self._memory.keys():
             self._refuse(
@@ -285,7 +287,9 @@ class FullBatchOptimizer(torch.optim.Optimizer):
             )
         size = sum(p.numel() for p in self._trainable())
         if memory["size"] not in (None, size):
-            self._refuse(f"a checkpoint of {memory['size']} numbers was given, expected {size}")
+            self._refuse(
+                f"a checkpoint of {memory['size']} numbers was given, expected {size} numbers"
+            )
         for group in saved["param_groups"]:
             self._check(self.defaults | group)
         super().load_state_dict(saved)
@@ -299,7 +303,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
 
 
 class RandomizedOptimizer(FullBatchOptimizer):
-    """A method with random draws. They are the same on every device.
+    """A method that draws random numbers. The draws are the same on every device.
 
     The generator's state is part of the method's state.
     """
@@ -340,9 +344,9 @@ def backtrack(
 ) -> tuple[float, float] | None:
     """Armijo's line search: the first of length, length/2, ... that lowers the loss enough.
 
-    Enough means: to loss + 1e-4 * length * slope or below (Nocedal & Wright, Numerical
+    The new loss must be at most loss + 1e-4 * length * slope (Nocedal & Wright, Numerical
     Optimization, eq. 3.4 and algorithm 3.1). Returns the length and its loss, or None if none of
-    `most` lengths is enough; a nan never is.
+    `most` lengths lowers the loss enough. A loss of nan is never accepted.
     """
     for _ in range(most):
         value = loss_at(length)

@@ -26,21 +26,21 @@ class Newton(FullBatchOptimizer):
     exactly zero.
 
     lr: the length of the step; with `line_search` the first length tried.
-    damping: the initial damping; 0 turns damping off for good. The damping is divided by 3 after a
+    damping: the initial damping; 0 turns damping off. The damping is divided by 3 after a
     step that lowers the loss by more than 3/4 of the prediction, and multiplied by 4 after one that
     lowers it by less than 1/4. A step that does not lower the loss is tried again with 4 times the
     damping.
     line_search: halve the length until the loss falls enough (Armijo's condition). The plain form
     then also shifts an indefinite H until it is positive definite. Without line search and damping
     the step is always taken.
-    max_parameters: a larger model raises ValueError. H and its eigenvectors are P x P float64
-    numbers; one step costs 2 P evaluations and P^3 operations.
+    max_parameters: a model with more parameters raises ValueError. H and its eigenvectors have
+    P x P float64 numbers each. One step costs as much as 2 P gradients, and P^3 operations.
 
     Eigenvalues of H below 1e-14 of the largest count as 0. Without damping they are left out, so a
     singular H gives the shortest step.
 
-    `step(closure)` returns the loss before the step. The parameters and the damping stay as they
-    were if the loss, gradient or Hessian is not finite, or if no length and damping lowers the
+    `step(closure)` returns the loss before the step. The parameters and the damping do not
+    change if the loss, gradient or Hessian is not finite, or if no length and damping lowers the
     loss.
     """
 
@@ -88,7 +88,7 @@ class Newton(FullBatchOptimizer):
         values = values.abs() if self._option("saddle_free") else values
         projected = gradient @ vectors  # the gradient in the eigenbasis of H
         damping = self.damping
-        if self._option("damping"):  # from a smaller damping, 4**MAX_TRIES would not be enough
+        if self._option("damping"):  # a smaller damping times 4**MAX_TRIES is not enough
             largest = max(self._option("damping"), float(values.abs().max()))
             damping = max(damping, 1e-10 * largest)
         for _ in range(MAX_TRIES):
@@ -161,14 +161,14 @@ class NewtonCG(FullBatchOptimizer):
 
     Nocedal & Wright, Numerical Optimization, algorithm 7.1 (line search Newton-CG).
 
-    H d = -g is solved to |H d + g| <= min(1/2, sqrt(|g|)) |g|. At a direction of negative curvature
-    the solution so far is used (the negative gradient, if that direction is the first), so d is
-    always a descent direction. Armijo's line search then starts from length lr.
+    H d = -g, with gradient g and Hessian H, is solved until |H d + g| <= min(1/2, sqrt(|g|)) |g|.
+    If a direction has negative curvature, d is the solution so far, or -g if the direction is the
+    first one. So d is always a descent direction. Armijo's line search then starts from length lr.
 
-    lr: the first length tried. iterations: the maximum number of products per step.
+    lr: the first length tried. iterations: the maximum number of Hessian-vector products per step.
 
-    `step(closure)` returns the loss before the step. The parameters stay as they were if the loss
-    or a derivative is not finite, or if no length lowers the loss.
+    `step(closure)` returns the loss before the step. The parameters do not change if the loss or a
+    derivative is not finite, or if no length lowers the loss.
     """
 
     _limits: ClassVar = {"lr": "(0, inf)", "iterations": "[1, inf)"}

@@ -17,34 +17,38 @@ from .closures import RandomizedOptimizer
 class Genetic(RandomizedOptimizer):
     """A genetic algorithm: Holland 1975; Goldberg 1989, Genetic Algorithms in Search.
 
-    A step is one generation; fitness is -loss. The `elite` best genomes survive unchanged. The rest
-    are children: select two parents, cross them over, mutate. The first population holds the
-    parameters themselves; its other members are parameters + spread N(0, I), or uniform draws from
-    `interval` if it is set. With selection="truncation", crossover=None, elite=1 this is the
-    algorithm of Such et al. 2017, arXiv:1712.06567.
+    A step is one generation, and fitness is -loss. The `elite` best genomes survive unchanged. All
+    other genomes are children: two parents are selected and crossed over, and the result mutates.
+    The first population holds the parameters themselves. Its other genomes are
+    parameters + spread N(0, I), or uniform draws from `interval` if `interval` is set. With
+    selection="truncation", crossover=None, elite=1 this is the algorithm of Such et al. 2017,
+    arXiv:1712.06567.
 
     population: the number of genomes, each a vector of all P parameters in float64.
-    selection: "tournament" takes the best of `contest` random genomes. "truncation" takes any of
-    the best 1/`contest` of the population. "roulette" takes a genome with a probability
-    proportional to the worst loss minus its own loss, or uniformly if all losses are equal.
-    crossover: "uniform" (each gene from either parent), "arithmetic" (a x + (1 - a) y, with a
+    selection: "tournament" takes the best of `contest` random genomes. "truncation" takes a
+    random one of the best 1/`contest` of the population. "roulette" takes a genome with a
+    probability proportional to the worst loss minus its own loss, or uniformly if all losses are
+    equal.
+    crossover: "uniform" (each number from a random parent), "arithmetic" (a x + (1 - a) y, with a
     uniform in [0, 1] per pair), None (a copy of the first parent).
-    mutation, sigma: each gene changes with probability `mutation`, by sigma N(0, 1).
+    mutation, sigma: each number changes with probability `mutation`, by sigma N(0, 1).
     decay: sigma *= decay per generation.
-    interval: (low, high), the limits of every gene.
-    bits: encodes each parameter in that many bits over `interval`, as
-    low + k (high - low) / (2^bits - 1). Mutation then flips each bit with probability `mutation`,
-    and crossover must be "uniform" or None.
+    interval: (low, high), the limits of every parameter.
+    bits: if set, the genome has this many bits per parameter, which encode an integer k. The
+    parameter is low + k (high - low) / (2^bits - 1), with (low, high) from `interval`. Mutation
+    then flips each bit with probability `mutation`, and crossover must be "uniform" (per bit) or
+    None.
     seed: the seed of all random draws.
 
-    After each step the parameters are the best genome so far, even with elite=0; changes made to
-    them between steps are lost. `step` returns the lowest loss so far, that of the parameters. A
-    loss that is not finite counts as the worst; the parameters stay unchanged until one is finite.
+    After each step the parameters are the best genome so far, even with elite=0. Changes made to
+    the parameters between steps are lost. `step` returns the lowest loss so far, which is the loss
+    of the parameters. A loss that is not finite counts as the worst. The parameters do not change
+    until a loss is finite.
 
     `step(closure)` calls the closure once per genome, without gradients and without backward().
     `step(losses=function)` passes the whole generation to the function, as a list of tensors
-    (n, *shape), one per parameter; it returns n losses (Population.losses_of makes such a
-    function). The elite is not evaluated again, so the loss must be that of all data.
+    (n, *shape), one per parameter. The function returns n losses; Population.losses_of makes such a
+    function. The elite is not evaluated again, so the loss must be that of all data.
     """
 
     _limits: ClassVar = {
@@ -115,7 +119,7 @@ class Genetic(RandomizedOptimizer):
                 )
         if options["elite"] >= options["population"]:
             self._refuse(
-                f"elite={options['elite']} was given, expected fewer than the population's "
+                f"elite={options['elite']} was given, expected fewer than the population of "
                 f"{options['population']}"
             )
 

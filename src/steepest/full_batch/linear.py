@@ -25,8 +25,8 @@ class LinearFit:
     intercept: Tensor
     """Shape (), or (k); zero with intercept=False."""
     rank: int
-    """Rank of X, with centred columns if there is an intercept. Below p the columns depend on each
-    other, and the coefficients are the shortest of all solutions."""
+    """Rank of X, with centred columns if there is an intercept. If the rank is below p, the columns
+    depend on each other, and the coefficients are the shortest of all solutions."""
     singular_values: Tensor
     """Singular values of X, centred in the same way, in descending order."""
     residual: Tensor
@@ -76,20 +76,21 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
         if factor is not None and factor.shape[1] != 1 + width + b.shape[1]:
             raise ValueError(
                 f"least_squares: a piece whose y has {b.shape[1]} columns was given, expected "
-                f"{factor.shape[1] - 1 - width} as in the first"
+                f"{factor.shape[1] - 1 - width} as in the first piece"
             )
         rows += len(a)
         ones = torch.full((len(a), 1), float(intercept), dtype=a.dtype, device=a.device)
         factor = stack(factor, torch.cat([ones, a, b.to(a.device)], 1))
     if factor is None or not rows or not width:
         raise ValueError(
-            f"least_squares: {rows} rows of {width} columns were given, expected one or more"
+            f"least_squares: {rows} rows of {width} columns were given, expected at least one row "
+            "and one column"
         )
     return _solve(factor, rows, width, float(ridge), intercept, flat)
 
 
 def stack(factor: Tensor | None, rows: Tensor) -> Tensor:
-    """Merge more rows into a triangular factor (None: there is none yet)."""
+    """Merge more rows into a triangular factor, which is None before the first rows."""
     matrix = rows if factor is None else torch.cat([factor, rows])
     return torch.linalg.qr(matrix, mode="r").R
 
@@ -97,11 +98,12 @@ def stack(factor: Tensor | None, rows: Tensor) -> Tensor:
 def _solve(
     factor: Tensor, rows: int, width: int, ridge: float, intercept: bool, flat: bool
 ) -> LinearFit:
-    # the first column was all ones: below its first row, the factor is that of the centred data
+    # the first column of the data is all ones: the factor without its first row and column
+    # belongs to the centred data
     head = factor[0]
     rest = factor[1:] if intercept else factor
     a, b = rest[:, 1 : 1 + width], rest[:, 1 + width :]
-    if intercept:  # centring leaves only rounding errors of a constant column
+    if intercept:  # a centred constant column is only rounding errors
         rounding = 100 * torch.finfo(a.dtype).eps * factor[:, 1 : 1 + width].norm(dim=0)
         a = torch.where(a.norm(dim=0) > rounding, a, 0)
     if not len(a):  # one row and an intercept
@@ -127,7 +129,7 @@ def _count_dims(data: Any) -> int:
 
 def _to_matrix(data: Any, name: str) -> Tensor:
     try:
-        # through numpy: it reads Python floats as float64, torch as float32
+        # numpy reads Python floats as float64, torch reads them as float32
         matrix = data if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data))
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
@@ -143,6 +145,6 @@ def _to_matrix(data: Any, name: str) -> Tensor:
     if not math.isfinite(float(matrix.abs().sum())):
         raise ValueError(
             f"least_squares: {name} holds numbers that are not finite, expected finite ones; leave "
-            "those rows out"
+            "out the rows with other numbers"
         )
     return matrix

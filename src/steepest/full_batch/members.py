@@ -19,18 +19,18 @@ WAYS = ("vmap", "loop")
 
 
 class Population:
-    """n models of one architecture with stacked parameters; the first dimension is the member.
+    """n models of one architecture. Their parameters are stacked along a new first dimension.
 
     `Population(model, n)` makes n copies; `Population(make, n)` calls make(k) for k = 0 ... n-1.
-    An optimizer over `population.parameters()` steps all members at once. Each member is stepped
-    as if alone if the rule is elementwise (SGD, Adam, ...; not LARS, Muon, or clipping by the
-    global norm).
+    An optimizer over `population.parameters()` steps all members at once. If its rule is
+    elementwise, each member gets the same step as in an optimizer of its own. SGD and Adam are
+    elementwise; LARS, Muon and clipping by the global norm are not.
 
-    A call runs all members together (torch.func.vmap) or one after the other. With way=None the
-    first call with data of a new shape measures both, separately for `losses` and `backward`, and
-    keeps the faster one. A model that vmap does not support runs in the loop. `way="vmap"` or
-    "loop" fixes the choice. Both give the same losses and gradients up to rounding, not to the bit.
-    `state_dict` holds the choices, so a resumed run computes the same bits.
+    `losses` and `backward` run the members together (torch.func.vmap) or one after the other (a
+    loop). With way=None each of the two methods measures both ways at its first call with data of
+    a new shape, and keeps the faster way. A model that vmap does not support runs in the loop.
+    way="vmap" and way="loop" fix the way. Both ways give the same losses and gradients up to
+    rounding. `state_dict` holds the ways, so a resumed run is equal to the bit.
 
     Dropout draws a different mask for each member. Buffers are stacked and updated too.
 
@@ -66,7 +66,7 @@ class Population:
         self._tie()
 
     def _tie(self) -> None:
-        """Make the members' tensors views of the stacked ones: one memory for vmap and loop."""
+        """Make the members' tensors views of the stacked ones: vmap and loop then share memory."""
         for k, member in enumerate(self._members):
             for name, p in member.named_parameters():
                 p.data = self._params[name].data[k]
@@ -103,7 +103,7 @@ class Population:
             return self._run_faster("losses", self._compute_losses, loss, x, y)
 
     def backward(self, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-        """The n losses; the gradients replace `.grad` of the stacked parameters."""
+        """Return the n losses, and set `.grad` of the stacked parameters to the gradients."""
         return self._run_faster("backward", self._compute_gradients, loss, x, y)
 
     @torch.no_grad()
@@ -112,21 +112,21 @@ class Population:
         params = self.parameters()
         if [s.shape for s in stacked] != [p.shape for p in params]:
             raise ValueError(
-                f"Population.assign: {[tuple(s.shape) for s in stacked]} was given, expected "
-                f"{[tuple(p.shape) for p in params]}"
+                f"Population.assign: tensors of shapes {[tuple(s.shape) for s in stacked]} were "
+                f"given, expected {[tuple(p.shape) for p in params]}"
             )
         for p, value in zip(params, stacked, strict=True):
             p.copy_(value)
 
     def losses_of(self, loss: Loss, x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:
-        """A function for Genetic.step(losses=...): the losses of up to n genomes on this data.
+        """A function for Genetic.step(losses=...) that returns the losses of up to n genomes.
 
-        It overwrites the members' parameters.
+        The losses are those on this data. The function overwrites the members' parameters.
         """
 
         def losses(stacked: Sequence[Tensor]) -> Tensor:
             count = len(stacked[0])
-            missing = self.n - count  # the elite, which is not evaluated again
+            missing = self.n - count  # above 0 if the elite is not evaluated again
             if missing > 0:
                 stacked = [torch.cat([s, s[:1].expand(missing, *s.shape[1:])]) for s in stacked]
             self.assign(stacked)
@@ -150,7 +150,7 @@ class Population:
             losses = []
             for k, member in enumerate(self._members):
                 for name, p in member.named_parameters():
-                    # backward() adds to an existing gradient in place: here a view of the stack
+                    # a view of the stacked gradient, to which backward() adds in place
                     p.grad = trainable[name].grad[k] if name in trainable else None  # type: ignore[index]
                 value = loss(member(x), y)
                 value.backward()
@@ -225,7 +225,7 @@ class Population:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what state_dict() returned.
 
-        Raises ValueError if names or shapes differ; nothing has changed then.
+        Raises ValueError, and changes nothing, if names or shapes differ.
         """
         pairs = []
         for name, own in (("params", self._params), ("buffers", self._buffers)):

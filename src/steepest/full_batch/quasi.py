@@ -13,22 +13,23 @@ from .closures import FullBatchOptimizer
 
 
 class BFGS(FullBatchOptimizer):
-    """theta += t d, d = -B g, where B estimates the inverse Hessian from gradient differences.
+    """theta += t d, d = -B g, where g is the gradient and B estimates the inverse Hessian.
 
     Broyden, Fletcher, Goldfarb, Shanno 1970, as in Nocedal & Wright, Numerical Optimization,
-    algorithm 6.1 with the update 6.17 and the initial scale 6.20. The length t satisfies the strong
-    Wolfe conditions with c1 = 1e-4, c2 = 0.9. `torch.optim.LBFGS(line_search_fn="strong_wolfe")`
-    keeps the last gradient differences instead of B.
+    algorithm 6.1 with the update 6.17 and the initial scale 6.20. B is computed from differences of
+    gradients. The length t satisfies the strong Wolfe conditions with c1 = 1e-4, c2 = 0.9.
+    `torch.optim.LBFGS(line_search_fn="strong_wolfe")` keeps the last differences instead of B.
 
     lr: the first length tried; 1 suits a second-order method. The first step tries
     lr * min(1, 1 / |g|_1), as torch's LBFGS does.
-    max_parameters: a larger model raises ValueError (B is P x P float64 numbers).
+    max_parameters: a model with more parameters raises ValueError. With P parameters, B has P x P
+    float64 numbers.
 
     `step(closure)` makes one iteration and returns the loss before it. It reuses the loss and
     gradient of the previous line search, so the closure must not change between steps. The
-    parameters stay as they were if the loss or gradient is not finite, or if no length lowers the
-    loss; in the latter case B is reset. A step s whose gradient change y has s^T y <= 0 does not
-    update B.
+    parameters do not change if the loss or gradient is not finite, or if no length lowers the loss.
+    If no length lowers the loss, B is reset. B is not updated if s^T y <= 0, where s is the step
+    and y the change of the gradient.
     """
 
     _limits: ClassVar = {"lr": "(0, inf)", "max_parameters": "[1, inf)"}
@@ -43,7 +44,7 @@ class BFGS(FullBatchOptimizer):
         start, inverse = self._flatten(), self._memory["inverse"]
         state = self._memory
         if state["point"] is not None and torch.equal(state["point"], start):
-            loss, gradient = state["loss"], state["gradient"]  # where the last search ended
+            loss, gradient = state["loss"], state["gradient"]  # known from the last search
         else:
             loss, gradient = self._compute_gradient(closure)
         if not math.isfinite(loss) or not gradient.isfinite().all() or not gradient.any():
@@ -100,12 +101,12 @@ def wolfe(
 ) -> _Point | None:
     """Line search from length t for a point that satisfies the strong Wolfe conditions.
 
-    After `most` trials, returns the best point that satisfies Armijo's condition alone, or None if
-    there is none.
+    If `most` trials find no such point, returns the best point that satisfies Armijo's condition,
+    or None if there is none.
 
     Nocedal & Wright, algorithms 3.5 and 3.6 in one loop. `low` is the best point so far. Once
-    `high` is set, an acceptable point lies between the two. torch's own search is private, and
-    accepts a nan.
+    `high` is set, an acceptable point lies between `low` and `high`. torch's own search is not used
+    because it is private and accepts nan.
     """
     if not start.slope < 0:
         return None
@@ -127,9 +128,9 @@ def wolfe(
 
 
 def _interpolate(a: _Point, b: _Point) -> float:
-    """The minimizer of the cubic through both points and slopes (3.59).
+    """The minimizer of the cubic with the losses and slopes of both points (3.59).
 
-    It is kept a tenth of the interval away from either end.
+    The result is at least a tenth of the interval away from both ends.
     """
     width = b.t - a.t
     t = a.t + width / 2

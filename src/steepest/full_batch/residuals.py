@@ -19,21 +19,22 @@ class LevenbergMarquardt(FullBatchOptimizer):
 
     Levenberg 1944, Marquardt 1963. The damping follows Nielsen 1999 (IMM-REP-1999-05), as in
     Madsen, Nielsen & Tingleff 2004, Methods for non-linear least squares problems, algorithm 3.16.
-    It starts at `damping` times the largest diagonal element of J^T J. After a step it is
-    multiplied by max(1/3, 1 - (2 rho - 1)^3), where rho is the actual over the predicted decrease.
-    If a step does not lower the loss, the damping is multiplied by 2, then 4, 8, ..., and the step
-    is tried again. With damping=0 this is Gauss-Newton: every step is taken, whatever the loss
-    does.
+    It starts at `damping` times the largest diagonal element of J^T J. If a step
+    lowers the loss, the damping is multiplied by max(1/3, 1 - (2 rho - 1)^3), where rho is the
+    actual over the predicted decrease. If a step does not lower the loss, the damping is multiplied
+    by 2, then 4, 8, ..., and the step is tried again. With damping=0 this is Gauss-Newton: every
+    step is taken, even if the loss rises.
 
     The closure returns the residuals r, a tensor of any shape such as `model(x) - y`, and does not
     call backward(). J^T J is never formed. J is reduced in blocks of rows to its triangular factor,
     and the step is computed from the factor's singular values. If columns of J depend on each
     other, the step is the shortest solution.
 
-    max_parameters: a larger model raises ValueError (the factor has P x P numbers).
+    max_parameters: a model with more parameters raises ValueError. With P parameters, the factor
+    has P x P numbers.
 
-    `step(closure)` returns |r|^2 / 2 before the step. The parameters and the damping stay as they
-    were if the residuals or J are not finite, or if no damping lowers the loss.
+    `step(closure)` returns |r|^2 / 2 before the step. The parameters and the damping do not
+    change if the residuals or J are not finite, or if no damping lowers the loss.
     """
 
     _limits: ClassVar = {"damping": "[0, inf)", "max_parameters": "[1, inf)"}
@@ -49,7 +50,10 @@ class LevenbergMarquardt(FullBatchOptimizer):
 
     def _check_loss(self, loss: Any) -> float:
         if not isinstance(loss, Tensor) or not loss.numel():
-            self._refuse("the closure returned no residuals, expected a tensor of them", TypeError)
+            self._refuse(
+                "the closure returned no residuals, expected a tensor such as model(x) - y",
+                TypeError,
+            )
         return float(loss.detach().double().square().sum() / 2)
 
     def _build_graph(self, closure: Callable[[], Any]) -> Tensor:
@@ -80,7 +84,7 @@ class LevenbergMarquardt(FullBatchOptimizer):
         damping, factor = self._memory["damping"], self._memory["factor"]
         if damping is None:
             damping = self._option("damping") * float(triangle[:, :size].square().sum(0).max())
-        if self._option("damping"):  # a smaller damping could not recover in MAX_TRIES attempts
+        if self._option("damping"):  # MAX_TRIES increases of a smaller damping are not enough
             least = torch.finfo(s.dtype).eps * float(s.max()) ** 2
             damping = max(damping, least, torch.finfo(s.dtype).eps * self._option("damping"))
         for _ in range(MAX_TRIES):
@@ -107,7 +111,7 @@ class LevenbergMarquardt(FullBatchOptimizer):
     def _factorize(self, residuals: Tensor) -> Tensor:
         """The triangular factor of [J r].
 
-        Rows are merged into it in blocks of at least P rows, where P is the number of parameters.
+        Rows are merged in blocks of at least P rows, where P is the number of parameters.
         """
         values = residuals.detach().double()
         self._memory["thirds"] += 3 * len(values)

@@ -14,18 +14,20 @@ from .closures import FullBatchOptimizer, RandomizedOptimizer
 class Annealing(RandomizedOptimizer):
     """Simulated annealing. Kirkpatrick, Gelatt & Vecchi 1983; Metropolis et al. 1953.
 
-    A step proposes the walker's point + sigma N(0, I). The walker moves there if the loss does not
-    rise, otherwise with probability exp(-rise / temperature). Then temperature *= cooling and
-    sigma *= shrink. The parameters are not the walker's point: after each step they are the best
-    point so far, and changes made to them between steps are lost.
+    The walker is a point that moves at random. A step proposes walker + sigma N(0, I). The walker
+    moves there if the loss does not rise. If the loss rises, the walker moves with probability
+    exp(-rise / temperature). Then temperature *= cooling and sigma *= shrink. After each step the
+    parameters are the best point so far, not the walker. Changes made to the parameters between
+    steps are lost.
 
     sigma: standard deviation of a move, in the parameters' unit. temperature: in the loss's unit;
-    with 0 the loss never rises. cooling, shrink: factors per step. seed: the seed of all random
-    draws.
+    with 0 the walker's loss never rises. cooling, shrink: factors per step. seed: the seed of all
+    random draws.
 
-    `step(closure)` returns the lowest loss so far, that of the parameters. The walker never moves
-    to a loss that is not finite; the parameters stay unchanged until one is finite. The closure is
-    called without gradients and without backward(), once per step and twice in the first.
+    `step(closure)` returns the lowest loss so far, which is the loss of the parameters. The walker
+    never moves to a loss that is not finite. The parameters do not change until a loss is finite.
+    The closure is called without gradients and without backward(), once per step and twice in the
+    first step.
     """
 
     _limits: ClassVar = {
@@ -74,17 +76,17 @@ class CoordinateSearch(FullBatchOptimizer):
     """Greedy search along one coordinate after the other.
 
     The exploratory moves of Hooke & Jeeves 1961, with a step size per coordinate as in Rosenbrock
-    1960. A step takes the next coordinate x and tries x + s, then x - s. The first one that lowers
-    the loss is kept, and s is multiplied by `grow` and the sign that helped. If neither does, s is
-    multiplied by `shrink`. The loss never rises. Changes made to the parameters between steps are
-    lost.
+    1960. A step takes the next coordinate x and tries x + s, then x - s. The first value that
+    lowers the loss is kept, and s is multiplied by `grow`, or by -`grow` if x - s was kept. If
+    neither value lowers the loss, s is multiplied by `shrink`. The loss never rises. Changes made
+    to the parameters between steps are lost.
 
     size: the initial s of each coordinate, in the parameters' unit. grow, shrink: the defaults are
     Rosenbrock's.
 
-    `step(closure)` returns the loss after the step, or inf if none was finite so far. A loss that
-    is not finite counts as the worst. The closure is called without gradients and without
-    backward(), once or twice per step, and once more in the first.
+    `step(closure)` returns the loss after the step, or inf if no loss was finite so far. A loss
+    that is not finite counts as the worst. The closure is called without gradients and without
+    backward(), once or twice per step, and once more in the first step.
     """
 
     _limits: ClassVar = {"size": "(0, inf)", "grow": "[1, inf)", "shrink": "(0, 1)"}

@@ -19,7 +19,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class _SampleLoss(nn.Module):
-    """The loss of one sample as a batch of one. A module, because functional_call needs one."""
+    """The loss of one sample, as a batch of one. functional_call needs it to be a module."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _SampleLoss(nn.Module):
 
 
 def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of each sample in a batch and its gradient.
+    """The loss and the gradient of each sample in a batch.
 
     loss(model, batch): the mean loss over a batch, a tensor without dimensions. batch: tensors of m
     samples each, in any nesting of tuples, lists and dicts.
@@ -41,16 +41,16 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
     parameters. If vmap does not support the model or the loss (a GRU, `.item()`), samples run one
     by one, m times slower, and the logger "steepest" says so once.
 
-    Raises ValueError if the model has batch normalisation in training mode or changes another
-    buffer when called, since its samples then depend on each other, and if the loss is not a single
-    number. Raises torch's error if memory runs out.
+    Raises ValueError if the loss is not a single number. Raises ValueError also if the model has
+    batch normalisation in training mode or changes another buffer when called, because its samples
+    then depend on each other. Raises torch's error if memory runs out.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise ValueError(
                 f"per_sample: batch normalisation {name!r} in training mode was given, expected a "
-                "model whose samples do not depend on each other; call eval() on it, or use "
-                "GroupNorm or LayerNorm"
+                "model whose samples do not depend on each other; call eval() on the model, "
+                "or use GroupNorm or LayerNorm"
             )
     module = _SampleLoss(model, loss)
     params = {
@@ -65,7 +65,7 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
         try:
             with quietly():
                 grads, losses = gradients(params, batch)
-        except Exception as error:  # any type; an error of the model itself recurs in the loop
+        except Exception as error:  # of any type; the loop raises the model's own errors again
             slowly("per_sample", error)
             grads, losses = _loop_over_samples(model, loss, batch)
     return losses.detach(), {name.removeprefix("model."): g for name, g in grads.items()}
@@ -83,7 +83,7 @@ def _loop_over_samples(
         if value.numel() != 1:
             raise ValueError(
                 f"per_sample: the loss returned a tensor of shape {[*value.shape]}, expected the "
-                "mean over the batch, a number"
+                "mean over the batch as a single number"
             )
         value = value.reshape(())
         rows.append(torch.autograd.grad(value, [*params.values()], materialize_grads=True))
@@ -96,10 +96,10 @@ def _loop_over_samples(
 def expected_loss(loss: float, gain: float, deviation: float, m: float) -> float:
     """E|S'|, where S' is the loss after a step with m samples: the mean of a folded normal.
 
-    S' is normal with mean S - gain and variance deviation**2 / m. To first order
-    S' = S - lr * g.(mean gradient of m samples), where g is the true gradient. So gain is
-    lr * |g|**2 and deviation is lr * sqrt(g.Cg), where C is the covariance of one sample's
-    gradient. A loss cannot be negative, so the model lets a negative S' rebound to |S'|.
+    S is the loss before the step. S' is normal with mean S - gain and variance deviation**2 / m.
+    To first order S' = S - lr * g.(mean gradient of m samples), where g is the true gradient. So
+    gain is lr * |g|**2 and deviation is lr * sqrt(g.Cg), where C is the covariance of one sample's
+    gradient. A loss cannot be negative, so the model replaces a negative S' by |S'|.
     """
     return loss - _progress(loss, gain, deviation, m)
 
@@ -110,7 +110,7 @@ def _progress(loss: float, gain: float, deviation: float, m: float) -> float:
     if not spread:
         return loss - abs(mean)
     a = mean / spread
-    density = math.exp(-min(a * a, 1500.0) / 2) / math.sqrt(2 * math.pi)  # 0 at the cap
+    density = math.exp(-min(a * a, 1500.0) / 2) / math.sqrt(2 * math.pi)  # exp is 0 at this cap
     return gain - 2 * (spread * density - mean * math.erfc(a / math.sqrt(2)) / 2)
 
 
@@ -118,10 +118,10 @@ def best_batch(loss: float, gain: float, deviation: float, largest: int) -> int:
     """The m in 1...largest with the most expected progress per sample, (S - E|S'|) / m.
 
     Yin, Luo and Nakamura, KDD 2017, "Small batch or large batch? Gaussian walk with rebound can
-    teach". Symbols as in `expected_loss`. E|S'| is convex in x = 1 / sqrt(m) (its derivative grows
-    with x), so x**2 * (S - E|S'|) has a single maximum, which bisection finds. Raises ValueError
-    for a loss below 0 or not finite, and FloatingPointError for a gain or deviation that is not
-    finite.
+    teach". The symbols are those of `expected_loss`. E|S'| is convex in x = 1 / sqrt(m) (its
+    derivative grows with x), so x**2 * (S - E|S'|) has a single maximum, which bisection finds.
+    Raises ValueError for a loss below 0 or not finite, and FloatingPointError for a gain or
+    deviation that is not finite.
     """
     loss = number("best_batch", "loss", loss, "[0, inf)")
     largest = whole("best_batch", "largest", largest, 1)
@@ -142,23 +142,26 @@ class AdaptiveBatch:
 
     BA-SGD: Yin, Luo and Nakamura, KDD 2017, "Small batch or large batch? Gaussian walk with rebound
     can teach". An update draws `loader.batch_size` samples at a time (the authors' m_0; their code
-    uses 30). From all samples drawn so far it estimates the loss, the gradient and the gradient's
-    variance per element (the diagonal of the covariance), and from these m* (`best_batch`). Once it
-    has m* or `largest` samples, it passes their mean gradient to the optimizer. At the end of an
-    epoch it steps with the samples it has. An update may use up to m_0 - 1 samples more than m*.
+    uses 30). From all samples drawn so far it estimates the loss, the gradient, and the variance of
+    each gradient element (the diagonal of the covariance). From these estimates `best_batch`
+    computes m*, the best number of samples. When m* or `largest` samples are drawn, the update
+    passes their mean gradient to the optimizer. At the end of an epoch the update uses the samples
+    drawn so far. An update may use up to m_0 - 1 samples more than m*.
 
     model, loss: as for `per_sample`; the loss must not be negative.
     optimizer: any. The loss after the step is predicted for a gradient step, with each group's own
-    lr. For a group of SGD with momentum (torch's or ours) it is predicted for the momentum step:
-    gain lr * g.(gamma * buffer + g), the authors' momentum variant. For other optimizers the
+    lr. For SGD with momentum (torch's or ours) the loss is predicted for the momentum step, with
+    gain lr * g.(gamma * buffer + g): the authors' momentum variant. For other optimizers the
     prediction is a heuristic.
     loader: a `Loader`. largest: at least m_0; by default all data.
 
-    `samples` counts the gradients computed so far, `batch_size` is the size of the last update and
-    `wanted` its m*. Save the loader and the optimizer too, and load them first.
+    `samples` counts the gradients computed so far. `batch_size` is the number of samples in the
+    last update, and `wanted` is its m*. Save the states of the loader and the optimizer too, and
+    load those two first.
 
     Raises ValueError for invalid arguments. Raises FloatingPointError if the loss or gradient is
-    not finite; parameters and optimizer are unchanged then, but the samples drawn are used up.
+    not finite. Parameters and optimizer do not change then, but the loader does not repeat the
+    samples already drawn.
     """
 
     def __init__(
@@ -201,7 +204,8 @@ class AdaptiveBatch:
             loss += (float(losses.double().mean()) - loss) * m / total
             if not math.isfinite(loss):
                 raise FloatingPointError(
-                    f"AdaptiveBatch: a loss of {loss} came out, expected a finite one"
+                    f"AdaptiveBatch: the mean loss is {loss}, expected a finite number; check the "
+                    "data and the learning rate"
                 )
             for name, g in grads.items():  # Chan et al. 1979: merges variances without cancellation
                 center = g.mean(0)
@@ -226,7 +230,7 @@ class AdaptiveBatch:
         squares: dict[str, Tensor],
         count: int,
     ) -> int:
-        """m* from the gradients of `count` samples: their mean and sums of squared deviations."""
+        """m*, from the mean and the summed squared deviations of `count` samples' gradients."""
         names = {p: name for name, p in params.items()}
         gain = variance = 0.0
         for group in self.optimizer.param_groups:
@@ -248,9 +252,9 @@ class AdaptiveBatch:
         return {"samples": self.samples, "batch_size": self.batch_size, "wanted": self.wanted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a saved state and continue at the loader's position.
+        """Load what state_dict() returned, and continue at the loader's position.
 
-        Raises ValueError for any other state.
+        Raises ValueError for anything else.
         """
         self.__dict__.update(saved("AdaptiveBatch", state, {"samples", "batch_size", "wanted"}))
         self._batches = iter(self.loader)

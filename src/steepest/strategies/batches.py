@@ -12,15 +12,15 @@ from torch.utils.data import Sampler
 from ..checks import mixed, whole
 
 SECOND_ITERATION = (
-    "Loader: an iteration went on after another one began or a state was loaded, expected one at a "
-    "time; make a second Loader, or start a new iteration"
+    "Loader: an iteration continued after another iteration began or a state was loaded, expected "
+    "one iteration at a time; make a second Loader, or start a new iteration"
 )
 
 
 class Indices(list[int]):
-    """The sample indices of one batch, with the seed for the randomness in it.
+    """The sample indices of one batch, with a seed for the randomness in the batch.
 
-    A slice, which accelerate takes for each process, gets its own seed.
+    A slice gets its own seed. accelerate takes a slice for each process.
     """
 
     def __init__(self, indices: Iterable[int], seed: int) -> None:
@@ -50,11 +50,12 @@ class LoaderEpoch(int):
 class Batches(Sampler[list[int]]):
     """A batch sampler whose `batch_size` may change at any time, and that keeps its position.
 
-    `epoch` and `position` belong to the next batch to hand out. An iteration begins there if a
-    state was loaded or the last epoch has ended, otherwise at the next epoch. Iterating over this
-    object draws batches, as any DataLoader does: it begins an epoch and ends a running iteration.
+    `epoch` and `position` belong to the next batch to hand out. An iteration begins at this
+    position if a state was loaded or the last epoch has ended. Otherwise it begins the next epoch.
+    Any DataLoader iterates over this object to draw batches. This begins an epoch and ends a
+    running iteration.
 
-    Raises TypeError if it is made without a seed: Lightning does so to put in another order.
+    Raises TypeError if no seed is given. Lightning gives none when it tries to replace the order.
     """
 
     def __init__(
@@ -62,25 +63,25 @@ class Batches(Sampler[list[int]]):
     ) -> None:
         if seed is None:
             raise TypeError(
-                f"Loader: its order was to be replaced by a {type(order).__name__}, expected only "
-                "the constructor to set the order; in Lightning predict with a DataLoader, overfit "
-                "with shuffle=False, and on several devices use "
+                f"Loader: a {type(order).__name__} was given in place of the Loader's own sampler, "
+                "expected no replacement; in Lightning predict with a DataLoader, overfit with "
+                "shuffle=False, and on several devices use "
                 "Loader(..., sampler=DistributedSampler(...)) or use_distributed_sampler=False"
             )
         self.order, self.drop_last, self.seed = order, drop_last, seed
         self.batch_size, self.epoch, self.position = 1, 0, 0
         # whether the next iteration begins at `position`, not at the next epoch
         self.starts_here = True
-        # whether a state was loaded since the last iteration; an epoch that is set is then ignored
+        # whether a state was loaded since the last iteration; if so, set_epoch has no effect
         self.just_loaded = False
-        # the next iteration is of this epoch, or of a later one
+        # the next iteration is this epoch or a later one
         self.requested_epoch = 0
         # the argument of the last set_epoch
         self.last_set_epoch: int | None = None
-        # what order.epoch is unless the user has set it
+        # the value of order.epoch if the user does not set it
         epoch = getattr(order, "epoch", 0)
         self.default_epoch: Any = epoch if type(epoch) is LoaderEpoch else 0
-        # identifies the one iteration that may go on
+        # identifies the only iteration that may continue
         self.token: object = None
         # whether the Loader itself is making an iterator
         self.called_by_loader = False
@@ -93,15 +94,16 @@ class Batches(Sampler[list[int]]):
 
     @property
     def sampler(self) -> Batches:
-        """Itself: accelerate and Lightning call `batch_sampler.sampler.set_epoch`."""
+        """This object, because accelerate and Lightning call `batch_sampler.sampler.set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that epoch, from 0, or a later one: no order is repeated.
+        """Set the epoch of the next iteration, counted from 0.
 
-        Trainers call this before each epoch with their own count, which may differ from ours after
-        a state was loaded. So a call with the last number or the next one changes nothing, and
-        neither does a call between load_state_dict and the next iteration.
+        An epoch that has begun already is ignored, so that no order is repeated. Trainers call
+        this before each epoch with their own count, which may differ from ours after a state was
+        loaded. So a call changes nothing if its number is the number of the last call or one more.
+        A call between load_state_dict and the next iteration changes nothing either.
         """
         epoch = whole("Loader", "epoch", epoch, 0)
         last = self.last_set_epoch
@@ -121,7 +123,7 @@ class Batches(Sampler[list[int]]):
         self.batch_size = min(size, samples)
 
     def move_to(self, epoch: int, position: int) -> None:
-        """Let the next iteration begin there. A running iteration ends."""
+        """Let the next iteration begin at this epoch and position. A running iteration ends."""
         self.epoch, self.position, self.starts_here = epoch, position, True
         self.token, self.foreign_position = None, None
         self.requested_epoch, self.just_loaded = 0, True
@@ -171,7 +173,7 @@ class Batches(Sampler[list[int]]):
     def _user_set_epoch(self, epoch: int) -> bool:
         """Whether the user has set the order's epoch.
 
-        An order that does not keep our `LoaderEpoch` object shows it by another number only.
+        If the order does not keep our `LoaderEpoch` object, only a different number shows it.
         """
         if type(self.default_epoch) is LoaderEpoch:
             return epoch is not self.default_epoch
@@ -218,23 +220,23 @@ class Batches(Sampler[list[int]]):
         return {"epoch": epoch, "position": position, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what state_dict() returned."""
+        """Continue at the position that state_dict() returned."""
         self.resize(state["batch_size"])
         self.move_to(state["epoch"], state["position"])
 
 
 class _ForeignIterator:
-    """Batches for a DataLoader that is not a Loader: accelerate makes its own from our parts.
+    """Batches for a DataLoader that is not a Loader, such as the one that accelerate makes.
 
     This class sees which batches the loader requests, not which it hands out. Without workers a
-    loader requests a batch when it hands it out; with workers it has requested `prefetched` more.
-    accelerate's loader holds one more back, to know which batch is the last. So a batch counts as
-    handed out once prefetched + 1 later batches were requested.
+    loader requests a batch when it hands it out. With workers it requests `prefetched` batches
+    ahead. accelerate's loader requests one more batch ahead, to know which batch is the last. So a
+    batch counts as handed out once prefetched + 1 later batches were requested.
     """
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
-        # begun at the first request: torch makes two iterators and uses only one
+        # None before the first request, because torch makes two iterators and uses only one
         self.indices: Iterator[list[int]] | None = None
         self.requested = self.produced = 0
 
@@ -260,10 +262,10 @@ class _ForeignIterator:
             batches.count_batch(pending.popleft())
         if batch is not None:
             return batch
-        # with workers, this is the last request: the loader has got the last batch
+        # with workers, this is the last request, so the loader has received the last batch
         if prefetched and pending and self.requested == prefetched + self.produced:
             batches.count_batch(pending.popleft())
-        if not pending and not batches.starts_here:  # the order was shorter than its length
+        if not pending and not batches.starts_here:  # the order gave fewer samples than its length
             batches.end_epoch()
         raise StopIteration
 

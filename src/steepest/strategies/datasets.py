@@ -16,13 +16,13 @@ from .batches import Indices
 
 
 class Rows:
-    """Tensors of one length as a dataset that is indexed by whole batches."""
+    """Tensors of equal length as a dataset that is indexed by whole batches."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         lengths = [len(t) if t.dim() else None for t in tensors]
         if len({*lengths}) != 1 or lengths[0] is None:
             raise ValueError(
-                f"Loader: tensors of lengths {lengths} were given, expected one length for all"
+                f"Loader: tensors of lengths {lengths} were given, expected equal lengths"
             )
         self.tensors = tensors
 
@@ -43,7 +43,7 @@ class Rows:
 
 
 def identity(batch: Any) -> Any:
-    """Collate a batch that is collated already."""
+    """Return the batch unchanged, for batches that are already collated."""
     return batch
 
 
@@ -55,13 +55,13 @@ class Collated:
 
     def __getitem__(self, _: Any) -> Any:
         raise TypeError(
-            "Loader: a DataLoader with a Loader's dataset and batch_sampler has another "
+            "Loader: a DataLoader with a Loader's dataset and batch_sampler was given another "
             "collate_fn, expected the Loader's; give collate_fn=loader.collate_fn too"
         )
 
 
 class Collate:
-    """A collate_fn that also accepts a batch that is collated already."""
+    """A collate_fn that also accepts a batch that is already collated."""
 
     def __init__(self, collate: Callable[[Any], Any], rows: bool) -> None:
         self.collate, self.rows = collate, rows
@@ -69,7 +69,7 @@ class Collate:
     def __call__(self, samples: Any) -> Any:
         if type(samples) is Collated:
             return samples.batch
-        if self.rows:  # the user's function expects columns, as from Rows
+        if self.rows:  # the user's function expects columns, as Rows returns them
             samples = tuple(map(torch.stack, zip(*samples, strict=True)))
         return self.collate(samples)
 
@@ -78,7 +78,8 @@ class Seeded(Dataset[Any]):
     """A dataset that seeds the random generators before it loads and collates each batch.
 
     The seed comes from the batch's `Indices`, so the batch is the same in every process and after a
-    resume. Attributes are read from and set on `data`, and single samples come from it.
+    resume. Attributes and single samples are those of `data`. Setting an attribute sets it on
+    `data`.
     """
 
     def __init__(self, data: Any, collate: Callable[[Any], Any]) -> None:
@@ -108,7 +109,8 @@ class Seeded(Dataset[Any]):
         if type(indices) is not Indices:
             return load(indices)
         load = self.data.columns if type(self.data) is Rows else load
-        worker = get_worker_info() is not None  # nothing else there uses the global generators
+        # in a worker nothing else uses the global generators
+        worker = get_worker_info() is not None
         if worker:
             _seed(indices.seed)
         with nullcontext() if worker else _seeded(indices.seed):
@@ -116,7 +118,7 @@ class Seeded(Dataset[Any]):
 
 
 def is_deterministic(data: Any) -> bool:
-    """Whether loading cannot be random: the data are tensors, a list or the like."""
+    """Whether loading is never random: true for tensors, arrays, lists, tuples and ranges."""
     while type(data) is Subset:
         data = data.dataset
     return type(data) in (Rows, TensorDataset, Tensor, np.ndarray, list, tuple, range)

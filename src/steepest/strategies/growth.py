@@ -15,7 +15,7 @@ from ..checks import batch_size, number, saved, whole
 def noise_scale(lr: float, batch_size: int, samples: int, momentum: float = 0.0) -> float:
     """lr * samples / (batch_size * (1 - momentum)), in units of lr.
 
-    Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489, section 3: the scale of the random
+    Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489, section 3. It is the scale of the random
     fluctuations of SGD with momentum, for batch sizes far below the number of samples.
     """
     lr = number("noise_scale", "lr", lr, "[0, inf)")
@@ -34,17 +34,18 @@ class BatchGrowth(LRScheduler):
     `BatchGrowth(MultiStepLR(optimizer, [60, 120, 160], 0.2), loader)` multiplies the batch size by
     5 at each milestone.
 
-    schedule: any scheduler object of torch.optim.lr_scheduler. lr_0 is the `initial_lr` that it
-    keeps in each group. f must be the same for all groups; so with a limit such as eta_min, all
-    groups need the same lr. A warm-up becomes a large batch that shrinks.
-    loader: a `Loader`, or anything with a `batch_size` that can be set. B_0 is its batch size now;
-    a schedule that begins below lr_0 starts with a larger batch.
+    schedule: any scheduler object of torch.optim.lr_scheduler. lr_0 is the `initial_lr` that
+    schedulers keep in each group. f must be the same for all groups. So with a limit such as
+    eta_min, all groups need the same lr. A warm-up becomes a large batch size that shrinks.
+    loader: a `Loader`, or anything with a `batch_size` that can be set. B_0 is the current batch
+    size. A schedule that begins below lr_0 starts with a larger batch size.
     largest: at least B_0; by default the number of samples.
 
-    Call `step(...)` instead of the schedule's, with the same arguments. Around a ReduceLROnPlateau
-    this object is itself an instance of ReduceLROnPlateau. Momentum follows the schedule. Raises
-    ValueError if the groups have different schedules, if param groups are added later, if lr_0 is
-    0, or if `largest` is below B_0 or above the number of samples.
+    Call `step(...)` instead of `schedule.step(...)`, with the same arguments. Around a
+    ReduceLROnPlateau this object is itself an instance of ReduceLROnPlateau. A momentum that the
+    schedule sets is not changed. Raises ValueError if the groups have different schedules, if param
+    groups are added later, if lr_0 is 0, or if `largest` is below B_0 or above the number of
+    samples.
     """
 
     def __new__(cls, schedule: LRScheduler | None = None, *_: Any, **__: Any) -> BatchGrowth:
@@ -52,7 +53,7 @@ class BatchGrowth(LRScheduler):
         return super().__new__(_GrowthPlateau if plateau else cls)  # type: ignore[arg-type]
 
     def __init__(self, schedule: LRScheduler, loader: Any, largest: int | None = None) -> None:
-        # no super().__init__(): the schedule has done its work already, as for SequentialLR
+        # no super().__init__(): the schedule has already set up the optimizer, as with SequentialLR
         if not isinstance(schedule, LRScheduler):
             raise TypeError(
                 f"BatchGrowth: a {type(schedule).__name__} was given, expected a scheduler object "
@@ -64,7 +65,8 @@ class BatchGrowth(LRScheduler):
         samples = len(data) if data is not None else None
         if largest is None and samples is None:
             raise ValueError(
-                "BatchGrowth: no largest was given, expected one: this loader has no dataset"
+                "BatchGrowth: no largest was given, expected a whole number, because this loader "
+                "has no dataset; give largest=NUMBER"
             )
         largest = samples if largest is None else largest
         self.largest = whole("BatchGrowth", "largest", largest, self.batch_size)
@@ -77,18 +79,18 @@ class BatchGrowth(LRScheduler):
         groups = self.optimizer.param_groups
         self.initial: list[float] = [float(g.get("initial_lr", g["lr"])) for g in groups]
         if not min(self.initial) > 0:
-            raise ValueError("BatchGrowth: an initial lr of 0 was given, expected more")
+            raise ValueError("BatchGrowth: an initial lr of 0 was given, expected an lr above 0")
         self._apply()
 
     def _apply(self) -> None:
-        """Read the lr that the schedule has set, and set batch size and lr instead."""
+        """Read the lr that the schedule has set. Set the batch size and the lr that replace it."""
         groups = self.optimizer.param_groups
         self.wrapped: list[float] = [float(g["lr"]) for g in groups]
         factors = [lr / first for lr, first in zip(self.wrapped, self.initial, strict=True)]
         if not all(math.isclose(f, factors[0], rel_tol=1e-9) for f in factors):
             raise ValueError(
-                f"BatchGrowth: the schedule multiplies the groups by {factors}, expected one "
-                "factor for all, since there is only one batch size"
+                f"BatchGrowth: the schedule multiplies the lr of the groups by {factors}, expected "
+                "one factor for all, because there is only one batch size"
             )
         wanted = self.batch_size / factors[0] if factors[0] > 0 else math.inf
         size = round(min(max(wanted, 1), self.largest))
@@ -105,8 +107,8 @@ class BatchGrowth(LRScheduler):
         groups = self.optimizer.param_groups
         if len(groups) != len(self.wrapped):
             raise ValueError(
-                f"BatchGrowth: the optimizer has {len(groups)} param groups, expected the "
-                f"{len(self.wrapped)} that it had; make BatchGrowth after adding all groups"
+                f"BatchGrowth: the optimizer has {len(groups)} param groups, expected "
+                f"{len(self.wrapped)} as before; make BatchGrowth after adding all groups"
             )
         # restore the schedule's own lr: most schedules compute the next lr from it
         for group, lr in zip(groups, self.wrapped, strict=True):
@@ -115,7 +117,7 @@ class BatchGrowth(LRScheduler):
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's state and its rates. Loader and optimizer are saved separately."""
+        """The schedule's state, and the settings. Loader and optimizer are saved separately."""
         return {
             "schedule": self.schedule.state_dict(),
             "wrapped": [*self.wrapped],
@@ -125,10 +127,10 @@ class BatchGrowth(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a saved state. Raises ValueError for any other state.
+        """Load what state_dict() returned. Raises ValueError for anything else.
 
-        As with torch's schedulers, the optimizer's state restores the learning rates; the loader's
-        restores the batch size.
+        Load the states of the optimizer and the loader too. They restore the learning rates (as
+        with torch's schedulers) and the batch size.
         """
         new = saved("BatchGrowth", state_dict, {*self.state_dict()})
         self.schedule.load_state_dict(new.pop("schedule"))
@@ -141,7 +143,7 @@ class _GrowthPlateau(BatchGrowth, ReduceLROnPlateau):
     def __getattr__(self, name: str) -> Any:
         if name == "schedule":  # not set yet, during unpickling
             raise AttributeError(name)
-        return getattr(self.schedule, name)  # patience, best and the like
+        return getattr(self.schedule, name)  # such as patience and best
 
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:

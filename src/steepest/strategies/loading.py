@@ -1,4 +1,4 @@
-"""A DataLoader whose batch size can change during a run, and that resumes within an epoch."""
+"""A DataLoader whose batch size can change during a run. It can resume within an epoch."""
 
 from __future__ import annotations
 
@@ -23,41 +23,43 @@ class Loader(DataLoader[Any]):
     size are dropped and loaded again, so change the size rarely if loading is expensive. The
     batches do not depend on `num_workers`.
 
-    data: a map-style dataset, or a tuple of tensors of one length, which are indexed by whole
-    batches.
+    data: a map-style dataset, or a tuple of tensors of equal length, which are indexed by
+    whole batches.
     batch_size: "all" (batch gradient descent), 1 (stochastic gradient descent) or a whole number
     (mini-batches). A number above the number of samples means all of them.
     shuffle: a new order in each epoch, which depends on (seed, epoch) only.
-    sampler: an order to use instead of shuffle. It needs `set_epoch(epoch)` (`Curriculum`,
-    `Levels`, torch's DistributedSampler), since a resumed run asks for the same order again. The
-    loader sets its epochs, unless you call `loader.sampler.set_epoch(epoch)` between two
-    iterations: the next iteration is then that epoch.
+    sampler: a sampler to use instead of shuffle, such as `Curriculum`, `Levels` or torch's
+    DistributedSampler. It must have `set_epoch(epoch)`, because a resumed run asks for the same
+    order again. The loader sets the sampler's epochs. If you call
+    `loader.sampler.set_epoch(epoch)` between two iterations, the next iteration is that epoch.
     drop_last and all other options are those of DataLoader; workers persist unless
     `persistent_workers=False`.
 
     `for batch in loader` starts a new epoch, as with any DataLoader, even after a `break` or an
-    error. Only after `load_state_dict` does it continue the saved epoch, so
-    `loader.load_state_dict(loader.state_dict())` continues after a `break`. `epoch` is the epoch of
-    the next batch, from 0, and `position` the number of its samples that were handed out; with the
-    last batch of an epoch they become (epoch + 1, 0). `len(loader)` is the number of batches in an
-    epoch at the current size.
+    error. But after `load_state_dict` the next loop continues the saved epoch. So
+    `loader.load_state_dict(loader.state_dict())` lets the next loop continue after a `break`.
+    `epoch` is the epoch of the next batch, counted from 0. `position` is the number of samples of
+    this epoch that were handed out. When the last batch of an epoch is handed out, they become
+    (epoch + 1, 0). `len(loader)` is the number of batches in an epoch at the current size.
 
     Randomness in the data or in `collate_fn` depends on (seed, epoch, position) only, if it comes
     from the global generators of Python, numpy and torch (on the CPU). So it is the same for any
-    number of workers, and after a resume. Your process's generators keep their states; without
-    workers that costs three copies of a state per batch. Generators that the data own are not saved
-    here. If anything can be random, `dataset` is a wrapper around your data, `dataset.data`; it
-    passes samples and attributes through.
+    number of workers, and after a resume. The global generators of your process keep their states.
+    Without workers, this costs a copy of the three states per batch. Generators that belong to the
+    data are not saved. If loading can be random, `loader.dataset` is a wrapper with the samples and
+    attributes of your data, and `loader.dataset.data` is the data.
 
-    `accelerate.prepare(loader)` makes its own DataLoader from the parts of this one. It advances
-    the order and the counts here too, and continues where a `load_state_dict` here, before an
-    epoch, has put it. With several processes `position` may be up to one batch per process ahead.
-    A batch that is filled up with repeated samples, to make the processes even, is drawn anew each
-    time. Iterating over `loader.batch_sampler` begins an epoch, as iterating over the loader does.
+    `accelerate.prepare(loader)` makes its own DataLoader from the parts of this one. The new
+    DataLoader advances the order and the counts of this one too. If `load_state_dict` is called on
+    this loader before an epoch, the new DataLoader continues from the loaded position. With several
+    processes `position` may be up to one batch per process ahead. accelerate may fill up a batch
+    with repeated samples, so that all processes have equally many. The randomness in such a batch
+    is not reproducible. Iterating over `loader.batch_sampler` begins an epoch, as iterating over
+    the loader does.
 
     Raises ValueError for empty data, unequal lengths, a size below 1, or a sampler without
-    set_epoch. Raises RuntimeError if an iteration goes on after another one began or a state was
-    loaded.
+    set_epoch. Raises RuntimeError if an iteration continues after another iteration began or a
+    state was loaded.
     """
 
     def __init__(
@@ -85,12 +87,13 @@ class Loader(DataLoader[Any]):
             sampler = Shuffled(len(data), seed) if shuffle else SequentialSampler(data)
         elif not hasattr(sampler, "set_epoch") or not isinstance(sampler, Sized):
             raise ValueError(
-                f"Loader: a {type(sampler).__name__} was given, expected a sampler with a length "
-                "and set_epoch(epoch), or none: an order drawn anew each time cannot be resumed"
+                f"Loader: sampler={type(sampler).__name__} was given, expected a sampler with a "
+                "length and set_epoch(epoch), or None; other samplers cannot be resumed"
             )
         if options.get("in_order") is False:
             raise ValueError(
-                "Loader: in_order=False was given, expected batches in order: resuming counts them"
+                "Loader: in_order=False was given, expected batches in order, because a resume "
+                "counts them"
             )
         self._batches = Batches(sampler, drop_last, whole("Loader", "seed", seed, 0))
         self._batches.resize(batch_size)
@@ -101,7 +104,8 @@ class Loader(DataLoader[Any]):
         if not deterministic:
             data = Seeded(data, collate)
         options.setdefault("persistent_workers", options.get("num_workers", 0) > 0)
-        # our own generator: torch draws from it for each iterator, and a resumed run makes more
+        # our own generator, because torch draws from it for each iterator, and a resumed run has
+        # more iterators
         self._random = torch.Generator()
         super().__init__(
             data,  # type: ignore[arg-type]
@@ -113,11 +117,11 @@ class Loader(DataLoader[Any]):
         self._batches.prefetched = self.num_workers * (self.prefetch_factor or 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "sampler":  # torch's sampler, which is unused beside a batch sampler
+        if name == "sampler":  # with a batch sampler, torch does not use this one
             value = self._batches.order
         if name != "batch_size":
             super().__setattr__(name, value)
-        elif value is not None:  # torch sets None beside a batch sampler
+        elif value is not None:  # with a batch sampler, torch sets None
             self._batches.resize(value)
 
     @property
@@ -132,7 +136,7 @@ class Loader(DataLoader[Any]):
 
     @property
     def position(self) -> int:
-        """The number of samples of that epoch that were handed out."""
+        """The number of samples of `epoch` that were handed out."""
         return self._batches.position
 
     @property
@@ -166,7 +170,7 @@ class Loader(DataLoader[Any]):
                     raise RuntimeError(SECOND_ITERATION)
                 if self.num_workers and self._read_setting() != setting:
                     break  # the prefetched batches have the old setting: draw them again
-            else:  # the order was shorter than its length
+            else:  # the order gave fewer samples than its length
                 batches.end_epoch()
                 return
 
@@ -185,8 +189,8 @@ class Loader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was saved, with the same batches.
 
-        Raises ValueError if it is not a Loader's state or belongs to other data; nothing has
-        changed then.
+        Raises ValueError, and changes nothing, if the state is not a Loader's or if the number of
+        samples differs.
         """
         batches, seed = self._batches, self._batches.seed
         if isinstance(state, dict) and state:  # early versions did not save the seed

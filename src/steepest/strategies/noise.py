@@ -14,20 +14,21 @@ from ..checks import mixed, number, saved, unwrapped, whole
 class GradientNoise:
     """Add normal noise of variance eta / (1 + t)**gamma to every gradient before each step.
 
-    Neelakantan et al. 2015, arXiv:1511.06807, equation 1; they choose eta from {0.01, 0.3, 1.0} and
-    gamma 0.55. t is 0 at the first step. eta is a variance, in squared units of the gradient.
+    Neelakantan et al. 2015, arXiv:1511.06807, equation 1. The authors choose eta from
+    {0.01, 0.3, 1.0} and gamma 0.55. t is 0 at the first step. eta is a variance, in squared units
+    of the gradient.
 
-    `noise = GradientNoise(optimizer)` is all you need: it registers a step_pre_hook, which changes
-    only the gradients of that optimizer's parameters. Clip with clip_grad_norm_ before the step if
-    the noise is not to be clipped; an optimizer's own clip_norm clips the noise too. With
-    `step(closure)` the noise is added after each call of the closure, and is the same within a
-    step.
+    `noise = GradientNoise(optimizer)` is all you need. It registers a step_pre_hook, which changes
+    only the gradients of this optimizer's parameters. To clip gradients without the noise, call
+    clip_grad_norm_ before the step. An optimizer's own clip_norm clips the noise too. With
+    `step(closure)` the noise is added after each call of the closure. All calls within a step get
+    the same noise.
 
     The noise depends on (seed, t) only. It is drawn on the gradient's device; the global random
     state does not change. Parameters without a gradient get no noise. A sparse gradient is
     coalesced and gets noise where it has values. For a complex gradient, the real and imaginary
-    parts get half the variance each. Where GradScaler leaves the gradients scaled (fused
-    optimizers), the noise is scaled too.
+    parts get half the variance each. If GradScaler leaves the gradients scaled, as for fused
+    optimizers, the noise is scaled too.
 
     `remove()` removes the hook. Raises ValueError for eta or gamma below 0, TypeError if no
     optimizer is given.
@@ -59,7 +60,7 @@ class GradientNoise:
         return self.eta / (1 + self.t) ** self.gamma
 
     def remove(self) -> None:
-        """Remove the hook: the optimizer is as it was."""
+        """Remove the hook. Later steps get no noise."""
         self._hook.remove()
 
     def _before_step(
@@ -106,9 +107,9 @@ class GradientNoise:
             values.add_(noise, alpha=deviation)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and the settings."""
+        """The step t and the settings."""
         return {"t": self.t, "eta": self.eta, "gamma": self.gamma, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a saved state. Raises ValueError for any other state."""
+        """Load what state_dict() returned. Raises ValueError for anything else."""
         self.__dict__.update(saved("GradientNoise", state, {"t", "eta", "gamma", "seed"}))

@@ -27,7 +27,7 @@ class Order(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, from 0."""
         whole(type(self).__name__, "epoch", epoch, 0)
-        self.epoch = epoch  # the same object: a Loader recognises its own LoaderEpoch
+        self.epoch = epoch  # unchanged, because a Loader recognises its own LoaderEpoch object
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -37,7 +37,7 @@ class Order(Sampler[int]):
         return {"seed": self.seed, "epoch": int(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a saved state. Raises ValueError for any other state."""
+        """Load what state_dict() returned. Raises ValueError for anything else."""
         self.__dict__.update(saved(type(self).__name__, state, {*self.state_dict()}))
 
 
@@ -56,22 +56,22 @@ class Shuffled(Order):
 
 
 class Curriculum(Order):
-    """Mini-batches from the easiest part of the data; that part grows with the step.
+    """Mini-batches from the easiest part of the data. The part grows with the step.
 
     Hacohen and Weinshall 2019, arXiv:1904.03626, Algorithm 1: step t draws batch_size different
     samples uniformly from the first pace(t) * n of the sorted data. As in the paper, batches are
     drawn independently: a sample may come twice in an epoch, or not at all.
 
-    scores: the difficulty of each sample, shape [n], finite, small is easy (`difficulty` computes
-    them from a model's losses).
+    scores: the difficulty of each sample, shape [n], finite. A low score means easy. `difficulty`
+    computes scores from a model's losses.
     pace: a function from the step (from 0, over all epochs) to a fraction in (0, 1]; see `pacing`.
-    batch_size: samples per step; the part is never smaller. An epoch has n // batch_size steps. A
-    Loader with another batch size gets the same samples in the same order.
-    first: "easy", "hard" (the paper's anti-curriculum) or "random" (its control: a random order,
-    drawn from the seed).
+    batch_size: samples per step. The part of the data is never smaller than this. An epoch has
+    n // batch_size steps. A Loader with another batch size gets the same samples in the same order.
+    first: "easy", "hard" (the paper's anti-curriculum) or "random" (the paper's control, a random
+    order drawn from the seed).
 
-    Raises ValueError if scores are empty or not finite or batch_size exceeds n, and during
-    iteration if a fraction is outside (0, 1].
+    Raises ValueError if scores are empty or not finite, or if batch_size exceeds n. Iteration
+    raises ValueError if a fraction is outside (0, 1].
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Curriculum(Order):
     def ranking(self) -> np.ndarray:
         """The indices of all samples, shape [n], in the order in which they are added."""
         if self.first == "random":
-            # seeded with three numbers: no step, which has two, shares this stream
+            # the seed has three numbers; the seeds of steps have two, so they are different
             return np.random.default_rng((self.seed, 0, 1)).permutation(len(self.scores))
         return np.argsort(self.scores, kind="stable")
 
@@ -116,7 +116,7 @@ class Curriculum(Order):
         steps, ranking = len(self) // self.batch_size, self.ranking()
         for step in range(self.epoch * steps, (self.epoch + 1) * steps):
             fraction = number("Curriculum", f"pace({step})", self.pace(step), "(0, 1]")
-            # rounded up, as in the authors' code; less 1e-9, since 0.07 * 100 is just above 7
+            # rounded up, as in the authors' code; minus 1e-9, because 0.07 * 100 is just above 7
             available = max(self.batch_size, math.ceil(fraction * len(ranking) - 1e-9))
             generator = np.random.default_rng((self.seed, step))
             chosen = generator.choice(available, self.batch_size, replace=False)
@@ -130,9 +130,8 @@ class Levels(Order):
     """Samples drawn by level of difficulty. Zaremba and Sutskever 2014, arXiv:1410.4615, section 5.
 
     levels: the level of each sample, a whole number from 0 (easiest), shape [n]; no level may be
-    empty. Two kinds of difficulty, such as length and nesting, become one list: number their pairs
-    in the order in which the authors make them harder (all lengths of one nesting, then the next
-    nesting).
+    empty. For two kinds of difficulty, such as length and nesting, give each pair its own level.
+    The authors number all lengths of one nesting first, then those of the next nesting.
     strategy: "baseline" draws from the hardest level, "naive" from the current level, "mix" from a
     level drawn uniformly. "combined" draws each sample as mix with probability 1/5, otherwise as
     naive. All samples of a level are equally likely. An epoch has n samples.
@@ -142,7 +141,7 @@ class Levels(Order):
         if levels.report(validation, training) and not levels.harder():
             ...  # at the hardest level; the authors multiply the learning rate by 0.8
 
-    Raises ValueError for levels that are empty, negative or have a gap.
+    Raises ValueError if the list of levels is empty, has a negative number or has a gap.
     """
 
     STRATEGIES = ("baseline", "naive", "mix", "combined")
@@ -186,8 +185,9 @@ class Levels(Order):
     def report(self, validation: float, training: float) -> bool:
         """Report an evaluation at the current level. Returns whether the next level is due.
 
-        It is due if the validation accuracy is above 0.95, or if the training accuracy is below
-        that of five evaluations earlier at this level. The reported accuracies are then cleared.
+        The next level is due if the validation accuracy is above 0.95, or if the training accuracy
+        is below that of five evaluations earlier at this level. Then the earlier accuracies are
+        dropped.
         Accuracies are in [0, 1]; a nan never makes a level due.
         """
         for name, value in (("validation", validation), ("training", training)):
@@ -201,14 +201,14 @@ class Levels(Order):
         return due
 
     def harder(self) -> bool:
-        """Move to the next level. Returns False, and changes nothing, at the hardest level."""
+        """Move to the next level and return True; at the hardest level, only return False."""
         if self.level + 1 == len(self._members):
             return False
         self.level += 1
         return True
 
     def __iter__(self) -> Iterator[int]:
-        # always three numbers per sample, so that no sample depends on the ones before it
+        # always three numbers per sample, so that a sample does not depend on earlier samples
         draws = np.random.default_rng((self.seed, self.epoch)).random((len(self), 3)).tolist()
         for mix, which, member in draws:
             level = self.level
@@ -227,7 +227,7 @@ class Levels(Order):
         return {**super().state_dict(), "level": self.level, "accuracies": [*self._accuracies]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a saved state. Raises ValueError for any other state."""
+        """Load what state_dict() returned. Raises ValueError for anything else."""
         new = saved("Levels", state, {*self.state_dict()})
         self.level = new.pop("level")
         self._accuracies = [*new.pop("accuracies")]
@@ -239,9 +239,9 @@ def difficulty(
 ) -> Tensor:
     """The loss of each sample under a trained model, shape [n], in the order of the data.
 
-    For use as the scores of a `Curriculum`. Hacohen and Weinshall 2019, arXiv:1904.03626, section
-    2.1, use a network trained on other data ("transfer") or on the same data without a curriculum
-    ("bootstrapping", their self-taught scores).
+    The result can be the scores of a `Curriculum`. Hacohen and Weinshall 2019, arXiv:1904.03626,
+    section 2.1, use a network trained on other data ("transfer") or on the same data without a
+    curriculum ("bootstrapping", also called self-taught scores).
 
     loss(model, batch): a number, the mean over a batch. It is called on batches of one sample, by
     torch.func.vmap, or one by one if vmap does not support the model, the loss or the data.
@@ -265,7 +265,7 @@ def difficulty(
             try:
                 with quietly():
                     losses = [sample_losses(b) for b in Loader(data, batch_size, shuffle=False)]
-            except Exception as error:  # any type; an error of the model itself recurs in the loop
+            except Exception as error:  # of any type; the loop raises the model's own errors again
                 slowly("difficulty", error)
                 losses = [loss(model, b) for b in Loader(data, 1, shuffle=False)]
     finally:
@@ -276,6 +276,6 @@ def difficulty(
     if len(scores) != samples:
         raise ValueError(
             f"difficulty: the loss returned {len(scores)} numbers for {samples} samples, expected "
-            "one for each: the mean over a batch"
+            "one for each sample; return the mean over the batch"
         )
     return scores

@@ -1,8 +1,8 @@
-"""Pacing functions for a curriculum: which fraction of the data, easiest first, a step may use.
+"""Pacing functions for a curriculum: the fraction of the data, easiest first, that a step uses.
 
-Each returns a function from the step t, counted from 0, to a fraction in (0, 1] that never falls.
-`start` is the fraction at step 0. All raise ValueError for a start outside (0, 1] and for steps
-below 1.
+Each function here returns a function from the step t, counted from 0, to a fraction in (0, 1]. The
+fraction never falls. `start` is the fraction at step 0. All functions raise ValueError for a start
+outside (0, 1] and for steps below 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Pace = Callable[[int], float]
 def root(start: float, steps: int, power: float = 2.0) -> Pace:
     """min(1, (start**power + t / steps * (1 - start**power)) ** (1 / power)).
 
-    All data is in use from step `steps` on. Platanios et al. 2019, arXiv:1903.09848: equation 7 has
-    power 2, which adds samples more slowly the more are in use; equation 6 has power 1.
+    All data is in use from step `steps` on. Platanios et al. 2019, arXiv:1903.09848, have power 2
+    in equation 7 and power 1 in equation 6. With power 2 fewer samples are added at later steps.
     """
     start, steps = _checked(start, steps)
     power = number("root", "power", power, "(0, inf)")
@@ -41,7 +41,8 @@ def exponential(start: float, increase: float, steps: int) -> Pace:
     start, steps = _checked(start, steps)
     increase = number("exponential", "increase", increase, "(1, inf)")
 
-    last = math.ceil(-math.log(start) / math.log(increase))  # a larger power may overflow
+    # from this power on the result is 1; a larger power may overflow
+    last = math.ceil(-math.log(start) / math.log(increase))
     return partial(_exponential, start, increase, steps, last)
 
 

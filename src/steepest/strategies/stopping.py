@@ -21,9 +21,9 @@ class EarlyStopping:
 
     model: its parameters and buffers are copied at each new best, on their device.
     patience: evaluations, at least 1. least: a new best must be better than the old one by more
-    than this, in units of the metric. mode: "min" or "max", which metric is better. A metric that
-    is nan or infinite is never a new best. Prechelt 1998, "Early stopping - but when?", compares
-    such criteria.
+    than this, in units of the metric. mode: "min" if a lower metric is better, "max" if a higher
+    one is. A metric that is nan or infinite is never a new best. Prechelt 1998, "Early stopping -
+    but when?", compares such criteria.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class EarlyStopping:
     def restore(self) -> None:
         """Load the parameters and buffers of the best evaluation into the model.
 
-        Raises RuntimeError if no metric was finite; the model is unchanged then.
+        Raises RuntimeError, and does not change the model, if no metric was finite.
         """
         if self.best is None:
             raise RuntimeError(
                 f"EarlyStopping: restore() was called after {self.evaluations} evaluations without "
-                "a finite metric, expected one; there is nothing to restore"
+                "a finite metric, expected at least one; check the values that step() gets"
             )
         self.model.load_state_dict(self._weights)
 
@@ -73,7 +73,7 @@ class EarlyStopping:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load a saved state. Raises ValueError for any other state."""
+        """Load what state_dict() returned. Raises ValueError for anything else."""
         new = saved("EarlyStopping", state, {"best", "best_at", "evaluations", "weights"})
         self._weights = copy.deepcopy(new.pop("weights"))
         self.__dict__.update(new)

@@ -1,4 +1,4 @@
-"""The contract of torch.optim as examinations. The report lists them in the order of imports."""
+"""The contract of torch.optim as examinations. The report has the order of these imports."""
 
 # isort: off
 from . import construction as construction

@@ -24,13 +24,17 @@ def state_dict_form(make: Any) -> None:
     optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
     drive(optimizer, params, 1)
     saved = optimizer.state_dict()
-    assert {"state", "param_groups"} <= saved.keys(), f"it has the keys {sorted(saved)}"
+    assert {"state", "param_groups"} <= saved.keys(), (
+        f"the state_dict has the keys {sorted(saved)}, expected state and param_groups"
+    )
     numbers = [group["params"] for group in saved["param_groups"]]
     assert numbers == [[0], [1, 2]], f"the groups hold {numbers}, expected [[0], [1, 2]]"
-    assert saved["state"].keys() <= {0, 1, 2}, f"state has the keys {list(saved['state'])}"
+    assert saved["state"].keys() <= {0, 1, 2}, (
+        f"state has the keys {list(saved['state'])}, expected no others than 0, 1, 2"
+    )
 
 
-@examination("state-dict-deterministic", SAVED + "asking twice gives the same", plain)
+@examination("state-dict-deterministic", SAVED + "two calls give the same", plain)
 def state_dict_deterministic(make: Any) -> None:
     """Two calls return the same values in the same order, and change nothing."""
     p = torch.nn.Parameter(torch.ones(2, 2))
@@ -66,7 +70,7 @@ def save_weights_only(make: Any) -> None:
     },
 )
 def resume(make: Any, dtype: Any, variants: Any) -> None:
-    """50 steps, a checkpoint, a new optimizer and 50 more steps equal 100 steps bit for bit."""
+    """50 steps, a checkpoint and 50 steps of a new optimizer equal 100 steps bit for bit."""
     for options in variants:
         straight = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
         original = make([straight], **options)
@@ -81,12 +85,12 @@ def resume(make: Any, dtype: Any, variants: Any) -> None:
         drive(resumed, [p], 50, start=50)
         ends = [flat([q, o.state_dict()]) for q, o in ((p, resumed), (straight, original))]
         different = differences(*ends)
-        assert not different, f"after 50 + 50 and 100 steps with {options}: {different[0]}"
+        assert not different, f"50 + 50 steps differ from 100 steps with {options}: {different[0]}"
 
 
 @examination("resume-scheduled", "torch.optim.lr_scheduler: state_dict", plain, argument("lr"))
 def resume_scheduled(make: Any) -> None:
-    """Optimizer and scheduler, saved and loaded together, continue bit for bit."""
+    """An optimizer and its scheduler, saved and loaded together, continue bit for bit."""
     ends = []
     for stop in (False, True):
         p = torch.nn.Parameter(torch.ones(2, 2))
@@ -107,7 +111,7 @@ def resume_scheduled(make: Any) -> None:
 
 
 @examination(
-    "load-state-dtype", LOADED + "states take their parameter's dtype or keep theirs", plain
+    "load-state-dtype", LOADED + "states keep their dtype or take their parameter's", plain
 )
 def load_state_dtype(make: Any) -> None:
     """The states of a bfloat16 parameter have the same dtypes after loading as before saving."""
@@ -128,7 +132,7 @@ def load_state_dtype(make: Any) -> None:
     promised=False,
 )
 def load_no_alias(make: Any) -> None:
-    """Steps after loading leave the loaded dict as it was."""
+    """Steps after loading do not change the loaded dict."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer, fresh = make([p]), make([p])
     drive(optimizer, [p], 2)
@@ -144,7 +148,7 @@ def load_no_alias(make: Any) -> None:
     "load-wrong-groups", LOADED + "another number of groups or parameters is an error", plain
 )
 def load_wrong_groups(make: Any) -> None:
-    """A checkpoint with another number of parameters or groups raises ValueError and changes
+    """A checkpoint with another number of parameters or groups raises ValueError. It changes
     nothing."""
     p, q = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = make([p])
@@ -163,12 +167,12 @@ def load_wrong_groups(make: Any) -> None:
 
 @examination(
     "load-missing-option",
-    "beyond torch: a checkpoint that is older than an option takes the option's default",
+    "beyond torch: a checkpoint from before an option existed takes its default",
     plain,
     promised=False,
 )
 def load_missing_option(make: Any) -> None:
-    """A checkpoint that lacks an option loads, and the next step uses the default."""
+    """A checkpoint that lacks an option can be loaded, and the next step uses the default."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     drive(optimizer, [p], 2)
@@ -179,7 +183,9 @@ def load_missing_option(make: Any) -> None:
             fresh.load_state_dict(saved)
             drive(fresh, [p], 1, start=2)
         except Exception as error:
-            raise AssertionError(f"without {name!r}: {type(error).__name__}: {error}") from None
+            raise AssertionError(
+                f"a checkpoint without {name!r} raised {type(error).__name__}: {error}"
+            ) from None
 
 
 @examination(
@@ -204,7 +210,7 @@ def load_other_shape(make: Any) -> None:
 
 @examination(
     "copies",
-    "torch.optim.Optimizer is copied by deepcopy and pickled, with its parameters",
+    "torch.optim.Optimizer can be deep-copied and pickled together with its parameters",
     plain,
     cases={
         "deepcopy": {"copied": "copy.deepcopy"},
@@ -212,13 +218,17 @@ def load_other_shape(make: Any) -> None:
     },
 )
 def copies(make: Any, copied: Any) -> None:
-    """A copy made together with its parameter steps like the original, independently of it."""
+    """A copy of optimizer and parameter steps like the original, and does not change it."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     drive(optimizer, [p], 2)
     q, other = copied((p, optimizer))
-    assert type(other) is type(optimizer), f"the copy is a {type(other).__name__}"
-    assert other.param_groups[0]["params"][0] is q, "the copy holds another parameter"
+    assert type(other) is type(optimizer), (
+        f"the copy is a {type(other).__name__}, expected a {type(optimizer).__name__}"
+    )
+    assert other.param_groups[0]["params"][0] is q, (
+        "the copied optimizer does not hold the copied parameter"
+    )
     drive(optimizer, [p], 2, start=2)
     moved = flat([p, optimizer.state_dict()])
     drive(other, [q], 2, start=2)

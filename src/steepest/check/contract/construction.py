@@ -48,7 +48,7 @@ def params_other_refused(make: Any) -> None:
 
 @examination("params-set-refused", OPTIMIZER + "params need a deterministic order; sets have none")
 def params_set_refused(make: Any) -> None:
-    """A set of parameters raises TypeError: a checkpoint needs their order."""
+    """A set of parameters raises TypeError, because a checkpoint needs an order."""
     try:
         make([{"params": {torch.nn.Parameter(torch.ones(2, 2))}}])
     except TypeError:
@@ -101,7 +101,9 @@ def tied_parameter(make: Any) -> None:
         paths.append(p.detach()[0, 0].item())
     else:
         once, twice, tied = paths
-        summary = f"stepped to {tied}, once leads to {once}, twice to {twice}"
+        summary = (
+            f"the parameter went to {tied}, one step leads to {once}, two steps lead to {twice}"
+        )
         low, high = sorted((once, twice))
         assert low - 1e-6 <= tied <= high + 1e-6, summary
         print("note:", summary)
@@ -126,9 +128,9 @@ def named_parameters(make: Any) -> None:
     assert names == ["weight"], f"param_names is {names}, expected ['weight']"
 
 
-@examination("mixed-names-refused", "torch.optim.Optimizer: all params with or without names")
+@examination("mixed-names-refused", "torch.optim.Optimizer: all params have names, or none has")
 def mixed_names_refused(make: Any) -> None:
-    """Parameters of which only some have names raise ValueError."""
+    """If some parameters have names and others have none, ValueError is raised."""
     one, two = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     for params in ([("one", one), two], [{"params": [one]}, {"params": [("two", two)]}]):
         try:
@@ -136,7 +138,9 @@ def mixed_names_refused(make: Any) -> None:
         except ValueError:
             pass
         else:
-            raise AssertionError("only some params had names, expected a ValueError")
+            raise AssertionError(
+                "params with and without names were accepted, expected a ValueError"
+            )
 
 
 _BAD = {
@@ -184,7 +188,7 @@ def refused(make: Any, options: Any) -> None:
 
 @examination(
     "refused-lr-nan",
-    "beyond torch: nan passes a check of lr < 0, and then every parameter is nan",
+    "beyond torch: a check of lr < 0 lets nan pass, and then every parameter becomes nan",
     argument("lr"),
     promised=False,
 )
@@ -207,11 +211,9 @@ def representation(make: Any, name: Any) -> None:
     assert not missing, f"repr lacks {missing}: {text}"
 
 
-@examination(
-    "group-defaults", "torch.optim: options of a group that are left out take the defaults"
-)
+@examination("group-defaults", "torch.optim: options that a group leaves out take the defaults")
 def group_defaults(make: Any) -> None:
-    """Options that a group lacks are the constructor's, also in a group that is added later."""
+    """A group that lacks an option gets the constructor's value, even if it is added later."""
     optimizer = make([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}])
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 2))]})
     for k, group in enumerate(optimizer.param_groups):

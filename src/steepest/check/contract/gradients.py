@@ -1,4 +1,4 @@
-"""Gradients that are zero, missing, late or not a number; gradients are never changed."""
+"""Gradients that are zero, missing, late or NaN. A step never changes gradients."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STEP = "torch.optim.Optimizer.step: "
 
 @examination("zero-gradient", "torch.optim: the formulas of each class", plain, at_rest)
 def zero_gradient(make: Any, quiet_options: Any) -> None:
-    """Zero gradients from the first step on leave a parameter without decay unchanged: no NaN."""
+    """If all gradients are zero, a parameter without weight decay does not change or become NaN."""
     p = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.0, 4.0]]))
     start = p.detach().clone()
     optimizer = make([p], **quiet_options)
     for _ in range(3):
         p.grad = torch.zeros_like(p)
         optimizer.step()
-    assert torch.equal(p, start), f"{start.tolist()} became {p.tolist()}"
+    assert torch.equal(p, start), f"{start.tolist()} became {p.tolist()}, expected no change"
 
 
 @examination("zero-gradient-later", "torch.optim: the formulas of each class", plain)
@@ -36,7 +36,7 @@ def zero_gradient_later(make: Any) -> None:
         optimizer.step()
     for key, value in {"p": p, **optimizer.state[p]}.items():
         finite = not isinstance(value, torch.Tensor) or bool(torch.isfinite(value).all())
-        assert finite, f"{key} is {value.tolist()}"
+        assert finite, f"{key} is {value.tolist()}, expected finite values"
 
 
 @examination(
@@ -71,7 +71,7 @@ def no_gradients_at_all(make: Any) -> None:
 
 @examination("late-gradient", "torch.optim: state['step'] is kept per parameter", plain, separate)
 def late_gradient(make: Any) -> None:
-    """A parameter whose first gradient comes late counts its own steps, as it would alone."""
+    """A parameter whose first gradient comes late then steps as in a new optimizer."""
     p, late, alone = (torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(3))
     optimizer = make([p, late])
     drive(optimizer, [p], 5)
@@ -81,7 +81,7 @@ def late_gradient(make: Any) -> None:
         drive(fresh, [torch.ones(2, 2), alone], 1, start=t)
     actual, expected = late.detach(), alone.detach()
     assert torch.allclose(actual, expected, rtol=1e-9, atol=1e-12), (
-        f"the late parameter went to {actual.tolist()}, alone it goes to {expected.tolist()}"
+        f"the late parameter is {actual.tolist()}, expected {expected.tolist()}"
     )
 
 
@@ -97,7 +97,7 @@ def late_gradient(make: Any) -> None:
     case_needs={"weight-decay": argument("weight_decay"), "maximize": argument("maximize")},
 )
 def gradient_unmodified(make: Any, options: Any) -> None:
-    """The gradients are the same objects with the same values after a step."""
+    """A step does not replace the gradients or change their values."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p], **options)
     for _ in range(3):
@@ -121,18 +121,20 @@ def nan_gradient_contained(make: Any) -> None:
     for key, value in {"p": p, **optimizer.state[p]}.items():
         if isinstance(value, torch.Tensor) and value.shape == p.shape:
             others = value.detach().flatten()[1:]
-            assert torch.isfinite(others).all(), f"{key} is {value.tolist()}"
+            assert torch.isfinite(others).all(), (
+                f"{key} is {value.tolist()}, expected NaN in the first element only"
+            )
 
 
 @examination(
     "nan-gradient-shows",
-    "beyond torch: a NaN that is swallowed hides a broken model (a sign of NaN may be 0)",
+    "beyond torch: a swallowed NaN hides a broken model (the sign of NaN may be 0)",
     plain,
     beyond_signs,
     promised=False,
 )
 def nan_gradient_shows(make: Any) -> None:
-    """A NaN in a gradient shows in the parameter instead of freezing it silently."""
+    """A NaN in an element of the gradient makes that element of the parameter NaN."""
     p = torch.nn.Parameter(torch.ones(3, 2))
     optimizer = make([p])
     for t in range(3):
@@ -141,4 +143,6 @@ def nan_gradient_shows(make: Any) -> None:
             p.grad[0, 0] = float("nan")
         optimizer.step()
     value = p.detach()[0, 0]
-    assert torch.isnan(value), f"after a gradient of NaN the element is {value.item()}"
+    assert torch.isnan(value), (
+        f"after a gradient of NaN the element is {value.item()}, expected NaN"
+    )

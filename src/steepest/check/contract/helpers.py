@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def drive(optimizer: Any, params: Sequence[Tensor], count: int, start: int = 0) -> None:
-    """Take steps on gradients that depend only on the step's number and the parameter's."""
+    """Take `count` steps. A gradient depends only on the numbers of the step and the parameter."""
     for t in range(start, start + count):
         for k, p in enumerate(params):
             random = torch.Generator().manual_seed(1000 * k + t)
@@ -20,7 +20,7 @@ def drive(optimizer: Any, params: Sequence[Tensor], count: int, start: int = 0) 
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Path -> value in nested dicts and lists; of a tensor the dtype and the numbers."""
+    """Path -> value, for nested dicts and lists. A tensor becomes its dtype and its numbers."""
     if isinstance(value, torch.Tensor):
         return {path: (value.dtype, value.tolist())}
     if isinstance(value, (list, tuple)):
@@ -31,6 +31,6 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between two structures made flat."""
+    """A sentence for each difference between two results of `flat`."""
     keys = [k for k in {**one, **two} if one.get(k) != two.get(k)]
     return [f"{k} is {one.get(k)}, expected {two.get(k)}" for k in keys]

@@ -30,7 +30,7 @@ HOOKS = "torch.optim.Optimizer.register_"
     },
 )
 def step_hook(make: Any, register: Any) -> None:
-    """The hook is called once a step, with the optimizer, args and kwargs, until it is removed."""
+    """Each step calls the hook once, with the optimizer, args and kwargs, until it is removed."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     calls = []
@@ -40,7 +40,7 @@ def step_hook(make: Any, register: Any) -> None:
     finally:
         handle.remove()
     drive(optimizer, [p], 1)
-    assert len(calls) == 2, f"two steps called the hook {len(calls)} times"
+    assert len(calls) == 2, f"two steps called the hook {len(calls)} times, expected 2"
     args = calls[0]
     assert args[0] is optimizer, f"the hook got {args[0]!r} first, expected the optimizer"
     assert len(args) == 3, f"the hook got {len(args)} values, expected 3"
@@ -64,7 +64,7 @@ def hook_order(make: Any) -> None:
 
 @examination("hook-arguments", HOOKS + "step_pre_hook: may return new args and kwargs", plain)
 def hook_arguments(make: Any) -> None:
-    """A pre-hook that returns new arguments replaces those of step."""
+    """If a pre-hook returns new arguments, step() uses these."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
 
@@ -80,15 +80,17 @@ def hook_arguments(make: Any) -> None:
 
 @examination("hook-state-dict", HOOKS + "state_dict_pre_hook, ..._post_hook", plain)
 def hook_state_dict(make: Any) -> None:
-    """state_dict calls its pre-hook, and returns what its post-hook makes of the dict."""
+    """state_dict() calls its pre-hook, and returns the dict that its post-hook returns."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     called = []
     optimizer.register_state_dict_pre_hook(lambda o: called.append(o))
     optimizer.register_state_dict_post_hook(lambda o, saved: {**saved, "note": "added"})
     saved = optimizer.state_dict()
-    assert called == [optimizer], f"the pre-hook was called with {called}"
-    assert saved.get("note") == "added", f"the post-hook's dict was dropped: {sorted(saved)}"
+    assert called == [optimizer], f"the pre-hook was called with {called}, expected one call"
+    assert saved.get("note") == "added", (
+        f"the keys are {sorted(saved)}, expected also note from the post-hook"
+    )
 
 
 @examination("hook-load-state-dict", HOOKS + "load_state_dict_pre_hook, ..._post_hook", plain)
@@ -101,6 +103,6 @@ def hook_load_state_dict(make: Any) -> None:
     optimizer.register_load_state_dict_pre_hook(lambda o, loaded: replaced)
     optimizer.register_load_state_dict_post_hook(lambda o: seen.append(flat(o.state_dict())))
     optimizer.load_state_dict(make([p]).state_dict())
-    assert len(seen) == 1, f"the post-hook was called {len(seen)} times"
+    assert len(seen) == 1, f"the post-hook was called {len(seen)} times, expected 1"
     different = differences(seen[0], flat(other.state_dict()))
     assert not different, f"what the pre-hook returned was not loaded: {different[0]}"

@@ -31,7 +31,7 @@ def memory_kept(make: Any, dtype: Any) -> None:
 
 @examination("shared-memory", "torch.multiprocessing: Tensor.share_memory_", plain)
 def shared_memory(make: Any) -> None:
-    """A parameter in shared memory is still there after a step."""
+    """A parameter in shared memory stays there during steps."""
     p = torch.nn.Parameter(torch.ones(2, 2)).share_memory_()
     drive(make([p]), [p], 2)
     assert p.is_shared(), "the parameter is no longer in shared memory"
@@ -39,7 +39,7 @@ def shared_memory(make: Any) -> None:
 
 @examination("version-counter", "torch autograd: in-place correctness checks", plain)
 def version_counter(make: Any) -> None:
-    """Backward through a parameter that was stepped in between raises, as autograd promises."""
+    """backward() raises if a step has changed a parameter of its graph, as autograd promises."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     loss = p.square().sum()
@@ -50,8 +50,10 @@ def version_counter(make: Any) -> None:
         raised = ""
     except RuntimeError as error:
         raised = str(error)
-    outcome = raised or f"nothing, and gave {p.grad.tolist()}"
-    assert "modified by an inplace operation" in raised, f"backward raised {outcome}"
+    outcome = raised or f"no error, and gave {p.grad.tolist()}"
+    assert "modified by an inplace operation" in raised, (
+        f"backward raised {outcome}, expected the error of an inplace change"
+    )
 
 
 @examination("no-graph", "torch.optim.Optimizer.step: not tracked by autograd", plain)
@@ -79,18 +81,20 @@ def no_graph(make: Any) -> None:
     },
 )
 def parameter_replaced(make: Any, write: Any, slow: Any) -> None:
-    """A step begins at the values that were written into the parameter before it."""
+    """A step starts from the values that were written into the parameter before the step."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p], **slow)
     drive(optimizer, [p], 2)
     write(p)
     drive(optimizer, [p], 1, start=2)
     distance = (p.detach() - 3).abs().max().item()
-    assert 0 < distance < 1, f"one step after 3.0 was written the parameter is {p.tolist()}"
+    assert 0 < distance < 1, (
+        f"one step after 3.0 was written the parameter is {p.tolist()}, expected a change below 1"
+    )
 
 
 @examination(
-    "state-replaced", "torch.optim: moving the tensors of optimizer.state is an idiom", plain
+    "state-replaced", "torch.optim: it is common to move the tensors of optimizer.state", plain
 )
 def state_replaced(make: Any) -> None:
     """After a state tensor is replaced by a copy, steps read and write the copy."""

@@ -1,4 +1,4 @@
-"""The implementations of one formula: they must agree with each other and with the oracle."""
+"""The implementations of one formula must agree with each other and with an independent one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PRINTED = [name for name in BACKENDS if name != "eager"]
     },
 )
 def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
-    """Both make the same steps in float64 under various options; some gradients are missing."""
+    """Two ways to compute a step agree in float64, with various options and missing gradients."""
     for options in variants:
         ends = []
         for way in (one, two):
@@ -53,14 +53,16 @@ def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
                 drive(optimizer, params[t % 3 == 1 :], 1, start=t)
             ends.append(torch.cat([p.detach().flatten() for p in params]))
         difference = ((ends[0] - ends[1]).abs() / (ends[0].abs() + 1e-3)).max().item()
-        assert difference < 1e-6, f"{two} with {options} is {difference:.1e} off {one}, 20 steps on"
-    print(f"note: they agree, with {len(variants)} sets of options")
+        assert difference < 1e-6, (
+            f"after 20 steps {two} and {one} differ by {difference:.1e} with {options}"
+        )
+    print(f"note: both agree with {len(variants)} sets of options")
 
 
 @examination("path-differentiable", "torch.optim: differentiable", plain, differentiated)
 def differentiable(make: Any, tensors: Any) -> None:
-    """differentiable=True makes the same steps, and autograd through three of them agrees with
-    finite differences: for the parameter, the gradients, and lr and weight decay as tensors."""
+    """differentiable=True makes the same steps. Autograd through three steps agrees with finite
+    differences for the parameter and the gradients, and for lr and weight decay as tensors."""
 
     def end(start: torch.Tensor, *grads: torch.Tensor, **options: Any) -> torch.Tensor:
         q = start.clone()
@@ -89,7 +91,7 @@ def differentiable(make: Any, tensors: Any) -> None:
             up, down = ([*values[:k], values[k] + s, *values[k + 1 :]] for s in (step, -step))
             change = (weighed(up, names) - weighed(down, names)).item() / 2
             slope = 0.0 if grads[k] is None else (grads[k] * step).sum().item()
-            both = f"{name}: autograd finds {1e4 * slope:.3e}, differences {1e4 * change:.3e}"
+            both = f"{name}: autograd finds {1e4 * slope:.3e}, expected {1e4 * change:.3e}"
             assert abs(slope - change) <= 1e-3 * abs(change) + 1e-13, both
 
 
@@ -100,13 +102,13 @@ def differentiable(make: Any, tensors: Any) -> None:
     known,
 )
 def trajectory(make: Any, comparisons: Any) -> None:
-    """In float64 the path follows that of an independent implementation for 100 steps."""
+    """In float64, 100 steps agree with those of an independent implementation."""
     worst, oracle = 0.0, ""
     for setting in comparisons:
         deviation = path_deviation(make, setting)
         oracle = setting.made_by.described
         assert deviation <= setting.bound, (
-            f"{setting}: up to {deviation:.1e} off {oracle}, relatively"
+            f"{setting}: a relative deviation of {deviation:.1e} from {oracle}"
         )
         worst = max(worst, deviation)
     count = f"{len(comparisons)} settings of 100 steps"

@@ -38,12 +38,14 @@ def direction(make: Any, fast: Any) -> None:
         loss.backward()
         losses.append(loss.item())
         optimizer.step()
-    assert losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
+    assert losses[-1] < losses[0], (
+        f"the loss went from {losses[0]} to {losses[-1]}, expected a fall"
+    )
 
 
 @examination("direction-closure", STEP + "closure reevaluates the model", dense, descending)
 def direction_closure(make: Any) -> None:
-    """The loss falls when each step gets a closure, and a checkpoint continues the run."""
+    """The loss falls when each step gets a closure. A run resumed from a checkpoint is the same."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(8, 3, generator=random)
     weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
@@ -55,10 +57,13 @@ def direction_closure(make: Any) -> None:
         loss.backward()
         return loss
 
-    losses = [float(optimizer.step(closure)) for _ in range(12)]  # some do not move at first
+    # 12 steps, because some classes do not move at first
+    losses = [float(optimizer.step(closure)) for _ in range(12)]
     saved, start = copy.deepcopy(optimizer.state_dict()), weight.detach().clone()
     losses += [float(optimizer.step(closure)) for _ in range(3)]
-    assert losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
+    assert losses[-1] < losses[0], (
+        f"the loss went from {losses[0]} to {losses[-1]}, expected a fall"
+    )
     weight = torch.nn.Parameter(start)
     optimizer = make([weight])
     optimizer.load_state_dict(saved)
@@ -101,7 +106,7 @@ _SCHEDULERS = {
     },
 )
 def scheduler(make: Any, schedule: Any) -> None:
-    """The loss falls under a scheduler, and the group's lr is the scheduler's."""
+    """The loss falls with a scheduler, and the group's lr equals the scheduler's."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(8, 3, generator=random, dtype=torch.float64)
     weight = torch.nn.Parameter(torch.arange(1.0, 7, dtype=torch.float64).reshape(3, 2))
@@ -117,13 +122,15 @@ def scheduler(make: Any, schedule: Any) -> None:
         optimizer.step()
         scheduler.step(loss) if plateau else scheduler.step()
         lr, given = optimizer.param_groups[0]["lr"], scheduler.get_last_lr()[0]
-        assert lr == given, f"the group's lr is {lr}, the scheduler's {given}"
-    assert losses[-1] < losses[0], f"the loss went from {losses[0]} to {losses[-1]}"
+        assert lr == given, f"the group's lr is {lr}, expected the scheduler's {given}"
+    assert losses[-1] < losses[0], (
+        f"the loss went from {losses[0]} to {losses[-1]}, expected a fall"
+    )
 
 
 @examination("lr-scheduled", "torch.optim, adjusting the learning rate", plain, scheduled)
 def lr_scheduled(make: Any) -> None:
-    """A new value of group["lr"] takes effect at a later step, as schedulers need."""
+    """A new value of group["lr"] affects later steps, as schedulers need."""
     ends = []
     for changed in (False, True):
         p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
@@ -133,7 +140,7 @@ def lr_scheduled(make: Any) -> None:
             optimizer.param_groups[0]["lr"] = 0.01
         drive(optimizer, [p], 12, start=2)
         ends.append(p.detach())
-    assert not torch.equal(*ends), "the path is that of the old learning rate"
+    assert not torch.equal(*ends), "a new lr did not affect later steps"
 
 
 @examination("lr-tensor", "torch.optim: lr is a float or a Tensor", plain, lr_tensor_taken)
@@ -147,9 +154,9 @@ def lr_tensor(make: Any) -> None:
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-6, atol=1e-9)
 
 
-@examination("lr-zero", "torch.optim: lr >= 0; warm-ups start there", plain, argument("lr"))
+@examination("lr-zero", "torch.optim: lr >= 0; warm-ups start at 0", plain, argument("lr"))
 def lr_zero(make: Any) -> None:
-    """With lr=0 from the start the parameter moves by at most 1e-5; once lr is set, it moves."""
+    """With lr=0 the parameter moves by at most 1e-5. When lr is set to 0.1, the parameter moves."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p], lr=0.0)
     drive(optimizer, [p], 2)
@@ -157,8 +164,10 @@ def lr_zero(make: Any) -> None:
     assert moved <= 1e-5, f"with lr=0 the parameter moved by {moved}"
     optimizer.param_groups[0]["lr"] = 0.1
     drive(optimizer, [p], 12, start=2)
-    assert torch.isfinite(p).all(), f"once lr was set the parameter became {p.tolist()}"
-    assert not torch.equal(p, torch.ones(2, 2)), "once lr was set the parameter did not move"
+    assert torch.isfinite(p).all(), (
+        f"when lr was set to 0.1 the parameter became {p.tolist()}, expected finite values"
+    )
+    assert not torch.equal(p, torch.ones(2, 2)), "when lr was set to 0.1 the parameter did not move"
 
 
 @examination("group-lr", GROUPS + "lr", plain, separate, argument("lr"))
@@ -233,7 +242,7 @@ def group_options(make: Any, name: Any, one: Any, two: Any) -> None:
 
 @examination("group-added-later", "torch.optim.Optimizer.add_param_group", plain, separate)
 def group_added_later(make: Any) -> None:
-    """A group added after some steps starts at its first step; the older group is not affected."""
+    """A group added after some steps begins at its own step 1. The older group does not change."""
     joint, alone = (
         [torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(2)]
         for _ in range(2)
@@ -277,7 +286,7 @@ def maximize(make: Any) -> None:
 
 @examination("deterministic", "torch: notes on reproducibility", plain)
 def deterministic(make: Any) -> None:
-    """Two runs on the same gradients end in the same bits, parameters and state."""
+    """Two runs on the same gradients end with the same parameters and state, bit for bit."""
     ends = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -325,7 +334,7 @@ def no_closure(make: Any) -> None:
     p = torch.nn.Parameter(torch.ones(2, 2))
     p.grad = torch.ones(2, 2)
     result = make([p]).step()
-    assert result is None, f"step() returned {result!r}"
+    assert result is None, f"step() returned {result!r}, expected None"
 
 
 @examination("zero-grad", "torch.optim.Optimizer.zero_grad: set_to_none")
@@ -344,7 +353,7 @@ def zero_grad(make: Any) -> None:
     "post-accumulate-hook", "torch tutorial: the optimizer step in backward", plain, separate
 )
 def post_accumulate_hook(make: Any) -> None:
-    """One optimizer per parameter, stepped during backward, equals the ordinary loop."""
+    """One optimizer per parameter, stepped during backward, gives what the ordinary loop gives."""
     joint, alone = (
         [torch.nn.Parameter(torch.full((2, 2), 1.0 + k)) for k in range(2)] for _ in range(2)
     )

@@ -39,7 +39,7 @@ def grad_scaler(make: Any) -> None:
 
 @examination("two-threads", "torch.optim: optimizers of separate parameters are independent", plain)
 def two_threads(make: Any) -> None:
-    """Two optimizers that step at the same time in two threads end as if they took turns."""
+    """Two optimizers that step in two threads at the same time give the results of one thread."""
     params = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(4)]
     optimizers = [make([p]) for p in params]
     for p, optimizer in zip(params[:2], optimizers[:2], strict=True):
@@ -86,7 +86,7 @@ def forked_child(make: Any) -> None:
 
 @examination("data-loader", "torch.utils.data.DataLoader: num_workers", plain, fork)
 def data_loader(make: Any) -> None:
-    """Steps between the batches of a DataLoader with forked workers equal those without it."""
+    """Forked workers of a DataLoader do not affect the steps between its batches."""
     p, plain = torch.nn.Parameter(torch.ones(3, 2)), torch.nn.Parameter(torch.ones(3, 2))
     one, two = make([p]), make([plain])
     drive(one, [p], 1)
@@ -105,7 +105,7 @@ def data_loader(make: Any) -> None:
 
 @examination("mixed-devices", "torch.optim: parameters on several devices", plain, accelerator)
 def mixed_devices(make: Any) -> None:
-    """Parameters on the CPU and on an accelerator, in one group, step as each one does alone."""
+    """Parameters on the CPU and an accelerator, in one group, step as in separate optimizers."""
     device = torch.accelerator.current_accelerator()
     joint: Any
     joint, alone = (
@@ -125,7 +125,7 @@ def mixed_devices(make: Any) -> None:
 
 @examination("accelerator", "torch.optim: parameters live on any device", plain, accelerator)
 def on_accelerator(make: Any) -> None:
-    """A parameter on the accelerator steps like its copy on the CPU, also after loading."""
+    """A parameter on the accelerator steps like its copy on the CPU, also after a resume."""
     device = torch.accelerator.current_accelerator()
     there = torch.nn.Parameter(torch.ones(3, 2, device=device))
     here = torch.nn.Parameter(torch.ones(3, 2))

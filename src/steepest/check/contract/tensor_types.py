@@ -22,13 +22,13 @@ _LAYOUTS = {
 
 @examination(
     "layout",
-    TYPES + "tensor views: strides are no part of a tensor's value",
+    TYPES + "tensor views: strides are not part of a tensor's value",
     plain,
     cases={name: {"start": expression} for name, expression in _LAYOUTS.items()},
     case_needs={"channels-last": shape(2, 3, 2, 2), "vector": shape(5), "scalar": shape()},
 )
 def layout(make: Any, start: Any) -> None:
-    """After a few steps the values are those of a contiguous parameter."""
+    """A parameter of any layout steps like a contiguous parameter, and keeps its strides."""
     p, contiguous = torch.nn.Parameter(start), torch.nn.Parameter(start.clone().contiguous())
     strides = p.stride()
     for q in (p, contiguous):
@@ -81,7 +81,7 @@ def empty_parameter(make: Any) -> None:
 
 
 def steps_float16(subject: Any) -> str | None:
-    """Its steps are visible in float16."""
+    """Requires that the class takes float16 and makes steps that are visible in it."""
     return halves(subject) or coarse(subject)
 
 
@@ -101,21 +101,23 @@ def dtype(make: Any, fast: Any, dtype: Any) -> None:
     for _ in range(10):
         p.grad = torch.full_like(p, 0.5)
         optimizer.step()
-    assert p.dtype == dtype, f"the parameter became {p.dtype}"
+    assert p.dtype == dtype, f"the parameter became {p.dtype}, expected {dtype}"
     assert torch.isfinite(p).all(), f"the parameter became {p.tolist()}"
-    assert (p < start).all(), f"ten steps against 0.5 led from {start.tolist()} to {p.tolist()}"
+    assert (p < start).all(), (
+        f"after ten gradients of 0.5 {start.tolist()} became {p.tolist()}, expected smaller values"
+    )
 
 
 @examination(
     "float16-small-gradients",
-    "beyond torch: in float16 squares below 6e-8 and an eps of 1e-8 are zero",
+    "beyond torch: float16 rounds squares below 6e-8 and an eps of 1e-8 to zero",
     plain,
     halves,
     promised=False,
     cases={"1e-4": {"size": "1e-4"}, "0": {"size": "0.0"}},
 )
 def float16_small_gradients(make: Any, size: Any) -> None:
-    """A float16 parameter stays finite where all gradients are small."""
+    """A float16 parameter stays finite if all gradients are small or zero."""
     p = torch.nn.Parameter(torch.ones(3, 2, dtype=torch.float16))
     optimizer = make([p])
     for _ in range(3):
@@ -126,7 +128,7 @@ def float16_small_gradients(make: Any, size: Any) -> None:
 
 @examination("mixed-dtypes", TYPES + "parameters of several dtypes in one group", plain, separate)
 def mixed_dtypes(make: Any) -> None:
-    """Parameters of three dtypes in one group step as each one does alone."""
+    """Parameters of three dtypes in one group step as in separate optimizers."""
     dtypes = (torch.float32, torch.float64, torch.bfloat16)
     joint, alone = ([torch.nn.Parameter(torch.ones(2, 2, dtype=d)) for d in dtypes] for _ in "ab")
     drive(make(joint), joint, 4)
@@ -139,9 +141,7 @@ def mixed_dtypes(make: Any) -> None:
         torch.testing.assert_close(actual, expected, msg=lambda m, d=actual.dtype: f"{d}: {m}")
 
 
-@examination(
-    "complex", "torch.optim: complex numbers are pairs, as torch.view_as_real has them", plain
-)
+@examination("complex", "torch.optim: complex numbers are pairs, as in torch.view_as_real", plain)
 def complex_parameter(make: Any) -> None:
     """A complex parameter steps like its pairs of real numbers, or is clearly refused."""
     start = torch.tensor([[1 + 2j, -1 - 1j], [0.5 - 1j, 3j]])
@@ -157,7 +157,9 @@ def complex_parameter(make: Any) -> None:
     except Exception as error:
         refusal = f"{type(error).__name__}: {error}"
     if refusal:
-        assert "complex" in refusal.lower(), f"a complex parameter led to {refusal}"
+        assert "complex" in refusal.lower(), (
+            f"a complex parameter raised {refusal}, expected an error that names complex"
+        )
         assert torch.equal(p, start), "the refusal came after the parameter was changed"
         print("note: refused:", refusal)
     else:
@@ -171,9 +173,9 @@ def complex_parameter(make: Any) -> None:
 
 @examination("sparse", "torch.sparse: SGD, Adagrad and SparseAdam take sparse gradients", plain)
 def sparse(make: Any) -> None:
-    """A sparse gradient, duplicates included, steps like the dense one, or is clearly refused.
+    """A sparse gradient, even with duplicates, steps like the dense one, or is clearly refused.
 
-    A refusal leaves every parameter of the group as it was, even those with dense gradients.
+    A refusal changes no parameter of the group, not even those with dense gradients.
     """
     before, p, twin = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
     optimizer, other = make([before, p]), make([twin])
@@ -187,10 +189,12 @@ def sparse(make: Any) -> None:
     except Exception as error:
         refusal = f"{type(error).__name__}: {error}"
     if refusal:
-        assert "sparse" in refusal.lower(), f"a sparse gradient led to {refusal}"
+        assert "sparse" in refusal.lower(), (
+            f"a sparse gradient raised {refusal}, expected an error that names sparse"
+        )
         assert torch.equal(p, torch.ones(3, 2)), "the refusal came after its parameter was changed"
         other = before.tolist()
-        assert other == [[1.0, 1.0]] * 3, f"before the refusal another parameter became {other}"
+        assert other == [[1.0, 1.0]] * 3, f"a refused step changed another parameter to {other}"
         print("note: refused:", refusal)
     else:
         for _ in range(2):
@@ -209,7 +213,7 @@ def sparse(make: Any) -> None:
     descending,
 )
 def sparse_rows(make: Any, quiet_options: Any) -> None:
-    """The rows of an embedding that have a gradient move against it, and the others stay."""
+    """Rows of an embedding with a gradient move against it. The other rows do not move."""
     weight = torch.nn.Parameter(torch.ones(4, 2))
     optimizer = make([weight], **quiet_options)
     for _ in range(3):
