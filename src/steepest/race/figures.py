@@ -74,7 +74,7 @@ def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, fl
 def _draw_differences(summary: Summary) -> Figure | None:
     """The differences to the baseline on each seed. The verdict is about these differences."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
-    baseline = summary["entries"][base]["test"]
+    units = {n: e.get("units", e["test"]) for n, e in summary["entries"].items()}
     names = list(summary["entries"])
     judged = {n: d for n in names if (d := summary["entries"][n]["difference"])}
     if not judged:
@@ -83,8 +83,8 @@ def _draw_differences(summary: Summary) -> Figure | None:
 
     spans = {}
     for name in rivals:
-        entry = summary["entries"][name]
-        seeds = [scale * (a - b) for a, b in zip(entry["test"], baseline, strict=True)]
+        # an entry that was decided early has fewer units than the baseline
+        seeds = [scale * (a - b) for a, b in zip(units[name], units[base], strict=False)]
         difference = judged[name]
         ends = difference["low"], difference["mean"], difference["high"]
         spans[name] = seeds, *(None if v is None else scale * v for v in ends)
@@ -134,10 +134,14 @@ def _draw_differences(summary: Summary) -> Figure | None:
             f"difference in {judged_on(summary)} {summary['metric']}{unit}\nbetter is to the {side}"
         )
 
+    looks = summary["plan"].get("looks")
+    each, n = "seed", counted(summary, "test", "fresh seed")
+    if looks:
+        each, n = "unit", f"{spread([d['n'] for d in judged.values()])} units"
     return Figure(
-        title=f"Difference to {base}, seed by seed",
-        text=f"Small marks: the entry's result minus that of {base} on the same seed, "
-        f"n={counted(summary, 'test', 'fresh seed')}. Large marks and bars: mean and interval of "
+        title=f"Difference to {base}, {each} by {each}",
+        text=f"Small marks: the entry's result minus that of {base} on the same {each}, "
+        f"n={n}. Large marks and bars: mean and interval of "
         f"these differences, as in the table. Arrowheads at the edge: values beyond the scale.",
         drawings=[Drawing(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"))],
     )
@@ -235,21 +239,25 @@ def _draw_expected_best(summary: Summary) -> Figure | None:
 
 def _draw_sensitivity(summary: Summary) -> Figure | None:
     """The metric of every tuning trial over its learning rate: a panel for each entry."""
-    points = []  # of each entry: (learning rate, metric, diverged, chosen) of each trial
+    points = []  # of each entry: (learning rate, metric, diverged, chosen, halted) of each trial
     for entry in summary["entries"].values():
         trials = [t for t in entry["tuning"] if t["hyperparameters"].get("lr", 0) > 0]
         scores = _shown(summary, (t["validation"] for t in trials))
         lost = [bool(t["diverged"]) or math.isnan(v) for t, v in zip(trials, scores, strict=True)]
         best = [id(entry["tuning"][i]) for i in entry["chosen"] or ()]
         chosen = [id(t) in best for t in trials]
+        halted = [t.get("halted", False) for t in trials]
         rates = [t["hyperparameters"]["lr"] for t in trials]
-        points.append(list(zip(rates, scores, lost, chosen, strict=True)))
+        points.append(list(zip(rates, scores, lost, chosen, halted, strict=True)))
     rates = [rate for trials in points for rate, *_ in trials]
     if not rates:
         return None
     limits = _choose_limits(
-        summary, (v for trials in points for _, v, lost, _ in trials if not lost)
+        summary, (v for trials in points for _, v, lost, *_ in trials if not lost)
     )
+    halted = ""
+    if any(stopped for trials in points for *_, stopped in trials):
+        halted = "Hollow marks: halted early, at the metric that they had then. "
     panels = []
     for i, (name, style) in enumerate(zip(summary["entries"], styles_of(summary), strict=True)):
         paint = partial(
@@ -261,7 +269,7 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
             maximize=summary["maximize"],
             gid=f"e{i}-l",
         )
-        diverged = sum(lost for _, _, lost, _ in points[i])
+        diverged = sum(lost for _, _, lost, *_ in points[i])
         note = f", {diverged} diverged" if diverged else ""
         heading = f"{name} (n={len(points[i])}{note})"
         panels.append(Panel(draw(PANEL, paint, f"l{i}"), f"e{i}-panel", heading))
@@ -270,7 +278,8 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
         text=f"{_name_score(summary).capitalize()} of every tuning trial against its learning "
         f"rate (n={counted(summary, 'tuning')} per entry, one seed each). All hyperparameters of a "
         f"trial vary at once. All panels have the same scales. Rings: chosen for a fresh "
-        f"seed. Crosses at the edge: diverged. Arrowheads at the edge: values beyond the scale.",
+        f"seed. {halted}Crosses at the edge: diverged. Arrowheads at the edge: values beyond the "
+        f"scale.",
         panels=panels,
     )
 
@@ -278,7 +287,7 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
 def _paint_panel(
     axes: Axes,
     *,
-    points: Sequence[tuple[float, float, bool, bool]],
+    points: Sequence[tuple[float, float, bool, bool, bool]],
     style: Style,
     limits: tuple[float, float],
     rates: tuple[float, float],
@@ -287,7 +296,7 @@ def _paint_panel(
 ) -> None:
     """Paint one entry's tuning trials. `limits`: ends of the y axis; `rates`: of the x axis."""
     edge = 0.05 if maximize else 0.95
-    for rate, score, lost, chosen in points:
+    for rate, score, lost, chosen, halted in points:
         if lost or not limits[0] <= score <= limits[1]:
             arrowhead = "v" if maximize else "^"
             axes.plot(
@@ -300,7 +309,8 @@ def _paint_panel(
                 transform=axes.get_xaxis_transform(),
             )
             continue
-        axes.plot(rate, score, style.marker, color=style.color, ms=4.5, gid=gid)
+        face = "none" if halted else style.color
+        axes.plot(rate, score, style.marker, color=style.color, ms=4.5, gid=gid, mfc=face)
         if chosen:
             axes.plot(rate, score, "o", ms=11, mfc="none", mec=INK, mew=1.2)
     axes.set_xscale("log")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from steepest.race.phrases import counted, differences, number, plural, units
-from steepest.race.protocol import LEAST_TRIALS
+from collections.abc import Mapping
+
+from steepest.race.phrases import counted, differences, listed, number, plural, spread, units
+from steepest.race.protocol import LEAST_HALVED, LEAST_TRIALS, RUNGS
 from steepest.race.schema import Summary
 from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, over_budget
@@ -40,6 +42,8 @@ def _protocol(summary: Summary) -> str:
     """How the entries were tuned and run."""
     plan, n = summary["plan"], summary["plan"]["seeds"]
     steps = f"{plan['steps']} {plural('step', plan['steps'])}"
+    if plan.get("looks"):
+        return _units(summary, steps)
     if not summary["complete"]:
         return (
             f"So far each entry had {counted(summary, 'tuning', 'tuning trial')} of {steps}, "
@@ -59,11 +63,58 @@ def _protocol(summary: Summary) -> str:
     )
 
 
+def _units(summary: Summary, steps: str) -> str:
+    """What a unit is, when the results are looked at, and how much was run."""
+    plan = summary["plan"]
+    trials, repeats = plan["trials"], plan["repeats"]
+    tuned = f"one tuning of {trials} {plural('trial', trials)} of {steps}"
+    if plan["halving"] and trials >= LEAST_HALVED:
+        shares = [f"the best {share:.0%} after {at:.0%}" for at, share in RUNGS]
+        tuned += f" (of the trials, {' and '.join(shares)} of the steps went on)"
+    fresh = f"{repeats} fresh {plural('run', repeats)} of the best trial"
+    units = spread([len(entry["units"]) for entry in summary["entries"].values()])
+    so_far = "" if summary["complete"] else "so far "
+    return (
+        f"A unit is {tuned}, and {fresh} by validation {summary['metric']}; its result is their "
+        f"mean. The results were looked at after {listed(plan['looks'])} units of an entry. An "
+        f"entry that was decided, or was unlikely to be, ran no more: {so_far}n={units} units per "
+        f"entry. All runs together had as many steps as {summary['full_runs']:,.0f} full runs."
+    )
+
+
+def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> list[str]:
+    """How differences of units are paired and tested."""
+    exact = [name for name, d in compared.items() if d.exact]
+    lines = [
+        f"Differences are paired by seed, unit by unit: {_same(summary)}. The intervals of all "
+        f"entries hold together, at all looks, with a probability of 95 % (alpha spent as in "
+        f"O'Brien and Fleming's test, shared by Bonferroni among {len(compared)} "
+        f"{plural('comparison', len(compared))}). So the chance of any false claim in this race is "
+        f"at most 5 %."
+    ]
+    last = summary["plan"]["looks"][-1]
+    early = [name for name, d in compared.items() if d.claim and d.n < last]
+    if early:
+        lines.append(
+            f"{', '.join(early)}: decided before the last look, so the mean difference is probably "
+            f"larger than the true one. The interval allows for this."
+        )
+    if exact:
+        lines.append(
+            f"A fresh run failed, one unit stands far from the others, or all differences are the "
+            f"same ({', '.join(exact)}): there the exact sign-flip test of the mean is used. It "
+            f"counts such a unit as one unit, however bad its result is."
+        )
+    return lines
+
+
 def _tests(summary: Summary) -> list[str]:
     """How differences are paired and tested."""
     compared, n = differences(summary), summary["plan"]["seeds"]
     if not compared:
         return []
+    if summary["plan"].get("looks"):
+        return _tests_in_looks(summary, compared)
     exact = [name for name, d in compared.items() if d.exact]
     intervals = "Two-sided t intervals"
     if exact:

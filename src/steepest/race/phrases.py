@@ -47,14 +47,19 @@ def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -
     `what`: "tuning" counts tuning trials, "test" fresh runs. `noun`: their name in the singular.
     """
     plan = summary["plan"]
-    planned = str(plan["seeds"] * (plan["trials"] if what == "tuning" else 1))
     finished = spread([len(entry[what]) for entry in summary["entries"].values()])
+    if plan.get("looks"):  # how many are run is not planned
+        return f"{finished} {noun if finished == '1' else noun + 's'}" if noun else finished
+    planned = str(plan["seeds"] * (plan["trials"] if what == "tuning" else 1))
     text = finished if finished == planned else f"{finished} of {planned} planned"
     return f"{text} {noun if text == '1' else noun + 's'}" if noun else text
 
 
 def plural(word: str, count: int) -> str:
-    return word if count == 1 else word + "s"
+    """The noun in the number of `count`."""
+    if count == 1:
+        return word
+    return f"{word[:-1]}ies" if word.endswith("try") else f"{word}s"
 
 
 def differences(summary: Summary) -> dict[str, Difference]:
@@ -85,3 +90,9 @@ def shown_size(summary: Summary, d: Difference) -> str:
 def capital(text: str) -> str:
     """The text with a capital as its first letter."""
     return text[:1].upper() + text[1:]
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers for a sentence: 5, 8 and 12."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last

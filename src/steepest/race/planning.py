@@ -19,7 +19,7 @@ from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
 from steepest.race import looks, protocol, searching
-from steepest.race.phrases import plural
+from steepest.race.phrases import listed, plural
 from steepest.race.protocol import PILOT, Plan, Result, Trial
 from steepest.race.request import MOST, Request
 from steepest.race.statistics import ALPHA, LEAST, POWER, least_pairs, power
@@ -280,7 +280,7 @@ def _describe_looks(
     going = ", ".join(f"{left} after {at} steps" for at, left in plan.rungs)
     halved = f", of which {going} go on" if going else ""
     lines = [
-        f"{count} {plural('entry', count)}, looks after {_listed(plan.looks)} units. A unit is one "
+        f"{count} {plural('entry', count)}, looks after {listed(plan.looks)} units. A unit is one "
         f"tuning of {plan.trials} {plural('trial', plan.trials)} of {plan.steps} "
         f"{plural('step', plan.steps)}{halved}; then {plan.repeats} fresh runs of the best trial. "
         f"It costs as many steps as {cost:.3g} full runs."
@@ -338,12 +338,6 @@ def _describe_looks(
             f"sizes above do not hold."
         )
     return "\n".join(lines)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """Numbers for a sentence: 5, 8 and 12."""
-    *first, last = map(str, numbers)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _number(value: float, proportion: bool) -> str:

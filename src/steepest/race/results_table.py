@@ -19,7 +19,7 @@ def columns(summary: Summary) -> tuple[str, ...]:
     gradients = ("gradients",) if costs(summary) else ()
     return (
         "entry",
-        "n",
+        "n (units)" if summary["plan"].get("looks") else "n",
         f"{judged_on(summary)} {summary['metric']}{unit}",
         f"difference to {summary['baseline']}{points}{interval}",
         "steps to target",
@@ -60,7 +60,7 @@ def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
     gradients = [f"{entry['gradients']:,.0f}" if entry.get("gradients") else UNKNOWN]
     return [
         name,
-        str(n),
+        _count(summary, entry),
         metric,
         _difference(summary, name, entry),
         _reached(entry["steps_to_target"], "{:.0f}", [summary["plan"]["steps"]]),
@@ -71,6 +71,12 @@ def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
         bytes_each,
         f"{entry['failed']}/{n} ({entry['diverged']['tuning']}/{entry['trials']})",
     ]
+
+
+def _count(summary: Summary, entry: EntrySummary) -> str:
+    """Fresh runs; with looks, how many units they are: 15 (5)."""
+    n = str(len(entry["test"]))
+    return f"{n} ({len(entry['units'])})" if summary["plan"].get("looks") else n
 
 
 def _difference(summary: Summary, name: str, entry: EntrySummary) -> str:

@@ -92,12 +92,8 @@ def _better(summary: Summary, made: Statements) -> list[str]:
 
 def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
     """The first sentences where no entry is shown to be better."""
-    base, metric, margin = (
-        summary["baseline"],
-        judged_metric(summary),
-        summary["plan"].get("margin"),
-    )
-    unit = units(summary)[1]
+    base, metric, unit = summary["baseline"], judged_metric(summary), units(summary)[1]
+    margin = summary["plan"].get("margin")
     if not made.undecided and not few:
         if margin is None:
             return [f"Keep {base}: every other entry is worse in {metric}."]
@@ -113,14 +109,9 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
     if known:
         most = max(known, key=lambda name: known[name])
         gain = number(summary, max(0.0, known[most])) + unit
-        who = "None" if len(known) > 1 else most
-        sentences.append(f"{who} gains {'more' if who == 'None' else 'at most'} {gain}")
-        sentences[-1] = (
-            f"None of them gains more than {gain}"
-            if len(known) > 1
-            else f"{most} gains at most {gain}"
-        )
-        sentences[-1] += f" ({level(made.undecided[most])} {plural('interval', len(known))})."
+        who = f"None gains more than {gain}" if len(known) > 1 else f"{most} gains at most {gain}"
+        interval = f"{level(made.undecided[most])} {plural('interval', len(known))}"
+        sentences.append(f"{who} ({interval}).")
         if not (few or unknown):
             sentences.append(f"If so small a gain would not matter to you, keep {base}.")
     if unknown:

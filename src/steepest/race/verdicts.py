@@ -44,9 +44,8 @@ def verdict(summary: Summary) -> str:
     sentences = _claims(summary, better, worse)
     if not claimed:
         subject = "no entry can" if len(unclaimed) > 1 else f"{next(iter(unclaimed))} cannot"
-        text = (
-            f"{subject} be told apart from {base} in {judged_metric(summary)} at {_size(summary)}."
-        )
+        where = f"in {judged_metric(summary)} at {_size(summary)}"
+        text = f"{subject} be told apart from {base} {where}."
         if not keep:
             text = f"Undecided: {text}"
         elif len(unclaimed) > 1:  # the name of an entry stays as it is
@@ -90,8 +89,8 @@ def no_verdict(summary: Summary) -> str | None:
     if all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values()):
         ran = spread([len(entry["test"]) for entry in summary["entries"].values()])
         return (
-            f"Nothing was compared: every fresh run (n={ran} per entry) diverged or ended no better "
-            f"than a run that diverges; give lower ranges with --search, or more --steps."
+            f"Nothing was compared: every fresh run (n={ran} per entry) diverged or ended no "
+            f"better than a run that diverges; give lower ranges with --search, or more --steps."
         )
     if n < LEAST and not looks:
         seeds = (
