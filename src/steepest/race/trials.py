@@ -40,6 +40,9 @@ diverged."""
 OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 _warm: set[str] = set()
+"""Entries that have made a step in this process."""
+_loaded: set[str] = set()
+"""Tasks that this process has trained."""
 
 
 class Ended(BaseException):
@@ -84,9 +87,19 @@ def run(
             user_modules.agree(imported)
         if isinstance(item, Trial):
             return _run(item)
-        with _quiet(trial, task):
-            _warm_up(trial)  # once, before the trials get processes of their own
+        _load(trial)
         return halving.run(item, _run, task.better)
+
+
+def _load(trial: Trial) -> None:
+    """Once per task and per entry, import and compile what a run needs.
+
+    The processes of a tuning then have it. It is a run that ends at its first report.
+    """
+    if trial.entry not in _warm or trial.task not in _loaded:
+        _loaded.add(trial.task)
+        with suppress(Exception):  # the trials fail again, and report the error
+            _run(trial, lambda _: False)
 
 
 def _quiet(trial: Trial, task: Task) -> AbstractContextManager[None]:
