@@ -206,7 +206,7 @@ def test_memory_is_measured():
     child = halving._Forked(tuning().trials[0], [10], train)
     try:
         child.advance()
-        assert 90e6 < child.private_bytes < 250e6
+        assert 90e6 < child.private_bytes() < 250e6
     finally:
         child.close()
     assert halving._crowded(10**15, 8)

@@ -81,11 +81,11 @@ def _race(
                 print(f"steepest: {name}; join it with --storage and --study", file=sys.stderr)
             # the paths of this call: files may have moved, but have the same content
             plan, task = replace(store.plan, task=request.task, data=request.data), store.task
-            while not (now := rounds.progress(task, plan, store.results())).complete:
+            while not (now := rounds.current(task, plan, store.results())).complete:
                 trials_now = protocol.tuning(plan, now.entries, now.units)
-                _run(pool, store, protocol.tuning_items(plan, trials_now))
+                _run(pool, store, protocol.tuning_items(plan, trials_now), now)
                 chosen = _choose(task, plan, store.results())
-                _run(pool, store, protocol.fresh(plan, chosen, now.entries, now.units))
+                _run(pool, store, protocol.fresh(plan, chosen, now.entries, now.units), now)
         except KeyboardInterrupt:
             if store is None:
                 raise
@@ -145,7 +145,7 @@ def _open(
 def rebuild(folder: Path, storage: str | None = None) -> Summary:
     """Write all files of `folder` again from the store; returns the summary."""
     store = Store(location.of_race(folder, storage))
-    now = rounds.progress(store.task, store.plan, store.results())
+    now = rounds.current(store.task, store.plan, store.results())
     task, pairs = settle(store.task, store.plan, store.results())
     backends = {
         entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
@@ -162,7 +162,7 @@ def rebuild(folder: Path, storage: str | None = None) -> Summary:
     return summary
 
 
-def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning]) -> None:
+def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning], now: rounds.Round) -> None:
     """Run the planned trials that are not stored yet; wait for trials that other processes run."""
     stored = store.results()
     seen: set[tuple[str, str, int]] = set()
@@ -177,7 +177,7 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning]) -> None:
                     shown.advance(trial, result)
 
     take_in(stored)
-    with Progress(store.task, store.plan, stored) as shown, store.leases() as leases:
+    with Progress(store.task, store.plan, stored, now=now) as shown, store.leases() as leases:
 
         def next_items() -> Iterator[Trial | Tuning | None]:
             """The items for this process; None while others run all items that are left."""

@@ -60,7 +60,7 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
                         scores[i] = state.validation[-1]
                     continue
                 scores[i] = state
-                if forks and not i and _crowded(runs[i].private_bytes, len(runs)):
+                if forks and not i and _crowded(runs[i].private_bytes(), len(runs)):
                     forks = False
                     runs[1:] = [_Repeated(t, tuning.steps, train) for t in tuning.trials[1:]]
             chosen = best(scores, most, better)
@@ -97,9 +97,6 @@ def best(
 class _Paused(Protocol):
     """A run that stops at each rung."""
 
-    private_bytes: int
-    """Memory that it takes while it waits."""
-
     def advance(self) -> float | Result:
         """Train up to the next rung, or to the end: its validation metric there, or its result."""
         ...
@@ -108,13 +105,15 @@ class _Paused(Protocol):
         """Halt where it waits."""
         ...
 
+    def private_bytes(self) -> int:
+        """Memory that it takes while it waits."""
+        ...
+
     def close(self) -> None: ...
 
 
 class _Repeated:
     """Starts the run again for each rung. Repeating costs time, not accuracy: runs are seeded."""
-
-    private_bytes = 0
 
     def __init__(self, trial: Trial, rungs: Sequence[int], train: Run) -> None:
         self._trial, self._rungs, self._train, self._at = trial, rungs, train, 0
@@ -140,14 +139,15 @@ class _Repeated:
         assert self._halted
         return self._halted
 
+    def private_bytes(self) -> int:
+        return 0
+
     def close(self) -> None:
         pass
 
 
 class _Forked:
     """A child process that waits at each rung until it is told to go on."""
-
-    private_bytes = 0
 
     def __init__(self, trial: Trial, rungs: Sequence[int], train: Run) -> None:
         self._trial, self._rungs, self._train = trial, rungs, train
@@ -166,6 +166,11 @@ class _Forked:
         result = self._receive()
         assert isinstance(result, Result)
         return result
+
+    def private_bytes(self) -> int:
+        """Memory that the process has written since its start."""
+        lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
+        return 1024 * sum(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty:"))
 
     def close(self) -> None:
         if self._process is not None and self._process.is_alive():
@@ -188,9 +193,8 @@ class _Forked:
         except (EOFError, ConnectionResetError):
             # ends the worker: the pool does the tuning again in a new one
             raise SystemExit(f"the process of {self._trial} has died") from None
-        if isinstance(message, tuple):
-            score, self.private_bytes = message
-            return score
+        if isinstance(message, float):
+            return message
         if not isinstance(message, Result):
             raise Failed(message)
         self._process.join()
@@ -205,7 +209,7 @@ def _train(trial: Trial, rungs: Sequence[int], train: Run, pipe: Connection, par
     def waits(result: Result) -> bool:
         while left and result.steps[-1] >= left[0]:
             left.pop(0)
-            pipe.send((result.validation[-1], _private_bytes()))
+            pipe.send(result.validation[-1])
             if not pipe.recv():
                 return False
         return True
@@ -225,12 +229,6 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _private_bytes() -> int:
-    """Memory that this process has written since its start: what it takes while it waits."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return 1024 * sum(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty:"))
 
 
 def _crowded(each: int, count: int) -> bool:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from steepest.race.protocol import Plan
-from steepest.race.rounds import Progress
+from steepest.race.rounds import Round
 from steepest.race.schema import EntrySummary
 from steepest.race.statistics import ALPHA, Difference, compare, hedges, improvement, paired
 from steepest.tasks import Task
 
 
 def judge(
-    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Progress
+    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Round
 ) -> dict[str, Difference]:
     """The difference of every entry to the baseline; `entries`: their fresh runs, all finished."""
     judged = _in_looks(task, plan, entries, now) if plan.looks else _at_once(task, plan, entries)
@@ -35,7 +35,7 @@ def _at_once(task: Task, plan: Plan, entries: Mapping[str, EntrySummary]) -> dic
 
 
 def _in_looks(
-    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Progress
+    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Round
 ) -> dict[str, Difference]:
     """The difference of every entry to the baseline, at the look that closed the entry."""
     baseline, sign = entries[plan.baseline]["units"], 1 if task.maximize else -1

@@ -20,8 +20,8 @@ Pairs = Sequence[tuple[Trial, Result]]
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a race has come."""
+class Round:
+    """The round in which a race is."""
 
     entries: tuple[str, ...]
     """Entries of the current round; none once the race is complete."""
@@ -36,8 +36,8 @@ class Progress:
         return not self.entries
 
 
-def progress(task: Task, plan: Plan, pairs: Pairs) -> Progress:
-    """How far the race of `plan` has come with the finished runs `pairs`.
+def current(task: Task, plan: Plan, pairs: Pairs) -> Round:
+    """The round in which the race of `plan` is with the finished runs `pairs`.
 
     task: with its worst metric, as it was stored. A look uses only the runs of its own and earlier
     rounds, so that it has the same result when later ones are known.
@@ -45,7 +45,7 @@ def progress(task: Task, plan: Plan, pairs: Pairs) -> Progress:
     finished = {trial.key for trial, _ in pairs}
     entries, begin, standings = plan.entries, 0, {}
     for number, units in enumerate(plan.rounds, 1):
-        now = Progress(entries, range(begin, units), standings)
+        now = Round(entries, range(begin, units), standings)
         if any(key not in finished for e in entries for key in plan.fresh_keys(e, now.units)):
             return now
         if plan.looks:
@@ -55,7 +55,7 @@ def progress(task: Task, plan: Plan, pairs: Pairs) -> Progress:
             if not rivals:
                 break
         begin = units
-    return Progress((), range(0), standings)
+    return Round((), range(0), standings)
 
 
 def _look(

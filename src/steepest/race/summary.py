@@ -28,7 +28,7 @@ from steepest.race.protocol import (
     final,
     tested,
 )
-from steepest.race.rounds import Progress, progress, unit_means
+from steepest.race.rounds import Round, current, unit_means
 from steepest.race.schema import (
     BestTrial,
     Curve,
@@ -52,12 +52,12 @@ def summarise(
     pairs: Pairs,
     provenance: Provenance,
     spaces: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
-    now: Progress | None = None,
+    now: Round | None = None,
 ) -> Summary:
     """Everything that is known about a race. Only the fields under "timing" depend on wall time.
 
-    spaces: search ranges from a store, for entries whose code may no longer exist. now: how far the
-    race has come; default: as far as `pairs`.
+    spaces: search ranges from a store, for entries whose code may no longer exist. now: the
+    round in which the race is; default: as `pairs` say.
     """
     entries: dict[str, EntrySummary] = {}
     for name in plan.entries:
@@ -66,7 +66,7 @@ def summarise(
             for phase in (TUNING, FRESH)
         )
         entries[name] = _entry(task, plan, name, tuned, fresh, _space(plan, name, spaces or {}))
-    now = now or progress(task, plan, pairs)
+    now = now or current(task, plan, pairs)
     complete = now.complete
     if complete:  # results may be the reason for an interruption: then no test is valid
         for name, difference in judge(task, plan, entries, now).items():

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from steepest.race.notes import caveats
 from steepest.race.phrases import UNKNOWN, counted, number, units
-from steepest.race.protocol import TUNING, Plan, Result, Trial, failed
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, failed
 from steepest.race.results_table import columns, rows
+from steepest.race.rounds import Round
 from steepest.race.schema import Summary
 from steepest.tasks import Task
 
@@ -40,9 +41,10 @@ QUIET = 30.0
 class Progress:
     """The progress of a race, on stderr; a context manager. Call `advance` after every trial.
 
-    `done`: trials that are already stored. A terminal shows a table, which disappears at the end.
-    Any other output (a file, a pipe, TERM=dumb) gets a plain line at most every 30 s. Test metrics
-    are not shown, so that nobody stops a race because of them.
+    `done`: trials that are already stored. `now`: the current round; default: the only one. A
+    terminal shows a table, which disappears at the end. Any other output (a file, a pipe,
+    TERM=dumb) gets a plain line at most every 30 s. Test metrics are not shown, so that nobody
+    stops a race because of them.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Progress:
         plan: Plan,
         done: Iterable[tuple[Trial, Result]] = (),
         *,
+        now: Round | None = None,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -58,10 +61,19 @@ class Progress:
         self._console = console or Console(stderr=True)
         self._counts = {entry: {"tuning": 0, "runs": 0, "failed": 0} for entry in plan.entries}
         self._best: dict[str, float] = {}
-        self._total = plan.runs
+        self._now = now or Round(plan.entries, range(plan.seeds))
+        left = len(self._now.entries) * (plan.seeds - self._now.units.start)
+        # a run that may be halted counts as a part of a full run
+        share = (plan.unit_cost - plan.repeats) / plan.trials
+        self._weight = {TUNING: share, FRESH: 1.0}
+        self._left, self._total = left * plan.unit_cost, left * plan.unit_runs
         for trial, result in done:
             self._count(trial, result)
-        self._before = self._finished()
+            if self._unit(trial) < self._now.units.start or trial.entry not in self._now.entries:
+                self._total += 1
+            else:
+                self._left -= self._weight[trial.phase]
+        self._ran = 0.0
         self._began = self._last_line = clock()
         self._live = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -84,6 +96,7 @@ class Progress:
     def advance(self, trial: Trial, result: Result) -> None:
         """Count a finished trial and show it."""
         self._count(trial, result)
+        self._ran += self._weight[trial.phase]
         now = self._clock()
         if self._live is None and now - self._last_line >= QUIET:
             self._last_line = now
@@ -102,17 +115,27 @@ class Progress:
     def _finished(self) -> int:
         return sum(count["runs"] for count in self._counts.values())
 
+    def _unit(self, trial: Trial) -> int:
+        each = self._plan.trials if trial.phase == TUNING else self._plan.repeats
+        return trial.index // each
+
     def _line(self) -> str:
-        finished = self._finished()
+        finished, plan, now = self._finished(), self._plan, self._now
         failures = sum(count["failed"] for count in self._counts.values())
-        tuned = sum(count["tuning"] for count in self._counts.values())
-        phase = "tuning" if tuned < len(self._counts) * self._plan.tunings else "fresh seeds"
+        tuned = sum(self._counts[entry]["tuning"] for entry in now.entries)
+        phase = "fresh seeds"
+        if tuned < len(now.entries) * now.units.stop * plan.trials:
+            phase = "tuning"
+        most, about = "", "about"
+        if plan.looks:
+            phase += f" for look {plan.looks.index(now.units.stop) + 1} of {len(plan.looks)}"
+            most, about = "at most ", "at most about"
         left = "time left not known yet"
-        if finished > self._before:
-            pace = (self._clock() - self._began) / (finished - self._before)
-            left = f"about {timedelta(seconds=round(pace * (self._total - finished)))} left"
+        if self._ran:
+            pace = (self._clock() - self._began) / self._ran
+            left = f"{about} {timedelta(seconds=round(pace * (self._left - self._ran)))} left"
         return (
-            f"{self._task.name}, {phase}: {finished} of {self._total} runs"
+            f"{self._task.name}, {phase}: {finished} of {most}{self._total} runs"
             f"{f', {failures} failed' if failures else ''}, {left}"
         )
 
@@ -125,8 +148,9 @@ class Progress:
         # the name of a metric is the user's, so it must not be read as markup
         table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
         table.add_column("failed", justify="right")
-        runs = self._plan.tunings + self._plan.seeds
         for entry, count in self._counts.items():
+            closed = entry not in self._now.entries
+            runs = count["runs"] if closed else self._plan.seeds * self._plan.unit_runs
             best = self._best.get(entry)
             shown = UNKNOWN
             if best is not None:
