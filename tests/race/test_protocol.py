@@ -15,6 +15,7 @@ from steepest.errors import BadCall
 from steepest.race import driver, planning, protocol
 from steepest.race.leases import Unshared
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
+from steepest.race.rounds import Round
 from steepest.training.recipe import Recipe
 
 DIGITS = tasks.get("digits")
@@ -250,9 +251,9 @@ def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
         task=DIGITS, plan=PLAN, results=list, add=lambda *pair: stored.append(pair),
         leases=lambda: nullcontext(Unshared()),
     )  # fmt: skip
-    monkeypatch.setattr(driver, "Progress", lambda *_: nullcontext(shown))
+    monkeypatch.setattr(driver, "Progress", lambda *_, **__: nullcontext(shown))
     pool = SimpleNamespace(map=lambda items: ((t, Result([1], [0.5], [0.0])) for t in items))
-    driver._run(pool, store, planned)
+    driver._run(pool, store, planned, Round(PLAN.entries, range(PLAN.seeds)))
     assert [trial for trial, _ in stored] == planned
     assert len(looked) < 20 * len(planned)
 

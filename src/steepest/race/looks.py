@@ -25,8 +25,6 @@ LOOKS = (5, 8, 12)
 FUTILE = (0.7, 1.3)
 """At each look except the last, an entry is dropped if its |t| is below this. The bounds do not
 depend on dropping: if a dropped entry is raced on anyway, the level still holds."""
-MOST = 10_000
-"""Most units of an entry."""
 RACES = 4000
 """Races that are simulated for what a plan can expect."""
 POINTS = 2**14
@@ -57,10 +55,9 @@ def check(looks: tuple[int, ...]) -> None:
     """ValueError for looks at which no entry could be judged."""
     if min(np.diff((1, *looks))) < 2:
         raise ValueError(
-            f"looks {looks}: the first look needs at least 3 units, each later one 2 units more"
+            f"looks {looks}: expected at least 3 units at the first look, and at least 2 more at "
+            f"each later look"
         )
-    if looks[-1] > MOST:
-        raise ValueError(f"looks {looks}: expected at most {MOST:,} units")
 
 
 @lru_cache(maxsize=64)

@@ -224,10 +224,6 @@ class Result:
     """Metric on test data; None in tuning."""
     diverged: str | None = None
     """Why the run diverged; None if it did not."""
-    halted: bool = False
-    """Whether it was ended at a rung of its tuning, since other trials were better there."""
-    calls: int = 0
-    """Steps of the optimizer that were made; 0 if not known."""
     step_seconds: float = 0.0
     """Median time of one call of `optimizer.step()`."""
     train_seconds: float = 0.0
@@ -256,6 +252,10 @@ class Result:
     """Time of the whole run, including evaluations."""
     warm_seconds: float = 0.0
     """Time of the entry's first step in a worker (compilation), which is made before the run."""
+    halted: bool = False
+    """Whether it was ended at a rung of its tuning, since other trials were better there."""
+    calls: int = 0
+    """Steps of the optimizer that were made; 0 if not known."""
 
 
 def derive(seed: int, *labels: object) -> int:

@@ -68,6 +68,8 @@ class Request:
         try:
             units = tuple(int(text) for text in self.looks.split(","))
             looks.check(units)
+            if units[-1] > MOST:
+                raise ValueError(f"expected at most {MOST:,} units")
         except ValueError as error:
             why = "" if "invalid literal" in str(error) else f" ({error})"
             raise BadCall(
