@@ -232,22 +232,25 @@ def at_look(
     bound = bounds(rivals, looks)[number - 1]
     d = np.asarray(differences, dtype=float)[: bound.units]
     mean, spread = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(bound.units)
-    t = abs(mean) / spread if spread else math.inf * abs(mean) if mean else 0.0
     exact = any(i < bound.units for i in failed) or stands_apart(d) or _constant(d)
     if exact:
         interval = None if _constant(d) else flip_interval(d, 1 - bound.p)
         low, high = interval or (None, None)
-        over = sign_flip(d) <= bound.p
+        p = sign_flip(d)
+        over = p <= bound.p
     else:
         low, high = mean - bound.t * spread, mean + bound.t * spread
+        t = abs(mean) / spread
+        p = float(2 * stats.t.sf(t, bound.units - 1))
         over = t >= bound.t
+    futile = 2 * stats.t.sf(FUTILE[min(number, len(FUTILE)) - 1], bound.units - 1)
     if over:
         state = "told apart"
     elif margin is not None and high is not None and high < margin:
         state = "within margin"
     elif number == len(looks):
         state = "not told apart"
-    elif margin is None and t < FUTILE[min(number, len(FUTILE)) - 1]:
+    elif margin is None and p > futile:
         state = "dropped"
     else:
         state = "open"
