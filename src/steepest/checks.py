@@ -59,8 +59,9 @@ def short(value: Any) -> str:
 
 
 def several(value: Any, size: int) -> tuple[Any, ...] | None:
-    """The members of a list, array or other sequence of that size, with numbers as Python's own;
-    None for anything else.
+    """The members of a sequence of `size` members, numbers as int or float; None for anything else.
+
+    An array or a tensor of one dimension counts as a sequence.
     """
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         return None

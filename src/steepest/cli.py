@@ -209,7 +209,7 @@ def report(
         ),
     ] = None,
 ) -> int:
-    """Rebuild report.html and summary.json of a race from its study.db or its database."""
+    """Rebuild report.html and summary.json of a race from its trials: study.db or a database."""
     need_race()
     from steepest.race import driver, terminal
 

@@ -180,7 +180,10 @@ def _has_meaning(rule: Rule, what: str) -> bool:
 
 
 def _decay_rates(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[str, float]:
-    """Options of the target that are the decay rates of kept states under another name."""
+    """The target's options for decay rates of states that are kept from the source.
+
+    Only those that have another name in the source.
+    """
     has = {what: scalars[scalar] for what, scalar, *_ in rule.means.values()}
     wanted = {what: s for member in target.members for what, s, *_ in member.means.values()}
     return {n: has[w] for w, n in wanted.items() if w in has and n not in PAIRS}
@@ -248,7 +251,7 @@ def _convert_options(
 
 
 def _flags(rule: Rule, target: Family, new: Mapping[str, Any]) -> dict[str, bool]:
-    """The flags of the target that select the rule most like the source's."""
+    """The flags with which the target optimizer's rule is most like the source optimizer's."""
     largest = _has_meaning(rule, LARGEST) and any(_has_meaning(m, LARGEST) for m in target.members)
     ahead = rule.name in ("nesterov", "classical_nesterov") and number(new.get("momentum", 0)) > 0
     flags = {"nesterov": ahead, "amsgrad": largest, "amsbound": largest}

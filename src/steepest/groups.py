@@ -240,7 +240,7 @@ def _read_routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> li
 
 
 def _named(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor]]:
-    """Names and tensors of a group, also after an optimizer of torch.optim has split it."""
+    """Names and tensors of a group, whether `params` has pairs, or names stand in `param_names`."""
     params = group["params"]
     if "param_names" in group:
         return list(group["param_names"]), list(params)

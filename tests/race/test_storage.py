@@ -29,7 +29,7 @@ from tests.race import postgres
 
 KILLS, RACES = {"file": 20, "postgres": 5}, 3
 WORDS = "race digits --optimizers adamw,momentum,eadam --trials 2 --seeds 5 --steps 3 --jobs 2"
-LOOKS = "race digits --optimizers adamw,momentum,eadam --trials 4 --looks 3,5,7 --steps 50 --jobs 2"
+LOOKS = "race digits --optimizers adamw,momentum --trials 4 --looks 3,5 --steps 50 --jobs 2"
 RUNS = 3 * 5 * (2 + 1)
 REQUEST = driver.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=3)
 PLAN = Plan("digits", ("adamw", "adam"), trials=2, seeds=5, steps=2, seed=0)
@@ -257,14 +257,16 @@ def test_random_kills_of_a_race_in_looks_change_nothing(where, request, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", ["dies", "lives"])
-def test_two_races_of_one_study_in_looks_share_its_work(dies, storage, tmp_path):
-    run("together", tmp_path, storage, dies, LOOKS)
+def test_two_races_of_one_study_in_looks_share_its_work(dies, server, tmp_path):
+    run("together", tmp_path, server.url(), dies, LOOKS)
     assert json.loads((tmp_path / "codes").read_text()) == [-9 if dies == "dies" else 0, 0]
     whole = summary(tmp_path / "b")
     assert whole["complete"]
     store = Store(tmp_path / "b")
-    repeated = len(store._study.get_trials()) - len(store.results())
-    assert repeated <= (3 if dies == "dies" else 0)  # a tuning of which not all trials were stored
+    keys = [Trial(**t.user_attrs["trial"]).key for t in store._study.get_trials()]
+    repeated = [key for key in set(keys) if keys.count(key) > 1]
+    # a tuning of which not all trials were stored is run again
+    assert len(repeated) <= (3 if dies == "dies" else 0), repeated
     if dies == "lives":
         assert summary(tmp_path / "a") == whole
 

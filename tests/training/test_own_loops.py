@@ -91,7 +91,10 @@ def test_a_loop_that_undoes_a_schedule_is_refused(how, word, own):
 def test_a_group_that_a_schedule_does_not_know_is_named(own):
     late = "optimizer.add_param_group({'params': [torch.nn.Parameter(torch.ones(1))]})"
     behind = f"if step == 3: {late}"
-    with pytest.raises(BadCall, match=r"has added a group of parameters, which \+cosine does not"):
+    with pytest.raises(
+        BadCall,
+        match=r"has added a group of parameters to the optimizer, but \+cosine schedules only",
+    ):
         own("momentum+cosine", BEHIND=behind)
     assert own("momentum+clip", BEHIND=behind).diverged is None
     # what the cure says: without a gradient a parameter is left alone

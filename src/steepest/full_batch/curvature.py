@@ -36,12 +36,12 @@ class Newton(FullBatchOptimizer):
     max_parameters: a model with more parameters raises ValueError. H and its eigenvectors have
     P x P float64 numbers each. One step costs as much as 2 P gradients, and P^3 operations.
 
-    Eigenvalues of H below 1e-14 of the largest count as 0. Without damping they are left out, so a
-    singular H gives the shortest step.
+    Eigenvalues of H below 1e-14 of the largest count as 0. Without damping, steps
+    along their eigenvectors are left out (the pseudo-inverse).
 
     `step(closure)` returns the loss before the step. The parameters and the damping do not
-    change if the loss, gradient or Hessian is not finite, or if no length and damping lowers the
-    loss.
+    change if the loss, gradient or Hessian is not finite, or if none of the steps that were tried
+    lowers the loss.
     """
 
     _limits: ClassVar = {

@@ -19,14 +19,14 @@ class Genetic(RandomizedOptimizer):
 
     A step is one generation, and fitness is -loss. The `elite` best genomes survive unchanged. All
     other genomes are children: two parents are selected and crossed over, and the result mutates.
-    The first population holds the parameters themselves. Its other genomes are
+    One genome of the first population is the present parameters. The others are
     parameters + spread N(0, I), or uniform draws from `interval` if `interval` is set. With
     selection="truncation", crossover=None, elite=1 this is the algorithm of Such et al. 2017,
     arXiv:1712.06567.
 
     population: the number of genomes, each a vector of all P parameters in float64.
     selection: "tournament" takes the best of `contest` random genomes. "truncation" takes a
-    random one of the best 1/`contest` of the population. "roulette" takes a genome with a
+    random genome of the best n / `contest` of all n. "roulette" takes a genome with a
     probability proportional to the worst loss minus its own loss, or uniformly if all losses are
     equal.
     crossover: "uniform" (each number from a random parent), "arithmetic" (a x + (1 - a) y, with a
@@ -48,7 +48,8 @@ class Genetic(RandomizedOptimizer):
     `step(closure)` calls the closure once per genome, without gradients and without backward().
     `step(losses=function)` passes the whole generation to the function, as a list of tensors
     (n, *shape), one per parameter. The function returns n losses; Population.losses_of makes such a
-    function. The elite is not evaluated again, so the loss must be that of all data.
+    function. The elite keeps the loss that it had, so the loss must
+    always be that of all data: losses of different batches are not comparable.
     """
 
     _limits: ClassVar = {

@@ -82,7 +82,7 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
 def best(
     scores: Mapping[int, float], most: int, better: Callable[[float, float], bool]
 ) -> list[int]:
-    """The indices of the `most` best scores, best first; of equal ones the lower index."""
+    """Indices of the best scores, `most` of them, best first. Of equal scores the first wins."""
     left, chosen = dict(sorted(scores.items())), []
     while left and len(chosen) < most:
         top = next(iter(left))

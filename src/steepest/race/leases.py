@@ -59,7 +59,10 @@ class Unshared:
 
 
 class Leases(Unshared):
-    """The leases of the process `location.racer`. Exit deletes the leases of unfinished trials."""
+    """The leases that this process holds; its name is `location.racer`.
+
+    Exit deletes the leases of unfinished trials.
+    """
 
     def __init__(self, location: Location, engine: Engine, study: int) -> None:
         self._location, self._engine, self._study = location, engine, study

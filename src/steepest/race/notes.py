@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from steepest.race.phrases import counted, differences, listed, number, plural, spread, units
-from steepest.race.protocol import LEAST_HALVED, LEAST_TRIALS, RUNGS
-from steepest.race.schema import Summary
+from steepest.race.protocol import LEAST_TRIALS, Plan
+from steepest.race.schema import PlanRecord, Summary
 from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, over_budget
 
@@ -33,7 +33,7 @@ def caveats(summary: Summary) -> list[str]:
     lines += _failed(summary)
     if summary["complete"]:
         rates = failures(summary, list(summary["entries"]))
-        lines.append(f"{rates[0].upper()}{rates[1:]}, by the exact one-sided 95 % bound.")
+        lines.append(f"{rates[0].upper()}{rates[1:]}; the bound is exact and one-sided, at 95 %.")
         lines += _tuned(summary)
     return lines + [f"{finding['text']}." for finding in findings]
 
@@ -68,29 +68,37 @@ def _units(summary: Summary, steps: str) -> str:
     plan = summary["plan"]
     trials, repeats = plan["trials"], plan["repeats"]
     tuned = f"one tuning of {trials} {plural('trial', trials)} of {steps}"
-    if plan["halving"] and trials >= LEAST_HALVED:
-        shares = [f"the best {share:.0%} after {at:.0%}" for at, share in RUNGS]
-        tuned += f" (of the trials, {' and '.join(shares)} of the steps went on)"
-    fresh = f"{repeats} fresh {plural('run', repeats)} of the best trial"
-    units = spread([len(entry["units"]) for entry in summary["entries"].values()])
-    so_far = "" if summary["complete"] else "so far "
+    rungs = _rungs(plan)
+    if rungs:
+        tuned += (
+            f" ({' and '.join(f'after {at} steps the best {left} go on' for at, left in rungs)})"
+        )
+    fresh = f"{repeats} fresh {plural('run', repeats)} of the trial with the best validation"
+    counts = [len(entry["units"]) for entry in summary["entries"].values()]
+    so_far = "" if summary["complete"] else " so far"
     return (
-        f"A unit is {tuned}, and {fresh} by validation {summary['metric']}; its result is their "
-        f"mean. The results were looked at after {listed(plan['looks'])} units of an entry. An "
-        f"entry that was decided, or was unlikely to be, ran no more: {so_far}n={units} units per "
-        f"entry. All runs together had as many steps as {summary['full_runs']:,.0f} full runs."
+        f"A unit is {tuned}, then {fresh} {summary['metric']}; the result of a unit is the mean of "
+        f"these runs. The race looked at its results after {listed(plan['looks'])} units. An entry "
+        f"ended at a look if its comparison was settled, or unlikely to be settled later. Entries "
+        f"ran {spread(counts)} units{so_far}; all runs together had as many steps as "
+        f"{summary['full_runs']:,.0f} full runs."
     )
+
+
+def _rungs(plan: PlanRecord) -> tuple[tuple[int, int], ...]:
+    """`Plan.rungs` of a plan as JSON."""
+    return Plan(**{**plan, "entries": tuple(plan["entries"]), "looks": tuple(plan["looks"])}).rungs
 
 
 def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> list[str]:
     """How differences of units are paired and tested."""
     exact = [name for name, d in compared.items() if d.exact]
     lines = [
-        f"Differences are paired by seed, unit by unit: {_same(summary)}. The intervals of all "
-        f"entries hold together, at all looks, with a probability of 95 % (alpha spent as in "
-        f"O'Brien and Fleming's test, shared by Bonferroni among {len(compared)} "
-        f"{plural('comparison', len(compared))}). So the chance of any false claim in this race is "
-        f"at most 5 %."
+        f"Differences are paired by seed, unit by unit: {_same(summary)}. With a probability of "
+        f"95 % all intervals, of all entries and at all looks, contain the true differences; so "
+        f"the chance of any false claim in this race is at most 5 %. (The level is spent over the "
+        f"looks as in O'Brien and Fleming's test, and shared by Bonferroni among "
+        f"{len(compared)} {plural('comparison', len(compared))}.)"
     ]
     last = summary["plan"]["looks"][-1]
     early = [name for name, d in compared.items() if d.claim and d.n < last]

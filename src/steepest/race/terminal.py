@@ -182,7 +182,7 @@ def _table(summary: Summary, width: int) -> Table:
     heads = columns(summary)
     caption = (
         "mean ± sd; to target: median (seeds that reached it); "
-        "failed: fresh runs (diverged in tuning)"
+        "failed: fresh runs that failed (tuning trials that diverged)"
     )
     if "gradients" in heads:
         caption += "; gradients: of one usual batch"

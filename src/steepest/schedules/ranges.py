@@ -226,8 +226,8 @@ def _compute_loss(
     value.backward()
     if all(p.grad is None for p in model.parameters()):
         raise ValueError(
-            "range_test: the loss does not depend on the model passed to the loss function, "
-            "expected a loss of that model; use the function's first argument: it is a copy"
+            "range_test: the loss does not depend on the model that range_test trains, a copy of "
+            "yours, expected a loss of that copy: it is the first argument of the loss function"
         )
     return value.detach()
 

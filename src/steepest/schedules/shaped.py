@@ -128,7 +128,7 @@ class WSDLR(_ScaledLR):
         return super().get_lr()
 
     def share(self, step: int, floor: float) -> float:
-        """The factor of a group's initial lr at a step, counted from 0."""
+        """What the initial lr of a group is multiplied by at `step`; the first step is 0."""
         if step < self.warmup:
             return self.start + (1 - self.start) * step / self.warmup
         fraction = min((step - self.steps + self.decay) / self.decay, 1.0)
@@ -176,7 +176,7 @@ class CosineLR(_ScaledLR):
         super().__init__(optimizer, last_epoch)
 
     def share(self, step: int, floor: float) -> float:
-        """The factor of a group's initial lr at a step, counted from 0."""
+        """What the initial lr of a group is multiplied by at `step`; the first step is 0."""
         period, length = 0, self.steps
         if self.factor == 1:
             period, step = divmod(step, length)

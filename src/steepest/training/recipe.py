@@ -1,7 +1,7 @@
 """An optimizer with its parts, as an entry names them: `adamw+warmup+cosine`.
 
-The optimizer is a rule of the package or of the task file, a method on the full batch, or
-`module:Class`, a subclass of torch.optim.Optimizer. The parts are in `parts/`. Only this module
+The optimizer is one of three: a rule of the package or of the task file; a full-batch method; or a
+subclass of torch.optim.Optimizer, as `module:Class`. The parts are in `parts/`. Only this module
 splits the name of an entry.
 """
 

@@ -109,7 +109,7 @@ def _decompose(covariance: Tensor) -> Tensor:
 
 
 def _check_derivative(covariance: Tensor, sizes: Tensor) -> None:
-    """Raise if autograd would differentiate a basis that rounding has partly decided."""
+    """Raise if autograd would differentiate basis vectors that only rounding has fixed."""
     noise = 100 * len(covariance) * torch.finfo(covariance.dtype).eps
     if covariance.requires_grad and not (sizes.abs() > noise * covariance.trace()).all():
         raise RuntimeError(

@@ -173,10 +173,10 @@ def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
             return
         if len(now) > len(expected) and now[: len(expected)] == expected:
             raise Undone(
-                f"entry {entry!r}: the loop has added a group of parameters, which {scheduled} "
-                f"does not know: expected all parameters in make_optimizer(...), or entries "
-                f"without {scheduled}. To train some parameters only later, set their "
-                f"requires_grad to False until then"
+                f"entry {entry!r}: the loop has added a group of parameters to the optimizer, but "
+                f"{scheduled} schedules only the first groups; pass all parameters to "
+                f"make_optimizer(...), or race entries without {scheduled}. To train some "
+                f"parameters only later, set their requires_grad to False until then"
             )
         was, became = next((a, b) for a, b in zip_longest(expected, now) if a != b)
         raise Undone(
