@@ -1,8 +1,10 @@
 """Tuning by halving: which trials go on, and that a halted or forked run is a whole one, cut."""
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 
 from steepest.errors import BadCall
 from steepest.processes import Failed
-from steepest.race import halving, protocol
-from steepest.race.protocol import Result, Trial, Tuning
+from steepest.race import halving, protocol, trials
+from steepest.race.protocol import Plan, Result, Trial, Tuning
 
 STEPS = 40
 FORKS = pytest.mark.skipif(sys.platform != "linux", reason="forks on Linux only")
@@ -51,7 +53,7 @@ class Train:
             result.steps.append(step)
             result.validation.append(self.curve(trial.index, step) + 1e-9 * noise.random())
             if on_report and not on_report(result):
-                result.halted = True
+                result.halted = step < trial.steps
                 break
         return result
 
@@ -62,7 +64,7 @@ def ways():
 
 @pytest.fixture(params=ways())
 def way(request, monkeypatch):
-    monkeypatch.setattr(halving, "_can_fork", lambda: request.param)
+    monkeypatch.setattr(halving, "can_fork", lambda: request.param)
     return request.param
 
 
@@ -101,7 +103,7 @@ class Plain(Train):
             result.steps.append(step)
             result.validation.append(self.curve(trial.index, step))
             if on_report and not on_report(result):
-                result.halted = True
+                result.halted = step < trial.steps
                 break
         return result
 
@@ -153,7 +155,7 @@ def test_forked_and_repeated_runs_give_the_same_results(curves, lost, every, run
     both = []
     for forks in (True, False):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(halving, "_can_fork", lambda forks=forks: forks)
+            patch.setattr(halving, "can_fork", lambda forks=forks: forks)
             both.append(halving.run(asked, train, higher))
     assert both[0] == both[1]
     whole = [train(trial) for trial in asked.trials]
@@ -175,11 +177,11 @@ def test_a_trial_trains_no_step_twice_where_it_can_wait(monkeypatch, tmp_path):
             result.steps.append(step)
             result.validation.append(float(trial.index))
             if on_report and not on_report(result):
-                result.halted = True
+                result.halted = step < trial.steps
                 break
         return result
 
-    monkeypatch.setattr(halving, "_can_fork", lambda: True)
+    monkeypatch.setattr(halving, "can_fork", lambda: True)
     halving.run(tuning(), count, higher)
     assert len(made.read_text()) == 8 * 10 + 4 * 10 + 2 * 20
 
@@ -235,7 +237,7 @@ def test_no_process_is_left(monkeypatch):
         result = Plain(lambda i, s: float(os.getpid()))(trial, on_report)
         return result
 
-    monkeypatch.setattr(halving, "_can_fork", lambda: True)
+    monkeypatch.setattr(halving, "can_fork", lambda: True)
     results = halving.run(tuning(), train, higher)
     pids = [int(r.validation[0]) for r in results]
     assert len({os.getpid(), *pids}) == 9
@@ -252,7 +254,7 @@ def test_a_killed_child_ends_the_worker_and_the_other_children(monkeypatch, tmp_
             os.kill(os.getpid(), signal.SIGKILL)
         return Plain(lambda i, s: 0.0)(trial, on_report)
 
-    monkeypatch.setattr(halving, "_can_fork", lambda: True)
+    monkeypatch.setattr(halving, "can_fork", lambda: True)
     with pytest.raises(SystemExit, match="tuning run 3 of adam"):
         halving.run(tuning(), train, higher)
     assert gone(tmp_path, 4)
@@ -271,7 +273,7 @@ def test_children_end_with_a_killed_worker(tmp_path):
             return Plain(lambda i, s: 0.0)(trial, on_report)
 
         try:
-            halving._can_fork = lambda: True
+            halving.can_fork = lambda: True
             halving.run(tuning(), train, higher)
         finally:
             os._exit(0)
@@ -295,3 +297,73 @@ def zombie(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+@FORKS
+def test_a_child_that_is_killed_while_it_waits_ends_the_worker(monkeypatch, tmp_path):
+    def train(trial, on_report=None):
+        if trial.index == 1:
+            (tmp_path / "pid").write_text(str(os.getpid()))
+        if trial.index == 7:  # the last one before the rung: 1 waits
+            pid = int((tmp_path / "pid").read_text())
+            os.kill(pid, signal.SIGKILL)
+            while not zombie(pid):
+                time.sleep(0.01)
+        return Plain(lambda i, s: 0.0)(trial, on_report)
+
+    monkeypatch.setattr(halving, "can_fork", lambda: True)
+    with pytest.raises(SystemExit, match="tuning run 1 of adam"):
+        halving.run(tuning(), train, higher)
+
+
+@FORKS
+def test_memory_is_looked_at_once_before_others_wait(monkeypatch):
+    asked = []
+    monkeypatch.setattr(halving, "can_fork", lambda: True)
+    monkeypatch.setattr(halving, "_crowded", lambda *_: asked.append(1) or len(asked) > 1)
+    results = halving.run(tuning(), Train(lambda i, s: -float(i)), higher)
+    assert ended(results) == [40, 40, 20, 20, 10, 10, 10, 10]
+    assert len(asked) == 1
+
+
+@FORKS
+def test_a_thread_of_the_users_does_not_keep_a_child(monkeypatch):
+    def train(trial, on_report=None):
+        threading.Thread(target=time.sleep, args=(600,)).start()
+        return Plain(lambda i, s: 0.0)(trial, on_report)
+
+    monkeypatch.setattr(halving, "can_fork", lambda: True)
+    assert len(halving.run(tuning(), train, higher)) == 8
+
+
+def test_no_fork_where_a_child_could_not_train(monkeypatch):
+    monkeypatch.setattr(halving.torch, "get_num_threads", lambda: 2)
+    assert not halving.can_fork()
+    monkeypatch.setattr(halving.torch, "get_num_threads", lambda: 1)
+    assert halving.can_fork() == (sys.platform == "linux")
+    monkeypatch.setattr(halving.torch.accelerator, "is_available", lambda: True)
+    assert not halving.can_fork()
+
+
+@FORKS
+def test_threads_of_a_task_do_not_hang_its_next_runs(tmp_path):
+    """A task that computes with several threads: each run has a process of its own."""
+    file = tmp_path / "threads.py"
+    file.write_text(
+        "import torch\n"
+        "STEPS, MINIMIZE = 8, 'loss'\n"
+        "def train(make_optimizer, report, seed, steps=8):\n"
+        "    torch.set_num_threads(2)\n"
+        "    w = torch.nn.Parameter(torch.ones(300, 300))\n"
+        "    optimizer = make_optimizer([w])\n"
+        "    for step in range(1, steps + 1):\n"
+        "        optimizer.zero_grad(); (w @ w).square().mean().backward(); optimizer.step()\n"
+        "        report(step, validation=float(w.mean()))\n"
+    )
+    made = Plan(str(file), ("adam",), 4, 3, 8, 0, looks=(3,), repeats=1, halving=True)
+    items = protocol.tuning_items(made, protocol.tuning(made))
+    runs = protocol.fresh_items(made, protocol.fresh(made, {"adam": list(items[0].trials)}))
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        found = [pool.apply_async(trials.run, (x,)).get(60) for x in (items[0], runs[0], items[1])]
+    assert [len(f) for f in found] == [4, 1, 4]

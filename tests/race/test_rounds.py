@@ -1,6 +1,7 @@
 """A race in looks: which entries go on, what each look uses, and what the verdict says."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steepest.errors import BadCall
-from steepest.race import planning, protocol, rounds, statements
+from steepest.race import planning, protocol, request, rounds, statements
 from steepest.race.looks import at_look, bounds, standing
 from steepest.race.notes import caveats
 from steepest.race.protocol import FRESH, Plan, Result
@@ -177,7 +178,7 @@ def test_a_clear_winner():
     found = raced({"adam": 0.02})
     assert found["complete"]
     assert found["verdict"].startswith("Use adam: it is better than adamw in test accuracy by 2.")
-    assert "fresh runs of adam failed" in found["verdict"]
+    assert "units of adam had a run that failed" in found["verdict"]
 
 
 def test_several_winners_are_not_compared_with_each_other():
@@ -226,7 +227,7 @@ def test_a_diverging_baseline_is_beaten_and_its_failures_are_told():
     assert found["entries"]["adam"]["difference"]["exact"]
     assert len(found["entries"]["adam"]["units"]) == 12
     assert any("the exact sign-flip test" in line for line in caveats(found))
-    assert any("2 of n=36 fresh runs of adamw failed" in line for line in caveats(found))
+    assert any("2 of n=12 units of adamw had a run that failed" in x for x in caveats(found))
 
 
 def test_less_is_better_for_a_loss():
@@ -249,11 +250,97 @@ def test_full_runs_are_steps_by_steps_of_a_full_run():
 
 
 def test_what_would_decide_more_is_a_command():
-    found = raced()
-    line = statements.next_command(found)
-    assert line.startswith("--optimizers adamw,")
-    assert "--looks 20,32,48 --seed 1" in line
-    assert statements.next_command(raced(dict.fromkeys(NAMES[1:], -0.05))) is None
+    found = raced({"eadam": -0.05}, margin=1e-6)
+    assert found["next"].startswith(
+        "steepest race digits --optimizers adamw,momentum,adam --trials 8"
+    )
+    assert "--looks 20,32,48 --margin 0.0001 --steps 100 --seed 1" in found["next"]
+    assert "next" not in raced(dict.fromkeys(NAMES[1:], -0.05))
+
+
+@pytest.mark.parametrize("margin", [None, 0.01])
+@pytest.mark.parametrize("shift", [0.0, 0.01, -0.01])
+def test_an_entry_with_the_same_difference_on_every_unit(shift, margin):
+    made = plan(("adamw", "adam"), margin=margin)
+    pairs, _ = run(made)
+    base = {t.index: r.test for t, r in pairs if (t.phase, t.entry) == (FRESH, "adamw")}
+    pairs = [
+        (t, replace(r, test=base[t.index] + shift) if t.entry == "adam" and t.phase == FRESH else r)
+        for t, r in pairs
+    ]
+    now = rounds.current(DIGITS, made, pairs)
+    found = summarise(DIGITS, made, pairs, PROVENANCE)
+    if not shift:
+        assert now.complete
+        assert found["verdict"].startswith("Keep adamw: ")
+        assert "The same as adamw on every unit: adam." in found["verdict"]
+        assert {row[0]: row[3] for row in rows(found)}["adam"] == "+0.00 on every unit"
+    elif now.complete:
+        assert "1.00 points on every unit" in found["verdict"] or "not known" in found["verdict"]
+
+
+def test_better_by_less_than_the_margin_is_no_reason_to_change():
+    found = raced({"adam": 0.01, "momentum": -0.05, "eadam": -0.05}, margin=0.05)
+    assert found["verdict"].startswith("Keep adamw: no other entry gains 5.00 points or more")
+    assert "Better, but by less than the margin of 5.00 points: adam by " in found["verdict"]
+
+
+def test_with_too_little_tuning_there_is_no_advice():
+    made = replace(plan(), trials=3)
+    found = summarise(DIGITS, made, run(made, {"adam": 0.05})[0], PROVENANCE)
+    assert found["verdict"].startswith("Not enough tuning: 3 trials of an entry for each unit")
+    assert "With so little tuning, adam is better than adamw in test accuracy" in found["verdict"]
+    made = replace(plan(), trials=1)
+    found = summarise(DIGITS, made, run(made)[0], PROVENANCE)
+    assert "each with no tuning and 3 fresh runs" in found["verdict"]
+    assert caveats(found)[0].startswith("Nothing was tuned: every entry, including adamw, ran with")
+
+
+def test_what_was_judged_at_a_look_is_shown_whatever_comes_later():
+    task = replace(LOSS, worst=12.0, measured=12.0)
+    made = plan()
+    pairs, _ = run(made, {"momentum": 0.05}, [(FRESH, "adamw", 3)], task)
+    later = [(t, replace(r, test=40.0) if t.key == (FRESH, "adamw", 20) else r) for t, r in pairs]
+    now = rounds.current(task, made, pairs)
+    found = summarise(task, made, later, PROVENANCE, now=now)["entries"]
+    for name in NAMES[1:]:
+        d = found[name]["difference"]
+        assert d["mean"] == pytest.approx(np.mean(d["pairs"]))
+        assert len(d["pairs"]) == d["n"]
+
+
+def test_failures_are_counted_by_unit():
+    found = raced(lost=[(FRESH, "adamw", 0), (FRESH, "adamw", 1), (FRESH, "adamw", 7)])
+    n = len(found["entries"]["adamw"]["units"])
+    assert found["entries"]["adamw"]["failed_units"] == 2
+    assert any(f"2 of n={n} units of adamw had a run that failed" in x for x in caveats(found))
+
+
+@pytest.mark.parametrize("looks", [(3, 100), (5, 200), (5, 8, 500)])
+def test_a_look_that_may_spend_nothing_allows_no_claim(looks):
+    first = bounds(8, looks)[0]
+    assert first.t == np.inf
+    at = at_look([1.0, 1.1, 0.9, 1.05, 0.95], 1, 8, looks)
+    assert (at.state, at.low, at.high) == ("open", None, None)
+    assert at_look([1.0, 1.1, 0.9, 1.05, 0.95], 1, 8, looks, failed={0}).state == "open"
+
+
+@pytest.mark.parametrize(
+    ("reports", "repeated", "cost"),
+    [((), False, 4), ((50, 100), False, 5), ((100,), False, 8), ((), True, 6), ((100,), True, 14)],
+)
+def test_the_cost_of_a_tuning_depends_on_how_often_a_run_reports(reports, repeated, cost):
+    assert plan().tuning_cost(reports, repeated=repeated) == cost
+
+
+def test_resuming_says_the_margin_as_it_was_given():
+    made = replace(plan(margin=0.005), request={"margin": 0.5})
+    store = SimpleNamespace(plan=made, task=DIGITS)
+    with pytest.raises(BadCall, match=r"--margin 0\.7: .* was started with 0\.5;"):
+        request._check_options(Request("digits", margin=0.7), store, "--resume", "x")
+    with pytest.raises(BadCall, match=r"--seeds 12: .* was started without --seeds;"):
+        request._check_options(Request("digits", seeds=12), store, "--resume", "x")
+    request._check_options(Request("digits", margin=0.5, looks="5, 8,12"), store, "--resume", "x")
 
 
 # --- the request
@@ -298,11 +385,11 @@ def test_the_command_that_reproduces_a_race_makes_the_same_plan():
     found = summarise(DIGITS, made, run(made)[0], PROVENANCE)
     words = found["reproduce"].split()
     given = dict(zip(words[3::2], words[4::2], strict=True))
-    request = Request(
+    asked = Request(
         "digits", given["--optimizers"], int(given["--trials"]), None, int(given["--steps"]),
         seed=int(given["--seed"]), looks=given["--looks"], margin=float(given["--margin"]),
     )  # fmt: skip
-    assert replace(planning.make_plan(request, 1, None, 0.0), request={}) == made
+    assert replace(planning.make_plan(asked, 1, None, 0.0), request={}) == made
 
 
 @pytest.mark.parametrize("trials", [1, 2, 3, 4, 5, 8, 16, 33])

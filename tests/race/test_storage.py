@@ -117,7 +117,7 @@ def kills(root, count, storage, words):
     (root / "hits").write_text(json.dumps(hits))
 
 
-def together(root, storage, dies, words):
+def together(root, storage, dies, words, study):
     """Two races of one study at the same time; one may die in the middle of a write."""
     leases.GRACE = 5.0 if dies else leases.GRACE
     leases.BEAT = processes.PAUSE = 0.1
@@ -130,7 +130,7 @@ def together(root, storage, dies, words):
 
     pids = []
     for name in "ab":
-        line = [*words.split(), "--out", f"{root}/{name}", "--storage", storage, "--study", "one"]
+        line = [*words.split(), "--out", f"{root}/{name}", "--storage", storage, "--study", study]
         doomed = dies and name == "a"
         pids.append(life(line, root / "log", *([killed] if doomed else [])))
     codes = [end(pid, root) for pid in pids]
@@ -156,7 +156,7 @@ def script():
     if verb == "kills":
         kills(Path(root), int(more[0]), *more[1:])
     else:
-        together(Path(root), more[0], more[1] == "dies", more[2])
+        together(Path(root), more[0], more[1] == "dies", *more[2:])
 
 
 def run(verb, root, *more):
@@ -229,7 +229,7 @@ def test_random_kills_change_nothing(where, request, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", ["dies", "lives"])
 def test_two_races_of_one_study_share_its_work(dies, storage, tmp_path):
-    run("together", tmp_path, storage, dies, WORDS)
+    run("together", tmp_path, storage, dies, WORDS, f"fixed, one {dies}")
     assert json.loads((tmp_path / "codes").read_text()) == [-9 if dies == "dies" else 0, 0]
     whole = summary(tmp_path / "b")
     assert whole["runs"] == {"finished": RUNS, "planned": RUNS}
@@ -258,7 +258,7 @@ def test_random_kills_of_a_race_in_looks_change_nothing(where, request, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("dies", ["dies", "lives"])
 def test_two_races_of_one_study_in_looks_share_its_work(dies, server, tmp_path):
-    run("together", tmp_path, server.url(), dies, LOOKS)
+    run("together", tmp_path, server.url(), dies, LOOKS, f"looks, one {dies}")
     assert json.loads((tmp_path / "codes").read_text()) == [-9 if dies == "dies" else 0, 0]
     whole = summary(tmp_path / "b")
     assert whole["complete"]

@@ -85,7 +85,8 @@ def _race(
                 trials_now = protocol.tuning(plan, now.entries, now.units)
                 _run(pool, store, protocol.tuning_items(plan, trials_now), now)
                 chosen = _choose(task, plan, store.results())
-                _run(pool, store, protocol.fresh(plan, chosen, now.entries, now.units), now)
+                reported = protocol.fresh(plan, chosen, now.entries, now.units)
+                _run(pool, store, protocol.fresh_items(plan, reported), now)
         except KeyboardInterrupt:
             if store is None:
                 raise

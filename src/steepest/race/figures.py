@@ -74,7 +74,7 @@ def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, fl
 def _draw_differences(summary: Summary) -> Figure | None:
     """The differences to the baseline on each seed. The verdict is about these differences."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
-    units = {n: e.get("units", e["test"]) for n, e in summary["entries"].items()}
+    baseline = summary["entries"][base]["test"]
     names = list(summary["entries"])
     judged = {n: d for n in names if (d := summary["entries"][n]["difference"])}
     if not judged:
@@ -83,8 +83,11 @@ def _draw_differences(summary: Summary) -> Figure | None:
 
     spans = {}
     for name in rivals:
-        # an entry that was decided early has fewer units than the baseline
-        seeds = [scale * (a - b) for a, b in zip(units[name], units[base], strict=False)]
+        pairs = judged[name].get("pairs")
+        if pairs is None:
+            tests = zip(summary["entries"][name]["test"], baseline, strict=True)
+            pairs = [a - b for a, b in tests]
+        seeds = [scale * pair for pair in pairs]
         difference = judged[name]
         ends = difference["low"], difference["mean"], difference["high"]
         spans[name] = seeds, *(None if v is None else scale * v for v in ends)

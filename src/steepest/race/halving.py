@@ -27,8 +27,8 @@ from steepest.race.protocol import Result, Trial, Tuning
 OnReport = Callable[[Result], bool]
 """Is shown a run after each report; whether it goes on."""
 Run = Callable[[Trial, OnReport | None], Result]
-SHARE = 0.25
-"""Largest share of the free memory that the waiting trials of a worker may take."""
+SHARE = 0.5
+"""Largest share of the free memory that waiting trials may take, of a worker on each core."""
 DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
@@ -39,14 +39,12 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
     At each rung the trials with the best last validation metric go on; of equal ones those with the
     lower index. A trial that has diverged does not go on, even if fewer are left then.
     """
-    runs: list[_Paused] = []
     results: dict[int, Result] = {}
-    forks = _can_fork()
+    way = _Forked if can_fork() else _Repeated
+    runs: list[_Paused] = [way(trial, tuning.steps, train) for trial in tuning.trials]
+    going = list(range(len(runs)))
+    alone = way is _Forked
     try:
-        runs += [
-            (_Forked if forks else _Repeated)(trial, tuning.steps, train) for trial in tuning.trials
-        ]
-        going = list(range(len(runs)))
         for _, most in tuning.rungs:
             scores: dict[int, float] = {}
             for i in going:
@@ -60,9 +58,14 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
                         scores[i] = state.validation[-1]
                     continue
                 scores[i] = state
-                if forks and not i and _crowded(runs[i].private_bytes(), len(runs)):
-                    forks = False
-                    runs[1:] = [_Repeated(t, tuning.steps, train) for t in tuning.trials[1:]]
+                if alone and _crowded(
+                    runs[i].private_bytes(), len(runs)
+                ):  # none of the others runs
+                    waiting = range(i + 1, len(runs))
+                    runs[i + 1 :] = [
+                        _Repeated(tuning.trials[k], tuning.steps, train) for k in waiting
+                    ]
+                alone = False
             chosen = best(scores, most, better)
             for i in scores:
                 if i not in chosen and i not in results:
@@ -155,27 +158,24 @@ class _Forked:
         self._pipe: Connection
 
     def advance(self) -> float | Result:
-        if self._process is None:
-            self._start()
-        else:
-            self._pipe.send(True)
-        return self._receive()
+        return self._ask(True)
 
     def stop(self) -> Result:
-        self._pipe.send(False)
-        result = self._receive()
+        result = self._ask(False)
         assert isinstance(result, Result)
         return result
 
     def private_bytes(self) -> int:
-        """Memory that the process has written since its start."""
-        lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
+        """Memory that the process has written since its start; huge where that is not known."""
+        try:
+            lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            return sys.maxsize
         return 1024 * sum(int(x.split()[1]) for x in lines if x.startswith("Private_Dirty:"))
 
     def close(self) -> None:
-        if self._process is not None and self._process.is_alive():
-            self._process.kill()
         if self._process is not None:
+            self._process.kill()
             self._process.join()
             self._pipe.close()
 
@@ -187,17 +187,21 @@ class _Forked:
         self._process.start()
         theirs.close()
 
-    def _receive(self) -> float | Result:
+    def _ask(self, goes_on: bool) -> float | Result:
         try:
+            if self._process is None:
+                self._start()
+            else:
+                self._pipe.send(goes_on)
             message = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, ConnectionError):
             # ends the worker: the pool does the tuning again in a new one
             raise SystemExit(f"the process of {self._trial} has died") from None
         if isinstance(message, float):
             return message
         if not isinstance(message, Result):
             raise Failed(message)
-        self._process.join()
+        self.close()  # a thread of the user's may still run in it
         return message
 
 
@@ -218,9 +222,21 @@ def _train(trial: Trial, rungs: Sequence[int], train: Run, pipe: Connection, par
         pipe.send(answer_of(lambda each: train(each, waits), trial))
 
 
-def _can_fork() -> bool:
-    """Whether a child process of this one can train. macOS's own libraries break in one."""
-    return sys.platform == "linux" and not torch.cuda.is_initialized()
+def system_forks() -> bool:
+    """Whether a forked process can train on this system.
+
+    The libraries of macOS break in one, and so does autograd where there is an accelerator.
+    """
+    accelerator = torch.accelerator.is_available() or torch.cuda.is_initialized()
+    return sys.platform == "linux" and not accelerator
+
+
+def can_fork() -> bool:
+    """Whether a child of this process can train.
+
+    A process that computes with several threads has threads that a child lacks.
+    """
+    return system_forks() and torch.get_num_threads() == 1
 
 
 def _die_with(parent: int) -> None:
@@ -232,7 +248,20 @@ def _die_with(parent: int) -> None:
 
 
 def _crowded(each: int, count: int) -> bool:
-    """Whether `count` processes of `each` bytes leave too little memory for other workers."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    free = next((int(x.split()[1]) for x in lines if x.startswith("MemAvailable:")), 0)
-    return each * count > SHARE * 1024 * free > 0
+    """Whether `count` processes of `each` bytes are too much for a worker on each core."""
+    return each * count > SHARE * _free_bytes() / (os.cpu_count() or 1)
+
+
+def _free_bytes() -> int:
+    """Memory that this system, or its container, has left; 0 where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    with suppress(OSError, ValueError):  # no container, or one without a limit
+        limit, used = (
+            int(Path(f"/sys/fs/cgroup/memory.{what}").read_text()) for what in ("max", "current")
+        )
+        free = min(free, limit - used)
+    return free

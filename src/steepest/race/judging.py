@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from steepest.race.protocol import Plan
 from steepest.race.rounds import Round
 from steepest.race.schema import EntrySummary
@@ -16,7 +18,7 @@ def judge(
     task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Round
 ) -> dict[str, Difference]:
     """The difference of every entry to the baseline; `entries`: their fresh runs, all finished."""
-    judged = _in_looks(task, plan, entries, now) if plan.looks else _at_once(task, plan, entries)
+    judged = _in_looks(task, now) if plan.looks else _at_once(task, plan, entries)
     return {name: _within(task, difference) for name, difference in judged.items()}
 
 
@@ -34,16 +36,15 @@ def _at_once(task: Task, plan: Plan, entries: Mapping[str, EntrySummary]) -> dic
     )
 
 
-def _in_looks(
-    task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Round
-) -> dict[str, Difference]:
+def _in_looks(task: Task, now: Round) -> dict[str, Difference]:
     """The difference of every entry to the baseline, at the look that closed the entry."""
-    baseline, sign = entries[plan.baseline]["units"], 1 if task.maximize else -1
+    sign = 1 if task.maximize else -1
     judged = {}
     for name, at in now.standings.items():
         ends = [sign * end for end in (at.low, at.high) if end is not None]
-        d = paired(entries[name]["units"][: at.units], baseline[: at.units])
-        improved, improved_low, improved_high = improvement(sign * d)
+        gains = np.array(at.differences)
+        improved, improved_low, improved_high = improvement(gains)
+        varied = not at.exact and at.low is not None
         judged[name] = Difference(
             n=at.units,
             mean=sign * at.mean,
@@ -54,12 +55,13 @@ def _in_looks(
             p_holm=None,
             claim=at.state == "told apart",
             exact=at.exact,
-            effect=None if at.exact else hedges(d),
+            effect=hedges(sign * gains) if varied else None,
             improved=improved,
             improved_low=improved_low,
             improved_high=improved_high,
             look=at.look,
             state=at.state,
+            pairs=[sign * gain for gain in at.differences],
         )
     return judged
 

@@ -70,19 +70,23 @@ def untuned_because(tuning: list[TuningTrial]) -> str | None:
 
 def diverged_best(summary: Summary) -> Iterator[Found]:
     """The chosen configuration diverges."""
+    each = "unit" if summary["plan"].get("looks") else "fresh seed"
     for name, entry in summary["entries"].items():
         diverged, n = entry["diverged"]["fresh"], len(entry["test"])
+        if summary["plan"].get("looks"):
+            n = len(entry["chosen"] or ())
+            diverged = entry["failed_units"]
         hopeless = sum(bool(entry["tuning"][i]["diverged"]) for i in entry["chosen"] or ())
         if hopeless:
             text = (
-                f"All tuning trials of {name} diverged for {hopeless} of {n} fresh "
-                f"{plural('seed', n)}; give {_lower(entry, name)}"
+                f"All tuning trials of {name} diverged for {hopeless} of {n} "
+                f"{plural(each, n)}; give {_lower(entry, name)}"
             )
             yield name, text
         elif diverged:
             text = (
-                f"The chosen configuration of {name} diverged on {diverged} of {n} fresh "
-                f"{plural('seed', n)}, so training is close to instability; give more --trials or "
+                f"The chosen configuration of {name} diverged on {diverged} of {n} "
+                f"{plural(each, n)}, so training is close to instability; give more --trials or "
                 f"{_lower(entry, name)}"
             )
             yield name, text

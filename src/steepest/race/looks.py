@@ -25,6 +25,8 @@ LOOKS = (5, 8, 12)
 FUTILE = (0.7, 1.3)
 """At each look except the last, an entry is dropped if its |t| is below this. The bounds do not
 depend on dropping: if a dropped entry is raced on anyway, the level still holds."""
+LEVEL = 1e-9
+"""A look that may spend less than this allows no claim."""
 RACES = 4000
 """Races that are simulated for what a plan can expect."""
 POINTS = 2**14
@@ -87,17 +89,19 @@ def bounds(rivals: int, looks: tuple[int, ...] = LOOKS, alpha: float = ALPHA) ->
             up, down = _above((c - old) / new, more), _above((c + old) / new, more)
             return float(np.mean(weight * (up + down))) - left
 
-        root: Any = optimize.brentq(beyond, 1e-9, 1 - 1e-15, xtol=1e-14)
+        root: Any = optimize.brentq(beyond, 1e-9, 1 - 1e-15, xtol=1e-14) if left > LEVEL else 1.0
         at.append(float(root))
         r, n = old + new * _direction(more, draws[:, 2 * i + 2]), units
     return tuple(
-        Bound(units, c * math.sqrt((units - 1) / (1 - c * c)))
+        Bound(units, c * math.sqrt((units - 1) / (1 - c * c)) if c < 1 else math.inf)
         for units, c in zip(looks, at, strict=True)
     )
 
 
 def _first(n: int, level: float) -> float:
     """The value that |r| exceeds with probability `level` in a single look."""
+    if level <= LEVEL:
+        return 1.0
     t = float(stats.t.isf(level / 2, n - 1))
     return t / math.sqrt(t * t + n - 1)
 
@@ -175,10 +179,11 @@ def _closed(d: np.ndarray, rivals: int, looks: tuple[int, ...]) -> tuple[np.ndar
 class Standing:
     """Where an entry stands after a look."""
 
-    state: Literal["open", "told apart", "within margin", "dropped", "not told apart"]
-    """One of five: "told apart" from the baseline; "within margin", if its gain is smaller than the
-    margin; "dropped", as it is unlikely to be told apart later; "not told apart", if none of these
-    was so at the last look; "open", if its next look needs more units."""
+    state: Literal["open", "told apart", "equal", "within margin", "dropped", "not told apart"]
+    """One of six: "told apart" from the baseline; "equal" to it on every unit; "within margin", if
+    its gain is smaller than the margin; "dropped", as it is unlikely to be told apart later; "not
+    told apart", if none of these was so at the last look; "open", if its next look needs more
+    units."""
     units: int
     """Units at the look; 0 before the first."""
     look: int
@@ -190,7 +195,9 @@ class Standing:
     together (Jennison and Turnbull 1989, Journal of the Royal Statistical Society B 51, 305-361).
     None where the sign-flip test has too few units, or all differences are the same."""
     exact: bool = False
-    """Whether the sign-flip test was used instead of the t test."""
+    """Whether the sign-flip test was used instead of the t test, though differences vary."""
+    differences: tuple[float, ...] = ()
+    """What was judged: a difference for each unit."""
 
 
 def standing(
@@ -231,21 +238,25 @@ def at_look(
     """
     bound = bounds(rivals, looks)[number - 1]
     d = np.asarray(differences, dtype=float)[: bound.units]
-    mean, spread = float(d.mean()), float(d.std(ddof=1)) / math.sqrt(bound.units)
-    exact = any(i < bound.units for i in failed) or stands_apart(d) or _constant(d)
-    if exact:
-        interval = None if _constant(d) else flip_interval(d, 1 - bound.p)
-        low, high = interval or (None, None)
+    mean, constant = float(d.mean()), _constant(d)
+    exact = not constant and (any(i < bound.units for i in failed) or stands_apart(d))
+    low = high = None
+    if constant or exact:
         p = sign_flip(d)
-        over = p <= bound.p
+        over = 0 < bound.p >= p
+        if exact:
+            low, high = flip_interval(d, 1 - bound.p) or (None, None)
     else:
-        low, high = mean - bound.t * spread, mean + bound.t * spread
-        t = abs(mean) / spread
-        p = float(2 * stats.t.sf(t, bound.units - 1))
-        over = t >= bound.t
+        spread = float(d.std(ddof=1)) / math.sqrt(bound.units)
+        p = float(2 * stats.t.sf(abs(mean) / spread, bound.units - 1))
+        over = abs(mean) >= bound.t * spread
+        if bound.t < math.inf:
+            low, high = mean - bound.t * spread, mean + bound.t * spread
     futile = 2 * stats.t.sf(FUTILE[min(number, len(FUTILE)) - 1], bound.units - 1)
     if over:
         state = "told apart"
+    elif constant and not mean:
+        state = "equal"
     elif margin is not None and high is not None and high < margin:
         state = "within margin"
     elif number == len(looks):
@@ -254,4 +265,4 @@ def at_look(
         state = "dropped"
     else:
         state = "open"
-    return Standing(state, bound.units, number, mean, low, high, exact)
+    return Standing(state, bound.units, number, mean, low, high, exact, tuple(d.tolist()))

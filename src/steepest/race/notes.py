@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from steepest.race.phrases import counted, differences, listed, number, plural, spread, units
+from steepest.race.phrases import (
+    counted,
+    differences,
+    listed,
+    number,
+    plural,
+    spread,
+    unit_of,
+    units,
+)
 from steepest.race.protocol import LEAST_TRIALS, Plan
 from steepest.race.schema import PlanRecord, Summary
 from steepest.race.statistics import Difference
@@ -67,6 +76,12 @@ def _units(summary: Summary, steps: str) -> str:
     """What a unit is, when the results are looked at, and how much was run."""
     plan = summary["plan"]
     trials, repeats = plan["trials"], plan["repeats"]
+    if trials == 1:
+        return (
+            f"Nothing was tuned: every entry, including {summary['baseline']}, ran with its "
+            f"defaults for {steps}, {repeats} fresh {plural('run', repeats)} for each unit; give "
+            f"--trials {LEAST_TRIALS} or more."
+        )
     tuned = f"one tuning of {trials} {plural('trial', trials)} of {steps}"
     rungs = _rungs(plan)
     if rungs:
@@ -96,7 +111,8 @@ def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> lis
     lines = [
         f"Differences are paired by seed, unit by unit: {_same(summary)}. With a probability of "
         f"95 % all intervals, of all entries and at all looks, contain the true differences; so "
-        f"the chance of any false claim in this race is at most 5 %. (The level is spent over the "
+        f"the chance of any false claim in this race is at most 5 %, if differences of units are "
+        f"about normal. (The level is spent over the "
         f"looks as in O'Brien and Fleming's test, and shared by Bonferroni among "
         f"{len(compared)} {plural('comparison', len(compared))}.)"
     ]
@@ -243,7 +259,7 @@ def beside(summary: Summary, name: str) -> str | None:
     if d.improved is not None and d.improved_low is not None and d.improved_high is not None:
         phrases.append(
             f"better than {summary['baseline']} on {100 * d.improved:.0f} % of n={d.n} "
-            f"{plural('seed', d.n)} "
+            f"{plural(unit_of(d), d.n)} "
             f"(95 % interval {100 * d.improved_low:.0f} to {100 * d.improved_high:.0f} %)"
         )
     if d.bootstrap_low is not None and d.bootstrap_high is not None:

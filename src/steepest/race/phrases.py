@@ -82,7 +82,7 @@ def shown_size(summary: Summary, d: Difference) -> str:
     """The size of a claimed difference and its interval, without signs."""
     text = number(summary, abs(d.mean)) + units(summary)[1]
     if d.low is None or d.high is None:
-        return f"{text} {NO_INTERVAL if d.exact else 'on every seed'}"
+        return f"{text} {NO_INTERVAL if d.exact else f'on every {unit_of(d)}'}"
     near, far = sorted((abs(d.low), abs(d.high)))
     return f"{text} ({level(d)} interval {number(summary, near)} to {number(summary, far)})"
 
@@ -96,3 +96,8 @@ def listed(numbers: Sequence[int]) -> str:
     """Numbers for a sentence: 5, 8 and 12."""
     *first, last = map(str, numbers)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def unit_of(d: Difference) -> str:
+    """What a difference has one number of."""
+    return "unit" if d.look else "seed"

@@ -18,7 +18,7 @@ from scipy import optimize, stats
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import looks, protocol, searching
+from steepest.race import halving, looks, protocol, searching
 from steepest.race.phrases import listed, plural
 from steepest.race.protocol import PILOT, Plan, Result, Trial
 from steepest.race.request import MOST, Request
@@ -77,7 +77,7 @@ def _check_size(plan: Plan) -> Plan:
     if plan.runs > MOST:
         raise BadCall(
             f"{plan.runs:,} runs: expected at most {MOST:,}; give less of --budget, --trials, "
-            f"--seeds or --optimizers"
+            f"--looks, --seeds or --optimizers"
         )
     return plan
 
@@ -160,6 +160,7 @@ def forecast(request: Request, jobs: int, pool: Pool) -> str:
         [ends[i] - ends[j] for i, j in pairs if i in ends and j in ends],
         proportion=tasks.get(plan.task, plan.data).proportion,
         diverged=(sum(r.diverged is not None for _, r in pilots), len(pilots)),
+        reports=next((r.steps for _, r in pilots if not r.diverged), ()),
     )
 
 
@@ -191,11 +192,23 @@ def duration(plan: Plan, jobs: int, run: float, warm: float) -> float:
     """Seconds of wall time: all runs, and the first step of each entry.
 
     `run`: seconds of a run; `warm`: seconds of the first step of an entry in a worker. All workers
-    make the first steps at the same time. In a race with looks it is the longest that the race may
-    take.
+    make the first steps at the same time.
     """
-    runs = len(plan.entries) * plan.seeds * plan.unit_cost
-    return math.ceil(runs / jobs) * run + len(plan.entries) * warm
+    return math.ceil(plan.runs / jobs) * run + len(plan.entries) * warm
+
+
+def _longest(plan: Plan, jobs: int, run: float, warm: float, tuning: float) -> float:
+    """`duration` of a race in looks in which no entry is decided early.
+
+    A worker makes a whole tuning, which costs as much as `tuning` full runs. A round begins when
+    the last one has ended.
+    """
+    seconds = len(plan.entries) * warm
+    for before, units in zip((0, *plan.looks), plan.looks, strict=False):
+        tunings = len(plan.entries) * (units - before)
+        seconds += math.ceil(tunings / jobs) * tuning * run
+        seconds += math.ceil(tunings * plan.repeats / jobs) * run
+    return seconds
 
 
 def describe(
@@ -207,16 +220,17 @@ def describe(
     *,
     proportion: bool = False,
     diverged: tuple[int, int] = (0, 0),
+    reports: Sequence[int] = (),
 ) -> str:
     """The size of the race, its wall time and the difference that it could detect, as text.
 
     `differences`: the difference of each pair of pilot runs, in the unit of the metric; with fewer
     than two, the detectable difference is given in standard deviations. `proportion`: the metric is
     a share, shown in points. `diverged`: (number of pilot runs that diverged, number of pilot
-    runs).
+    runs). `reports`: steps at which a run reports; default: every step.
     """
     if plan.looks:
-        return _describe_looks(plan, jobs, run, warm, differences, proportion, diverged)
+        return _describe_looks(plan, jobs, run, warm, differences, proportion, diverged, reports)
     count = len(plan.entries)
     lines = [
         f"{count} {'entry' if count == 1 else 'entries, each'} with {plan.seeds} fresh "
@@ -273,16 +287,22 @@ def _describe_looks(
     differences: Sequence[float],
     proportion: bool,
     diverged: tuple[int, int],
+    reports: Sequence[int],
 ) -> str:
     """`describe` for a race in looks."""
     count, rivals = len(plan.entries), len(plan.entries) - 1
-    most, cost = count * plan.seeds * plan.unit_cost, plan.unit_cost
-    going = ", ".join(f"{left} after {at} steps" for at, left in plan.rungs)
-    halved = f", of which {going} go on" if going else ""
+    tuning = plan.tuning_cost(reports, repeated=not halving.system_forks())
+    cost = tuning + plan.repeats
+    most = count * plan.seeds * cost
+    steps = f"{plan.steps} {plural('step', plan.steps)}"
+    tuned = f"one tuning of {plan.trials} {plural('trial', plan.trials)} of {steps}"
+    if plan.rungs:
+        tuned += (
+            f" (the best {' and '.join(f'{n} go on after {at} steps' for at, n in plan.rungs)})"
+        )
     lines = [
-        f"{count} {plural('entry', count)}, looks after {listed(plan.looks)} units. A unit is one "
-        f"tuning of {plan.trials} {plural('trial', plan.trials)} of {plan.steps} "
-        f"{plural('step', plan.steps)}{halved}; then {plan.repeats} fresh runs of the best trial. "
+        f"{count} {plural('entry', count)}, looks after {listed(plan.looks)} units. A unit is "
+        f"{tuned}; then {plan.repeats} fresh runs of the best trial. "
         f"It costs as many steps as {cost:.3g} full runs."
     ]
     if rivals < 1:
@@ -293,7 +313,7 @@ def _describe_looks(
         )
         return "\n".join(lines)
     expected = looks.expected_units(rivals, plan.looks) * cost
-    seconds = duration(plan, jobs, run, warm)
+    seconds = _longest(plan, jobs, run, warm, tuning)
     lines.append(
         f"At most {most:,.0f} full runs, about {_clock(seconds)} with --jobs {jobs}; about "
         f"{expected:,.0f} if no entry differs from {plan.baseline}"

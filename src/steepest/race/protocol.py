@@ -131,10 +131,19 @@ class Plan:
 
     @property
     def unit_cost(self) -> float:
-        """Steps of a unit in full runs, if no run diverges."""
-        cost, going, before = float(self.repeats), self.trials, 0
-        for at, left in (*self.rungs, (self.steps, 0)):
-            cost += going * (at - before) / self.steps
+        """Steps of a unit in full runs, if trials are halted at the rungs and none diverges."""
+        return self.tuning_cost() + self.repeats
+
+    def tuning_cost(self, reports: Sequence[int] = (), *, repeated: bool = False) -> float:
+        """Steps of a tuning in full runs, if none diverges.
+
+        reports: steps at which a run reports, since a trial is halted at a report; default: at
+        every step. repeated: a trial starts again after each rung.
+        """
+        cost, going, before = 0.0, self.trials, 0
+        for rung, left in (*self.rungs, (self.steps, 0)):
+            at = next((step for step in reports if step >= rung), self.steps if reports else rung)
+            cost += going * (at - (0 if repeated else before)) / self.steps
             going, before = left, at
         return cost
 
@@ -190,7 +199,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials of one tuning by halving: a worker trains them together."""
+    """All trials of one tuning by halving, which a worker trains together; or one fresh run."""
 
     trials: tuple[Trial, ...]
     rungs: tuple[tuple[int, int], ...]
@@ -206,8 +215,8 @@ class Tuning:
         return self.trials[0].key
 
     def __str__(self) -> str:
-        first = self.trials[0]
-        return f"tuning of {len(self.trials)} trials of {first.entry} on {first.task}"
+        first, *others = self.trials
+        return f"tuning of {len(self.trials)} trials: {first}, ..." if others else str(first)
 
 
 @dataclass
@@ -330,6 +339,13 @@ def tuning_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
     for trial in trials:
         groups.setdefault((trial.index // plan.trials, trial.entry), []).append(trial)
     return [Tuning(tuple(group), plan.rungs) for group in groups.values()]
+
+
+def fresh_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
+    """What workers train, for fresh runs. Where tunings are halved, each run gets a process of its
+    own too: a worker that has trained may have threads, which its next children would lack.
+    """
+    return [Tuning((trial,), ()) for trial in trials] if plan.rungs else list(trials)
 
 
 def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tuple[Trial, Result]]]:

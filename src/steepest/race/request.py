@@ -171,7 +171,6 @@ def _check_options(request: Request, store: Store, option: str, where: str) -> N
     """BadCall for the first given option that differs from the option of the stored race."""
     plan = store.plan
     asked = asdict(request) | {"baseline": request.baseline_name(), "search": None}
-    asked["margin"] = request.smallest_gain()
     asked["looks"] = request.looks and ",".join(map(str, request.units()))
     if request.optimizers:
         asked["optimizers"] = ",".join(request.entry_names())
@@ -186,6 +185,8 @@ def _check_options(request: Request, store: Store, option: str, where: str) -> N
         "search": searching.as_option(plan.search),
         "looks": ",".join(map(str, plan.looks)) or None,
         "fixed": not plan.looks,
+        "seeds": None if plan.looks else plan.seeds,
+        "margin": plan.request.get("margin"),
     }
     for name, value in asked.items():
         # the task's file and its data may have moved: `check_same_race` compares their hashes

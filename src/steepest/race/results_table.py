@@ -6,7 +6,16 @@ import math
 import statistics as st
 from collections.abc import Sequence
 
-from steepest.race.phrases import NO_INTERVAL, UNKNOWN, differences, judged_on, level, number, units
+from steepest.race.phrases import (
+    NO_INTERVAL,
+    UNKNOWN,
+    differences,
+    judged_on,
+    level,
+    number,
+    unit_of,
+    units,
+)
 from steepest.race.schema import EntrySummary, Summary
 from steepest.race.statistics import Difference
 
@@ -89,7 +98,7 @@ def _difference(summary: Summary, name: str, entry: EntrySummary) -> str:
         text += f" [{low}, {high}]"
         return f"{text} {level(d)}" if len(_levels(summary)) > 1 else text
     if d.n > 1:
-        text += f" {NO_INTERVAL if d.exact else 'on every seed'}"
+        text += f" {NO_INTERVAL if d.exact else f'on every {unit_of(d)}'}"
     return text
 
 

@@ -129,6 +129,8 @@ class DifferenceRecord(TypedDict):
     """Number of the look that closed the entry, from 1; None in a race without looks."""
     state: NotRequired[str | None]
     """Where the entry stood then: see `looks.Standing`."""
+    pairs: NotRequired[list[float] | None]
+    """The differences that were judged then, one for each unit."""
 
 
 class Timing(TypedDict):
@@ -183,6 +185,8 @@ class EntrySummary(TypedDict):
     steps_to_target: list[int | None]
     """Fresh: steps until the first evaluation at the target; None if it was not reached."""
     diverged: Diverged
+    failed_units: int
+    """Units with a fresh run that failed."""
     failed: int
     """Fresh runs that diverged. If the task gives a worst metric, also runs that ended no better
     than that."""
@@ -256,6 +260,8 @@ class Summary(Share):
     test_data: bool
     """Whether there is test data; if not, `test` has validation metrics."""
     plan: PlanRecord
+    next: NotRequired[str]
+    """A command line for a race that would decide more; only after a race in looks."""
     reproduce: str
     """A command line that runs the same trials."""
     entries: dict[str, EntrySummary]

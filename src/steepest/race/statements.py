@@ -24,18 +24,19 @@ from steepest.race.schema import Summary
 from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, no_verdict, too_little
 
-FINER = 4
-"""Four times the units make an interval about half as wide."""
-
 
 @dataclass
 class Statements:
     """Entry -> its difference to the baseline, by what the race says of the entry."""
 
     better: dict[str, Difference] = field(default_factory=dict)
+    slightly: dict[str, Difference] = field(default_factory=dict)
+    """Better, but by less than the margin."""
     worse: dict[str, Difference] = field(default_factory=dict)
     same: dict[str, Difference] = field(default_factory=dict)
     """Neither better nor worse by the margin."""
+    equal: dict[str, Difference] = field(default_factory=dict)
+    """The same on every unit."""
     less: dict[str, Difference] = field(default_factory=dict)
     """Better by less than the margin, if at all; possibly much worse."""
     undecided: dict[str, Difference] = field(default_factory=dict)
@@ -48,9 +49,14 @@ def statements(summary: Summary) -> Statements:
     judged = differences(summary)
     for name, d in sorted(judged.items(), key=lambda item: -sign * item[1].mean):
         ends = gains(summary, d)
-        if d.claim:
-            group = made.better if sign * d.mean > 0 else made.worse
-        elif margin is None or ends is None or ends[1] >= margin:
+        small = margin is not None and ends is not None and ends[1] < margin
+        if d.claim and sign * d.mean > 0:
+            group = made.slightly if small else made.better
+        elif d.claim:
+            group = made.worse
+        elif d.state == "equal":
+            group = made.equal
+        elif not (small and margin and ends):
             group = made.undecided
         else:
             group = made.same if ends[0] > -margin else made.less
@@ -71,15 +77,25 @@ def verdict(summary: Summary) -> str:
         return reason
     made, few = statements(summary), too_little(summary["plan"])
     sentences = [f"{few}."] if few else []
-    sentences += _better(summary, made) if made.better else _keep(summary, made, bool(few))
+    if made.better:
+        sentences += _better(summary, made, bool(few))
+    else:
+        sentences += _keep(summary, made, bool(few))
     sentences += _rest(summary, made)
     return " ".join(filter(None, [*sentences, _size(summary)]))
 
 
-def _better(summary: Summary, made: Statements) -> list[str]:
+def _better(summary: Summary, made: Statements, few: bool) -> list[str]:
+    """The first sentences where an entry is better."""
     base, metric = summary["baseline"], judged_metric(summary)
     each = [f"{name} by {shown_size(summary, d)}" for name, d in made.better.items()]
-    if len(each) == 1:
+    if few:
+        who = "is" if len(each) == 1 else "are"
+        first = (
+            f"With so little tuning, {', '.join(made.better)} {who} better than {base} in {metric}"
+        )
+        first += f": {', '.join(each)}."
+    elif len(each) == 1:
         (name,) = made.better
         first = f"Use {name}: it is better than {base} in {metric}{each[0].removeprefix(name)}."
     else:
@@ -96,7 +112,8 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
     margin = summary["plan"].get("margin")
     if not made.undecided and not few:
         if margin is None:
-            return [f"Keep {base}: every other entry is worse in {metric}."]
+            others = "is the same or worse" if made.equal else "is worse"
+            return [f"Keep {base}: every other entry {others} in {metric}."]
         size = number(summary, margin) + unit
         return [f"Keep {base}: no other entry gains {size} or more over it in {metric}."]
     if margin is not None and made.undecided:
@@ -110,6 +127,8 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
         most = max(known, key=lambda name: known[name])
         gain = number(summary, max(0.0, known[most])) + unit
         who = f"None gains more than {gain}" if len(known) > 1 else f"{most} gains at most {gain}"
+        if unknown:
+            who = f"{', '.join(known)}: no gain of more than {gain}"
         interval = f"{level(made.undecided[most])} {plural('interval', len(known))}"
         sentences.append(f"{who} ({interval}).")
         if not (few or unknown):
@@ -117,7 +136,7 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
     if unknown:
         sentences.append(
             f"How much {', '.join(unknown)} may gain is not known: there are too few units for an "
-            f"interval, or all differences are the same."
+            f"interval, or the difference is the same on every unit."
         )
     return sentences
 
@@ -128,9 +147,14 @@ def _rest(summary: Summary, made: Statements) -> list[str]:
     margin = summary["plan"].get("margin")
     size = "" if margin is None else f" of {number(summary, margin)}{unit}"
     sentences = []
+    if made.slightly:
+        each = ", ".join(f"{n} by {shown_size(summary, d)}" for n, d in made.slightly.items())
+        sentences.append(f"Better, but by less than the margin{size}: {each}.")
     if made.worse:
         each = ", ".join(f"{name} by {shown_size(summary, d)}" for name, d in made.worse.items())
         sentences.append(f"Worse than {base}: {each}.")
+    if made.equal:
+        sentences.append(f"The same as {base} on every unit: {', '.join(made.equal)}.")
     if made.same:
         sentences.append(f"The same as {base} within the margin{size}: {', '.join(made.same)}.")
     if made.less:
@@ -144,17 +168,6 @@ def _size(summary: Summary) -> str:
     """How many units each entry had, and what a unit is."""
     plan, entries = summary["plan"], summary["entries"].values()
     n, trials = spread([len(entry["units"]) for entry in entries]), plan["trials"]
-    tuned = "untuned" if trials == 1 else f"one tuning of {trials} trials"
+    tuned = "no tuning" if trials == 1 else f"one tuning of {trials} trials"
     runs = f"{plan['repeats']} fresh {plural('run', plan['repeats'])}"
     return f"n={n} units per entry, each with {tuned} and {runs}."
-
-
-def next_command(summary: Summary) -> str | None:
-    """The race that would decide more, as a command; None if nothing is undecided."""
-    made = statements(summary) if summary["complete"] else Statements()
-    if not made.undecided or too_little(summary["plan"]):
-        return None
-    plan = summary["plan"]
-    looks = ",".join(str(FINER * units) for units in plan["looks"])
-    names = ",".join(dict.fromkeys([summary["baseline"], *made.undecided]))
-    return f"--optimizers {names} --looks {looks} --seed {plan['seed'] + 1}"

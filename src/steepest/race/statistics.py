@@ -70,6 +70,8 @@ class Difference:
     """Number of the look that decided, from 1; None in a race of a fixed number of seeds."""
     state: str | None = None
     """Where the entry stood after that look: see `looks.Standing`."""
+    pairs: list[float] | None = None
+    """The differences that were judged at that look, one for each unit."""
 
 
 def spread_of(values: Sequence[float]) -> float:

@@ -171,6 +171,8 @@ def show(summary: Summary) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
+    if "next" in summary:
+        console.print(Text(f"To decide more: {summary['next']}"), soft_wrap=True)
     for line in caveats(summary):
         console.print(Text(line), soft_wrap=True)
 

@@ -41,8 +41,6 @@ OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 _warm: set[str] = set()
 """Entries that have made a step in this process."""
-_loaded: set[str] = set()
-"""Tasks that this process has trained."""
 
 
 class Ended(BaseException):
@@ -87,19 +85,14 @@ def run(
             user_modules.agree(imported)
         if isinstance(item, Trial):
             return _run(item)
-        _load(trial)
+        # once, so that the processes of the trials have it. It runs none of the user's code, which
+        # might leave threads that a forked process lacks
+        torch.set_num_threads(1)
+        if halving.can_fork():
+            with suppress(Exception):  # the trials fail again, and report the error
+                task.data_hash()
+                _warm_up(trial)
         return halving.run(item, _run, task.better)
-
-
-def _load(trial: Trial) -> None:
-    """Once per task and per entry, import and compile what a run needs.
-
-    The processes of a tuning then have it. It is a run that ends at its first report.
-    """
-    if trial.entry not in _warm or trial.task not in _loaded:
-        _loaded.add(trial.task)
-        with suppress(Exception):  # the trials fail again, and report the error
-            _run(trial, lambda _: False)
 
 
 def _quiet(trial: Trial, task: Task) -> AbstractContextManager[None]:
@@ -394,7 +387,7 @@ class _Run:
             self._waited += perf_counter() - self._mark
             self._mark = perf_counter()
             if not goes_on:
-                result.halted = True
+                result.halted = step < trial.steps
                 self._end()
 
     def _finite(self, bound: float = math.inf) -> bool:
@@ -419,7 +412,8 @@ class _Run:
 
     def _measure(self) -> None:
         result, optimizers = self.result, self._optimizers
-        calls = result.calls = max(map(len, self._stepping), default=0)
+        calls = max(map(len, self._stepping), default=0)
+        result.calls = min(map(len, self._stepping), default=0)
         if calls:  # several optimizers make one training step together
             each = [median(times) * len(times) for times in self._stepping if times]
             result.step_seconds = sum(each) / calls

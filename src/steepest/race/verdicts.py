@@ -226,8 +226,9 @@ def too_little(plan: PlanRecord) -> str:
     if enough:
         fewer = ", or fewer --optimizers" if len(plan["entries"]) > 2 else ""
         cure = f"--budget {_budget(enough)} or more{fewer}"
+    each = "unit" if plan.get("looks") else "fresh seed"
     return (
-        f"Not enough tuning: {trials} {plural('trial', trials)} of an entry for each fresh seed, "
+        f"Not enough tuning: {trials} {plural('trial', trials)} of an entry for each {each}, "
         f"but a verdict needs at least {LEAST_TRIALS}; give {cure}"
     )
 
@@ -251,18 +252,24 @@ def over_budget(plan: PlanRecord) -> str:
 
 def failures(summary: Summary, names: Sequence[str]) -> str:
     """How many fresh runs of the entries failed, and the largest failure rate that is possible."""
+    looks = summary["plan"].get("looks")
     by_count: dict[tuple[int, int], list[str]] = {}
     for name in names:
         entry = summary["entries"][name]
-        by_count.setdefault((entry["failed"], len(entry["test"])), []).append(name)
+        # the runs of a unit share its tuning, so they do not count one by one
+        count = (entry["failed_units"], len(entry["units"])) if looks else None
+        by_count.setdefault(count or (entry["failed"], len(entry["test"])), []).append(name)
     phrases = []
     for (count, n), group in sorted(by_count.items()):
         who = ", ".join(group)
         if len(group) > 1:
             every = len(group) == len(summary["entries"]) and not count
             who = "any entry" if every else f"each of {who}"
+        runs = f"fresh {plural('run', n)} of {who} failed"
+        if looks:
+            runs = f"{plural('unit', n)} of {who} had a run that failed"
         phrases.append(
-            f"{count or 'none'} of n={n} fresh {plural('run', n)} of {who} failed "
+            f"{count or 'none'} of n={n} {runs} "
             f"(a failure rate of up to {100 * failure_bound(count, n):.0f} % is possible)"
         )
     return ", ".join(phrases)
