@@ -183,8 +183,9 @@ class _Forked:
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
         child = (self._trial, self._rungs, self._train, theirs, os.getpid())
-        self._process = context.Process(target=_train, args=child)
-        self._process.start()
+        process = context.Process(target=_train, args=child)
+        process.start()
+        self._process = process
         theirs.close()
 
     def _ask(self, goes_on: bool) -> float | Result:
