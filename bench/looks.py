@@ -5,9 +5,12 @@ of 3 fresh runs of its choice. Entries are alike, but for one with a planted dif
 shares of the difference that the fixed design (10 seeds, Holm's procedure) finds with power 0.8.
 
     python bench/looks.py --races 3000 --entries 9
+    python bench/looks.py --races 2000 --null
 
 Prints, per design and size: runs (a tuning by halving counts as 4 full runs), how often the planted
-entry is found, and races with a false claim.
+entry is found, and races with a false claim. --null: races with a false claim where no entry
+differs, by number of entries and kind of noise: normal; heavy (t with 2 degrees of freedom); a
+share of all fresh runs diverges; discrete (rounded to a standard deviation of a run); two modes.
 """
 
 from __future__ import annotations
@@ -56,11 +59,69 @@ def fixed(test: np.ndarray) -> tuple[float, set[int]]:
     return len(test) * FIXED * (TRIALS + 1), {int(i) for i in claims}
 
 
+KINDS = ("normal", "heavy", "diverge 5 %", "diverge 10 %", "diverge 20 %", "discrete", "two modes")
+
+
+def noise(
+    rng: np.random.Generator, kind: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Test metrics of fresh runs without any difference, and which of them failed."""
+    x, failed = rng.normal(size=shape), np.zeros(shape, dtype=bool)
+    if kind == "heavy":
+        x = rng.standard_t(2, shape)
+    elif kind.startswith("diverge"):
+        failed = rng.random(shape) < float(kind.split()[1]) / 100
+        x[failed] = -150.0
+    elif kind == "discrete":
+        x = np.round(x)
+    elif kind == "two modes":
+        x = 0.1 * x + 3.0 * (rng.random(shape) < 0.5)
+    return x, failed
+
+
+def null_cell(kind: str, entries: int, races: int, margin: float | None) -> int:
+    """Races of `entries` alike entries with a false claim: an interval that leaves out zero."""
+    rng, false = np.random.default_rng([KINDS.index(kind), entries]), 0
+    for _ in range(races):
+        x, failed = noise(rng, kind, (entries, LOOKS[-1], FRESH))
+        test, lost = x.mean(-1), failed.any(-1)
+        false += any(
+            standing(
+                statistics.paired(test[i], test[0]),
+                entries - 1,
+                failed=set(np.flatnonzero(lost[i] | lost[0]).tolist()),
+                margin=margin,
+            ).state
+            == "told apart"
+            for i in range(1, entries)
+        )
+    return false
+
+
+def calibrate(races: int) -> None:
+    """Print the cells, and what a correct race may claim in the largest of them."""
+    cells = {
+        (kind, entries, margin): null_cell(kind, entries, races, margin)
+        for kind in KINDS
+        for entries in (2, 4, 9)
+        for margin in (None, 1.0)
+    }
+    level = statistics.ALPHA
+    most = int(stats.binom.ppf(1 - 0.025 / len(cells), races, level))
+    for (kind, entries, margin), false in cells.items():
+        print(f"{kind:14} {entries} entries, margin {margin}: {false} of {races}")
+    print(json.dumps({"largest": max(cells.values()), "most": most, "cells": len(cells)}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--races", type=int, default=3000)
     parser.add_argument("--entries", type=int, default=9)
+    parser.add_argument("--null", action="store_true")
     options = parser.parse_args()
+    if options.null:
+        calibrate(options.races)
+        return
     field = options.entries
     spread = float(np.std(np.diff(units(np.random.default_rng(1), (20_000, 2), 1)), ddof=1))
     planned = planning.detectable(spread, FIXED, field - 1)
