@@ -1,4 +1,7 @@
-"""How a step is computed: a folder and one object for each backend. No module here names a rule."""
+"""The backends, which compute steps. Each backend has a folder and one `Backend` object.
+
+No code here is written for a particular rule.
+"""
 
 from collections.abc import Iterable
 
@@ -12,14 +15,15 @@ from .wanted import Wanted
 
 __all__ = ["BACKENDS", "Backend", "choose"]
 BACKENDS: dict[str, Backend] = {each.name: each for each in (CPU, FOREACH, EAGER)}
-"""Name -> backend, the fastest first."""
+"""Name of a backend -> `Backend`. The fastest backend comes first."""
 
 
 def choose(wanted: Wanted, params: Iterable[Tensor]) -> Backend:
-    """The first backend, from the requested one on, that takes all of these parameters.
+    """Return the first backend that can step all of these parameters.
 
-    The last backend takes everything but sparse gradients; for these the search continues at the
-    first.
+    The search starts at the backend that `wanted` requests, or else at the fastest one, and follows
+    the order of BACKENDS. After the last backend it continues with the first, because the last
+    backend cannot step sparse gradients.
     """
     names, params = [*BACKENDS], [*params]
     start = names.index(wanted.backend) if wanted.backend else 0

@@ -15,11 +15,12 @@ from .wanted import Wanted
 class Backend(NamedTuple):
     """One way to run a rule.
 
-    name: as users write it in `backend="cpu"`, and as reports print it.
-    takes: (options of a group, parameter) -> whether it can step that parameter with its present
-        gradient.
-    bucket: the class that holds such parameters and steps them.
-    source: program -> the code that runs; None if the backend cannot run the program.
+    name: what users write in `backend="cpu"`, and what reports print.
+    takes: function of a group's options and a parameter. Returns whether the backend can step this
+        parameter with its present gradient.
+    bucket: the class whose objects step several parameters together.
+    source: function of a program. Returns the code that the backend runs, or None if the backend
+        cannot run the program.
     """
 
     name: str

@@ -1,7 +1,8 @@
 """A bucket: parameters that one backend steps together.
 
-Between steps a bucket holds no parameter, gradient or state, only numbers about them. So a bucket
-keeps no memory alive, and it notices at the next step if other code has replaced a tensor.
+Between steps a bucket holds no parameter, gradient or state, only numbers that describe these
+tensors. So a bucket keeps no tensor's memory alive. If other code replaces a tensor between two
+steps, this is noticed at the next step.
 """
 
 from __future__ import annotations
@@ -26,20 +27,26 @@ from .wanted import Wanted, program_of, takes_sparse, wider
 _traits, _layout = attrgetter("dtype", "shape", "device"), attrgetter("layout")
 States = Mapping[Tensor, dict[str, Any]]
 Lists = list[list[Tensor]]
-"""The parameters, then the tensors of each state, then the extra tensors of each codec."""
+"""A list of the parameters, then a list of tensors for each state, then for each extra state of a
+codec.
+"""
 
 
 class Stale(Exception):  # noqa: N818  a signal, caught by the shell
-    """The parameters or gradients are no longer those that the buckets were made for."""
+    """Raised if the parameters or their gradients no longer fit the buckets."""
 
 
 class Row(NamedTuple):
     """Parameters with the same step count and the same carried scalars.
 
-    at: their indices in the bucket.
-    t: their count, this step included.
-    selected: for each parameter, the rows in its sparse gradient; empty for dense gradients.
-    full_params: the whole parameters to which these rows belong.
+    A carried scalar is a number that a parameter carries from step to step.
+
+    at: the indices of these parameters in the bucket.
+    t: the step count of these parameters, this step included.
+    carried: their carried scalars before this step.
+    selected: for each parameter, the indices of the rows in its sparse gradient; empty if the
+        gradients are dense.
+    full_params: the whole parameters, if only the rows in `selected` are stepped; else empty.
     """
 
     at: list[int]
@@ -50,10 +57,10 @@ class Row(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The step of a bucket, after all checks.
+    """A step of a bucket that has passed all checks and can be made.
 
-    step: makes the step. For a rule that sums over all parameters, it takes the totals.
-    add: for such a rule, returns the sums over the parameters of this bucket.
+    step: makes the step. If the rule uses sums over all parameters, `step` takes these sums.
+    add: if the rule uses such sums, returns the sums over the parameters of this bucket.
     """
 
     step: Callable[[Sequence[Any] | None], None]
@@ -61,11 +68,12 @@ class Ready(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """What a step works on.
+    """The inputs of a bucket's step.
 
-    owners: the parameters of the bucket; state: the optimizer's.
-    scalars: the values of the scalars, without t.
-    grads: index of a parameter -> its gradient, where there is one.
+    owners: the parameters of the bucket.
+    state: the optimizer's state.
+    scalars: the values of the rule's scalars other than the step count t.
+    grads: index of a parameter -> its gradient. Parameters without a gradient are left out.
     """
 
     owners: list[Tensor]
@@ -77,23 +85,25 @@ class StepInputs(NamedTuple):
 class Bucket:
     """Parameters of one device and dtype that a backend steps together.
 
-    `owners` are the optimizer's parameters. `params` are the tensors that are stepped: the local
-    shard of a sharded owner, else the owner itself.
+    The `owners` are parameters of the optimizer. The `params` are the tensors that are stepped: for
+    a sharded owner its local shard, else the owner itself.
 
     Parameters
     ----------
     old: owner -> its state in `optimizer.state`.
     indices: the index of each owner in its group.
-    first: owner -> the number of its first element.
-    shared: the carried scalars, for a rule that has the same ones for all parameters.
+    first: function from an owner to the number of its first element. Elements are numbered through
+        all parameters of the optimizer.
+    shared: the values of the carried scalars, if the rule has the same values for all parameters.
 
     Attributes
     ----------
-    pending: for each owner, the state that is to be put into `optimizer.state`; None before its
-        first gradient.
+    pending: for each owner, the state that will be put into `optimizer.state`; None if the owner
+        has had no gradient yet.
     codec: the codec of the parameters.
     dtype: the dtype that the rule computes in.
-    specs: key -> dtype and shape of the tensors in each owner's state.
+    specs: key of an owner's state -> the dtype of the tensor under this key, and a function from
+        the owner's shape to the tensor's shape.
     leading: the index of the first parameter that has a gradient at this step.
 
     A backend implements `prepare`, and may override `ready` to check gradients in its own way.
@@ -138,18 +148,24 @@ class Bucket:
         self.build(owners, params)
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
-        """Set up what the backend needs, once, from `pending`."""
+        """Set up what the backend needs. Called once, when `pending` is complete."""
         self.expected: Any = None
         if not self.sparse and all(type(p) in PLAIN and p.device.type == "cpu" for p in params):
             self.expect(owners, params, np.zeros(self.n, np.int64))
 
     def expect(self, owners: list[Tensor], params: list[Tensor], row: np.ndarray) -> None:
-        """Set what gradients must look like. row: the array that takes their addresses."""
+        """Set the dtype, shape and strides that gradients must have.
+
+        row: the array to which the addresses of the gradients will be written.
+        """
         like = local(owners[0].grad) if self.wide else params[0]
         self.expected = Gradients(params, like, row)
 
     def make_state(self, k: int, p: Tensor, old: dict[str, Any]) -> dict[str, Any] | None:
-        """The state of an owner in the form that this bucket needs; None if it has none yet."""
+        """Return the state of an owner in the form that this bucket needs.
+
+        Returns None if the owner has no state of this rule and no gradient.
+        """
         if not in_bounds(p):
             raise RuntimeError(f"{self.rule}: {_describe_cut('a parameter', p)}")
         rule, new = self.selection.rule, dict(old)
@@ -205,7 +221,10 @@ class Bucket:
         return new
 
     def number(self, key: str, x: Any) -> float:
-        """A count or a carried scalar of a state, as a float."""
+        """Convert a step count or a carried scalar of a state to a float.
+
+        key: the key of the number `x` in the state.
+        """
         if fake(x):
             return 0.0
         if isinstance(x, Tensor) and (x.numel() != 1 or x.is_meta):
@@ -224,7 +243,7 @@ class Bucket:
         return value
 
     def cell(self, row: int, k: int, old: Any, value: float, dtype: torch.dtype) -> Tensor:
-        """The tensor that holds this number: the existing one if it can be used, else a new one."""
+        """Return the tensor that holds `value`: `old` if it can be used, else a new tensor."""
         self.cells.own[row, k] = value
         if isinstance(old, Tensor) and old.requires_grad and self.wanted.differentiable:
             return old  # it keeps its autograd history
@@ -240,28 +259,33 @@ class Bucket:
     # one step
 
     def ready(self, owners: list[Tensor], state: States, scalars: list[float]) -> Ready | None:
-        """Check the gradients and return what makes the step. Writes nothing.
+        """Check the gradients and return the step, without making it.
 
-        Returns None if no parameter has a gradient. owners: the owners in the order of the
-        constructor; state: the optimizer's.
+        Returns None if no parameter has a gradient.
+
+        owners: the owners in the same order as in the constructor.
+        state: the optimizer's state.
         """
         grads = self.gradients(owners)
         return self.prepare(StepInputs(owners, state, scalars, grads)) if grads else None
 
     def prepare(self, inputs: StepInputs) -> Ready:
-        """Return the step of the parameters that have a gradient; `ready` has checked it."""
+        """Return the step of the parameters that have a gradient.
+
+        `ready` has already checked these gradients.
+        """
         raise NotImplementedError
 
     def load(self, lists: Lists) -> Lists:
-        """What the rule reads of the parameters and of each state."""
+        """Return the parameters and states in the form in which the rule reads them."""
         return self.storage.load(lists, self.dtype)
 
     def store(self, lists: Lists, new: Lists, row: Row) -> None:
-        """Write back what was computed on copies."""
+        """Write the values in `new`, which were computed on copies, to the tensors in `lists`."""
         self.storage.store(lists, new, self.noise(lists[0], row) if self.codec.noisy else None)
 
     def noise(self, params: list[Tensor], row: Row) -> codecs.Noise:
-        """What the noise in the rounding of these parameters depends on."""
+        """Return what determines the noise of the stochastic rounding of these parameters."""
         selected = row.selected or [()] * len(row.at)
         # if only some rows are stepped, elements have their numbers in the whole parameter
         each = zip(row.full_params or params, row.at, selected, strict=True)
@@ -269,16 +293,16 @@ class Bucket:
         return codecs.Noise(elements, self.wanted.seed, row.t)
 
     def columns(self, owners: Sequence[Tensor], state: States, at: list[int]) -> Lists:
-        """The parameters with these indices, and the tensors of their states."""
+        """Return the parameters with the indices `at`, and the tensors of their states."""
         params = [owners[k] for k in at]
         # look up optimizer.state only for a rule that has states: a look-up creates an entry
         states = [[local(state[p][key]) for p in params] for key in self.specs]
         return [list(map(local, params)) if self.sharded else params, *states]
 
     def gradients(self, owners: Sequence[Tensor]) -> dict[int, Tensor]:
-        """The gradients that exist, checked: index of the parameter -> gradient.
+        """Check the gradients that exist, and return them: index of a parameter -> its gradient.
 
-        Raises Stale if one of them needs another bucket.
+        Raises Stale if one of these gradients needs another bucket.
         """
         grads = self.read_gradients(owners)
         present: dict[int, Tensor] = {k: g for k, g in enumerate(grads) if g is not None}
@@ -298,7 +322,7 @@ class Bucket:
         return present
 
     def check_gradient(self, p: Tensor, g: Tensor) -> None:
-        """Raise for a gradient that no backend takes; Stale for one that needs another bucket."""
+        """Raise RuntimeError if no backend takes the gradient, Stale if it needs another bucket."""
         if takes_sparse(self.selection, g) is not self.sparse or wider(p, g) is not self.wide:
             raise Stale
         if g.layout is not torch.strided and not self.sparse:
@@ -319,12 +343,18 @@ class Bucket:
             raise RuntimeError(f"{self.rule}: {_describe_cut('a gradient', g)}")
 
     def read_gradients(self, owners: Sequence[Tensor]) -> list[Any]:
-        """The gradients of the owners, or their local shards."""
+        """Return the gradients of the owners.
+
+        For sharded owners, return the local shards of the gradients.
+        """
         return self.read_shards(owners) if self.sharded else [p.grad for p in owners]
 
     @torch.no_grad()  # else to_local goes through autograd, for every tensor
     def read_shards(self, owners: Sequence[Tensor]) -> list[Any]:
-        """The local shards of the gradients, redistributed to the placements of the parameters."""
+        """Return the local shards of the gradients.
+
+        A gradient whose placements differ from its parameter's is redistributed first.
+        """
         grads: list[Any] = []
         for p in owners:
             g: Any = p.grad
@@ -334,7 +364,12 @@ class Bucket:
         return grads
 
     def rows(self, at: list[int]) -> list[Row]:
-        """The parameters with these indices, grouped by equal counts and carried scalars."""
+        """Group parameters by equal counts and equal carried scalars.
+
+        Returns one `Row` per group.
+
+        at: the indices of the parameters to group.
+        """
         values = self.cells.read()[:, at]
         values[0] += 1
         if at and bool((values == values[:, :1]).all()):
@@ -346,7 +381,7 @@ class Bucket:
         return [Row(indices, t, carried) for (t, *carried), indices in rows.items()]
 
     def count(self, owners: Sequence[Tensor], state: States, row: Row, carried: Any) -> None:
-        """Write the new counts and carried scalars of a step."""
+        """Write the step counts and carried scalars that the parameters of `row` get by a step."""
         values = np.repeat(np.array([row.t, *carried], np.float64)[:, None], len(row.at), 1)
         if row.t > LIMIT:
             values[0, self.cells.types[0, row.at] == SINGLE] -= 1
@@ -357,7 +392,8 @@ class Bucket:
     def widen(self, owners: Sequence[Tensor], state: States, at: Sequence[int]) -> None:
         """Replace a float32 count that cannot grow any more by a float64 count.
 
-        A count in shared memory is not replaced, and stops: other processes may count in it.
+        A count in shared memory is not replaced, because other processes may use it. So it stops
+        growing.
         """
         for p in (owners[k] for k in at):
             x = state[p].get("step") if p in state else None
@@ -365,11 +401,11 @@ class Bucket:
                 state[p]["step"] = x if x.is_shared() else x.double() + 1
 
     def carried_of(self, owners: list[Tensor], state: States, k: int) -> list[Any]:
-        """The carried scalars of one parameter."""
+        """Return the carried scalars of the parameter with the index `k`."""
         return self.cells.read()[1:, k].tolist()
 
     def carry(self, owners: list[Tensor], state: States, values: Sequence[Any]) -> None:
-        """Give all parameters the same carried scalars, including those without a gradient."""
+        """Give the same carried scalars to all parameters, even those without a gradient."""
         counts = self.cells.read()[:1]
         carried = np.repeat(np.array([*map(number, values)])[:, None], self.n, 1)
         self.cells.write(np.vstack([counts, carried]), [*range(self.n)])

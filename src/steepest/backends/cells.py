@@ -1,7 +1,7 @@
-"""Counts and carried scalars: single numbers in scattered memory, read and written together.
+"""Step counts and carried scalars: single numbers in scattered memory, read and written together.
 
-A compiled loop moves their bits, because asking a tensor for its number in Python costs as much as
-a step of a small tensor.
+A compiled loop reads and writes these numbers, because Python would take as long to read the number
+in one tensor as a step of a small tensor takes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from ..tensors import PLAIN, in_bounds
 from . import compiler
 
 SINGLE, DOUBLE, INTEGER, SHORT, FULL = range(5)
-"""The types of cells; FULL is a float32 that has reached LIMIT."""
+"""The types of cells: float32, float64, int64 and int32. FULL marks a float32 count that has
+reached LIMIT.
+"""
 LIMIT = 2**24
-"""The largest count of a float32: adding 1 to it gives the same number."""
+"""The largest count that float32 can hold: in float32, LIMIT + 1 rounds to LIMIT."""
 _TYPES = {torch.float32: SINGLE, torch.float64: DOUBLE, torch.int64: INTEGER, torch.int32: SHORT}
 
 
 class Cells:
     """Single numbers in scattered memory, one for each row and parameter.
 
-    A cell is a tensor of one element on the CPU. It is read and written in place, because other
-    code may count in it too. A number without such a tensor is kept in the array `own`. Addresses
+    Row 0 has the step counts, and each other row has one carried scalar. A cell is a tensor of one
+    element on the CPU. Its number is read and written in place, because other code may change this
+    number too. A number without such a tensor is kept in the array `own`. The addresses of cells
     are valid as long as the executor's `Snapshot` matches.
     """
 
@@ -40,29 +43,35 @@ class Cells:
 
     @staticmethod
     def can_use(x: Any) -> bool:
-        """Whether this tensor can be a cell."""
+        """Whether the tensor `x` can be a cell."""
         plain = type(x) in PLAIN and x.dtype in _TYPES and x.numel() == 1
         return plain and x.device.type == "cpu" and x.layout is torch.strided and in_bounds(x)
 
     def put(self, row: int, k: int, x: Tensor) -> None:
-        """Make the tensor x the cell in this row for this parameter."""
+        """Use the tensor `x` as the cell of parameter `k` in row `row`."""
         self.addresses[row, k], self.types[row, k] = x.data_ptr(), _TYPES[x.dtype]
 
     def take_full(self) -> np.ndarray:
-        """The parameters whose count has reached LIMIT in float32; clears their marks."""
+        """Return the indices of the parameters whose float32 count has reached LIMIT.
+
+        Clears the marks of these parameters.
+        """
         at = np.flatnonzero(self.types[0] == FULL)
         self.types[0, at] = SINGLE
         return at
 
     def read(self) -> np.ndarray:
-        """All numbers, as doubles of shape (rows, n)."""
+        """Return all numbers as doubles, in an array of shape (rows, n)."""
         bits = _move(self.addresses, self.types)
         values = np.where(self.types == DOUBLE, bits.view(np.float64), bits)
         singles = bits.astype(np.int32).view(np.float32)
         return np.where(self.types == SINGLE, singles, values).reshape(self.own.shape)
 
     def write(self, values: np.ndarray, at: Sequence[int]) -> None:
-        """Write columns: values of shape (rows, len(at))."""
+        """Write all numbers of the parameters with the indices `at`.
+
+        values: the numbers, in an array of shape (rows, len(at)).
+        """
         addresses, types = self.addresses[:, at], self.types[:, at]
         values = np.ascontiguousarray(values, np.float64)
         with np.errstate(all="ignore"):  # a value beyond a type's range becomes inf
@@ -97,7 +106,10 @@ def _loop() -> Callable[[int], Any]:
 
 
 def _move(addresses: np.ndarray, types: np.ndarray, bits: np.ndarray | None = None) -> np.ndarray:
-    """Read the bits of cells, or write `bits` to them if given."""
+    """Read the bits of the cells at `addresses`, or write `bits` to these cells if it is given.
+
+    Returns the bits.
+    """
     addresses, types = np.ascontiguousarray(addresses), np.ascontiguousarray(types)
     write, bits = bits is not None, np.zeros_like(types) if bits is None else bits
     bits = np.ascontiguousarray(bits, np.int64)

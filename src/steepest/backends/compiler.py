@@ -1,12 +1,12 @@
-"""The compiler: generated source to machine code.
+"""The compiler turns generated source into machine code.
 
-numba compiles, and llvmlite (which numba is built on) emits and loads the object code. `disk_cache`
-stores it under a hash of everything that can change it. numba and llvmlite are imported at the
-first step.
+numba compiles the source. llvmlite, on which numba is built, emits and loads the object code.
+`disk_cache` stores the object code under a hash of everything that can change this code. numba and
+llvmlite are imported at the first step.
 
-A fork waits until no thread loads a loop, so that the child has complete modules and free locks. It
-cannot wait for a thread of the user's that is inside numba or llvmlite. In that case the child
-refuses to load loops.
+When the process forks, the fork waits until no thread loads a loop. So in the child all modules are
+complete and all locks are free. The fork cannot wait for a thread of the user's that is inside
+numba or llvmlite. If there is such a thread, the child refuses to load loops.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _lock = threading.RLock()  # reentrant: a signal handler may fork while its thre
 _TIMEOUT = 60  # seconds that a fork waits at most; a loop compiles in about one
 _stuck: set[str] = set()  # packages that a thread of the parent was using at the fork
 _HELPERS = {"maximum": ops.larger, "minimum": ops.smaller}
-"""What generated source may call, besides `fits` and the functions of this file."""
+"""Name -> function that generated source may call, besides `fits` and the functions below."""
 
 
 def _hash_sources() -> str:
-    """A hash of the files whose code is compiled into loops."""
+    """Return a hash of the source files whose code is compiled into loops."""
     modules = {__name__, *(f.__module__ for f in (*_HELPERS.values(), *fits.values()))}
     files = [(sys.modules[m].__spec__.loader, sys.modules[m].__file__) for m in sorted(modules)]  # type: ignore[union-attr]
     return hashlib.sha256(b"".join(loader.get_data(file) for loader, file in files)).hexdigest()  # type: ignore[union-attr]
@@ -47,9 +47,11 @@ _SOURCES = _hash_sources()  # now: the files may be replaced while this process 
 
 
 def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[[int], None]:
-    """The function in `source` as machine code that takes the address of a job; itemsize 4 or 8.
+    """Return the function in `source` as machine code. Its argument is the address of a job.
 
-    sums: its sums may be computed in another order, which is the same at each call.
+    itemsize: 4 to compute in float32, 8 to compute in float64.
+    sums: whether the compiler may change the order in which numbers are added. This order is the
+        same at each call.
     """
     if (source, itemsize) not in _loaded:
         with _lock:
@@ -60,7 +62,7 @@ def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[
 
 
 class Stuck(RuntimeError):  # noqa: N818  a state, not an error
-    """A loop that cannot be loaded in a forked child."""
+    """Raised if a loop cannot be loaded in a forked child."""
 
 
 def _refuse(package: str, name: str) -> None:
@@ -79,7 +81,10 @@ def _llvm() -> Any:
 
 
 def load_integers(name: str, source: str) -> Callable[[int], None]:
-    """The function in `source`, in the language of `integers.py`, as machine code."""
+    """Return the last function in `source` as machine code.
+
+    source: functions in the language of `integers.py`.
+    """
     with _lock:
         _refuse("llvmlite", name)
         from .integers import to_llvm  # imports llvmlite: under the lock, which a fork waits for
@@ -103,7 +108,11 @@ def _load_object(name: str, source: str, itemsize: int, sums: bool = False) -> t
 def _look_up(
     name: str, source: str, options: list[Any], make: Callable[[], tuple[str, bytes]]
 ) -> tuple[str, bytes]:
-    """The object code of a source: from the disk cache, or made now and written there."""
+    """Return the symbol and the object code of `source`.
+
+    They are read from the disk cache. If the cache lacks them, `make` makes them, and they are
+    written to the cache.
+    """
     llvm = _llvm()
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
@@ -141,7 +150,7 @@ def _compile(name: str, source: str, itemsize: int, sums: bool = False) -> tuple
 
 
 def _cpu() -> tuple[str, str]:
-    """Name and features of this processor."""
+    """Return the name and the features of this processor."""
     return _llvm().get_host_cpu_name(), _llvm().get_host_cpu_features().flatten()
 
 
@@ -160,7 +169,10 @@ def _link(symbol: str, code: bytes) -> Callable[[int], None]:
 
 
 def _make_intrinsic(emit: Callable[..., Any], result: Any, *types: Any) -> Any:
-    """A function for generated source; `emit(builder, *arguments)` writes its LLVM code."""
+    """Make a function that generated source can call.
+
+    emit: `emit(builder, *arguments)` writes the LLVM code of the function.
+    """
     from numba import extending
 
     names = ", ".join("abc"[: len(types)])
@@ -172,7 +184,7 @@ def _make_intrinsic(emit: Callable[..., Any], result: Any, *types: Any) -> Any:
 
 
 def _make_namespace(itemsize: int) -> dict[str, Any]:
-    """The functions and types of generated source, for numba."""
+    """Return the functions and types that generated source uses, in the form that numba needs."""
     from llvmlite import ir
     from numba import njit, types
 
@@ -208,10 +220,11 @@ def _make_namespace(itemsize: int) -> dict[str, Any]:
 
 
 def _cell_functions() -> dict[str, Any]:
-    """Functions that read or write a number of one of several types at an address, as a double.
+    """Return functions that read the number at an address as a double, or write a double there.
 
-    The types are those of `Cells` in cells.py. The functions are written in LLVM code, because
-    numba's type inference takes as long for one branch as for the rest of the loop.
+    The number at the address has one of the types of `Cells` in cells.py. The functions are written
+    in LLVM code, because numba's type inference takes as long for one branch as for the rest of the
+    loop.
     """
     from llvmlite import ir
     from numba import types
@@ -249,10 +262,11 @@ def _cell_functions() -> dict[str, Any]:
 
 
 def _half_functions() -> dict[str, Any]:
-    """bfloat16 in generated source: the upper half of a float32's bits, stored as uint16.
+    """Return the functions with which generated source reads and writes bfloat16.
 
-    The functions are written in LLVM code, because numba computes integers in 64 bits, which halves
-    the number of elements that one instruction computes.
+    A bfloat16 is the upper half of a float32's bits, stored as uint16. The functions are written in
+    LLVM code, because numba computes integers in 64 bits. With 64 bits, one instruction computes
+    only half as many elements.
     """
     from llvmlite import ir
     from numba import types

@@ -1,8 +1,9 @@
-"""The disk cache of compiled loops. Machine code that somebody else could have written is not run.
+"""The disk cache of compiled loops. Machine code that another user could have written is not run.
 
-An entry is one file: a hash of the rest, the key, the symbol, the object code. It is written once,
-by rename. A file is used if it belongs to the user, and if nobody else can change it or the path to
-it. Otherwise, or if nothing can be written, loops are compiled in memory.
+An entry is one file with four parts: a hash of the other parts, the key, the symbol, the object
+code. The file is written under another name and then renamed, so that nobody reads half a file. A
+file is used only if it belongs to the user, and if no other user can change the file or the path to
+it. If a file cannot be used or written, the loop is compiled in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ _warned = False
 
 
 def directory() -> Path | None:
-    """STEEPEST_CACHE_DIR, else `steepest` in the user's cache directory; None without a home."""
+    """Return the directory of the cache.
+
+    It is STEEPEST_CACHE_DIR if that is set, else `steepest` in the user's cache directory. Returns
+    None if the user has no home directory in which to look.
+    """
     if chosen := os.environ.get("STEEPEST_CACHE_DIR"):
         return Path(os.path.expanduser(chosen)).absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
@@ -30,7 +35,10 @@ def directory() -> Path | None:
 
 
 def read(name: str, key: str) -> tuple[str, bytes] | None:
-    """Symbol and object code of the entry with this key; None if there is none that can be used."""
+    """Return the symbol and the object code of the entry with this key.
+
+    Returns None if there is no entry that can be used.
+    """
     try:
         if (folder := _folder()) is None:
             return None
@@ -49,7 +57,7 @@ def read(name: str, key: str) -> tuple[str, bytes] | None:
 
 
 def write(name: str, key: str, symbol: str, code: bytes) -> None:
-    """Write an entry, if there is a safe directory for it."""
+    """Write an entry, if there is a safe directory for the cache."""
     rest = f"{key}\n{symbol}\n".encode() + code
     with contextlib.suppress(OSError):
         if (folder := _folder()) is None:
@@ -66,7 +74,7 @@ def _file(folder: Path, name: str, key: str) -> Path:
 
 
 def _folder() -> Path | None:
-    """The cache directory, created if missing; None if there is no safe one."""
+    """Return the cache directory, created if missing; None if there is no safe directory."""
     if (folder := directory()) is None:
         return None
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,9 +85,10 @@ def _folder() -> Path | None:
 
 
 def _find_risk(path: Path, parent: bool = False) -> str:
-    """Why somebody else can change what the path leads to; empty if nobody else can.
+    """Return why another user can change what `path` leads to; empty if no other user can.
 
-    The check goes from the root downwards, so that nobody else can change what was checked before.
+    The directories are checked from the root downwards. So no other user can replace a directory
+    that has already been checked.
     """
     if path != path.parent and (reason := _find_risk(path.parent, parent=True)):
         return reason
@@ -98,7 +107,10 @@ def _find_risk(path: Path, parent: bool = False) -> str:
 
 
 def _is_private(group: int) -> bool:
-    """Whether it is the user's private group, which has write permission on many systems."""
+    """Whether `group` is the user's private group.
+
+    On many systems this group has write permission for the user's files.
+    """
     import grp
     import pwd
 
@@ -111,7 +123,10 @@ def _is_private(group: int) -> bool:
 
 
 def _read_checked(file: Path) -> bytes:
-    """The content of a file. It is opened once, so that the same file is checked and read."""
+    """Return the content of a file; empty if another user could have written it.
+
+    The file is opened only once, so that the file that is checked is also the file that is read.
+    """
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # follow no link, wait for no pipe
         flags |= getattr(os, name, 0)

@@ -1,10 +1,12 @@
-"""A small compiler from Python functions on 64-bit integers to LLVM; numba takes seconds for it.
+"""A small compiler from Python functions on 64-bit integers to LLVM.
 
-Every variable is a 64-bit integer, and `a[i]` is the integer at address a + 8 i. The language has
-arithmetic without division, comparisons, `and` and `or` in conditions, if, while, for in range(n),
-return, and calls of functions that are defined before. `call(address, ...)` calls a C function that
-returns a long, `ask(address, ...)` one that returns an int; `load4(address)` and `store4(address,
-number)` access 32 bits.
+numba is not used for these functions, because it takes seconds for them. Every variable is a 64-bit
+integer, and `a[i]` is the integer at address a + 8 * i. The language has arithmetic without
+division, comparisons, `and` and `or` in conditions, if, while, for in range(n), return, and calls
+of functions that are defined earlier.
+
+`call(address, ...)` calls a C function that returns a long. `ask(address, ...)` calls a C function
+that returns an int. `load4(address)` reads 32 bits, and `store4(address, number)` writes 32 bits.
 """
 
 from __future__ import annotations
@@ -35,7 +37,10 @@ _COMPARISONS = {
 
 
 def to_llvm(source: str) -> str:
-    """LLVM assembly of the functions in `source`; the last one can be called from outside."""
+    """Return the LLVM assembly of the functions in `source`.
+
+    Only the last function can be called from outside.
+    """
     module, functions = ir.Module(), {}
     *helpers, last = ast.parse(source).body
     for definition in (*helpers, last):
@@ -115,7 +120,7 @@ class _Function:
         self.b.position_at_end(end)
 
     def address(self, target: Any) -> Any:
-        """The address of a variable or an item."""
+        """Return the address of a variable, or of an item such as `a[i]`."""
         if isinstance(target, ast.Name):
             return self.slots[target.id]
         index = self.b.mul(self.value(target.slice), _WORD(8))
@@ -123,7 +128,7 @@ class _Function:
         return self.b.inttoptr(address, _WORD.as_pointer())
 
     def test(self, node: Any) -> Any:
-        """A condition as one bit."""
+        """Emit the code of a condition. Returns the condition as one bit."""
         if isinstance(node, ast.Compare):
             left, right = self.value(node.left), self.value(node.comparators[0])
             return self.b.icmp_signed(_COMPARISONS[type(node.ops[0])], left, right)
@@ -144,7 +149,7 @@ class _Function:
         return self.b.icmp_signed("!=", self.value(node), _WORD(0))
 
     def value(self, node: Any) -> Any:
-        """An expression as an integer."""
+        """Emit the code of an expression. Returns the value of the expression as an integer."""
         match node:
             case ast.Constant():
                 return _WORD(node.value)

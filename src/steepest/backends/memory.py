@@ -1,8 +1,8 @@
-"""Where tensors are in memory: their addresses, shapes and strides, checked in each step.
+"""Checks in each step where tensors are in memory: their addresses, shapes and strides.
 
-A pointer may be used only if everything about its tensor was checked in this step. Nothing here
-holds a tensor between two steps: a snapshot consists of numbers. A compiled loop (`native.py`)
-makes the check if there is one, else Python does.
+A pointer may be used only if everything about its tensor was checked in the same step. Nothing here
+holds a tensor between two steps: a snapshot consists of numbers. If there is a compiled loop
+(`native.py`), the loop makes the check; else Python does.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from ..tensors import PLAIN, in_bounds
 from . import native
 
 NONE, FINE, STRIDES, MISFIT = range(4)
-"""Codes of gradients: missing; like its parameter; with other strides; different otherwise."""
+"""Codes of gradients. NONE: the gradient is missing. FINE: it is like its parameter. STRIDES: only
+its strides differ. MISFIT: anything else differs.
+"""
 
 
 def facts(x: Any) -> Any:
-    """The properties of a tensor that `Snapshot` compares; None for anything else."""
+    """Return the properties of a tensor that `Snapshot` compares; None if `x` is not a tensor."""
     if not isinstance(x, Tensor):
         return None
     x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
@@ -37,10 +39,10 @@ def facts(x: Any) -> Any:
 
 
 class Snapshot:
-    """An optimizer's parameters and states as they were: addresses, sizes, strides, dtypes,
-    storages, keys.
+    """Records where an optimizer's parameters and states are in memory, to notice later changes.
 
-    It holds only numbers, so it keeps no memory alive.
+    It records addresses, sizes, strides, dtypes, storages and keys. Between steps it holds no
+    tensor, so it keeps no memory alive.
     """
 
     def __init__(self, lists: list[list[Tensor]], state: Any) -> None:
@@ -56,9 +58,10 @@ class Snapshot:
         self.facts = self._ask(lists, state) if self.python else []
 
     def matches(self, lists: list[list[Tensor]], state: Any) -> bool:
-        """Whether everything is as in the snapshot. If so, the tensors are held until `release`.
+        """Whether the parameters and states are as they were when the snapshot was made.
 
-        They are held because another thread may replace them while a step runs.
+        If so, their tensors are kept alive until `release`, because another thread may replace a
+        tensor while a step runs.
         """
         self.release()
         if self.walk and not (_walkable(lists, state) and self.walk.matches(lists, state)):
@@ -69,7 +72,7 @@ class Snapshot:
         return True
 
     def release(self) -> None:
-        """Release the tensors that `matches` holds."""
+        """Release the tensors that `matches` keeps alive."""
         self.held = None
         if self.walk is not None:
             self.walk.release()
@@ -91,11 +94,12 @@ def _walkable(lists: Sequence[Any], state: Any) -> bool:
 
 
 class Gradients:
-    """What the gradients of some parameters must look like for their addresses to be used.
+    """Checks which gradients of some parameters can be used through their addresses.
 
-    like: a tensor of their dtype.
-    row: takes the addresses, 0 for a gradient that is missing or cannot be used.
-    codes: takes NONE, FINE, STRIDES or MISFIT for each gradient.
+    params: the parameters, whose shapes and strides the gradients should have.
+    like: a tensor of the dtype that the gradients should have.
+    row: array for the addresses. It gets 0 for a gradient that is missing or cannot be used.
+    codes: array for the codes. It gets NONE, FINE, STRIDES or MISFIT for each gradient.
     """
 
     def __init__(self, params: Sequence[Tensor], like: Tensor, row: np.ndarray) -> None:
@@ -107,7 +111,10 @@ class Gradients:
             self.expected = [(like.dtype, p.device, p.layout, p.shape, p.stride()) for p in params]
 
     def classify(self, grads: list[Any]) -> int:
-        """Write `row` and `codes`; returns the set of codes as bits."""
+        """Write `row` and `codes`. Returns the codes that occur, as bits.
+
+        Bit k of the result is set if code k occurs.
+        """
         if self.native is not None:
             return self.native.classify(grads)
         codes = list(map(self._classify, grads, self.expected))

@@ -1,9 +1,9 @@
-"""A compiled loop that reads the objects of Python and torch.
+"""A compiled loop that reads the objects of Python and torch directly.
 
 For 1,200 tensors it takes a twentieth of the time that Python needs. It calls torch's stable C
-functions (aoti_torch/c/shim.h) and Python's own. The offsets of an object's type, handle and
-dispatch keys are found by probing known tensors. If this fails, there is no loop, and Python reads
-one tensor after the other (`memory.py`).
+functions (aoti_torch/c/shim.h) and Python's C functions. The offsets of an object's type, handle
+and dispatch keys are found by probing known tensors. If the probing fails, there is no loop, and
+Python reads one tensor after the other (`memory.py`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ _OF_TORCH = "layout dtype device_type dim sizes strides data_ptr storage_size st
 _OF_PYTHON = "PyList_Size PyList_GetItem PyDict_Size PyDict_Next Py_IncRef Py_DecRef"
 _AT = {name: i for i, name in enumerate(f"{_CONSTANTS} {_OF_TORCH} {_OF_PYTHON}".split())}
 _FREE = len(_AT)
-"""The index at which the arguments of the operation begin."""
+"""The index in a job at which the arguments of the operation begin."""
 _WALK, _CLASSIFY, _RELEASE = range(3)
-"""The operations."""
+"""The operations that a job can ask for."""
 
 _SOURCE = """
 def traits(job, handle):  # layout, dtype, device and whether it is negated, in one number
@@ -208,7 +208,7 @@ def memory(job):
 
 
 class Native:
-    """The loop, and the numbers with which each of its jobs begins."""
+    """The compiled loop, and the numbers with which every job for the loop begins."""
 
     def __init__(self) -> None:
         package = Path(torch.__file__).parent / "lib"
@@ -227,7 +227,7 @@ class Native:
         self.run = ctypes.PYFUNCTYPE(None, ctypes.c_int64)(address)
 
     def job(self, operation: int, *rest: int) -> np.ndarray:
-        """A job, with its scratch memory at the end."""
+        """Return a job: an array of numbers for the loop, with scratch memory at the end."""
         start = [operation, 0, 0, self.type_at, self.handle_at, self.keys_at, self.negated]
         start += [*map(id, PLAIN), id(dict), id(None)]
         job = np.array([*start, *self.functions, *rest, *[0] * 10], np.int64)
@@ -236,7 +236,10 @@ class Native:
 
 
 def _find_word(known: Sequence[tuple[Any, int]]) -> int:
-    """The index of the 64-bit word that holds, in each object, the number given with it."""
+    """Return the index i such that word i of each object is the number paired with the object.
+
+    known: pairs of an object and a number. A word has 64 bits.
+    """
     size = min(type(x).__basicsize__ for x, _ in known)
     words = [(ctypes.c_int64 * (size // 8)).from_address(id(x)) for x, _ in known]
     pairs = [(w, value) for w, (_, value) in zip(words, known, strict=True)]
@@ -246,7 +249,10 @@ def _find_word(known: Sequence[tuple[Any, int]]) -> int:
 
 
 def _find_keys() -> tuple[int, int]:
-    """Where torch's object keeps its dispatch keys, and which of their bits means negated."""
+    """Return where a tensor keeps its dispatch keys, and which bit of them means negated.
+
+    "Where" is the index of a 64-bit word.
+    """
     candidates: set[tuple[int, int]] = set()
     for k, shape in enumerate(((2,), (3, 1), (), (2, 3, 4), (5,), (1, 1))):
         x = torch.zeros(shape, dtype=(torch.float32, torch.float64)[k % 2], device="cpu")
@@ -260,10 +266,11 @@ def _find_keys() -> tuple[int, int]:
 
 
 class Walk:
-    """A walk over lists of parameters and a dict of states. It writes all that it meets as numbers.
+    """Walks over lists of parameters and a dict of states. Writes all that it meets as numbers.
 
-    The numbers of the first walk are kept in `tape`, and each later walk is compared with them. If
-    they match, the later walk holds the objects that it has met until `release`.
+    The constructor makes the first walk and keeps its numbers in `tape`. `matches` walks again and
+    compares the new numbers with `tape`. If they are equal, all objects that were met are kept
+    alive until `release`.
     """
 
     def __init__(self, native: Native, lists: Sequence[list[Tensor]], state: Any) -> None:
@@ -284,7 +291,10 @@ class Walk:
         self.tape[:] = self.now
 
     def matches(self, lists: Sequence[list[Tensor]], state: Any) -> bool:
-        """Whether everything is as in the first walk. If so, objects are held until `release`."""
+        """Whether a new walk gives the same numbers as the first walk.
+
+        If so, the objects that the new walk met are kept alive until `release`.
+        """
         if len(lists) != len(self.lists):
             return False
         self.lists[:] = list(map(id, lists))
@@ -293,7 +303,7 @@ class Walk:
         return bool(self.job[_AT["result"]] >= 0)
 
     def release(self) -> None:
-        """Release the objects that are held."""
+        """Release the objects that `matches` keeps alive."""
         if self.job[_FREE + 7]:
             self.job[_AT["operation"]] = _RELEASE
             self.native.run(self.address)
@@ -301,12 +311,13 @@ class Walk:
 
 
 class Classifier:
-    """Classifies gradients, and writes the addresses of those that can be used.
+    """Classifies gradients, and writes the addresses of the gradients that can be used.
 
     params: the parameters, whose shapes and strides the gradients should have.
-    like: a tensor of the gradients' dtype.
-    row: takes the addresses, 0 for a gradient that is missing or cannot be used.
-    codes: takes NONE, FINE, STRIDES or MISFIT of `memory.py` for each gradient.
+    like: a tensor of the dtype that the gradients should have.
+    row: array for the addresses. It gets 0 for a gradient that is missing or cannot be used.
+    codes: array for the codes. It gets NONE, FINE, STRIDES or MISFIT of `memory.py` for each
+    gradient.
     """
 
     def __init__(
@@ -328,14 +339,17 @@ class Classifier:
         self.address = self.job.ctypes.data
 
     def classify(self, grads: list[Any]) -> int:
-        """Write `row` and `codes`; returns the set of codes as bits."""
+        """Write `row` and `codes`. Returns the codes that occur, as bits.
+
+        Bit k of the result is set if code k occurs.
+        """
         self.job[_FREE] = id(grads)
         self.native.run(self.address)
         return int(self.job[_AT["result"]])
 
 
 def available() -> Native | None:
-    """The loop; None if the layout of torch's or Python's objects is not as expected."""
+    """Return the loop; None if the objects of torch or Python do not have the expected layout."""
     probe = torch.zeros(2, 3, device="cpu").T
     # under a mode such as FakeTensorMode nothing can be probed, and nothing is cached
     return _probe() if type(probe) is Tensor else None

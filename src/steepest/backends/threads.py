@@ -1,8 +1,8 @@
-"""The threads that run the pieces of work: those of torch's OpenMP if it has one, else a pool.
+"""The threads that run the pieces of work: torch's OpenMP threads if torch has OpenMP, else a pool.
 
 After every backward pass, the threads of torch's OpenMP keep their cores busy for a while. A pool
-of our own would compete for these cores, so loops run on the same threads. OpenMP hangs in a forked
-child, so a forked child uses only one thread.
+of our own would compete for these cores, so loops run on the OpenMP threads. OpenMP hangs in a
+forked child, so a forked child uses only one thread.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _forked = False
 
 
 def wanted(elements: int, pieces: int) -> int:
-    """How many threads are worth using for this much work."""
+    """Return how many threads are worth using for so many elements, cut into so many pieces."""
     return 1 if elements < ENOUGH or _forked else min(torch.get_num_threads(), pieces)
 
 
 def run(loop: Callable[[int], None], address: int, count: int) -> None:
-    """Call `loop(address)` on `count` threads at once; returns when all are done."""
+    """Call `loop(address)` on `count` threads at once. Returns when all calls are done."""
     if (parallel := _openmp()) is not None:
         parallel(ctypes.cast(loop, ctypes.c_void_p), address, count, 0)  # type: ignore[arg-type]
     else:
@@ -36,7 +36,10 @@ def run(loop: Callable[[int], None], address: int, count: int) -> None:
 
 @cache
 def _openmp() -> Any:
-    """GOMP_parallel(function, data, threads, flags) from torch's library, or None."""
+    """Return GOMP_parallel(function, data, threads, flags) from torch's OpenMP library.
+
+    Returns None if torch has no such library.
+    """
     package = Path(torch.__file__).parent
     for file in (*(package / "lib").glob("libgomp*"), *package.parent.glob("torch.libs/libgomp*")):
         try:

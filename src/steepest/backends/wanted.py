@@ -15,7 +15,10 @@ from ..trace import Program
 
 
 class Wanted(NamedTuple):
-    """What a group asks of the backends. backend None: the fastest one for each tensor."""
+    """What a group asks of the backends.
+
+    backend: the name of a backend. None means the fastest backend for each tensor.
+    """
 
     selection: Selection
     backend: str | None = None
@@ -26,16 +29,19 @@ class Wanted(NamedTuple):
 
 @cache
 def program_of(selection: Selection) -> Program:
-    """The traced program of a selection, made once."""
+    """Return the traced program of a selection. Each selection is traced only once."""
     return selection.rule.trace(selection.modifiers, **dict(selection.choices))
 
 
 def takes_sparse(selection: Selection, g: Tensor | None) -> bool:
-    """Whether the gradient is sparse and the rule can step only the rows in it."""
+    """Whether the gradient `g` is sparse and the rule can step just the rows that are in `g`."""
     supported = bool(selection.rule.sparse) and {*selection.modifiers} <= {modifiers.maximize}
     return supported and g is not None and g.layout is torch.sparse_coo
 
 
 def wider(p: Tensor, g: Tensor | None) -> bool:
-    """Whether a 16-bit parameter has a float32 gradient, as gradient accumulation may leave it."""
+    """Whether a 16-bit parameter has a float32 gradient.
+
+    Gradient accumulation may leave such a gradient.
+    """
     return g is not None and p.dtype in codecs.HALVES and g.dtype is torch.float32

@@ -1,8 +1,8 @@
 """The doctor: a fixed list of examinations for any torch.optim.Optimizer subclass.
 
-`examine(SomeOptimizer)` returns one finding per examination. The finding of a failed examination
-has a script that reproduces the failure. `steepest.check.Suite` runs the examinations under pytest.
-The command `steepest check` runs them in a terminal.
+`examine(SomeOptimizer)` returns one finding per examination. If an examination fails, its finding
+contains a script that reproduces the failure. `steepest.check.Suite` runs the examinations under
+pytest. The command `steepest check` runs them in a terminal.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,7 @@
-"""Runs the examinations on a class. Each one gives a finding, even if it raises an error."""
+"""Runs the examinations on a class.
+
+Each examination gives a finding, even if the examination raises an error.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ Outcome = Literal["pass", "fail", "not applicable"]
 class Finding:
     """The result of one examination.
 
+    about: one line on what the examination requires.
     detail: for "fail", what was observed and what was expected, or the error. For "not applicable",
     the reason. For "pass", a remark or "".
     reproduction: for "fail", a script that fails in the same way when it is run alone.
@@ -46,11 +50,14 @@ def examine(
     """Examine an optimizer class. Returns one finding per examination, in the order of the report.
 
     target: a subclass of torch.optim.Optimizer, a rule or its name, the name of a class of this
-    package, or "module:Class". only: names of examinations, or the first words of names: "resume"
-    selects resume-float32 and all others that begin with "resume-". options: arguments of the
-    constructor besides the parameters; every construction uses them. Raises TargetError, which is a
-    ValueError, if the class cannot be constructed or a name is unknown. An error inside an
-    examination becomes a finding.
+    package, or "module:Class".
+    only: names of examinations, or the first words of names. For example, "resume" selects
+    resume-float32 and all other examinations whose names begin with "resume-".
+    options: arguments of the constructor other than the parameters. They are passed whenever an
+    examination constructs the class.
+
+    Raises TargetError, which is a ValueError, if the class cannot be constructed or a name is
+    unknown. An error inside an examination becomes a finding.
     """
     subject = Subject(target, options)
     return [_run_examination(each, subject) for each in _select(only)]

@@ -1,8 +1,10 @@
-"""An examination is a short function. Its source is run, and printed if the examination fails.
+"""An examination is a short function.
 
-The script of an examination has the imports, the helpers, the constructor of the examined class,
-and then the body of the function. The doctor executes exactly this script, so the script also
-reproduces a failure.
+The doctor runs the source of the function. If the examination fails, the source is printed.
+
+The script of an examination consists of the imports, the helpers, the constructor of the examined
+class, and then the body of the function. The doctor executes exactly this script, so the script
+also reproduces a failure.
 """
 
 from __future__ import annotations
@@ -31,11 +33,15 @@ Need = Callable[["Subject"], str | None]
 class Examination:
     """One examination.
 
-    name: stays the same in later versions. about: one line on what must hold. source: where torch
-    documents the behaviour; if torch does not, why the behaviour is required. promised: whether
-    torch.optim promises the behaviour. function: its body becomes the script. Its argument `make`
-    is the constructor. Its other arguments are expressions, from `case` or else from the subject,
-    which is the examined class.
+    name: stays the same in later versions.
+    about: one line on what must hold.
+    source: where torch documents the behaviour. If torch does not document it, why it is required.
+    promised: whether torch.optim promises the behaviour.
+    function: the function whose body becomes the script. Its argument `make` is the constructor of
+    the examined class. `case` has the expressions for the other arguments. For an argument that is
+    not in `case`, the subject, which is the examined class, gives the expression.
+    needs: requirements on the class. If the class does not meet one, the examination does not
+    apply.
     """
 
     name: str
@@ -47,7 +53,7 @@ class Examination:
     needs: tuple[Need, ...] = field(default=(), repr=False)
 
     def script(self, subject: Subject) -> str:
-        """The self-contained script for one class."""
+        """Return the self-contained script that examines one class."""
         body, names, values = _parts(self.function)
         lines = [
             f"{name} = {self.case[name] if name in self.case else subject.value(name)}"
@@ -72,9 +78,11 @@ def examination(
     cases: Mapping[str, Mapping[str, str]] | None = None,
     case_needs: Mapping[str, Need] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function to the table, once for each case.
+    """Return a decorator that adds a function to `table`, once for each case.
 
-    cases: suffix of the name -> argument -> expression. case_needs: suffix -> a need of that case.
+    cases: suffix of the examination's name -> dict from an argument of the function to an
+    expression.
+    case_needs: suffix -> a need of this case only.
     """
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
@@ -93,7 +101,10 @@ def examination(
 
 @cache
 def _parts(function: Callable[..., None]) -> tuple[str, frozenset[str], tuple[str, ...]]:
-    """A function's body as text, the names that the body reads, and the arguments after `make`."""
+    """Return a function's body as text, the names that it reads, and its arguments.
+
+    The argument `make` is left out.
+    """
     source = textwrap.dedent(inspect.getsource(function))
     tree = ast.parse(source).body[0]
     assert isinstance(tree, ast.FunctionDef)
@@ -104,7 +115,7 @@ def _parts(function: Callable[..., None]) -> tuple[str, frozenset[str], tuple[st
 
 
 def _read(tree: ast.AST) -> frozenset[str]:
-    """The names that a piece of source reads but does not define."""
+    """Return the names that a piece of source reads but does not define."""
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
     bound = {n.id for n in names if isinstance(n.ctx, ast.Store)}
     bound |= {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
@@ -112,7 +123,10 @@ def _read(tree: ast.AST) -> frozenset[str]:
 
 
 def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], list[str]]:
-    """The imports and the sources of the helpers that these names need."""
+    """Return the imports, and the sources of the helpers, that these names need.
+
+    function: the function in whose module the names are looked up.
+    """
     imports: dict[str, str] = {}
     helpers: dict[str, str] = {}
 
@@ -143,7 +157,10 @@ def _environment(function: Any, names: frozenset[str]) -> tuple[dict[str, str], 
 
 
 def _undocumented(source: str) -> str:
-    """The source of a helper without its docstring and annotations, to keep scripts short."""
+    """Return the source of a helper without docstring and annotations.
+
+    This keeps the scripts short.
+    """
     tree = ast.parse(source).body[0]
     assert isinstance(tree, ast.FunctionDef)
     del tree.body[0]

@@ -17,7 +17,10 @@ SECONDS = 30
 
 @contextlib.contextmanager
 def quiet() -> Iterator[io.StringIO]:
-    """Silence warnings and catch printed text: some classes print when they are constructed."""
+    """Silence warnings and catch printed text.
+
+    Printed text is caught because some classes print when they are constructed.
+    """
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()) as printed:
         warnings.simplefilter("ignore")
         yield printed

@@ -1,6 +1,7 @@
 """The requirements of examinations.
 
-Each function returns why a class does not meet its requirement, or None if the class meets it.
+Each requirement is a function. It returns None if a class meets the requirement, else the reason
+why the class does not meet it. Functions such as `argument(...)` return such a function.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def plain(subject: Subject) -> str | None:
 
 
 def excused(subject: Subject, requirement: str) -> str | None:
-    """The reason that the class's rule gives for not meeting a requirement, if it gives one."""
+    """Return why the class's rule need not meet a requirement.
+
+    Returns None if the rule gives no reason.
+    """
     cls = classes.get(subject.name)
     rules = cls.family.members if cls else ()
     return next((r.excused[requirement] for r in rules if requirement in r.excused), None)
@@ -52,7 +56,7 @@ def separate(subject: Subject) -> str | None:
 
 
 def coarse(subject: Subject) -> str | None:
-    """Requires first steps that are larger than the precision of 16-bit numbers."""
+    """Requires that the first steps are larger than the rounding errors of 16-bit numbers."""
     return excused(subject, "coarse")
 
 
@@ -70,12 +74,12 @@ def sparse_taken(subject: Subject) -> str | None:
 
 
 def scheduled(subject: Subject) -> str | None:
-    """Requires an lr that the class reads at every step."""
+    """Requires that the class has an argument lr and reads lr at every step."""
     return excused(subject, "scheduled") or argument("lr")(subject)
 
 
 def argument(*names: str) -> Callable[[Subject], str | None]:
-    """Requires these arguments of the constructor."""
+    """Requires that the constructor has these arguments."""
 
     def need(subject: Subject) -> str | None:
         missing = [n for n in names if n not in subject.parameters]
@@ -90,7 +94,10 @@ def descending(subject: Subject) -> str | None:
 
 
 def lr_tensor_taken(subject: Subject) -> str | None:
-    """Requires an argument lr, and no option with which torch refuses a tensor as lr."""
+    """Requires an argument lr that may be a tensor.
+
+    With foreach=True, some of torch's classes refuse a tensor as lr.
+    """
     if missing := argument("lr")(subject):
         return missing
     if subject.ours or not subject.options.get("foreach"):
@@ -104,14 +111,20 @@ def lr_tensor_taken(subject: Subject) -> str | None:
 
 
 def _form(value: Any) -> int:
-    """The form of a value: the length of a tuple or list, 0 for a number, -1 for anything else."""
+    """Return the form of a value.
+
+    The form is the length of a tuple or list, 0 for a number, and -1 for anything else.
+    """
     if isinstance(value, (tuple, list)):
         return len(value)
     return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else -1
 
 
 def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
-    """Requires that this argument accepts these values, and has a default of the same form."""
+    """Requires that the argument `name` accepts these values.
+
+    Its present value must have the same form as these values.
+    """
 
     def need(subject: Subject) -> str | None:
         if missing := argument(name)(subject):
@@ -131,7 +144,7 @@ def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
 
 
 def number(name: str) -> Callable[[Subject], str | None]:
-    """Requires this argument, with a number as its value."""
+    """Requires an argument `name` whose value is a number."""
 
     def need(subject: Subject) -> str | None:
         if missing := argument(name)(subject):
@@ -160,7 +173,7 @@ def shape(*sizes: int) -> Callable[[Subject], str | None]:
 
 
 def elementwise(subject: Subject) -> str | None:
-    """Requires that the step of an element depends on its own gradient only."""
+    """Requires that the step of an element depends only on the gradient of this element."""
     return None if subject.elementwise else "an element's step depends on other elements"
 
 
@@ -187,12 +200,15 @@ def known(subject: Subject) -> str | None:
 
 
 def own_backend(subject: Subject) -> str | None:
-    """Requires a class of this package, with its argument backend."""
+    """Requires a class of this package, because only these classes have an argument backend."""
     return None if subject.ours else "it has no argument backend"
 
 
 def taken(**options: Any) -> Callable[[Subject], str | None]:
-    """Requires arguments of these names that take these values on the CPU."""
+    """Requires that the constructor has these arguments.
+
+    The class must also make a step on the CPU with these values of the arguments.
+    """
 
     def need(subject: Subject) -> str | None:
         if (missing := argument(*options)(subject)) or subject.ours:
@@ -217,7 +233,7 @@ def halves(subject: Subject) -> str | None:
 
 
 def differentiated(subject: Subject) -> str | None:
-    """Requires an argument differentiable that the class accepts with the other options."""
+    """Requires that the class accepts differentiable=True together with the given options."""
     if missing := argument("differentiable")(subject):
         return missing
     if subject.options.get("foreach") and not subject.ours:
@@ -231,7 +247,10 @@ def differentiated(subject: Subject) -> str | None:
 
 
 def capturable(subject: Subject) -> str | None:
-    """Requires an argument capturable, and an accelerator: torch allows capturable only there."""
+    """Requires an argument capturable, and an accelerator.
+
+    An accelerator is required because torch does not allow capturable on the CPU.
+    """
     if missing := argument("capturable")(subject):
         return missing
     return "capturable has no effect in this class" if subject.ours else accelerator(subject)

@@ -1,4 +1,4 @@
-"""The passport of a class of this package: how far it is from its oracle, and its examinations.
+"""The passport of a class of this package: the deviation from its oracle, and its examinations.
 
 The oracle is an independent implementation of the same formula.
 """
@@ -19,10 +19,13 @@ from .report import summary
 
 
 def passport(name: Any, findings: Sequence[Finding] | None = None) -> str:
-    """A Markdown section: oracle, largest deviations, examinations, differences from the paper.
+    """Return the passport of a class as a Markdown section.
 
-    name: a rule or a class of this package. findings: the result of `examine`; by
-    default `examine` runs now.
+    The section has the oracle, the largest deviations from the oracle, a summary of the
+    examinations, and the differences from the paper.
+
+    name: a rule or a class of this package.
+    findings: the result of `examine`. By default `examine` runs now.
     """
     cls = class_of(name)
     findings = examine(cls) if findings is None else findings

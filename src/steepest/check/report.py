@@ -26,7 +26,7 @@ OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "not applicable")
 
 
 def everyone() -> list[str]:
-    """The classes of this package."""
+    """Return the names of all classes of this package."""
     return list(classes)
 
 
@@ -35,7 +35,10 @@ def examined(
     only: str | Iterable[str] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Iterator[tuple[str, list[Finding]]]:
-    """Each target with its findings; several targets run in parallel, one process per core."""
+    """Yield each target with its findings.
+
+    Several targets are examined in parallel, in one process per core.
+    """
     if len(targets) == 1:
         yield targets[0], examine(targets[0], only, options)
         return
@@ -60,7 +63,10 @@ def examined(
 
 
 def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the workers too, but only the parent handles it."""
+    """Ignore Ctrl-C in a worker.
+
+    Ctrl-C reaches the workers too, but only the parent handles it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -78,12 +84,12 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def count(findings: Sequence[Finding]) -> dict[Outcome, int]:
-    """How many passed, failed and did not apply."""
+    """Count how many examinations passed, failed and did not apply."""
     return {o: sum(f.outcome == o for f in findings) for o in OUTCOMES}
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """One line: how many of the examinations pass."""
+    """Return one line: how many examinations pass, fail and do not apply."""
     counts = count(findings)
     text = f"{counts['pass']} of {len(findings)} examinations pass, "
     failing = f"{counts['fail']} fail, " if counts["fail"] else ""
@@ -91,7 +97,10 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def lines(target: str, findings: Sequence[Finding], failing_only: bool = False) -> Iterator[str]:
-    """A line for each examination, the summary, and a reproduction of each failure."""
+    """Yield a line for each examination, then the summary, then a reproduction of each failure.
+
+    failing_only: whether only failed examinations get a line.
+    """
     width = max(len(name) for name in table) + 2
     room = max(shutil.get_terminal_size((120, 24)).columns - width - 6, 20)
     failures = [f for f in findings if f.outcome == "fail"]
@@ -107,12 +116,12 @@ def lines(target: str, findings: Sequence[Finding], failing_only: bool = False) 
 
 
 def plain_text(text: str) -> str:
-    """The text on one line, without the codes that colour a terminal."""
+    """Return the text on one line, without the codes that colour text in a terminal."""
     return " ".join(re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", text).split())
 
 
 def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
-    """The target with versions, counts and findings."""
+    """Return a dict with the target, versions, counts and findings."""
     return {
         "target": target,
         "package": package(target),
@@ -124,7 +133,10 @@ def as_json(target: str, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def package(target: Any) -> str:
-    """Name and version of the distribution that a class comes from; "" if there is none."""
+    """Return the name and version of the distribution from which a class comes.
+
+    Returns "" if there is no such distribution.
+    """
     top = resolve(target)[0].__module__.split(".")[0]
     names = [top, *importlib.metadata.packages_distributions().get(top, [])]
     for name in names:

@@ -1,4 +1,7 @@
-"""The examined class: how scripts import and construct it, and facts found by trying it."""
+"""The examined class: how scripts import and construct it, and facts about it.
+
+The facts are found by trying the class.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from .values import EXPRESSIONS, VALUES, as_expression
 
 
 class Subject:
-    """A class under examination, and the options that every construction of it gets.
+    """A class under examination, and the options with which it is always constructed.
 
     target: a subclass of torch.optim.Optimizer, a rule or its name, the name of a class of this
     package, or "module:Class". Raises TargetError for anything else.
@@ -92,7 +95,10 @@ class Subject:
 
     @property
     def needs_train(self) -> bool:
-        """Whether train() must be called first: for foreign classes with eval() and train()."""
+        """Whether train() must be called before the first step.
+
+        This is so for classes of other packages that have eval() and train().
+        """
         both = all(callable(getattr(self.cls, name, None)) for name in ("eval", "train"))
         return both and not self.ours
 
@@ -102,14 +108,17 @@ class Subject:
         return issubclass(self.cls, RuleOptimizer)
 
     def value(self, name: str) -> str:
-        """The value of the examinations' argument of that name, as an expression."""
+        """Return the expression for the value that the examinations' argument `name` gets."""
         if name not in self._values:
             value = VALUES[name](self)
             self._values[name] = value if name in EXPRESSIONS else self.expression(value)
         return self._values[name]
 
     def expression(self, value: Any) -> str:
-        """A value as an expression. Adds the modules that the expression uses to the imports."""
+        """Return an expression that gives `value`.
+
+        Adds the modules that the expression uses to `imports`.
+        """
         text, modules = as_expression(value)
         self.imports += [line for m in modules if (line := f"import {m}") not in self.imports]
         return text
@@ -140,7 +149,10 @@ class Subject:
 
     @cached_property
     def elementwise(self) -> bool:
-        """Whether an element's step depends on its own gradient only. True if the step raises."""
+        """Whether the step of an element depends only on the gradient of this element.
+
+        True if the step raises an error.
+        """
         ends = []
         for other in (0.5, 3.0):
             p = torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64))
@@ -156,7 +168,10 @@ class Subject:
         return ends[0] == ends[1]
 
     def complaint(self, dtype: torch.dtype = torch.float32, sparse: bool = False) -> str:
-        """The error message of a step on a gradient of this kind; "" if the step works."""
+        """Return the error message of a step on a gradient of this dtype, sparse or dense.
+
+        Returns "" if the step works.
+        """
         p = torch.nn.Parameter(torch.ones(3, 2, dtype=dtype))
         p.grad = torch.full_like(p, 0.5)
         if sparse:
@@ -180,9 +195,10 @@ _CONSTANTS = {"true": True, "false": False, "none": None}
 
 
 def read_option(text: str) -> tuple[str, Any]:
-    """Read `name=value`. The value is a Python literal, or else module:Class, or else text.
+    """Read `name=value`. Returns the name and the value.
 
-    true, false, none, inf and nan may be written in upper or lower case.
+    The value is read as a Python literal if it is one, else as module:Class if it has this form,
+    else as text. true, false, none, inf and nan may be written in upper or lower case.
     """
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():

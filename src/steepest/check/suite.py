@@ -21,9 +21,10 @@ from .doctor import examinations, examine
 class Suite:
     """A test for each examination. A subclass sets the optimizer.
 
-    optimizer: the class (or anything else that `examine` takes). options: arguments of its
-    constructor. known: name of an examination -> why its failure is accepted. Each
-    of these examinations must fail.
+    optimizer: the class, or anything else that `examine` takes.
+    options: arguments of the class's constructor.
+    known: name of an examination -> why its failure is accepted. If this examination passes, its
+    test fails.
     """
 
     optimizer: ClassVar[Any]
@@ -32,7 +33,7 @@ class Suite:
 
     @pytest.mark.parametrize("name", [each.name for each in examinations()])
     def test_examination(self, name: str) -> None:
-        """One examination; `-k NAME` selects it."""
+        """The test of one examination. `-k NAME` selects it."""
         (finding,) = examine(self.optimizer, name, self.options)
         reason = self.known.get(name)
         if finding.outcome == "not applicable":

@@ -1,4 +1,4 @@
-"""Finds the class to examine. The target is a class, a rule, or the name of one."""
+"""Finds the class to examine. The target is a class, a rule, or the name of a class or rule."""
 
 from __future__ import annotations
 
@@ -15,11 +15,17 @@ from ..errors import BadCall
 
 
 class TargetError(BadCall):
-    """The target is not an optimizer class, or cannot be constructed with the options."""
+    """Raised if the target is not an optimizer class or cannot be constructed with the options.
+
+    Also raised for an unknown name of an examination.
+    """
 
 
 def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
-    """The class that a target names, and the module of a target "module:Class", otherwise ""."""
+    """Return the class that a target names, and a module.
+
+    The module is that of a target "module:Class". For any other target it is empty.
+    """
     module = ""
     if isinstance(target, str) and ":" in target:
         module = target.partition(":")[0]
@@ -45,7 +51,7 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
 
 
 def imported(target: str) -> Any:
-    """The object that "module:Class" names."""
+    """Import the module in "module:Class" and return the object `Class`."""
     module, _, name = target.partition(":")
     if not all(part.isidentifier() for part in module.split(".")):
         raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
@@ -68,7 +74,7 @@ def imported(target: str) -> Any:
 
 
 def one_line(error: Exception, with_type: bool = True) -> str:
-    """An error's message on one line."""
+    """Return the message of an error on one line."""
     message, name = " ".join(str(error).split()), type(error).__name__
     if not message:
         return name
@@ -80,7 +86,7 @@ def is_optimizer(value: Any) -> bool:
 
 
 def home_of(cls: type) -> str:
-    """The shortest module that the class can be imported from; "" if there is none."""
+    """Return the shortest module from which the class can be imported; "" if there is none."""
     parts = cls.__module__.split(".")
     for k in range(1, len(parts) + 1):
         module = ".".join(parts[:k])

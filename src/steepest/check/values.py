@@ -40,9 +40,9 @@ _UNUSUAL: tuple[dict[str, Any], ...] = (
 
 
 def as_expression(value: Any) -> tuple[str, list[str]]:
-    """A value as an expression, and the modules besides torch that the expression uses.
+    """Return an expression that gives `value`, and the modules that the expression uses.
 
-    Raises TargetError if no expression gives the value.
+    torch is left out of the modules. Raises TargetError if no expression gives the value.
     """
     if isinstance(value, type):
         home = home_of(value)
@@ -80,7 +80,11 @@ def _known(subject: Subject, **values: Any) -> dict[str, Any]:
 
 
 def _variants(subject: Subject) -> list[dict[str, Any]]:
-    """Sets of options that may run other code of the class: unusual values, each flag switched."""
+    """Return sets of options that may run other branches of the class's code.
+
+    The first set is empty. The others are sets of unusual values, and for each flag a set that
+    switches only this flag.
+    """
     variants = [*_UNUSUAL]
     steps = not subject.complaint()  # if False, only the construction can be tried
     for name, parameter in subject.parameters.items():
@@ -106,7 +110,10 @@ def _usable(subject: Subject, options: dict[str, Any], steps: bool) -> bool:
 
 
 def _shared_options(subject: Subject) -> dict[str, Any]:
-    """The options that a foreign class shares with ours of that name, with its own values."""
+    """Return the options that a foreign class shares with our class of the same name.
+
+    The values of these options are those of the foreign class.
+    """
     family = families[subject.name]
     values = {n: p.default for n, p in subject.parameters.items() if n in family.arguments}
     values |= {n: v for n, v in subject.options.items() if n in family.arguments}
@@ -137,7 +144,10 @@ def _fast(subject: Subject) -> float:
 
 
 def _tensors(subject: Subject) -> list[str]:
-    """Which of lr and weight_decay may be a tensor in two steps that autograd differentiates."""
+    """Return which of lr and weight_decay may be a tensor with a gradient.
+
+    This is tried in two steps with differentiable=True.
+    """
     differentiable = []
     for name in _known(subject, lr=0, weight_decay=0):
         value = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
@@ -162,6 +172,6 @@ VALUES: dict[str, Callable[[Subject], Any]] = {
     "tensors": _tensors,
     "comparisons": _comparisons,
 }
-"""Name of a value -> the function that computes the value for a class."""
+"""Name of an examination's argument -> function that computes its value for a class."""
 EXPRESSIONS = {"comparisons"}
-"""The names whose functions in VALUES return an expression."""
+"""The names in VALUES whose functions return an expression instead of a value."""

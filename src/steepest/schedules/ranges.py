@@ -26,7 +26,11 @@ _WINDOWS = 10  # the moving mean is over about a tenth of the steps
 
 @dataclass(frozen=True)
 class Interval:
-    """The learning rates of n seeds: their median (of the logarithms), the lowest, the highest."""
+    """Summary of learning rates, one from each of n seeds.
+
+    median: the median, computed on the logarithms of the rates.
+    low, high: the lowest and the highest rate.
+    """
 
     median: float
     low: float
@@ -41,11 +45,13 @@ class Interval:
 class RangeTest:
     """The result of a range test. `print` shows it in a few lines.
 
-    lrs: the learning rate of each step. losses: seed -> the loss before each step, until the run
-    stopped. A run diverged if its list is shorter than `lrs` or its last loss is not finite.
+    lrs: the learning rate of each step.
+    losses: seed -> the loss before each step, until the run stopped. A run diverged if its list of
+    losses is shorter than `lrs`, or if its last loss is not finite.
     falls: seed -> the rate at which the smoothed loss falls fastest, or None if it never falls.
     rises: seed -> the rate at which the smoothed loss begins to rise, or None if it never rises.
-    fall, rise: these rates as intervals over the seeds; judge by them.
+    fall, rise: the rates in `falls` and `rises`, as intervals over the seeds. Use these intervals
+    to choose a learning rate.
     """
 
     lrs: list[float]
@@ -55,12 +61,12 @@ class RangeTest:
 
     @property
     def fall(self) -> Interval | None:
-        """The rate at which the smoothed loss falls fastest; None if it falls for no seed."""
+        """The rate at which the smoothed loss falls fastest. None if it falls for no seed."""
         return _interval(self.falls)
 
     @property
     def rise(self) -> Interval | None:
-        """The rate at which the smoothed loss begins to rise; None if it rises for no seed."""
+        """The rate at which the smoothed loss begins to rise. None if it rises for no seed."""
         return _interval(self.rises)
 
     def __str__(self) -> str:
@@ -91,26 +97,30 @@ def range_test(
     seeds: int | Sequence[int] = 5,
     diverged: float = 4.0,
 ) -> RangeTest:
-    """Train copies of the model while lr grows exponentially from low to high.
+    """Train copies of the model while lr grows exponentially from `low` to `high`.
 
-    Smith 2017, arXiv:1506.01186, section 3.3. There, lr grows linearly, and accuracy is watched.
+    Smith 2017, arXiv:1506.01186, section 3.3. In that paper lr grows linearly, and the accuracy is
+    watched instead of the loss.
 
     For each seed a copy of model and optimizer makes `steps` steps. A run stops early when the loss
     is not finite, or when its moving mean exceeds `diverged` times the lowest moving mean so far.
-    If that lowest mean is below 0, the run stops when the moving mean is more than diverged - 1
-    times its magnitude above it. The curve is smoothed by a moving mean over a tenth of the steps.
-    A seed changes the order of the batches and the model's own randomness. The interval over seeds
-    shows how much the answer depends on the seed; it is not a confidence interval.
+    If the lowest moving mean is negative, the run stops when the current moving mean is more than
+    (diverged - 1) * abs(lowest) above it. Moving means are over about a tenth of the steps. The
+    curve of the loss is smoothed in the same way. A seed changes the order of the batches and the
+    model's own randomness. The interval over seeds shows how much the answer depends on the seed.
+    It is not a confidence interval.
 
-    model: its copies keep its mode, so call train() or eval() before.
-    optimizer: over the model's parameters. step() gets a closure, so SAM works too. Its hooks are
-    not copied. The groups keep the ratios of their lr. The lr in the result is that of the group
-    with the largest lr.
-    loss: `loss(model, batch)` returns the loss, a tensor of one element. It must use the model that
-    is passed to it, which is a copy.
-    batches: anything that can be iterated repeatedly. A list is iterated in a new order each time,
-    a DataLoader in the order that it chooses.
-    low, high: 0 < low < high. steps: at least 10. seeds: the number of seeds, or a list of seeds.
+    model: its copies keep its mode, so call train() or eval() before range_test.
+    optimizer: an optimizer over the model's parameters. Its step() gets a closure, so SAM works
+    too. The optimizer's hooks are not copied. If groups have different lr, the ratios between their
+    lr are kept, and the lr in the result is that of the group with the largest lr.
+    loss: `loss(model, batch)` returns the loss, a tensor of one element. The function must use the
+    model that is passed to it, which is a copy.
+    batches: anything that can be iterated repeatedly. A list is iterated in a new order each time.
+    A DataLoader is iterated in the order that it chooses.
+    low, high: the first and the last lr, 0 < low < high.
+    steps: the number of steps per seed, at least 10.
+    seeds: the number of seeds, or a list of seeds.
 
     Nothing that you pass in is changed, even after an error or Ctrl-C: weights, buffers, gradients,
     modes, the optimizer and its lr, and the random generators of torch, numpy, Python and the
@@ -191,7 +201,7 @@ def _run(
     width: int,
     diverged: float,
 ) -> list[float]:
-    """The losses of one run, up to the step at which it diverges."""
+    """Return the losses of one run, up to the step at which the run diverges."""
     initial = [float(group["lr"]) for group in optimizer.param_groups]
     ratios = [lr / max(initial) if max(initial) > 0 else 1.0 for lr in initial]
     losses: list[float] = []
@@ -235,7 +245,7 @@ def _compute_loss(
 def _find_rates(
     lrs: list[float], losses: list[float], width: int
 ) -> tuple[float | None, float | None]:
-    """The rates at which the smoothed losses fall fastest and begin to rise."""
+    """Return two lr: where the smoothed loss falls fastest, and where it begins to rise."""
     finite = losses if isfinite(losses[-1]) else losses[:-1]
     if len(finite) < width + 1:
         return None, None
@@ -257,7 +267,7 @@ def _interval(rates: dict[int, float | None]) -> Interval | None:
 
 
 def _repeat(batches: Iterable[Any], seed: int) -> Iterator[Any]:
-    """The batches, repeated without end. A list gets a new order each time."""
+    """Yield the batches, repeated without end. A list gets a new order at each repetition."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         if isinstance(batches, Sequence):
@@ -306,7 +316,10 @@ def _seeding(batches: Any) -> Iterator[Callable[[int], None]]:
 
 
 def _save_position(batches: Any, inner: Any) -> Callable[[], None]:
-    """A function that restores the current position in the batches, if they have one."""
+    """Return a function that restores the current position in `batches`.
+
+    The function does nothing if `batches` has no position that can be saved.
+    """
     if hasattr(inner, "save_position"):  # a Loader's batch sampler, maybe wrapped by accelerate
         restore, iteration = inner.save_position(), getattr(batches, "iteration", None)
 

@@ -15,22 +15,27 @@ from ..checks import number, whole
 class RestartFromBest(ReduceLROnPlateau):
     """Restart from the best weights at a lower rate. Denkowski & Neubig 2017, arXiv:1706.09733.
 
-    Call `step(metric)` after each evaluation. When `patience` evaluations in a row are not better
-    than the best, the model gets the weights and buffers of the best evaluation back, the
-    optimizer's state is reset, and every group's lr is multiplied by `factor`. When patience
-    runs out again after `restarts` restarts, the best weights come back and `stopped` becomes True.
-    Train `while not scheduler.stopped`. Later calls change nothing.
+    Call `step(metric)` after each evaluation. A restart comes when `patience` evaluations in a row
+    have not improved on the best metric. The model then gets back the weights and buffers of its
+    best evaluation, the optimizer's state is reset, and every group's lr is multiplied by `factor`.
+    When patience runs out again after `restarts` restarts, the model gets back the best weights and
+    `stopped` becomes True. Further calls of `step` change nothing.
+    Train `while not scheduler.stopped`.
 
-    model: one copy of its best weights is kept. A saved state_dict holds another one.
-    mode: "min" if a lower metric is better, "max" if a higher one is. A nan is never better. Until
-    the first metric that is not nan, the best weights are those that the model had at the start.
-    factor: in (0, 1). patience: a number of evaluations, at least 1. This class is a
-    ReduceLROnPlateau, because frameworks look for one; but torch's own allows one evaluation more.
-    restarts: with 0, the scheduler only stops early, with the best weights.
+    model: the module that the optimizer trains. The scheduler keeps one copy of the best weights. A
+    saved state_dict of the scheduler holds another copy.
+    mode: "min" if a lower metric is better, "max" if a higher metric is better. A nan is never
+    better. Until the first metric that is not nan, the best weights are those that the model had at
+    the start.
+    factor: what lr is multiplied by at a restart, in (0, 1).
+    patience: a number of evaluations, at least 1. torch's ReduceLROnPlateau allows one more
+    evaluation at the same patience. This class is still a subclass of ReduceLROnPlateau, because
+    frameworks look for that class.
+    restarts: the number of restarts. With 0, the scheduler only stops early, with the best weights.
 
     A reset gives the optimizer the state that it had when the scheduler was made, including the
-    state of wrappers. The param groups keep their other options. Raises TypeError or ValueError for
-    invalid arguments.
+    state of wrappers. The options of the param groups other than lr do not change. Raises TypeError
+    or ValueError for invalid arguments.
     """
 
     def __init__(

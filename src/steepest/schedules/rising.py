@@ -1,4 +1,4 @@
-"""Learning rates that rise first: Noam's schedule, and a warm-up before any scheduler."""
+"""Schedulers in which lr rises first: NoamLR, and WarmupLR for a warm-up before any scheduler."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from torch.optim.lr_scheduler import (
 from ..checks import plain, real, several, whole
 
 _FIXED_GROUPS = (CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, MultiplicativeLR, OneCycleLR)
-"""torch's schedulers that keep a list with one value per group, fixed when they are made."""
+"""torch's schedulers that keep a list with one value per group. The list is fixed when the
+scheduler is made.
+"""
 
 
 class NoamLR(LRScheduler):
-    """Linear warm-up, then the inverse square root of the step.
+    """Linear warm-up, then a decay with the inverse square root of the step.
 
     Vaswani et al. 2017, arXiv:1706.03762, equation 3.
 
@@ -35,12 +37,13 @@ class NoamLR(LRScheduler):
     step. The peak, at t = warmup, is factor * (width * warmup)**-0.5. The paper uses width 512,
     warmup 4000 and Adam(betas=(0.9, 0.98), eps=1e-9).
 
-    width: the width of the model's layers (d_model), not its number of parameters. warmup: steps.
-    factor: a number, or one per param group.
+    width: the width of the model's layers (d_model), not the model's number of parameters.
+    warmup: the number of warm-up steps.
+    factor: a number, or a list with one number per param group.
 
-    Call `step()` after every optimizer step. The optimizer's own lr is replaced. AdaBound scales
-    its bounds by the ratio of lr to the lr that it was made with, so make AdaBound with the peak
-    lr. Raises TypeError or ValueError for invalid arguments.
+    Call `step()` after every optimizer step. The lr that the optimizer was made with is replaced.
+    AdaBound scales its bounds by the current lr divided by the lr that it was made with. So make
+    AdaBound with the peak lr. Raises TypeError or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -81,33 +84,36 @@ class NoamLR(LRScheduler):
 class WarmupLR(LRScheduler):
     """A linear warm-up before any scheduler. Goyal et al. 2017, arXiv:1706.02677, section 2.2.
 
-    `WarmupLR(CosineAnnealingLR(optimizer, 900), steps=100)`: at step k < `steps`, lr is
-    start + (1 - start) * k / steps times the first lr of the scheduler `after`. At k = steps
-    `after` begins, with its first lr. If `after` cycles the momentum too, the momentum keeps its
-    first value during the warm-up.
+    Example: `WarmupLR(CosineAnnealingLR(optimizer, 900), steps=100)`. At step k = 0, 1, ... <
+    steps, lr is (start + (1 - start) * k / steps) * lr0, where lr0 is the first lr of the scheduler
+    `after`. At step k = steps, `after` begins with lr0. If `after` cycles the momentum too, the
+    momentum keeps its first value during the warm-up.
 
-    after: a scheduler that has not been stepped yet. It may have parts (ChainedScheduler,
-    SequentialLR) or be a ReduceLROnPlateau, which torch's SequentialLR does not support.
-    steps: at least 1, in the unit in which `after` is stepped.
-    start: the first factor, in [0, 1]; by default 1 / (steps + 1), so that no step is wasted at
-    lr 0.
+    after: a scheduler that has not been stepped yet. It may consist of other schedulers
+    (ChainedScheduler, SequentialLR). It may also be a ReduceLROnPlateau, which torch's SequentialLR
+    does not support.
+    steps: the length of the warm-up, at least 1. One call of `step` is one step, so the unit is
+    that in which `after` is stepped.
+    start: the factor of lr0 at step 0, in [0, 1]. The default is 1 / (steps + 1), because at lr 0
+    the first step would be wasted.
 
     Inside a SequentialLR the warm-up starts from the optimizer's initial lr, as torch's schedulers
-    do. If other code changes lr during the warm-up, such as a ChainedScheduler, the following
-    warm-up steps keep the ratio of that change. The change is ignored if the lr before or after it
-    is 0 or not finite. A param group that is added during the warm-up joins it at the next
-    `step()`. That step raises ValueError if `after` is one of torch's schedulers with a fixed
-    number of groups (LambdaLR, MultiplicativeLR, CyclicLR, OneCycleLR,
+    do. If other code, such as a ChainedScheduler, multiplies lr by a ratio during the warm-up, the
+    following warm-up steps keep this ratio. Such a change is ignored if lr is 0 or not finite
+    before or after the change. A param group that is added during the warm-up joins the warm-up at
+    the next `step()`. This call raises ValueError if `after` is one of torch's schedulers with a
+    fixed number of groups (LambdaLR, MultiplicativeLR, CyclicLR, OneCycleLR,
     CosineAnnealingWarmRestarts).
 
-    If `after` is a ReduceLROnPlateau or a subclass, the WarmupLR is itself an instance of
-    ReduceLROnPlateau, so trainers pass it a metric. If only `step(metric)` is called, as Lightning
-    and transformers' Trainer do, each call counts as a warm-up step; later calls go to `after`.
-    After the first `step()` without a metric, the two calls are separate. `step()` counts the
-    warm-up, and does nothing after the warm-up. `step(metric)` is ignored during the warm-up.
+    If `after` is a ReduceLROnPlateau or an object of a subclass, the WarmupLR is itself an instance
+    of ReduceLROnPlateau, so trainers pass it a metric. If only `step(metric)` is called, as
+    Lightning and transformers' Trainer do, each call counts as a warm-up step. Calls after the
+    warm-up go to `after`. As soon as `step()` is called without a metric, the two kinds of calls
+    are separate. From then on, `step()` counts the warm-up, and does nothing after the warm-up.
+    `step(metric)` is ignored during the warm-up, and goes to `after` later.
 
-    state_dict() includes the state of `after`: save and load only the WarmupLR. Raises TypeError or
-    ValueError for invalid arguments, and TypeError for a metric if `after` takes none.
+    state_dict() includes the state of `after`, so save and load only the WarmupLR. Raises TypeError
+    or ValueError for invalid arguments, and TypeError for a metric if `after` takes no metric.
     """
 
     def __new__(cls, after: LRScheduler | None = None, *_: Any, **__: Any) -> WarmupLR:
@@ -137,7 +143,7 @@ class WarmupLR(LRScheduler):
         LRScheduler._initial_step(self)
 
     def _restart_after(self) -> None:
-        """Repeat the first step of `after`, from the groups' current lr."""
+        """Let `after` repeat its first step, starting from the current lr of the groups."""
         _repeat_first_step(self.after)
         self.targets, self._last_lr = read_lrs(self.optimizer), []
 
@@ -191,7 +197,7 @@ class WarmupLR(LRScheduler):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` returned, without changing it."""
+        """Load what `state_dict()` returned. The argument is not changed."""
         own = dict(state_dict)
         self.after.load_state_dict(dict(own.pop("after")))  # a copy: CyclicLR removes an entry
         own["targets"] = [*own["targets"]]
@@ -203,7 +209,7 @@ class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
     """The class of a WarmupLR whose `after` is a ReduceLROnPlateau."""
 
     two_clocks = False
-    """Whether step() was called without a metric."""
+    """Whether step() has been called without a metric."""
 
     def __getattr__(self, name: str) -> Any:
         if name == "after":  # not set yet, during unpickling
@@ -216,7 +222,10 @@ class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
             self.after._separate_clocks()
 
     def step(self, metrics: Any = None, epoch: None = None) -> None:  # type: ignore[override]
-        """Make one step, or pass a metric."""
+        """Make one step, with or without a metric.
+
+        WarmupLR explains how the two kinds of calls differ.
+        """
         warm = self.last_epoch >= self.steps
         if metrics is None:
             if not (warm or self.two_clocks):
@@ -236,13 +245,13 @@ class _WarmupPlateau(WarmupLR, ReduceLROnPlateau):
 
 
 def read_lrs(optimizer: torch.optim.Optimizer) -> list[float | Tensor]:
-    """The lr of each group; tensors are copied."""
+    """Return the lr of each group. If an lr is a tensor, a copy is returned."""
     lrs = [group["lr"] for group in optimizer.param_groups]
     return [lr.clone() if isinstance(lr, Tensor) else lr for lr in lrs]
 
 
 def set_option(group: dict[str, Any], key: str, value: Any) -> None:
-    """Set an option of a group. A tensor is filled in place."""
+    """Set an option of a group. If the old value is a tensor, this tensor is filled in place."""
     if isinstance(group[key], Tensor):
         with torch.no_grad():
             group[key].fill_(float(value))
@@ -251,7 +260,10 @@ def set_option(group: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _find_fixed(scheduler: Any) -> str | None:
-    """The class name of the first scheduler, this one or a part, that takes no groups later."""
+    """Return the class name of the first scheduler to which no group can be added later.
+
+    Looks at this scheduler, then at its parts. Returns None if all of them allow it.
+    """
     if isinstance(scheduler, _FIXED_GROUPS):
         return type(scheduler).__name__
     parts = [*getattr(scheduler, "_schedulers", ()), getattr(scheduler, "after", None)]

@@ -1,4 +1,4 @@
-"""Warmup-stable-decay, cosines with a floor, and schedules of options other than lr."""
+"""Warmup-stable-decay, cosines with a floor, and schedules of any numeric option."""
 
 from __future__ import annotations
 
@@ -20,21 +20,28 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda x: (1 - cos(pi * x)) / 2,
     "1-sqrt": sqrt,
 }
-"""Shape -> the fraction of the decay that is done after a fraction x of its steps."""
+"""Name of a shape -> function f. When the fraction x of the steps of a decay is done, the fraction
+f(x) of the decay is done.
+"""
 
 Floor = float | Sequence[float]
 
 
 class _ScaledLR(LRScheduler):
-    """A schedule that multiplies each group's initial lr by a factor that depends on the step only.
+    """A schedule that multiplies each group's initial lr by a factor.
 
-    A group that is added later is scheduled too. Its initial lr is the one that it is added with.
+    The factor depends only on the step and on the group's floor.
+
+    A group that is added later is scheduled too. Its initial lr is the lr that it is added with.
     """
 
     floors: list[float]
 
     def share(self, step: int, floor: float) -> float:
-        """The factor at a step, counted from 0, for a group with that floor."""
+        """Return what the initial lr of a group is multiplied by at `step`; the first step is 0.
+
+        floor: the floor of the group.
+        """
         raise NotImplementedError
 
     def get_lr(self) -> list[float | Tensor]:
@@ -79,18 +86,21 @@ class WSDLR(_ScaledLR):
         lr0 * floor                                         from steps on
 
     shape: s(x) is 1 - x ("linear"), 1 - sqrt(x) ("1-sqrt": Hägele et al. 2024, arXiv:2405.18392)
-    or (1 + cos(pi * x)) / 2 ("cosine"). With decay = steps - warmup there is no constant phase;
-    "linear" is then the straight line to zero (Bergsma et al. 2025, arXiv:2502.15938).
+    or (1 + cos(pi * x)) / 2 ("cosine"). With decay = steps - warmup there is no constant phase.
+    Then "linear" with floor 0 is the straight line to zero of Bergsma et al. 2025,
+    arXiv:2502.15938.
 
-    lr0: the lr that the group was made with. steps: all steps, warmup and decay included.
-    floor: the last lr as a fraction of lr0, in [0, 1], or one per param group.
-    start: the first lr as a fraction of lr0, in [0, 1]; by default 1 / (warmup + 1), as in
-    WarmupLR, so that no step is wasted at lr 0.
+    lr0: the lr that the group was made with.
+    steps: the number of all steps, including warmup and decay.
+    floor: the last lr as a fraction of lr0, in [0, 1]: a number, or a list with one per param
+    group.
+    start: the first lr as a fraction of lr0, in [0, 1]. The default is 1 / (warmup + 1), as in
+    WarmupLR, because at lr 0 the first step would be wasted.
 
     Call `step()` after every optimizer step. To end a run earlier or later, or to continue from a
-    checkpoint of the constant phase, set `scheduler.steps`. Set it after load_state_dict, which
-    restores the old value. A value below warmup + decay raises ValueError at the next step. Raises
-    TypeError or ValueError for invalid arguments.
+    checkpoint of the constant phase, set `scheduler.steps`. Set it after load_state_dict, because
+    load_state_dict restores the old value. A value below warmup + decay raises ValueError at the
+    next step. Raises TypeError or ValueError for invalid arguments.
     """
 
     def __init__(
@@ -138,7 +148,9 @@ class WSDLR(_ScaledLR):
 
 
 class CosineLR(_ScaledLR):
-    """A cosine decay to a floor, once or with restarts. Later periods may be longer and lower.
+    """A cosine decay to a floor, once or with restarts.
+
+    Later periods may be longer and start lower.
 
     Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, with the floors and decaying restarts of
     timm's CosineLRScheduler. Period i = 0, 1, ... has T = round(steps * factor**i) steps. At step k
@@ -146,13 +158,16 @@ class CosineLR(_ScaledLR):
 
         lr = lr0 * (floor + (peak - floor) * (1 + cos(pi * k / T)) / 2),  peak = decay**i
 
-    where peak is at least floor. After the last period lr stays at the floor; torch's
-    CosineAnnealingLR rises again.
+    If decay**i is below the floor, peak is the floor. After the last period lr stays at the floor.
+    In torch's CosineAnnealingLR, lr rises again.
 
-    lr0: the lr that the group was made with. steps: the length of the first period.
-    floor: the lowest lr as a fraction of lr0, in [0, 1], or one per param group; for a lowest lr of
-    1e-5 pass 1e-5 / lr0.
-    periods: how many; None repeats forever. factor: at least 1. decay: in (0, 1].
+    lr0: the lr that the group was made with.
+    steps: the length of the first period.
+    floor: the lowest lr as a fraction of lr0, in [0, 1]: a number, or a list with one per param
+    group. For a lowest lr of 1e-5, pass 1e-5 / lr0.
+    periods: the number of periods. None repeats them forever.
+    factor: the length of a period divided by the length of the period before, at least 1.
+    decay: the peak of a period divided by the peak of the period before, in (0, 1].
 
     Call `step()` after every optimizer step. Raises TypeError or ValueError for invalid arguments.
     """
@@ -191,7 +206,9 @@ class CosineLR(_ScaledLR):
 
 
 def ramp(first: float, last: float, steps: int, shape: str = "linear") -> Callable[[int], float]:
-    """Values for an OptionSchedule: `first` at step 0, `last` at step `steps` and after it.
+    """Return a function for an OptionSchedule that goes from `first` to `last` in `steps` steps.
+
+    The value is `first` at step 0. It is `last` at step `steps` and at all later steps.
 
     shape: "linear", "cosine" or "1-sqrt", as in WSDLR. Raises ValueError for invalid arguments.
     """
@@ -215,21 +232,22 @@ class OptionSchedule(LRScheduler):
         OptionSchedule(optimizer, "beta1", ramp(0.85, 0.95, 300))
         OptionSchedule(optimizer, "lr", [0.1, 0.1, 0.05, 0.01])
 
-    The first one is from Caron et al. 2021, arXiv:2104.14294 (DINO).
+    The first example is from Caron et al. 2021, arXiv:2104.14294 (DINO).
 
-    option: a key of the param groups whose value is a number; "beta1", "beta2", ... are the members
-    of `betas`.
-    values: a list with one value per step, or a function of the step, counted from 0. The last
-    value of a list stays.
+    option: a key of the param groups whose value is a number. "beta1", "beta2", ... are the first,
+    second, ... number in `betas`.
+    values: a list with one value per step, or a function of the step. The first step is 0. After
+    the end of a list, its last value stays.
     relative: whether the values are multiplied by the value that the group was made with.
 
-    A group that was made with 0 keeps 0, because the option is switched off there, such as weight
-    decay for biases. Unless the option is lr, this schedule leaves lr alone, so it works together
-    with any lr schedule: step both, or put both in a ChainedScheduler.
+    A group in which the option was 0 from the start keeps 0, because the option is switched off for
+    this group. An example is weight decay, which is often 0 for biases. Unless the option is lr,
+    this schedule leaves lr alone, so it works together with any lr schedule: step both, or put both
+    in a ChainedScheduler.
 
-    Call `step()` after every optimizer step. The values are not saved: to resume, pass the same
-    values. Raises TypeError or ValueError for invalid arguments. A value below 0 raises ValueError;
-    for betas and momentum, so does a value of 1 or more.
+    Call `step()` after every optimizer step. state_dict() does not hold `values`: to resume, pass
+    the same values. Raises TypeError or ValueError for invalid arguments. A value below 0 raises
+    ValueError. For betas and momentum, a value of 1 or more raises ValueError too.
     """
 
     def __init__(
@@ -265,13 +283,16 @@ class OptionSchedule(LRScheduler):
             warnings.warn(f"{message}, or load the state of this schedule", stacklevel=2)
 
     def value(self, step: int) -> float:
-        """The value, or the factor if `relative`, at a step, counted from 0."""
+        """Return the value at `step`; the first step is 0.
+
+        If `relative` is set, the value is a factor of the value that the group was made with.
+        """
         if callable(self._values):
             return real(self._values(step))
         return self._values[min(step, len(self._values) - 1)]
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of each param group. Also sets the option."""
+        """Set the option in all groups. Returns the learning rate of each param group."""
         groups = self.optimizer.param_groups
         self.own = [*self.own, *(self._read_option(group) for group in groups[len(self.own) :])]
         new = self.value(self.last_epoch)
@@ -323,7 +344,7 @@ class OptionSchedule(LRScheduler):
             group["betas"] = tuple(betas)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step, and the values that the groups were made with."""
+        """Return the step, and the values of the option that the groups were made with."""
         state = super().state_dict()
         del state["_values"]
         return state

@@ -1,8 +1,8 @@
-"""The CPU: one compiled loop over raw pointers for all tensors of a bucket.
+"""The CPU backend: one compiled loop over raw pointers steps all tensors of a bucket.
 
-Parameters are float32, float64 or bfloat16 (with states of float32). `printer.py` turns a program
-into a Python function, `compiler.py` compiles it, `work.py` divides the work among threads, and
-`bucket.py` passes the tensors.
+Parameters are float32, float64 or bfloat16. The states of bfloat16 parameters are float32.
+`printer.py` turns a program into a Python function, `compiler.py` compiles this function, `work.py`
+divides the work among threads, and `bucket.py` passes the tensors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from .bucket import CpuBucket
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Whether the loop supports the parameter and its options; it does not support autograd."""
+    """Whether the loop supports the parameter and its options.
+
+    The loop does not support autograd through the step.
+    """
     selection = wanted.selection
     program = program_of(selection)
     plain = all(codecs.of_state(selection.rule.keys[s]) is codecs.NEAREST for s in program.states)
@@ -34,7 +37,10 @@ def takes(wanted: Wanted, p: Tensor) -> bool:
 
 
 def is_walkable(p: Tensor) -> bool:
-    """Whether the loop can walk along the parameter: dense memory, and not float16."""
+    """Whether the loop can step the parameter in the order of its memory.
+
+    The parameter must be a CPU tensor with dense memory, and not float16.
+    """
     return (
         p.device.type == "cpu"
         and p.dtype in (torch.float32, torch.float64, torch.bfloat16)
@@ -48,7 +54,10 @@ def is_walkable(p: Tensor) -> bool:
 
 
 def source(program: Program) -> str | None:
-    """The loops of a step, as Python: one, or two if the program has reductions."""
+    """Return the Python source of a step's loops: two if the program has reductions, else one.
+
+    Returns None if only torch can run the program.
+    """
     if program.matrix:
         return None
     passes = (True, False) if program.first else (False,)

@@ -19,7 +19,7 @@ _grad = attrgetter("grad")
 
 
 class CpuBucket(Bucket):
-    """The CPU's compiled loop, for dense parameters of float32, float64 or bfloat16."""
+    """Steps dense parameters of float32, float64 or bfloat16 with the CPU's compiled loop."""
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         columns = [
@@ -31,7 +31,11 @@ class CpuBucket(Bucket):
         self.expect(owners, params, self.work.gradients)
 
     def align_state(self, k: int, p: Tensor, key: str) -> Tensor:
-        """A parameter's state in a layout that the loop can walk along with p."""
+        """Return the state `key` of parameter `k`, copied if its strides differ from those of `p`.
+
+        The loop steps through the memory of `p` and of its states together, so their strides must
+        be equal.
+        """
         if (state := self.pending[k]) is None:
             return p  # a placeholder: nothing reads it
         x = state[key]
@@ -65,16 +69,16 @@ class CpuBucket(Bucket):
         return Ready(step, self.work.add)
 
     def noise_keys(self) -> list[int]:
-        """The key of each parameter's noise, from the seed and the count."""
+        """Return the key of each parameter's noise. It depends on the seed and the step count."""
         steps = self.cells.read()[0].tolist()
         key = {t: codecs.noise_key(self.wanted.seed, t + 1) for t in {*steps}}
         return [key[t] for t in steps]
 
     @torch.no_grad()
     def straighten(self, owners: list[Tensor], grads: list[Any]) -> list[Tensor]:
-        """Copies of gradients whose strides differ from their parameter's.
+        """Copy each gradient whose strides differ from its parameter's. Returns the copies.
 
-        Raises for a gradient that does not fit.
+        A copy has the strides of its parameter. Raises an error for a gradient that does not fit.
         """
         misfits = [k for k, code in enumerate(self.expected.codes) if code in (STRIDES, MISFIT)]
         copies = []

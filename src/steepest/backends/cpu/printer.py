@@ -1,13 +1,16 @@
-"""The CPU's loop as text: a Python function of one argument, the address of its job.
+"""Prints the CPU's loop as a Python function. Its one argument is the address of its job.
 
-The frame is the same for every rule. A rule fills in two parts. The first part computes the host
-scalars into a row of numbers, once for each sequence of tensors with equal counts. The second part
-is the body: for each chunk of elements, it reads the row into constants, and then computes one
-element after the other. A rule with reductions has two such loops: the first loop adds up each
-chunk, and the host scalars of the second loop read these sums.
+The frame of the function is the same for every rule. A rule fills in two parts. The first part
+computes the host scalars, which are the same for all elements of a tensor. It writes them into a
+row of numbers, once for each run of consecutive tensors with equal step counts. The second part is
+the body. For each chunk of elements, it reads the row into constants. Then it computes one element
+after the other.
+
+A rule with reductions has two such loops. The first loop adds up each chunk. In the second loop,
+the host scalars are computed from these sums.
 
 STORED has an entry for each codec: how the loop reads and writes a bfloat16 parameter.
-`compiler.py` defines the functions that the text calls.
+`compiler.py` defines the functions that the printed function calls.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ ARRAYS = {
     **dict.fromkeys(("keys", "cells", "types"), "integers"),
     **dict.fromkeys(("scalar", "rows", "sums", "totals"), "doubles"),
 }
-"""Name -> the type of its elements."""
+"""Name of an array -> the type of its elements."""
 
 _OWN = """
     address addresses job n integers doubles reals real float64 rows row_of row scalar k chunks
@@ -33,7 +36,7 @@ _OWN = """
     compensation now grad new sums starts only pieces cells types totals fetch put
 """
 RESERVED = frozenset(_OWN.split())
-"""Names that the text uses itself, besides numbered names."""
+"""Names that the printed function uses itself, besides numbered names such as `sum0`."""
 
 _FRAME = """\
 def {name}(address):
@@ -70,11 +73,11 @@ _DEPTHS = {
 
 
 class Stored(NamedTuple):
-    """How the loop reads and writes a tensor whose type is not that of the loop: lines of text.
+    """Lines of source with which the loop reads and writes a bfloat16 parameter or its gradient.
 
     pointer: the type of the tensor's elements.
     load: the expression that reads an element of the tensor {x}.
-    then: the line after `load`; it changes the value `now` that was read.
+    then: the line after `load`. It changes `now`, the value that was read.
     store: the expression that converts the new value `new` for the tensor.
     last: the line after all stores.
     extra: the name of the extra tensor that the codec keeps.
@@ -103,11 +106,11 @@ STORED = {
         last="compensation[i] = narrow(cut(new, widen(narrow(new))))",
     ),
 }
-"""Codec -> how the loop stores a bfloat16 parameter."""
+"""Name of a codec -> how the loop reads and writes a bfloat16 parameter."""
 
 
 class _Elements(Printer):
-    """Prints numbers in the loop's own type."""
+    """Prints constants in the type that the loop computes in."""
 
     templates: ClassVar = {**Printer.templates, "where": ("{1} if {0} != zero else {2}", 0)}
 
@@ -116,11 +119,12 @@ class _Elements(Printer):
 
 
 def source(program: Program, storage: str = "", first: bool = False, wide: bool = False) -> str:
-    """The loop of a program.
+    """Return the source of a program's loop.
 
     storage: the codec of bfloat16 parameters, a name in STORED; "" for other dtypes.
     wide: whether the gradients of bfloat16 parameters are float32.
-    first: print the first pass, which adds up each chunk in float64 for the reductions.
+    first: whether to print the first of two passes. This pass adds up each chunk in float64 for the
+        reductions.
     """
     return _Loop(program, storage, first, wide).text()
 
@@ -163,7 +167,11 @@ class _Loop:
         return max(len(self.program.slots), 1)
 
     def scalars(self) -> dict[str, list[str]]:
-        """Lines that compute a row, if the counts differ from those of the tensor before."""
+        """Return the lines that compute a row of host scalars.
+
+        A tensor gets the row of the tensor before it if the inputs of both rows are equal, such as
+        their step counts.
+        """
         program = self.program
         carried = [_safe_name(c) for c in program.carried]
         # a new count needs a new row only if the rule reads t
@@ -191,7 +199,7 @@ class _Loop:
         return {"start": start, "read": read, "compute": compute, "write": write, "count": count}
 
     def totals(self) -> list[str]:
-        """Lines that read the sums of the first pass for this tensor."""
+        """Return the lines that compute a tensor's reductions from the sums of the first pass."""
         lines = []
         for i, node in enumerate(self.program.reductions):
             if node.op == "total":  # over all parameters, added up between the passes
@@ -209,7 +217,7 @@ class _Loop:
     # the elements
 
     def pointers(self) -> list[str]:
-        """Lines that point to the memory of the tensors."""
+        """Return the lines that set pointers to the memory of the tensors."""
         types = dict.fromkeys(self.tensors.values(), "reals")
         for x, stored in self.stored.items():
             types[self.tensors[x]] = stored.pointer
@@ -217,7 +225,7 @@ class _Loop:
         return [f"{x} = {t}(addresses[{i} * n + k])" for i, (x, t) in enumerate(types.items())]
 
     def constants(self) -> list[str]:
-        """Lines that read what is the same for all elements of a tensor."""
+        """Return the lines that read the numbers that are the same for all elements of a tensor."""
         lines = ["zero = real(0.0)", *(x.start for x in self.stored.values() if x.start)]
         for i, node in enumerate(self.program.slots):
             if node.op == "input":
@@ -227,7 +235,10 @@ class _Loop:
         return [*lines, *(f"sum{i} = 0.0" for i in range(len(self.sums)))]
 
     def loads(self) -> list[str]:
-        """Lines that load elements whose type is not the loop's own; others are read in place."""
+        """Return the lines that load an element of a bfloat16 parameter and of its gradient.
+
+        All other elements are read in place, because they have the type that the loop computes in.
+        """
         inputs = self.program.inputs
         for x in self.program.rule.tensors:
             self.printer.names[inputs[x]] = f"{_safe_name(x)}[i]"
@@ -239,7 +250,7 @@ class _Loop:
         return [f"now, grad = {', '.join(values)}", *then]
 
     def values(self) -> list[str]:
-        """Lines that compute everything for an element, up to the new values."""
+        """Return the lines that compute an element's new values, without storing them."""
         lines, printer, outputs = [], self.printer, self.program.outputs
         sides = [s for node in self.program.body if node.op == "where" for s in node.args[1:]]
         for node in dict.fromkeys(s for s in sides if s.op == "input" and not s.host):
@@ -254,7 +265,10 @@ class _Loop:
         return lines
 
     def stores(self) -> list[str]:
-        """Lines that store the new values; in the first pass, lines that add to the sums."""
+        """Return the lines that store the new values.
+
+        In the first pass, the lines add to the sums instead.
+        """
         nodes = self.program.outputs
         if self.sums:
             return [self.term(i, node) for i, node in enumerate(nodes.values())]
@@ -268,7 +282,7 @@ class _Loop:
         return [*lines, *(x.last for x in self.stored.values() if x.last)]
 
     def term(self, i: int, node: Node) -> str:
-        """The line that adds one element's share to a sum."""
+        """Return the line that adds the term of one element to sum `i`."""
         factors = node.args if node.op == "mul" else [node]
         if self.sums[i].op == "norm":
             factors = [node, node]

@@ -1,7 +1,8 @@
-"""The work of a step: the loops and the numbers that they use, kept from step to step.
+"""The work of a step: the loops and the arrays that the loops use. Both are kept from step to step.
 
-Work is cut into pieces of at most CHUNK elements. Threads take pieces by an atomic counter. The
-borders of pieces depend only on sizes, so results do not depend on the number of threads.
+Work is cut into pieces of at most CHUNK elements. Threads take one piece after the other, by an
+atomic counter. The borders of the pieces depend only on the sizes of the tensors, so results do not
+depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ CHUNK = 1 << 16  # elements; large enough to be worth taking, small enough to sh
 
 
 class Work:
-    """The loops and what they need at each step: addresses, pieces and scratch memory. It holds no
-    tensor.
+    """The loops and what they need at each step: addresses, pieces and scratch memory.
+
+    A `Work` holds no tensor.
 
     wide: whether the gradients of bfloat16 parameters are float32.
     columns: the parameters, then the tensors of each state.
@@ -79,19 +81,23 @@ class Work:
         self.address = self.job.ctypes.data
 
     def prepare(self, scalars: Sequence[float], keys: Any = 0) -> None:
-        """Set the values of the scalars (without t) and the keys of the noise."""
+        """Set the values of the scalars other than the step count t, and the keys of the noise."""
         self.scalars[: len(scalars)], self.keys[:] = scalars, keys
 
     def add(self) -> list[float]:
-        """Run the first pass; returns the sums over these parameters, for each total."""
+        """Run the first pass.
+
+        Returns, for each `total` of the rule, its sum over these parameters.
+        """
         self._run(self.loops[0])
         stepped = self.gradients[self.chunks[0]] != 0
         return [float(self.sums[i, stepped].sum()) for i in self.spanning]
 
     def run(self, totals: Sequence[float] | None = None) -> bool:
-        """Run the step; returns whether a count has reached the end of its dtype.
+        """Run the step. Returns whether a step count has become too large for its dtype.
 
-        totals: the sums of `add`, added up over all buckets that share them.
+        totals: for each `total` of the rule, its sum over all buckets that share it. If `totals` is
+            None, the sums are taken over this bucket alone.
         """
         if totals is None and len(self.loops) > 1:
             totals = self.add()
@@ -110,7 +116,10 @@ class Work:
 
 
 def _cut(sizes: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Chunks (tensor, first, last) of at most CHUNK elements, and the borders of pieces."""
+    """Return chunks (tensor, start, stop) of at most CHUNK elements, and the borders of the pieces.
+
+    A piece consists of successive chunks that have at most CHUNK elements together.
+    """
     chunks, borders, filled = [], [0], 0
     for k, size in enumerate(sizes):
         for start in range(0, size, CHUNK):

@@ -1,4 +1,7 @@
-"""The reference: the rule itself, called for each parameter in turn, on any device and dtype."""
+"""The eager backend, which is the reference. It calls the rule itself for each parameter in turn.
+
+It works on any device and dtype.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from .bucket import EagerBucket
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Everything but the rows of sparse gradients."""
+    """Whether this backend can step the parameter.
+
+    It can step everything except sparse gradients of which only the rows are stepped.
+    """
     return not takes_sparse(wanted.selection, p.grad)
 
 
 def source(program: Program) -> str:
-    """The rule as it is written."""
+    """Return the source of the rule as it is written."""
     return inspect.getsource(program.rule.function)
 
 

@@ -16,7 +16,10 @@ from . import reference
 
 
 class EagerBucket(Bucket):
-    """Calls the rule; with `differentiable`, autograd goes through the step."""
+    """Calls the rule for one parameter after the other.
+
+    With `differentiable`, autograd goes through the step.
+    """
 
     def build(self, owners: list[Tensor], params: list[Tensor]) -> None:
         super().build(owners, params)
@@ -47,7 +50,7 @@ class EagerBucket(Bucket):
         return Ready(step, add)
 
     def check_differentiable(self, p: Tensor) -> None:
-        """Raise for a parameter that autograd cannot change in place."""
+        """Raise RuntimeError if autograd cannot change the parameter in place."""
         if p.is_leaf and p.requires_grad:
             raise RuntimeError(
                 f"{self.rule}: differentiable=True was given for a leaf that requires grad, "
@@ -56,7 +59,11 @@ class EagerBucket(Bucket):
             )
 
     def pass_over(self, inputs: StepInputs, sums: dict[int, Tensor], add: bool) -> None:
-        """Go over all parameters: add up the totals in `sums` (`add`), or step with them."""
+        """Go over all parameters that have a gradient.
+
+        If `add` is True, add up the totals of the rule in `sums`. Otherwise step with the totals in
+        `sums`.
+        """
         with torch.set_grad_enabled(self.wanted.differentiable):
             numbers = self.cells.read().T.tolist()
             for k in inputs.grads:
@@ -77,7 +84,10 @@ class EagerBucket(Bucket):
     def call(
         self, inputs: StepInputs, row: Row, lists: Any, loaded: Any
     ) -> tuple[dict[str, Tensor], list[Any]]:
-        """Call the rule for one parameter: its new tensors by name, and its carried scalars."""
+        """Call the rule for one parameter.
+
+        Returns the new tensors by name, and the next carried scalars.
+        """
         (k,) = row.at
         rule, program = self.selection.rule, self.program
         names = [n for n in program.scalars if n != "t"]
@@ -95,7 +105,11 @@ class EagerBucket(Bucket):
     def write(
         self, inputs: StepInputs, row: Row, lists: Any, loaded: Any, new: dict[str, Tensor]
     ) -> None:
-        """Write the new tensors to memory, or with their autograd history to the state."""
+        """Store the new tensors of one parameter.
+
+        Without `differentiable`, the new values are copied into the existing tensors. With
+        `differentiable`, the new states replace the old states and keep their autograd history.
+        """
         rule, (k,) = self.selection.rule, row.at
         if not self.wanted.differentiable:
             for name, (old,) in zip((rule.tensors[0], *self.program.states), loaded, strict=True):
@@ -111,9 +125,12 @@ class EagerBucket(Bucket):
         return None
 
     def remember(self, own: dict[str, Any], carried: Sequence[Any], every: bool = False) -> None:
-        """Store carried scalars with an autograd history, or plain numbers that replace them.
+        """Store carried scalars in `own`, the state of one parameter.
 
-        every: store all carried scalars.
+        By default a scalar is stored only if it has an autograd history, or if the scalar that it
+        replaces has one.
+
+        every: whether to store all carried scalars.
         """
         keys = (self.selection.rule.keys[c] for c in self.selection.rule.carried)
         for key, x in zip(keys, carried, strict=True):

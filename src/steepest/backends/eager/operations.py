@@ -12,13 +12,13 @@ from ... import ops
 from ...definition import LARGEST
 
 stored: ContextVar[torch.dtype | None] = ContextVar("stored", default=None)
-"""For `precision`: the dtype in which the parameter of the running rule is stored."""
+"""The dtype in which the parameter of the running rule is stored. `precision` reads it."""
 total_of: ContextVar[Callable[[Tensor], Tensor]] = ContextVar("totals", default=torch.sum)
-"""For `total`: the function that sums a tensor."""
+"""The function with which `total` sums a tensor."""
 
 
 def _allow_numbers(fn: Any, of: Callable[[Any, Any], Any]) -> Any:
-    """torch's maximum or minimum of two tensors, one of which may be a number."""
+    """Make torch's maximum or minimum accept a number as one of its two arguments."""
 
     def call(a: Any, b: Any) -> Any:
         if not any(isinstance(x, Tensor) and x.ndim for x in (a, b)):
@@ -69,7 +69,7 @@ def _orthogonal(x: Tensor, a: float, b: float, c: float, eps: float, steps: floa
 
 
 def _square_dims(x: Tensor) -> list[int]:
-    """The dimensions of x that have a covariance."""
+    """Return the dimensions of `x` that are small enough to have a covariance matrix."""
     return [k for k, n in enumerate(x.shape) if n <= LARGEST]
 
 
@@ -78,7 +78,7 @@ def _pack(x: Tensor, squares: Iterable[Tensor]) -> Tensor:
 
 
 def _unpack(packed: Tensor, x: Tensor) -> list[Tensor]:
-    """The packed square matrices, one for each dimension of x that has one."""
+    """Return the square matrices in `packed`: one for each dimension in `_square_dims(x)`."""
     sizes = [x.shape[k] for k in _square_dims(x)]
     flat = packed.split([n * n for n in sizes])
     return [s.view(n, n) for s, n in zip(flat, sizes, strict=True)]
@@ -91,7 +91,10 @@ def _covariance(x: Tensor, k: int) -> Tensor:
 
 
 def _change_basis(x: Tensor, bases: Tensor, back: bool) -> Tensor:
-    """Multiply each dimension of x by its basis, if it has one."""
+    """Multiply each dimension of `x` that has a basis by this basis.
+
+    back: whether to multiply by the transposed basis instead.
+    """
     basis = dict(zip(_square_dims(x), _unpack(bases, x), strict=True))
     y = x.contiguous()
     for k in range(x.dim()):
@@ -109,7 +112,10 @@ def _decompose(covariance: Tensor) -> Tensor:
 
 
 def _check_derivative(covariance: Tensor, sizes: Tensor) -> None:
-    """Raise if autograd would differentiate basis vectors that only rounding has fixed."""
+    """Raise RuntimeError if autograd would differentiate basis vectors that are not unique.
+
+    If eigenvalues are equal or zero, only rounding decides which eigenvectors are found.
+    """
     noise = 100 * len(covariance) * torch.finfo(covariance.dtype).eps
     if covariance.requires_grad and not (sizes.abs() > noise * covariance.trace()).all():
         raise RuntimeError(
@@ -121,7 +127,7 @@ def _check_derivative(covariance: Tensor, sizes: Tensor) -> None:
 
 
 def _order(covariance: Tensor, basis: Tensor) -> Tensor:
-    """The order of the basis vectors by their Rayleigh quotients, the largest first."""
+    """Return the indices that sort the basis vectors by their Rayleigh quotients, largest first."""
     return (basis * (covariance @ basis)).sum(0).argsort(descending=True)
 
 

@@ -16,7 +16,10 @@ from . import operations
 
 @contextmanager
 def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
-    """Inside, call i of `total` returns sums[i]; with `add`, it first adds its own sum to it."""
+    """Within this context, call number i of `total` returns sums[i].
+
+    add: whether call number i first adds the sum of its own tensor to sums[i].
+    """
     calls = itertools.count()
 
     def total(x: Tensor) -> Tensor:
@@ -33,7 +36,10 @@ def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
 
 
 def _scalar(x: Any) -> Any:
-    """A scalar as a number; with an autograd history, as a float64 tensor without dimensions."""
+    """Convert a scalar to a `Number`.
+
+    A scalar with an autograd history becomes a float64 tensor without dimensions instead.
+    """
     return x.reshape(()).to("cpu", torch.float64) if carries(x) else ops.Number(x)
 
 
@@ -44,11 +50,16 @@ def run(
     scalars: dict[str, Any],
     stored: torch.dtype,
 ) -> tuple[dict[str, Tensor], list[Any]]:
-    """One parameter's step: the new tensors by name, and the next carried scalars.
+    """Compute the step of one parameter.
 
-    `tensors` are the parameter, the gradient and the program's states; their dtype may be wider
-    than `stored`, in which the parameter is stored. Autograd goes through the tensors, and through
-    scalars (carried ones too) that are tensors with a history.
+    Returns the new tensors by name, and the next carried scalars.
+
+    tensors: the parameter, the gradient and the program's states. Their dtype may be wider than
+        `stored`.
+    stored: the dtype in which the parameter is stored.
+
+    Autograd goes through the tensors. It also goes through scalars and carried scalars that are
+    tensors with an autograd history.
     """
     rule, number = program.rule, {n: _scalar(v) for n, v in scalars.items()}
     p, g, *states = tensors

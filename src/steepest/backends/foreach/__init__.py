@@ -1,4 +1,7 @@
-"""torch._foreach_*: the default for devices and dtypes that the compiled loop does not support."""
+"""The foreach backend, which calls the functions torch._foreach_*.
+
+It is the default for devices and dtypes that the CPU's compiled loop does not support.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,28 @@ from .bucket import ForeachBucket
 
 
 def runs(program: Program) -> bool:
-    """Whether this backend can run a program: one without reductions and matrix functions."""
+    """Whether this backend can run a program.
+
+    The program must have no reductions and no matrix functions.
+    """
     return not (program.matrix or program.reductions)
 
 
 def takes(wanted: Wanted, p: Tensor) -> bool:
-    """Whether the backend runs this program, or the gradient is sparse and its rows are stepped."""
+    """Whether this backend can step the parameter.
+
+    It can if it runs the program and autograd through the step is not wanted. It also can if the
+    gradient is sparse and the rule can step just the rows in it.
+    """
     dense = runs(program_of(wanted.selection)) and not wanted.differentiable
     return dense or takes_sparse(wanted.selection, p.grad)
 
 
 def source(program: Program) -> str | None:
-    """The calls on lists, and in comments how their scalars are computed."""
+    """Return the calls on lists, with comments on how the scalars in these calls are computed.
+
+    Returns None if this backend cannot run the program.
+    """
     if not runs(program):
         return None
     return printer.source(program) + "".join(f"    # {line}\n" for line in host_notes(program))

@@ -19,7 +19,7 @@ from . import printer
 
 @cache
 def _functions(selection: Selection, itemsize: int) -> tuple[Any, Any]:
-    """The function that steps the lists, and the one that computes the host scalars."""
+    """Return the function that steps the lists, and the function that computes the host scalars."""
     program = program_of(selection)
     return printer.compiled(program), host_function(program, itemsize)
 
@@ -27,7 +27,7 @@ def _functions(selection: Selection, itemsize: int) -> tuple[Any, Any]:
 class ForeachBucket(Bucket):
     """Calls torch._foreach functions on whole tensors, or only on the rows in sparse gradients.
 
-    Rows are stepped alone only by rules that do not change a row without a gradient.
+    Only the rows are stepped if the rule does not change a row that has no gradient.
     """
 
     def prepare(self, inputs: StepInputs) -> Ready:
@@ -45,7 +45,7 @@ class ForeachBucket(Bucket):
     def advance(
         self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
     ) -> Sequence[float]:
-        """Step tensors that all have the same count; returns the next carried scalars."""
+        """Step tensors that all have the same step count. Returns the next carried scalars."""
         run, host = _functions(self.selection, self.dtype.itemsize)
         # if the program reads t, it is the first of its scalars
         t = [row.t] if self.program.reads_t else []
@@ -59,7 +59,7 @@ class ForeachBucket(Bucket):
     def advance_rows(
         self, lists: Lists, grads: list[Tensor], row: Row, scalars: list[float]
     ) -> Sequence[float]:
-        """Step only the rows in the sparse gradients; returns the next carried scalars."""
+        """Step only the rows that are in the sparse gradients. Returns the next carried scalars."""
         coalesced = [g.coalesce() for g in grads]
         # the first step is of all rows, because a state may have a start other than zero
         if row.t == 1 or self.selection.rule.sparse == "dense":

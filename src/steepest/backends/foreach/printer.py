@@ -1,8 +1,9 @@
 """Prints a program as calls of torch._foreach_* functions.
 
-Each call works on whole lists of tensors. A multiplication or division that ends in a sum becomes
-addcmul or addcdiv, an average becomes lerp, and a list that is not read again is overwritten. So
-the number of calls per step depends on the rule, not on the number of tensors.
+Each call works on whole lists of tensors. So the number of calls per step depends on the rule, not
+on the number of tensors. If a product or a quotient is added to something, both operations become
+one addcmul or addcdiv. A weighted average becomes one lerp. A list that is not read again is
+overwritten.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from ...printing import safe_name
 from ...trace import Node, Program
 
 RESERVED = frozenset({"torch", "full"})
-"""Names that generated code uses itself, besides `c` and numbered names."""
+"""Names that the generated code uses itself, besides `c` and numbered names such as `x1`."""
 
 
 def _safe_name(name: str) -> str:
@@ -24,7 +25,7 @@ def _safe_name(name: str) -> str:
 
 
 def full(like: list[Any], value: float) -> list[Any]:
-    """New tensors like the given ones, filled with a number."""
+    """Return new tensors like the tensors in `like`, filled with `value`."""
     lists = torch._foreach_mul(like, 0.0)
     torch._foreach_zero_(lists)  # 0 * nan is nan
     torch._foreach_add_(lists, value)
@@ -32,7 +33,11 @@ def full(like: list[Any], value: float) -> list[Any]:
 
 
 class _Term(NamedTuple):
-    """factor * a (plain), factor * a * b (mul) or factor * a / b (div)."""
+    """A term of a sum.
+
+    Its value is factor * a if the form is "plain", factor * a * b if it is "mul", and factor * a /
+    b if it is "div".
+    """
 
     factor: str
     form: str
@@ -70,25 +75,34 @@ class _Calls:
         return repr(node.value) if node.op == "const" else self.slot[node]
 
     def value(self, node: Node) -> str:
-        """The list that holds the node; it is computed if it does not exist yet."""
+        """Return the name of the list that holds the node.
+
+        If there is no such list yet, the calls that compute it are printed.
+        """
         if node not in self.lists:
             self.lists[node] = self.emit(node)
         return self.lists[node]
 
     def values(self, *nodes: Node) -> None:
-        """Compute all operands before one of them is used: using one may overwrite its list."""
+        """Compute all operands before one of them is used.
+
+        This order is necessary because the use of an operand may overwrite its list.
+        """
         for node in nodes:
             if not node.host:
                 self.value(node)
 
     def take(self, node: Node) -> str:
-        """The list that holds the node, counted as read once."""
+        """Return the name of the list that holds the node, and count one read of this list."""
         name = self.value(node)
         self.reads_left[node] -= 1
         return name
 
     def call(self, node: Node, op: str, a: Node, *rest: str) -> str:
-        """Print `op` on a's list: in place if the list is not read again and may be overwritten."""
+        """Print a call of `op` on the list of `a`. Returns the name of the list with the result.
+
+        The call works in place if the list of `a` is not read again and may be overwritten.
+        """
         name = self.take(a)
         may_overwrite = node in self.reaches.get(name, (node,))
         if self.reads_left[a] == 0 and may_overwrite and not name.startswith("either"):
@@ -155,7 +169,10 @@ class _Calls:
         return self.call(node, f"addc{r.form}", a, self.take(r.a), self.take(r.b), value)
 
     def average(self, a: Node, b: Node) -> tuple[Node, Node] | None:
-        """(weight, other) if b is weight * (other - a) and nothing else reads it."""
+        """Return (weight, other) if b is weight * (other - a) and nothing else reads b.
+
+        Returns None otherwise.
+        """
         if (
             self.is_read_once(b)
             and b.op == "mul"
@@ -189,7 +206,10 @@ def _ancestors(node: Node | None) -> set[Node]:
 
 
 def source(program: Program) -> str:
-    """The program as a function on lists of tensors and `c`, the slots of the host scalars."""
+    """Return the program as the source of a function.
+
+    The arguments of the function are lists of tensors, and `c`, the list of the host scalars.
+    """
     p, g = program.rule.tensors[:2]
     arguments = ", ".join([*map(_safe_name, (p, g, *program.states)), "c"])
     body = "".join(f"    {line}\n" for line in _Calls(program).lines)
@@ -197,7 +217,7 @@ def source(program: Program) -> str:
 
 
 def compiled(program: Program) -> Any:
-    """`source` as a function."""
+    """Return the function whose source `source(program)` returns."""
     names: dict[str, Any] = {"torch": torch, "full": full}
     exec(compile(source(program), f"<foreach calls of {program.rule.name}>", "exec"), names)
     return names[program.rule.name]

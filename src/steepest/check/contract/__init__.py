@@ -1,4 +1,7 @@
-"""The contract of torch.optim as examinations. The report has the order of these imports."""
+"""The contract of torch.optim as examinations.
+
+The report lists the examinations in the order of these imports.
+"""
 
 # isort: off
 from . import construction as construction

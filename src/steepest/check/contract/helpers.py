@@ -10,7 +10,11 @@ from torch import Tensor
 
 
 def drive(optimizer: Any, params: Sequence[Tensor], count: int, start: int = 0) -> None:
-    """Take `count` steps. A gradient depends only on the numbers of the step and the parameter."""
+    """Take `count` steps.
+
+    The gradients are random, but the same for the same step number and the same position in
+    `params`.
+    """
     for t in range(start, start + count):
         for k, p in enumerate(params):
             random = torch.Generator().manual_seed(1000 * k + t)
@@ -20,7 +24,10 @@ def drive(optimizer: Any, params: Sequence[Tensor], count: int, start: int = 0) 
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Path -> value, for nested dicts and lists. A tensor becomes its dtype and its numbers."""
+    """Convert nested dicts and lists to one dict: path -> value.
+
+    A tensor becomes its dtype and its numbers.
+    """
     if isinstance(value, torch.Tensor):
         return {path: (value.dtype, value.tolist())}
     if isinstance(value, (list, tuple)):
@@ -31,6 +38,6 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    """A sentence for each difference between two results of `flat`."""
+    """Return one sentence for each difference between two results of `flat`."""
     keys = [k for k in {**one, **two} if one.get(k) != two.get(k)]
     return [f"{k} is {one.get(k)}, expected {two.get(k)}" for k in keys]

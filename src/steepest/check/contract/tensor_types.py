@@ -81,7 +81,7 @@ def empty_parameter(make: Any) -> None:
 
 
 def steps_float16(subject: Any) -> str | None:
-    """Requires that the class takes float16 and makes steps that are visible in it."""
+    """Requires that the class takes float16 and makes steps large enough to change float16."""
     return halves(subject) or coarse(subject)
 
 
