@@ -1,7 +1,8 @@
 """Methods that use the loss of all data: closed form, curvature, and search without gradients.
 
 Each method is a `torch.optim.Optimizer` whose step takes a closure that returns the loss of all
-data. Only `least_squares` is a function. `closures` holds the code that the methods share.
+data. Two names are not optimizers: the function `least_squares`, and `Population`, which holds many
+copies of a model. The module `closures` holds the code that the methods share.
 """
 
 from torch.optim import LBFGS

@@ -1,4 +1,7 @@
-"""The base class of all methods on the whole loss: flat vector, closure, cost, checkpoints."""
+"""The base class of all methods on the whole loss.
+
+It flattens the parameters, calls the closure, counts the cost, and saves checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,13 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     options, because the method sees one vector.
 
     If a step is interrupted or the closure raises, the parameters and the method's own state do not
-    change. The method's own state is in the state_dict under "whole". It is not in `state`, because
-    torch would cast it to the parameters' dtype.
+    change; only `evaluations` keeps its new count. The method's own state is saved in the
+    state_dict under "whole", and not under "state", because torch casts the tensors under "state"
+    to the parameters' dtype.
     """
 
     _limits: ClassVar[dict[str, Any]] = {}
-    """Option -> the interval it must lie in, or a tuple of its allowed values."""
+    """Maps an option to the interval of its values, or to a tuple of its allowed values."""
     _integers: ClassVar[frozenset[str]] = frozenset()
     """Options that must be whole numbers."""
     _saved: ClassVar[tuple[str, ...]] = ()
@@ -52,8 +56,8 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     def evaluations(self) -> float:
         """The cost so far, in gradients of the whole loss.
 
-        A forward pass counts 1/3, a forward and backward pass 1, a product with the Hessian 2, the
-        Hessian of P parameters 2 P, and a Jacobian of R rows R.
+        A forward pass costs 1/3, a forward and backward pass together cost 1, and a product with
+        the Hessian costs 2. The Hessian of P parameters costs 2 P. A Jacobian of R rows costs R.
         """
         return self._memory["thirds"] / 3
 
@@ -82,8 +86,8 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group.
 
-        Raises ValueError if its options differ from the optimizer's, and RuntimeError after the
-        first step.
+        Raises ValueError if an option of the group differs from the optimizer's. Raises
+        RuntimeError if the optimizer has already made a step.
         """
         if self._memory["steps"]:
             self._refuse(
@@ -124,7 +128,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
         return self.param_groups[0][name]
 
     def _trainable(self) -> list[Tensor]:
-        """The parameters that require a gradient, each once."""
+        """The parameters that require a gradient, without duplicates."""
         params = {id(p): p for g in self.param_groups for p in g["params"] if p.requires_grad}
         return [*params.values()]
 
@@ -137,7 +141,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
             p.copy_(piece)
 
     def _split(self, vectors: Tensor) -> list[Tensor]:
-        """Vectors (..., P) as tensors (..., *shape of the parameter)."""
+        """Split vectors of shape (..., P) into one tensor (..., *p.shape) for each parameter p."""
         params = self._trainable()
         pieces = vectors.split([p.numel() for p in params], -1)
         return [
@@ -193,7 +197,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
         return self._compute_loss(closure)
 
     def _build_graph(self, closure: Callable[[], Any]) -> Tensor:
-        """The loss with its autograd graph, after checks."""
+        """Call the closure, check the loss, and return the loss with its autograd graph."""
         loss = self._call(closure, True)
         self._check_loss(loss)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
@@ -230,7 +234,7 @@ class FullBatchOptimizer(torch.optim.Optimizer):
     # the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Make one step. The closure returns the loss. The class says what step() returns."""
+        """Make one step. The class's docstring says what the closure and step() return."""
         return self._run_step(closure, self._step)
 
     def _step(self, closure: Callable[[], Any]) -> Any:
@@ -342,11 +346,11 @@ def _join(tensors: Iterable[Tensor]) -> Tensor:
 def backtrack(
     loss_at: Callable[[float], float], loss: float, slope: float, length: float, most: int = 30
 ) -> tuple[float, float] | None:
-    """Armijo's line search: the first of length, length/2, ... that lowers the loss enough.
+    """Armijo's line search: try `length`, then half of it, and so on, until the loss falls enough.
 
-    The new loss must be at most loss + 1e-4 * length * slope (Nocedal & Wright, Numerical
-    Optimization, eq. 3.4 and algorithm 3.1). Returns the length and its loss, or None if none of
-    `most` lengths lowers the loss enough. A loss of nan is never accepted.
+    That is, until the loss at the length t is at most `loss` + 1e-4 * t * `slope` (Nocedal &
+    Wright, Numerical Optimization, eq. 3.4 and algorithm 3.1). Returns the accepted length and the
+    loss there. Returns None after `most` lengths without success. A loss of nan is never accepted.
     """
     for _ in range(most):
         value = loss_at(length)

@@ -16,28 +16,29 @@ MAX_TRIES = 20
 
 
 class Newton(FullBatchOptimizer):
-    """theta -= (H + damping I)^-1 g, where H is the Hessian over all P parameters.
+    """theta -= (H + damping I)^-1 g, with the gradient g and the Hessian H of all P parameters.
 
-    Nocedal & Wright, Numerical Optimization, chapter 3. Damping: Levenberg 1944, adapted by the
-    ratio of the actual to the predicted decrease. `saddle_free=True` computes
-    (|H| + damping I)^-1 g, where |H| has the absolute eigenvalues of H: Dauphin et al. 2014,
-    arXiv:1406.2572. The plain form is attracted to saddles, because it goes to the nearest point
-    with zero gradient; the saddle-free form is not. Neither form leaves a point whose gradient is
-    exactly zero.
+    Nocedal & Wright, Numerical Optimization, chapter 3. The damping is from Levenberg 1944. It is
+    adapted by the ratio of the actual to the predicted decrease of the loss. `saddle_free=True`
+    computes (|H| + damping I)^-1 g instead, where |H| is H with the absolute values of its
+    eigenvalues: Dauphin et al. 2014, arXiv:1406.2572. The plain form is attracted to saddle points,
+    because it moves to a nearby point with zero gradient even if this is a saddle point. The
+    saddle-free form is not attracted. If the gradient is exactly zero, neither form moves.
 
-    lr: the length of the step; with `line_search` the first length tried.
-    damping: the initial damping; 0 turns damping off. The damping is divided by 3 after a
-    step that lowers the loss by more than 3/4 of the prediction, and multiplied by 4 after one that
-    lowers it by less than 1/4. A step that does not lower the loss is tried again with 4 times the
-    damping.
-    line_search: halve the length until the loss falls enough (Armijo's condition). The plain form
-    then also shifts an indefinite H until it is positive definite. Without line search and damping
-    the step is always taken.
+    lr: the length of the step; with `line_search`, the first length that is tried.
+    damping: the initial damping; 0 turns damping off. After a step that lowers the loss by more
+    than 3/4 of the predicted decrease, the damping is divided by 3. After a step that lowers the
+    loss by less than 1/4 of the predicted decrease, the damping is multiplied by 4. A step that
+    does not lower the loss is tried again with 4 times the damping.
+    line_search: halve the length until the loss falls enough (Armijo's condition). With
+    `line_search`, the plain form also makes an indefinite H positive definite, by adding a multiple
+    of I. With neither line search nor damping, every step is taken, even if the loss rises.
     max_parameters: a model with more parameters raises ValueError. H and its eigenvectors have
     P x P float64 numbers each. One step costs as much as 2 P gradients, and P^3 operations.
 
-    Eigenvalues of H below 1e-14 of the largest count as 0. Without damping, steps
-    along their eigenvectors are left out (the pseudo-inverse).
+    An eigenvalue of H counts as 0 if its absolute value is below 1e-14 times the largest absolute
+    value. Without damping, the step does not move along the eigenvectors of these eigenvalues, as
+    with the pseudo-inverse.
 
     `step(closure)` returns the loss before the step. The parameters and the damping do not
     change if the loss, gradient or Hessian is not finite, or if none of the steps that were tried
@@ -116,7 +117,7 @@ class Newton(FullBatchOptimizer):
     def _find_direction(
         self, values: Tensor, vectors: Tensor, projected: Tensor, damping: float
     ) -> tuple[Tensor, Tensor]:
-        """The step of length 1, and its coefficients in the eigenbasis of H."""
+        """The step at length 1, and the coefficients of this step in the eigenbasis of H."""
         largest = float(values.abs().max())
         tiny = 1e-14 * largest
         if self._option("line_search") and float(values.min()) + damping < -tiny:
@@ -161,11 +162,13 @@ class NewtonCG(FullBatchOptimizer):
 
     Nocedal & Wright, Numerical Optimization, algorithm 7.1 (line search Newton-CG).
 
-    H d = -g, with gradient g and Hessian H, is solved until |H d + g| <= min(1/2, sqrt(|g|)) |g|.
-    If a direction has negative curvature, d is the solution so far, or -g if the direction is the
-    first one. So d is always a descent direction. Armijo's line search then starts from length lr.
+    Conjugate gradients solve H d = -g, with gradient g and Hessian H, until
+    |H d + g| <= min(1/2, sqrt(|g|)) |g|. They stop early at a direction of negative curvature: d is
+    then the solution so far, or -g if this direction is the first one. So d is always a descent
+    direction. Armijo's line search along d starts from length lr.
 
-    lr: the first length tried. iterations: the maximum number of Hessian-vector products per step.
+    lr: the first length that the line search tries. iterations: the maximum number of
+    Hessian-vector products per step.
 
     `step(closure)` returns the loss before the step. The parameters do not change if the loss or a
     derivative is not finite, or if no length lowers the loss.
@@ -230,7 +233,7 @@ class NewtonCG(FullBatchOptimizer):
 def _differentiate(
     optimizer: FullBatchOptimizer, closure: Callable[[], Any]
 ) -> tuple[float, Tensor, Tensor]:
-    """Loss, gradient (P) in float64, and the same gradient with its autograd graph."""
+    """The loss, the gradient (P) in float64, and the same gradient with its autograd graph."""
     optimizer._memory["thirds"] += 3
     loss = optimizer._build_graph(closure)
     params = optimizer._trainable()

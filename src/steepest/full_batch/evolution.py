@@ -17,39 +17,44 @@ from .closures import RandomizedOptimizer
 class Genetic(RandomizedOptimizer):
     """A genetic algorithm: Holland 1975; Goldberg 1989, Genetic Algorithms in Search.
 
-    A step is one generation, and fitness is -loss. The `elite` best genomes survive unchanged. All
-    other genomes are children: two parents are selected and crossed over, and the result mutates.
-    One genome of the first population is the present parameters. The others are
-    parameters + spread N(0, I), or uniform draws from `interval` if `interval` is set. With
-    selection="truncation", crossover=None, elite=1 this is the algorithm of Such et al. 2017,
+    A step is one generation, and fitness is -loss. The best genomes survive unchanged; `elite` is
+    their number. All other genomes are children: two parents are selected and crossed over, and the
+    result mutates. In the first population, one genome is the present parameters. All other genomes
+    are parameters + spread N(0, I), or uniform draws from `interval` if `interval` is set. With
+    selection="truncation", crossover=None and elite=1, this is the algorithm of Such et al. 2017,
     arXiv:1712.06567.
 
     population: the number of genomes, each a vector of all P parameters in float64.
-    selection: "tournament" takes the best of `contest` random genomes. "truncation" takes a
-    random genome of the best n / `contest` of all n. "roulette" takes a genome with a
-    probability proportional to the worst loss minus its own loss, or uniformly if all losses are
-    equal.
-    crossover: "uniform" (each number from a random parent), "arithmetic" (a x + (1 - a) y, with a
-    uniform in [0, 1] per pair), None (a copy of the first parent).
-    mutation, sigma: each number changes with probability `mutation`, by sigma N(0, 1).
+    selection: how a parent is chosen. "tournament" takes the best of several random genomes, whose
+    number is `contest`. "truncation" takes a random one of the best n / `contest` genomes, where n
+    is `population`. "roulette" takes a genome with a probability proportional to the worst finite
+    loss minus the genome's own loss; if all finite losses are equal, all these genomes are equally
+    likely.
+    crossover: "uniform" (each number comes from a random one of the two parents), "arithmetic"
+    (a x + (1 - a) y for the parents x and y; each pair draws its own `a` uniformly from [0, 1]),
+    None (a copy of the first parent).
+    mutation, sigma: each number of a child changes with probability `mutation`, by sigma N(0, 1).
     decay: sigma *= decay per generation.
     interval: (low, high), the limits of every parameter.
-    bits: if set, the genome has this many bits per parameter, which encode an integer k. The
-    parameter is low + k (high - low) / (2^bits - 1), with (low, high) from `interval`. Mutation
+    bits: if set, the genome has this many bits per parameter. These bits encode an integer k, and
+    the parameter is low + k (high - low) / (2^bits - 1), with (low, high) from `interval`. Mutation
     then flips each bit with probability `mutation`, and crossover must be "uniform" (per bit) or
     None.
     seed: the seed of all random draws.
 
     After each step the parameters are the best genome so far, even with elite=0. Changes made to
     the parameters between steps are lost. `step` returns the lowest loss so far, which is the loss
-    of the parameters. A loss that is not finite counts as the worst. The parameters do not change
-    until a loss is finite.
+    of the parameters. A loss that is not finite counts as inf. The parameters do not change until a
+    loss is finite.
 
-    `step(closure)` calls the closure once per genome, without gradients and without backward().
-    `step(losses=function)` passes the whole generation to the function, as a list of tensors
-    (n, *shape), one per parameter. The function returns n losses; Population.losses_of makes such a
-    function. The elite keeps the loss that it had, so the loss must
-    always be that of all data: losses of different batches are not comparable.
+    `step(closure)` calls the closure once per new genome. The closure runs with gradients disabled,
+    and must not call backward(). `step(losses=function)` passes all n new genomes to the function
+    at once, as a list with one tensor (n, *p.shape) for each parameter p. The function returns n
+    losses; Population.losses_of makes such a function.
+
+    The elite is not evaluated again. Its old losses are compared with the new losses of the
+    children, so every loss must be computed on all data: losses on different batches are not
+    comparable.
     """
 
     _limits: ClassVar = {
@@ -130,7 +135,7 @@ class Genetic(RandomizedOptimizer):
         *,
         losses: Callable[[list[Tensor]], Tensor] | None = None,
     ) -> float:
-        """Run one generation. Pass either closure or losses.
+        """Run one generation. Pass either `closure` or `losses`.
 
         Returns the lowest loss so far. Raises TypeError if both are passed.
         """
@@ -179,7 +184,7 @@ class Genetic(RandomizedOptimizer):
         return state["lowest"]
 
     def _make_first(self, start: Tensor, count: int) -> Tensor:
-        """The first population of `count` genomes."""
+        """Make the first population. `count`: the number of genomes."""
         interval, bits = self._option("interval"), self._option("bits")
         if interval is None:
             others = start + self._option("spread") * self._draw_normal(count - 1, len(start))
@@ -194,7 +199,7 @@ class Genetic(RandomizedOptimizer):
         return (codes[..., None] >> positions & 1).bool().flatten(1)
 
     def _decode(self, genomes: Tensor) -> Tensor:
-        """Genomes as vectors of parameters, shape (n, P)."""
+        """Decode the genomes into vectors of parameters, shape (n, P)."""
         bits = self._option("bits")
         if bits is None:
             return genomes
@@ -204,7 +209,7 @@ class Genetic(RandomizedOptimizer):
         return low + codes * ((high - low) / (2**bits - 1))
 
     def _breed(self, count: int) -> Tensor:
-        """`count` children of the current population."""
+        """Make children of the current population. `count`: the number of children."""
         genomes = self._memory["genomes"]
         mother, father = genomes[self._select_parents(count)], genomes[self._select_parents(count)]
         crossover = self._option("crossover")
@@ -221,7 +226,7 @@ class Genetic(RandomizedOptimizer):
         return children
 
     def _select_parents(self, count: int) -> Tensor:
-        """The indices of `count` parents."""
+        """Select parents, and return their indices. `count`: the number of parents."""
         losses, contest = self._memory["losses"], self._option("contest")
         selection = self._option("selection")
         if selection == "roulette":

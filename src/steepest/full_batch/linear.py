@@ -23,19 +23,19 @@ class LinearFit:
     coefficients: Tensor
     """Shape (p), or (p, k) if y has k columns."""
     intercept: Tensor
-    """Shape (), or (k); zero with intercept=False."""
+    """Shape (), or (k) if y has k columns. It is zero with intercept=False."""
     rank: int
     """Rank of X, with centred columns if there is an intercept. If the rank is below p, the columns
-    depend on each other, and the coefficients are the shortest of all solutions."""
+    are linearly dependent, and the coefficients are the minimum-norm solution."""
     singular_values: Tensor
-    """Singular values of X, centred in the same way, in descending order."""
+    """Singular values of X in descending order. With an intercept, X is centred first here too."""
     residual: Tensor
-    """Sum of squares of y - prediction, shape () or (k)."""
+    """Sum of squares of y - prediction. Shape (), or (k) if y has k columns."""
     rows: int
-    """The number of rows."""
+    """The number of rows of X."""
 
     def predict(self, x: Any) -> Tensor:
-        """The predictions for x, shape (n, p), in float64: shape (n) or (n, k)."""
+        """Return the predictions in float64, shape (n) or (n, k). x: shape (n, p)."""
         return _to_matrix(x, "X") @ self.coefficients + self.intercept
 
 
@@ -43,16 +43,16 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
     """The coefficients w and intercept b that minimise |X w + b - y|^2 + ridge |w|^2.
 
     x: shape (n, p). y: shape (n) or (n, k). Both are tensors or arrays of real numbers. For data
-    that does not fit in memory, leave y out and pass an iterable of pairs (x, y).
+    that does not fit in memory, leave y out and pass an iterable of pairs (x, y) as x.
     ridge: the penalty, at least 0. The intercept is not penalised.
 
     Each piece of data is merged into one triangular factor (QR of stacked factors, TSQR: Demmel et
     al. 2012, arXiv:0808.2664), so memory holds one piece and (p + k + 1)^2 numbers. The solution
-    comes from the singular values of that factor. X^T X, which squares the condition number, is
-    never formed (Golub & Van Loan, Matrix Computations, sections 5.3 and 5.5).
+    comes from the singular value decomposition of this factor. X^T X is never formed, because it
+    would square the condition number (Golub & Van Loan, Matrix Computations, sections 5.3 and 5.5).
 
-    Singular values below eps max(n, p) times the largest count as zero. If X is rank-deficient, the
-    solution is the one with the shortest w, and `rank` is below p.
+    A singular value below eps * max(n, p) * (the largest singular value) counts as zero. If X is
+    rank-deficient, w is the minimum-norm solution, and `rank` is below p.
 
     Raises TypeError or ValueError for empty data, numbers that are not finite, shapes that do not
     match, and a ridge below 0.
@@ -90,7 +90,7 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
 
 
 def stack(factor: Tensor | None, rows: Tensor) -> Tensor:
-    """Merge more rows into a triangular factor, which is None before the first rows."""
+    """Merge `rows` into the triangular `factor`. `factor` is None before the first rows."""
     matrix = rows if factor is None else torch.cat([factor, rows])
     return torch.linalg.qr(matrix, mode="r").R
 

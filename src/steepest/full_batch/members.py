@@ -27,10 +27,10 @@ class Population:
     elementwise; LARS, Muon and clipping by the global norm are not.
 
     `losses` and `backward` run the members together (torch.func.vmap) or one after the other (a
-    loop). With way=None each of the two methods measures both ways at its first call with data of
-    a new shape, and keeps the faster way. A model that vmap does not support runs in the loop.
-    way="vmap" and way="loop" fix the way. Both ways give the same losses and gradients up to
-    rounding. `state_dict` holds the ways, so a resumed run is equal to the bit.
+    loop). With way=None, `losses` and `backward` each time both ways when they first get data of a
+    new shape, and then use the faster way for this shape. A model that vmap does not support runs
+    in the loop. way="vmap" and way="loop" fix the way. Both ways give the same losses and gradients
+    up to rounding. `state_dict` saves the chosen ways, so a resumed run is bit-identical.
 
     Dropout draws a different mask for each member. Buffers are stacked and updated too.
 
@@ -66,7 +66,7 @@ class Population:
         self._tie()
 
     def _tie(self) -> None:
-        """Make the members' tensors views of the stacked ones: vmap and loop then share memory."""
+        """Make the members' tensors views of the stacked tensors, so vmap and loop share memory."""
         for k, member in enumerate(self._members):
             for name, p in member.named_parameters():
                 p.data = self._params[name].data[k]
@@ -78,7 +78,7 @@ class Population:
         self._tie()  # copying and unpickling give each view its own memory
 
     def parameters(self) -> list[nn.Parameter]:
-        """The stacked parameters, each (n, *shape), in the model's order."""
+        """The stacked parameters, each of shape (n, *p.shape), in the model's order."""
         return [*self._params.values()]
 
     def member(self, k: int) -> nn.Module:
@@ -98,17 +98,17 @@ class Population:
         self.train(False)
 
     def losses(self, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-        """The n losses loss(output, y) on the same data, without gradients."""
+        """Return each member's loss(output, y) on the same data, without gradients."""
         with torch.no_grad():
             return self._run_faster("losses", self._compute_losses, loss, x, y)
 
     def backward(self, loss: Loss, x: Tensor, y: Tensor) -> Tensor:
-        """Return the n losses, and set `.grad` of the stacked parameters to the gradients."""
+        """Return each member's loss, and set `.grad` of the stacked parameters to the gradients."""
         return self._run_faster("backward", self._compute_gradients, loss, x, y)
 
     @torch.no_grad()
     def assign(self, stacked: Sequence[Tensor]) -> None:
-        """Copy tensors (n, *shape), in the order of parameters(), into the parameters."""
+        """Copy `stacked` into parameters(). It has the same shapes and the same order."""
         params = self.parameters()
         if [s.shape for s in stacked] != [p.shape for p in params]:
             raise ValueError(
@@ -119,9 +119,10 @@ class Population:
             p.copy_(value)
 
     def losses_of(self, loss: Loss, x: Tensor, y: Tensor) -> Callable[[Sequence[Tensor]], Tensor]:
-        """A function for Genetic.step(losses=...) that returns the losses of up to n genomes.
+        """Return a function for Genetic.step(losses=...).
 
-        The losses are those on this data. The function overwrites the members' parameters.
+        The function takes up to n genomes, and returns the loss of each on the data x and y. It
+        overwrites the members' parameters.
         """
 
         def losses(stacked: Sequence[Tensor]) -> Tensor:
@@ -214,7 +215,7 @@ class Population:
     # checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Stacked parameters and buffers, and the choice of vmap or loop per shape of data."""
+        """The stacked parameters and buffers, and the chosen way for each shape of data."""
         return {
             "params": {k: p.detach().clone() for k, p in self._params.items()},
             "buffers": {k: b.clone() for k, b in self._buffers.items()},
@@ -225,7 +226,7 @@ class Population:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load what state_dict() returned.
 
-        Raises ValueError, and changes nothing, if names or shapes differ.
+        Raises ValueError, and changes nothing, if the saved names or shapes are not this object's.
         """
         pairs = []
         for name, own in (("params", self._params), ("buffers", self._buffers)):

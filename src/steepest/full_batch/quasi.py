@@ -18,10 +18,11 @@ class BFGS(FullBatchOptimizer):
     Broyden, Fletcher, Goldfarb, Shanno 1970, as in Nocedal & Wright, Numerical Optimization,
     algorithm 6.1 with the update 6.17 and the initial scale 6.20. B is computed from differences of
     gradients. The length t satisfies the strong Wolfe conditions with c1 = 1e-4, c2 = 0.9.
-    `torch.optim.LBFGS(line_search_fn="strong_wolfe")` keeps the last differences instead of B.
+    `torch.optim.LBFGS(line_search_fn="strong_wolfe")` stores the last differences of gradients
+    instead of the matrix B.
 
-    lr: the first length tried; 1 suits a second-order method. The first step tries
-    lr * min(1, 1 / |g|_1), as torch's LBFGS does.
+    lr: the first length that a line search tries; 1 suits a second-order method. While B is not
+    known yet, the first length is lr * min(1, 1 / |g|_1), as in torch's LBFGS.
     max_parameters: a model with more parameters raises ValueError. With P parameters, B has P x P
     float64 numbers.
 
@@ -75,7 +76,7 @@ class BFGS(FullBatchOptimizer):
 
 
 def _update_inverse(inverse: Tensor | None, s: Tensor, y: Tensor) -> Tensor | None:
-    """The estimate of the inverse Hessian after a step s that changed the gradient by y."""
+    """The new estimate of the inverse Hessian, after a step s that changed the gradient by y."""
     product = float(s @ y)
     if not product > 1e-14 * float(s.norm() * y.norm()):
         return inverse
@@ -99,10 +100,10 @@ class _Point(NamedTuple):
 def wolfe(
     evaluate: Callable[[float], _Point], start: _Point, t: float, most: int = 25
 ) -> _Point | None:
-    """Line search from length t for a point that satisfies the strong Wolfe conditions.
+    """Search along the line, first at length t, for a point with the strong Wolfe conditions.
 
-    If `most` trials find no such point, returns the best point that satisfies Armijo's condition,
-    or None if there is none.
+    If `most` trials find no such point, returns the best point that satisfies Armijo's condition.
+    Returns None if no trial satisfies that condition either.
 
     Nocedal & Wright, algorithms 3.5 and 3.6 in one loop. `low` is the best point so far. Once
     `high` is set, an acceptable point lies between `low` and `high`. torch's own search is not used
@@ -128,7 +129,7 @@ def wolfe(
 
 
 def _interpolate(a: _Point, b: _Point) -> float:
-    """The minimizer of the cubic with the losses and slopes of both points (3.59).
+    """The minimizer of the cubic that has the losses and slopes of both points (equation 3.59).
 
     The result is at least a tenth of the interval away from both ends.
     """

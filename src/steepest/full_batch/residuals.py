@@ -19,16 +19,17 @@ class LevenbergMarquardt(FullBatchOptimizer):
 
     Levenberg 1944, Marquardt 1963. The damping follows Nielsen 1999 (IMM-REP-1999-05), as in
     Madsen, Nielsen & Tingleff 2004, Methods for non-linear least squares problems, algorithm 3.16.
-    It starts at `damping` times the largest diagonal element of J^T J. If a step
-    lowers the loss, the damping is multiplied by max(1/3, 1 - (2 rho - 1)^3), where rho is the
-    actual over the predicted decrease. If a step does not lower the loss, the damping is multiplied
-    by 2, then 4, 8, ..., and the step is tried again. With damping=0 this is Gauss-Newton: every
-    step is taken, even if the loss rises.
+    It starts at `damping` times the largest diagonal element of J^T J. If a step lowers the loss,
+    the damping is multiplied by max(1/3, 1 - (2 rho - 1)^3), where rho is the actual decrease of
+    the loss divided by the predicted decrease. If a step does not lower the loss, the damping is
+    multiplied by 2, then 4, 8, ..., and the step is tried again. With damping=0 this is
+    Gauss-Newton: every step is taken, even if the loss rises.
 
     The closure returns the residuals r, a tensor of any shape such as `model(x) - y`, and does not
-    call backward(). J^T J is never formed. J is reduced in blocks of rows to its triangular factor,
-    and the step is computed from the factor's singular values. If columns of J depend on each
-    other, the step is the shortest solution.
+    call backward(). J^T J is never formed. Instead, a QR decomposition, one block of rows at a
+    time, reduces J to a triangular factor, and the step is computed from the singular value
+    decomposition of this factor. If J is rank-deficient and damping=0, the step is the minimum-norm
+    solution.
 
     max_parameters: a model with more parameters raises ValueError. With P parameters, the factor
     has P x P numbers.
@@ -109,9 +110,9 @@ class LevenbergMarquardt(FullBatchOptimizer):
         return loss
 
     def _factorize(self, residuals: Tensor) -> Tensor:
-        """The triangular factor of [J r].
+        """The triangular QR factor of [J r], which is J with r as one more column.
 
-        Rows are merged in blocks of at least P rows, where P is the number of parameters.
+        Rows are merged into the factor in blocks of P rows or more, for P parameters.
         """
         values = residuals.detach().double()
         self._memory["thirds"] += 3 * len(values)
@@ -127,6 +128,6 @@ class LevenbergMarquardt(FullBatchOptimizer):
 
 
 def _solve_shortest(s: Tensor, projected: Tensor, vh: Tensor) -> Tensor:
-    """The shortest solution of the linear least-squares problem."""
+    """The minimum-norm solution of the linear least-squares problem without damping."""
     kept = s > s.max() * max(vh.shape) * torch.finfo(s.dtype).eps
     return -torch.where(kept, projected / torch.where(kept, s, 1), 0) @ vh

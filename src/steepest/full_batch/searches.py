@@ -21,13 +21,13 @@ class Annealing(RandomizedOptimizer):
     steps are lost.
 
     sigma: standard deviation of a move, in the parameters' unit. temperature: in the loss's unit;
-    with 0 the walker's loss never rises. cooling, shrink: factors per step. seed: the seed of all
-    random draws.
+    with temperature=0 the walker's loss never rises. cooling, shrink: each step multiplies the
+    temperature by `cooling`, and sigma by `shrink`. seed: the seed of all random draws.
 
     `step(closure)` returns the lowest loss so far, which is the loss of the parameters. The walker
     never moves to a loss that is not finite. The parameters do not change until a loss is finite.
-    The closure is called without gradients and without backward(), once per step and twice in the
-    first step.
+    The closure is called once per step, and twice in the first step. It runs with gradients
+    disabled, and must not call backward().
     """
 
     _limits: ClassVar = {
@@ -75,18 +75,18 @@ class Annealing(RandomizedOptimizer):
 class CoordinateSearch(FullBatchOptimizer):
     """Greedy search along one coordinate after the other.
 
-    The exploratory moves of Hooke & Jeeves 1961, with a step size per coordinate as in Rosenbrock
-    1960. A step takes the next coordinate x and tries x + s, then x - s. The first value that
-    lowers the loss is kept, and s is multiplied by `grow`, or by -`grow` if x - s was kept. If
-    neither value lowers the loss, s is multiplied by `shrink`. The loss never rises. Changes made
-    to the parameters between steps are lost.
+    The moves are the exploratory moves of Hooke & Jeeves 1961. Each coordinate has its own step
+    size s, as in Rosenbrock 1960. A step takes the next coordinate x and tries x + s, then x - s.
+    The first value that lowers the loss is kept, and s is multiplied by `grow`; if x - s was kept,
+    s also changes its sign. If neither value lowers the loss, s is multiplied by `shrink`. The loss
+    never rises. Changes made to the parameters between steps are lost.
 
     size: the initial s of each coordinate, in the parameters' unit. grow, shrink: the defaults are
     Rosenbrock's.
 
     `step(closure)` returns the loss after the step, or inf if no loss was finite so far. A loss
-    that is not finite counts as the worst. The closure is called without gradients and without
-    backward(), once or twice per step, and once more in the first step.
+    that is not finite counts as inf. The closure is called once or twice per step, and once more in
+    the first step. It runs with gradients disabled, and must not call backward().
     """
 
     _limits: ClassVar = {"size": "(0, inf)", "grow": "[1, inf)", "shrink": "(0, 1)"}

@@ -1,4 +1,4 @@
-"""SVG figures, drawn by matplotlib. The style sheet of their page decides their colours."""
+"""SVG figures, drawn by matplotlib. The style sheet of the page decides the colours."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from matplotlib.figure import Figure
 from steepest.report.styles import INK, PAGE, Style
 
 SIZE = (5.0, 3.4)
-"""Width and height in inches. The width is 360 points, about that of a phone, so the text keeps its
-size of 10 points there."""
+"""Width and height of a figure in inches. The width is 360 points, about the width of a phone, so
+the text keeps its size of 10 points on a phone."""
 GAP = 0.065
-"""Least distance between two labels, as a share of the figure's height."""
+"""The least distance between two labels, as a share of the figure's height."""
 POINTS = 200
-"""Most points drawn of a curve. More could not be seen, and would make the page large."""
+"""A curve has at most this many points. More points could not be seen, but make the page large."""
 LONGEST = 22
-"""Most characters of a name in a figure."""
+"""A name in a figure has at most this many characters."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -72,8 +72,8 @@ def draw_lines(
     """Draw curves as SVG, each with its name at its end.
 
     limits: lowest and highest value of the y axis. key: a short text that no other figure of the
-    page has. The curve of `names[i]` is the SVG group "e{i}-{key}". log_x, log_y: make the axis
-    logarithmic; but the y axis stays linear if any y is 0 or less.
+    page has. The curve of `names[i]` is the SVG group "e{i}-{key}". log_x, log_y: make that axis
+    logarithmic. The y axis stays linear if any y is 0 or less.
     """
     finite = [v for curve in series for v in curve.y if math.isfinite(v)]
     log_y = log_y and min(finite, default=0) > 0
@@ -111,11 +111,11 @@ def draw_lines(
 
 
 def draw(size: tuple[float, float], paint: Callable[[Axes], None], key: str) -> str:
-    """The SVG of what `paint` draws on a pair of axes.
+    """Return the SVG of what `paint` draws on a pair of axes.
 
-    size: width and height in inches. key: a text that no other figure of the page has. It is the
-    salt of the SVG's ids. So the same figure always has the same bytes, and no two figures of a
-    page share an id.
+    size: width and height in inches. key: a text that no other figure of the page has. `key` is the
+    salt from which the SVG's ids are made. So the same figure always has the same bytes, and no two
+    figures of a page share an id.
     """
     with (
         matplotlib.rc_context({**STYLE, "svg.hashsalt": f"steepest-{key}"}),
@@ -181,9 +181,9 @@ def _label_ends(
 
 
 def spread_labels(heights: Sequence[float]) -> list[float]:
-    """`heights`, in [0, 1], moved so that they are at least GAP apart, in the same order.
+    """Move heights in [0, 1] so that any two are at least GAP apart. Their order stays the same.
 
-    If there are too many labels for that, the least distance is as large as possible.
+    If there are too many heights for GAP, they are spread evenly over [0, 1].
     """
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     gap = min(GAP, 1 / max(1, len(heights) - 1))
@@ -200,6 +200,6 @@ def spread_labels(heights: Sequence[float]) -> list[float]:
 
 
 def shorten(name: str) -> str:
-    """`name` in one line of at most LONGEST characters."""
+    """Cut `name` to one line of at most LONGEST characters."""
     name = " ".join(name.split())
     return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"

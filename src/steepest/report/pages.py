@@ -28,7 +28,7 @@ class Drawing:
 class Panel:
     """One of several small SVGs of a figure, with a heading of its own.
 
-    The checkbox of line i of the legend hides the panel with the id "e{i}-panel".
+    In the legend, the checkbox of line number i hides the panel with the id "e{i}-panel".
     """
 
     svg: str
@@ -51,8 +51,8 @@ def render(
 ) -> str:
     """Fill a template of `package` with `values`. Every text in `values` is escaped.
 
-    names: the names in the first column of the tables. The longest one decides how wide this column
-    is. keys: the lines of the legend.
+    names: the names in the first column of the tables. The longest name decides how wide this
+    column is. keys: the lines of the legend.
     """
     loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("steepest.report", "")])
     page = Environment(autoescape=True, loader=loader).get_template(template)

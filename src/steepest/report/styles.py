@@ -8,8 +8,9 @@ from typing import Any
 
 LIGHT = ("#0075af", "#ef6b03", "#305863", "#d34bfe", "#726008", "#541679")
 DARK = ("#70bee1", "#d06a0b", "#5ef199", "#ae20bf", "#ffcc33", "#c568ff")
-"""The colours on light and on dark paper. A search found them: even with any common colour
-blindness, they look different from each other and from ink, grey and paper."""
+"""The colours of lines: LIGHT on light paper, DARK on dark paper. A search chose colours that look
+different from each other and from ink, grey and paper, with normal sight and with every common
+colour blindness."""
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = "os^DvPX"
 # Figures are drawn in these placeholder colours. `drawing.draw` replaces them by the values in
@@ -30,7 +31,7 @@ class Style:
     """matplotlib's line style: "-" or (offset, (points on, points off, ...))."""
     marker: str
     width: float
-    """In points."""
+    """The width of the line, in points."""
 
     def keywords(self) -> dict[str, Any]:
         """The keyword arguments of `Axes.plot`."""
@@ -57,8 +58,8 @@ class Key:
 def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = ()) -> list[Style]:
     """A different style for each name.
 
-    baseline: the name that the others are compared to. It gets a thick line in the colour of ink.
-    muted: names that are not compared. They are grey.
+    baseline: the name to which all others are compared. It gets a thick line in the colour of ink.
+    muted: names that are not compared. Their lines are grey.
     """
     styles, rivals = [], 0
     for name in names:
@@ -72,7 +73,7 @@ def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = 
 
 
 def make_legend(names: Sequence[str], styles: Sequence[Style], notes: Sequence[str]) -> list[Key]:
-    """A line of the legend for each name. notes: the text in brackets after each name, or ""."""
+    """Make a line of the legend for each name. notes: the text in brackets after a name, or ""."""
     return [
         Key(
             name,

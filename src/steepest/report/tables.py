@@ -20,12 +20,12 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def csv_text(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The heads and the rows as CSV. None is an empty cell."""
+    """Return the heads and the rows as CSV. None becomes an empty cell."""
     out = io.StringIO()
     csv.writer(out).writerows([_defuse(cell) for cell in row] for row in (heads, *rows))
     return out.getvalue()
 
 
 def _defuse(cell: object) -> object:
-    """The cell, with an apostrophe in front if a spreadsheet may run it as a formula."""
+    """Put an apostrophe in front of a text that a spreadsheet may run as a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,4 +1,4 @@
-"""A batch size chosen for each update from the variance of the per-sample gradients."""
+"""Choose the batch size of each update from the variance of the per-sample gradients."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class _SampleLoss(nn.Module):
 def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and the gradient of each sample in a batch.
 
-    loss(model, batch): the mean loss over a batch, a tensor without dimensions. batch: tensors of m
-    samples each, in any nesting of tuples, lists and dicts.
+    loss(model, batch): the mean loss over a batch, a tensor without dimensions. batch: tensors in
+    any nesting of tuples, lists and dicts. The first dimension of each tensor is the m samples.
 
     Returns the losses, shape [m], and a dict from parameter name to gradients, shape
     [m, *p.shape], for the parameters that require a gradient. Dropout drops different units for
@@ -42,8 +42,8 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
     by one, m times slower, and the logger "steepest" says so once.
 
     Raises ValueError if the loss is not a single number. Raises ValueError also if the model has
-    batch normalisation in training mode or changes another buffer when called, because its samples
-    then depend on each other. Raises torch's error if memory runs out.
+    batch normalisation in training mode or changes another buffer when called, because the loss of
+    a sample would then depend on other samples. Raises torch's error if memory runs out.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
@@ -74,7 +74,7 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
 def _loop_over_samples(
     model: nn.Module, loss: Loss, batch: Any
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Gradients and losses of the samples, one sample after the other."""
+    """Compute the gradients and losses of the samples, one sample after the other."""
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     losses, rows = [], []
     for k in range(len(tree_leaves(batch)[0])):
@@ -98,14 +98,14 @@ def expected_loss(loss: float, gain: float, deviation: float, m: float) -> float
 
     S is the loss before the step. S' is normal with mean S - gain and variance deviation**2 / m.
     To first order S' = S - lr * g.(mean gradient of m samples), where g is the true gradient. So
-    gain is lr * |g|**2 and deviation is lr * sqrt(g.Cg), where C is the covariance of one sample's
-    gradient. A loss cannot be negative, so the model replaces a negative S' by |S'|.
+    `gain` is lr * |g|**2, and `deviation` is lr * sqrt(g.Cg), where C is the covariance of one
+    sample's gradient. The normal S' can be negative, but a loss cannot, so |S'| is used instead.
     """
     return loss - _progress(loss, gain, deviation, m)
 
 
 def _progress(loss: float, gain: float, deviation: float, m: float) -> float:
-    """S - E|S'|, computed without cancellation when the gain is far below the loss."""
+    """S - E|S'|, without cancellation even if `gain` is far below `loss`."""
     mean, spread = loss - gain, deviation / math.sqrt(m)
     if not spread:
         return loss - abs(mean)
@@ -115,13 +115,13 @@ def _progress(loss: float, gain: float, deviation: float, m: float) -> float:
 
 
 def best_batch(loss: float, gain: float, deviation: float, largest: int) -> int:
-    """The m in 1...largest with the most expected progress per sample, (S - E|S'|) / m.
+    """The m from 1 to `largest` with the most expected progress per sample, (S - E|S'|) / m.
 
     Yin, Luo and Nakamura, KDD 2017, "Small batch or large batch? Gaussian walk with rebound can
     teach". The symbols are those of `expected_loss`. E|S'| is convex in x = 1 / sqrt(m) (its
     derivative grows with x), so x**2 * (S - E|S'|) has a single maximum, which bisection finds.
-    Raises ValueError for a loss below 0 or not finite, and FloatingPointError for a gain or
-    deviation that is not finite.
+    Raises ValueError if `loss` is below 0 or not finite. Raises FloatingPointError if `gain` or
+    `deviation` is not finite.
     """
     loss = number("best_batch", "loss", loss, "[0, inf)")
     largest = whole("best_batch", "largest", largest, 1)
@@ -142,26 +142,27 @@ class AdaptiveBatch:
 
     BA-SGD: Yin, Luo and Nakamura, KDD 2017, "Small batch or large batch? Gaussian walk with rebound
     can teach". An update draws `loader.batch_size` samples at a time (the authors' m_0; their code
-    uses 30). From all samples drawn so far it estimates the loss, the gradient, and the variance of
-    each gradient element (the diagonal of the covariance). From these estimates `best_batch`
-    computes m*, the best number of samples. When m* or `largest` samples are drawn, the update
-    passes their mean gradient to the optimizer. At the end of an epoch the update uses the samples
-    drawn so far. An update may use up to m_0 - 1 samples more than m*.
+    uses 30). From all samples that it has drawn so far, it estimates the loss, the gradient, and
+    the variance of each gradient element (the diagonal of the covariance). From these estimates
+    `best_batch` computes m*, the best number of samples, which is at most `largest`. When m*
+    samples or more are drawn, the update passes their mean gradient to the optimizer. At the end of
+    an epoch the update uses the samples drawn so far. Because it draws m_0 samples at a time, an
+    update may use up to m_0 - 1 samples more than m*.
 
     model, loss: as for `per_sample`; the loss must not be negative.
-    optimizer: any. The loss after the step is predicted for a gradient step, with each group's own
-    lr. For SGD with momentum (torch's or ours) the loss is predicted for the momentum step, with
-    gain lr * g.(gamma * buffer + g): the authors' momentum variant. For other optimizers the
-    prediction is a heuristic.
+    optimizer: any optimizer. The loss after the step is predicted for a plain gradient step, with
+    each group's own lr. For SGD with momentum gamma (torch's or ours), it is predicted for the
+    momentum step, with gain lr * g.(gamma * buffer + g): the authors' momentum variant. For all
+    other optimizers the prediction is a heuristic.
     loader: a `Loader`. largest: at least m_0; by default all data.
 
     `samples` counts the gradients computed so far. `batch_size` is the number of samples in the
-    last update, and `wanted` is its m*. Save the states of the loader and the optimizer too, and
-    load those two first.
+    last update, and `wanted` is the m* of that update. In a checkpoint, also save the states of the
+    loader and the optimizer. Load these two states before the state of this object.
 
     Raises ValueError for invalid arguments. Raises FloatingPointError if the loss or gradient is
-    not finite. Parameters and optimizer do not change then, but the loader does not repeat the
-    samples already drawn.
+    not finite. The parameters and the optimizer then stay unchanged, but the loader does not repeat
+    the samples that were already drawn.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class AdaptiveBatch:
         self._batches: Iterator[Any] = iter(loader)
 
     def step(self) -> float:
-        """Make one update. Returns the mean loss of its samples before the step."""
+        """Make one update. Returns the mean loss, before the update, of the samples it used."""
         params = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         count, loss, wanted = 0, 0.0, 1
         mean = {name: torch.zeros_like(p) for name, p in params.items()}
@@ -230,7 +231,10 @@ class AdaptiveBatch:
         squares: dict[str, Tensor],
         count: int,
     ) -> int:
-        """m*, from the mean and the summed squared deviations of `count` samples' gradients."""
+        """Return m*. `count`: how many samples gave their gradients so far.
+
+        mean: the mean of these gradients. squares: the sum of their squared deviations from it.
+        """
         names = {p: name for name, p in params.items()}
         gain = variance = 0.0
         for group in self.optimizer.param_groups:
@@ -248,7 +252,7 @@ class AdaptiveBatch:
         return best_batch(loss, gain, math.sqrt(variance), self.largest)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts. The loader and the optimizer are saved separately."""
+        """The counts. It holds no state of the loader or the optimizer."""
         return {"samples": self.samples, "batch_size": self.batch_size, "wanted": self.wanted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

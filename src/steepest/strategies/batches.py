@@ -20,7 +20,7 @@ SECOND_ITERATION = (
 class Indices(list[int]):
     """The sample indices of one batch, with a seed for the randomness in the batch.
 
-    A slice gets its own seed. accelerate takes a slice for each process.
+    A slice of it gets a seed of its own, because accelerate gives each process a slice.
     """
 
     def __init__(self, indices: Iterable[int], seed: int) -> None:
@@ -44,18 +44,19 @@ class Indices(list[int]):
 
 
 class LoaderEpoch(int):
-    """An epoch that a Loader has set on its sampler, as opposed to one set by the user."""
+    """The number of an epoch, marked to show that a Loader set it on the sampler, not the user."""
 
 
 class Batches(Sampler[list[int]]):
-    """A batch sampler whose `batch_size` may change at any time, and that keeps its position.
+    """A batch sampler that knows its position. Its `batch_size` may change at any time.
 
-    `epoch` and `position` belong to the next batch to hand out. An iteration begins at this
+    `epoch` and `position` are those of the next batch to hand out. An iteration begins at this
     position if a state was loaded or the last epoch has ended. Otherwise it begins the next epoch.
-    Any DataLoader iterates over this object to draw batches. This begins an epoch and ends a
-    running iteration.
+    Any DataLoader iterates over this object to draw batches. Each new iteration begins an epoch,
+    and ends the iteration that is running.
 
-    Raises TypeError if no seed is given. Lightning gives none when it tries to replace the order.
+    Raises TypeError if no seed is given. Lightning gives no seed when it tries to replace the
+    order.
     """
 
     def __init__(
@@ -101,9 +102,10 @@ class Batches(Sampler[list[int]]):
         """Set the epoch of the next iteration, counted from 0.
 
         An epoch that has begun already is ignored, so that no order is repeated. Trainers call
-        this before each epoch with their own count, which may differ from ours after a state was
-        loaded. So a call changes nothing if its number is the number of the last call or one more.
-        A call between load_state_dict and the next iteration changes nothing either.
+        this method before each epoch with an epoch number of their own. After a state was loaded,
+        the trainer's number may differ from this object's. So a call changes nothing if its `epoch`
+        is that of the last call, or one more. A call between load_state_dict and the next iteration
+        changes nothing either.
         """
         epoch = whole("Loader", "epoch", epoch, 0)
         last = self.last_set_epoch
@@ -129,7 +131,7 @@ class Batches(Sampler[list[int]]):
         self.requested_epoch, self.just_loaded = 0, True
 
     def save_position(self) -> Callable[[], None]:
-        """A function that restores the current position, batch size and state of the order."""
+        """Return a function that restores the present position, batch size and order."""
         names = (
             "epoch",
             "position",
@@ -153,7 +155,10 @@ class Batches(Sampler[list[int]]):
         return restore
 
     def begin_iteration(self) -> object:
-        """Begin an iteration. Returns its `token`, which a later iteration replaces."""
+        """Begin an iteration, and return a new `token` for it.
+
+        The iteration may continue only until another one replaces this token.
+        """
         if not self.starts_here or (self.position and self._epoch_is_over()):
             self.epoch, self.position = self.epoch + 1, 0
         epoch = getattr(self.order, "epoch", None)
@@ -173,14 +178,15 @@ class Batches(Sampler[list[int]]):
     def _user_set_epoch(self, epoch: int) -> bool:
         """Whether the user has set the order's epoch.
 
-        If the order does not keep our `LoaderEpoch` object, only a different number shows it.
+        If the order does not keep our `LoaderEpoch` object, the user's epoch is noticed only if its
+        number differs from ours.
         """
         if type(self.default_epoch) is LoaderEpoch:
             return epoch is not self.default_epoch
         return epoch != self.default_epoch
 
     def count_batch(self, size: int) -> bool:
-        """Count a batch that is handed out. Returns whether the epoch ends with it."""
+        """Count a batch that is handed out. Returns whether this batch ends the epoch."""
         self.position += size
         if self._epoch_is_over():
             self.end_epoch()
@@ -228,10 +234,11 @@ class Batches(Sampler[list[int]]):
 class _ForeignIterator:
     """Batches for a DataLoader that is not a Loader, such as the one that accelerate makes.
 
-    This class sees which batches the loader requests, not which it hands out. Without workers a
-    loader requests a batch when it hands it out. With workers it requests `prefetched` batches
-    ahead. accelerate's loader requests one more batch ahead, to know which batch is the last. So a
-    batch counts as handed out once prefetched + 1 later batches were requested.
+    This class sees which batches the loader requests, but not which batches the loader hands out.
+    Without workers, a loader requests a batch when it hands that batch out. With workers, it
+    requests batches ahead; `prefetched` is their number. accelerate's loader requests one more
+    batch ahead, to know which batch is the last. So a batch counts as handed out once
+    prefetched + 1 later batches were requested.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -271,5 +278,5 @@ class _ForeignIterator:
 
 
 def _save_order(order: Any) -> dict[str, Any] | None:
-    """The state of an order; None if it has none."""
+    """The state of the order; None if the order cannot load a state."""
     return order.state_dict() if hasattr(order, "load_state_dict") else None

@@ -16,7 +16,7 @@ from .batches import Indices
 
 
 class Rows:
-    """Tensors of equal length as a dataset that is indexed by whole batches."""
+    """A dataset made of tensors of equal length. A whole batch can be indexed at once."""
 
     def __init__(self, tensors: tuple[Tensor, ...]) -> None:
         lengths = [len(t) if t.dim() else None for t in tensors]
@@ -38,7 +38,7 @@ class Rows:
         return [self[k] for k in indices]
 
     def columns(self, indices: list[int]) -> tuple[Tensor, ...]:
-        """The batch of these samples."""
+        """The batch of the samples with these indices: one tensor per column."""
         return self[torch.tensor(indices)]
 
 
@@ -48,7 +48,7 @@ def identity(batch: Any) -> Any:
 
 
 class Collated:
-    """A collated batch: what a Loader's dataset returns for a Loader's `Indices`."""
+    """A batch that is already collated. A Loader's dataset returns it for a Loader's `Indices`."""
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
@@ -78,8 +78,8 @@ class Seeded(Dataset[Any]):
     """A dataset that seeds the random generators before it loads and collates each batch.
 
     The seed comes from the batch's `Indices`, so the batch is the same in every process and after a
-    resume. Attributes and single samples are those of `data`. Setting an attribute sets it on
-    `data`.
+    resume. Attributes and single samples are those of `data`. Setting an attribute on this object
+    sets it on `data`.
     """
 
     def __init__(self, data: Any, collate: Callable[[Any], Any]) -> None:
@@ -118,7 +118,7 @@ class Seeded(Dataset[Any]):
 
 
 def is_deterministic(data: Any) -> bool:
-    """Whether loading is never random: true for tensors, arrays, lists, tuples and ranges."""
+    """Whether loading is never random: True for tensors, arrays, lists, tuples and ranges."""
     while type(data) is Subset:
         data = data.dataset
     return type(data) in (Rows, TensorDataset, Tensor, np.ndarray, list, tuple, range)
@@ -126,7 +126,7 @@ def is_deterministic(data: Any) -> bool:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python, numpy and torch (on the CPU); restore them on exit."""
+    """Seed the global generators of Python, numpy and torch (CPU). Restore their states on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     torch_state = torch.get_rng_state()
     _seed(seed)

@@ -15,8 +15,8 @@ from ..checks import batch_size, number, saved, whole
 def noise_scale(lr: float, batch_size: int, samples: int, momentum: float = 0.0) -> float:
     """lr * samples / (batch_size * (1 - momentum)), in units of lr.
 
-    Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489, section 3. It is the scale of the random
-    fluctuations of SGD with momentum, for batch sizes far below the number of samples.
+    Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489, section 3. The noise scale measures the
+    random fluctuations of SGD with momentum, if batch_size is far below the number of samples.
     """
     lr = number("noise_scale", "lr", lr, "[0, inf)")
     momentum = number("noise_scale", "momentum", momentum, "[0, 1)")
@@ -29,23 +29,25 @@ class BatchGrowth(LRScheduler):
 
     Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489. If the schedule asks for lr_0 * f, the
     learning rate stays lr_0 and the batch size becomes B_0 / f, rounded, so lr / B follows the
-    schedule. Where B_0 / f is above `largest` or below 1, the batch size B stays at that limit and
-    the learning rate becomes lr_0 * f * B / B_0: the paper's hybrid.
+    schedule. If B_0 / f is above `largest` or below 1, the batch size B stays at `largest` or at 1,
+    and the learning rate becomes lr_0 * f * B / B_0: the paper's hybrid.
     `BatchGrowth(MultiStepLR(optimizer, [60, 120, 160], 0.2), loader)` multiplies the batch size by
     5 at each milestone.
 
     schedule: any scheduler object of torch.optim.lr_scheduler. lr_0 is the `initial_lr` that
-    schedulers keep in each group. f must be the same for all groups. So with a limit such as
-    eta_min, all groups need the same lr. A warm-up becomes a large batch size that shrinks.
+    schedulers keep in each group. f must be the same for all groups. So if the schedule has an
+    absolute limit such as eta_min, all groups need the same lr. A warm-up becomes a large batch
+    size that shrinks.
     loader: a `Loader`, or anything with a `batch_size` that can be set. B_0 is the current batch
-    size. A schedule that begins below lr_0 starts with a larger batch size.
+    size. If the schedule begins below lr_0, the first batch size is above B_0.
     largest: at least B_0; by default the number of samples.
 
-    Call `step(...)` instead of `schedule.step(...)`, with the same arguments. Around a
-    ReduceLROnPlateau this object is itself an instance of ReduceLROnPlateau. A momentum that the
-    schedule sets is not changed. Raises ValueError if the groups have different schedules, if param
-    groups are added later, if lr_0 is 0, or if `largest` is below B_0 or above the number of
-    samples.
+    Call `step(...)` instead of `schedule.step(...)`, with the same arguments. If `schedule` is a
+    ReduceLROnPlateau, this object is itself an instance of ReduceLROnPlateau. If the schedule also
+    sets the momentum, the momentum stays as the schedule sets it.
+
+    Raises ValueError if the groups have different schedules, if param groups are added later, if
+    lr_0 is 0, or if `largest` is below B_0 or above the number of samples.
     """
 
     def __new__(cls, schedule: LRScheduler | None = None, *_: Any, **__: Any) -> BatchGrowth:
@@ -83,7 +85,7 @@ class BatchGrowth(LRScheduler):
         self._apply()
 
     def _apply(self) -> None:
-        """Read the lr that the schedule has set. Set the batch size and the lr that replace it."""
+        """Read the lr that the schedule has set. Replace it by a batch size and a new lr."""
         groups = self.optimizer.param_groups
         self.wrapped: list[float] = [float(g["lr"]) for g in groups]
         factors = [lr / first for lr, first in zip(self.wrapped, self.initial, strict=True)]
@@ -103,7 +105,7 @@ class BatchGrowth(LRScheduler):
         ]
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the schedule with these arguments, then set the batch size and lr."""
+        """Pass the arguments to `schedule.step`, then set the batch size and the lr."""
         groups = self.optimizer.param_groups
         if len(groups) != len(self.wrapped):
             raise ValueError(
@@ -117,7 +119,7 @@ class BatchGrowth(LRScheduler):
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's state, and the settings. Loader and optimizer are saved separately."""
+        """The schedule's state and the settings, without those of the loader and the optimizer."""
         return {
             "schedule": self.schedule.state_dict(),
             "wrapped": [*self.wrapped],
@@ -129,8 +131,8 @@ class BatchGrowth(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what state_dict() returned. Raises ValueError for anything else.
 
-        Load the states of the optimizer and the loader too. They restore the learning rates (as
-        with torch's schedulers) and the batch size.
+        Load the states of the optimizer and the loader too. The optimizer's state restores the
+        learning rates (as with torch's schedulers), and the loader's state restores the batch size.
         """
         new = saved("BatchGrowth", state_dict, {*self.state_dict()})
         self.schedule.load_state_dict(new.pop("schedule"))

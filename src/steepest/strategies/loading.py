@@ -19,19 +19,19 @@ class Loader(DataLoader[Any]):
     """A torch DataLoader whose `batch_size` may be changed at any time.
 
     `loader.batch_size = 64` applies from the next batch on, for any number of workers. The workers
-    keep running. Up to `prefetch_factor * num_workers` batches that they have prepared in the old
-    size are dropped and loaded again, so change the size rarely if loading is expensive. The
-    batches do not depend on `num_workers`.
+    keep running. They may have prepared up to `prefetch_factor * num_workers` batches of the old
+    size. These batches are dropped, and their samples are loaded again, so change the size rarely
+    if loading is expensive. The batches do not depend on `num_workers`.
 
-    data: a map-style dataset, or a tuple of tensors of equal length, which are indexed by
-    whole batches.
+    data: a map-style dataset, or a tuple of tensors of equal length. Tensors are indexed once per
+    batch, not once per sample.
     batch_size: "all" (batch gradient descent), 1 (stochastic gradient descent) or a whole number
-    (mini-batches). A number above the number of samples means all of them.
-    shuffle: a new order in each epoch, which depends on (seed, epoch) only.
+    (mini-batches). A number above the number of samples means all samples.
+    shuffle: draw a new order for each epoch. The order depends on (seed, epoch) only.
     sampler: a sampler to use instead of shuffle, such as `Curriculum`, `Levels` or torch's
     DistributedSampler. It must have `set_epoch(epoch)`, because a resumed run asks for the same
-    order again. The loader sets the sampler's epochs. If you call
-    `loader.sampler.set_epoch(epoch)` between two iterations, the next iteration is that epoch.
+    order again. The loader itself calls `set_epoch`. If you call `loader.sampler.set_epoch(epoch)`
+    between two iterations, the next iteration is that epoch.
     drop_last and all other options are those of DataLoader; workers persist unless
     `persistent_workers=False`.
 
@@ -39,23 +39,27 @@ class Loader(DataLoader[Any]):
     error. But after `load_state_dict` the next loop continues the saved epoch. So
     `loader.load_state_dict(loader.state_dict())` lets the next loop continue after a `break`.
     `epoch` is the epoch of the next batch, counted from 0. `position` is the number of samples of
-    this epoch that were handed out. When the last batch of an epoch is handed out, they become
-    (epoch + 1, 0). `len(loader)` is the number of batches in an epoch at the current size.
+    this epoch that were handed out. When the last batch of an epoch is handed out, `epoch` grows by
+    1 and `position` becomes 0. `len(loader)` is the number of batches in an epoch at the current
+    size.
 
-    Randomness in the data or in `collate_fn` depends on (seed, epoch, position) only, if it comes
-    from the global generators of Python, numpy and torch (on the CPU). So it is the same for any
-    number of workers, and after a resume. The global generators of your process keep their states.
-    Without workers, this costs a copy of the three states per batch. Generators that belong to the
-    data are not saved. If loading can be random, `loader.dataset` is a wrapper with the samples and
-    attributes of your data, and `loader.dataset.data` is the data.
+    Random draws in the data or in `collate_fn` depend on (seed, epoch, position) only, if they come
+    from the global generators of Python, numpy and torch (on the CPU). So these draws are the same
+    for any number of workers, and after a resume. The global generators of your process keep their
+    states. Without workers, each batch must save and restore these three states. Generators that
+    belong to the data are not saved.
 
-    `accelerate.prepare(loader)` makes its own DataLoader from the parts of this one. The new
-    DataLoader advances the order and the counts of this one too. If `load_state_dict` is called on
-    this loader before an epoch, the new DataLoader continues from the loaded position. With several
-    processes `position` may be up to one batch per process ahead. accelerate may fill up a batch
-    with repeated samples, so that all processes have equally many. The randomness in such a batch
-    is not reproducible. Iterating over `loader.batch_sampler` begins an epoch, as iterating over
-    the loader does.
+    If loading can be random, `loader.dataset` is a wrapper with the samples and attributes of your
+    data, and `loader.dataset.data` is the data.
+
+    `accelerate.prepare(loader)` makes a new DataLoader from the parts of this loader. The new
+    DataLoader also advances the order and the counts of this loader. If `load_state_dict` is called
+    on this loader before an epoch, the new DataLoader continues from the loaded position. With
+    several processes, `position` may be up to one batch per process ahead. accelerate may fill up a
+    batch with repeated samples, so that all processes get equally many samples. The random draws in
+    such a batch are not reproducible.
+
+    Iterating over `loader.batch_sampler` begins an epoch, as iterating over the loader does.
 
     Raises ValueError for empty data, unequal lengths, a size below 1, or a sampler without
     set_epoch. Raises RuntimeError if an iteration continues after another iteration began or a
@@ -131,7 +135,7 @@ class Loader(DataLoader[Any]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next batch, from 0."""
+        """The epoch of the next batch, counted from 0."""
         return self._batches.epoch
 
     @property
@@ -189,8 +193,8 @@ class Loader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where the state was saved, with the same batches.
 
-        Raises ValueError, and changes nothing, if the state is not a Loader's or if the number of
-        samples differs.
+        Raises ValueError, and changes nothing, if the state is not that of a Loader, or if it was
+        saved with another number of samples.
         """
         batches, seed = self._batches, self._batches.seed
         if isinstance(state, dict) and state:  # early versions did not save the seed

@@ -19,19 +19,19 @@ class GradientNoise:
     of the gradient.
 
     `noise = GradientNoise(optimizer)` is all you need. It registers a step_pre_hook, which changes
-    only the gradients of this optimizer's parameters. To clip gradients without the noise, call
-    clip_grad_norm_ before the step. An optimizer's own clip_norm clips the noise too. With
-    `step(closure)` the noise is added after each call of the closure. All calls within a step get
-    the same noise.
+    only the gradients of this optimizer's parameters. To clip the gradients before the noise is
+    added, call clip_grad_norm_ before the step. An optimizer's own clip_norm clips the noise too.
+    With `step(closure)` the noise is added after each call of the closure. All calls within a step
+    get the same noise.
 
     The noise depends on (seed, t) only. It is drawn on the gradient's device; the global random
     state does not change. Parameters without a gradient get no noise. A sparse gradient is
-    coalesced and gets noise where it has values. For a complex gradient, the real and imaginary
-    parts get half the variance each. If GradScaler leaves the gradients scaled, as for fused
-    optimizers, the noise is scaled too.
+    coalesced, and only its stored values get noise. For a complex gradient, the real part and the
+    imaginary part each get half the variance. If GradScaler leaves the gradients scaled, as it does
+    for fused optimizers, the noise is scaled too.
 
-    `remove()` removes the hook. Raises ValueError for eta or gamma below 0, TypeError if no
-    optimizer is given.
+    `remove()` removes the hook. Raises ValueError if eta or gamma is below 0. Raises TypeError if
+    `optimizer` is not an optimizer.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class GradientNoise:
             values.add_(noise, alpha=deviation)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step t and the settings."""
+        """The number of steps t, and the settings eta, gamma and seed."""
         return {"t": self.t, "eta": self.eta, "gamma": self.gamma, "seed": self.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

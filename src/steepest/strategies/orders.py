@@ -25,7 +25,7 @@ class Order(Sampler[int]):
         self.seed, self.epoch = whole(type(self).__name__, "seed", seed, 0), 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration, from 0."""
+        """Set the epoch of the next iteration, counted from 0."""
         whole(type(self).__name__, "epoch", epoch, 0)
         self.epoch = epoch  # unchanged, because a Loader recognises its own LoaderEpoch object
 
@@ -33,7 +33,7 @@ class Order(Sampler[int]):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed and epoch; the data are not saved."""
+        """The seed and the epoch. It does not hold the data."""
         return {"seed": self.seed, "epoch": int(self.epoch)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -42,7 +42,7 @@ class Order(Sampler[int]):
 
 
 class Shuffled(Order):
-    """All samples once, in a new random order per epoch. samples: how many there are."""
+    """Yields every sample once per epoch, in a new random order. samples: their number."""
 
     def __init__(self, samples: int, seed: int = 0) -> None:
         super().__init__(seed)
@@ -56,7 +56,7 @@ class Shuffled(Order):
 
 
 class Curriculum(Order):
-    """Mini-batches from the easiest part of the data. The part grows with the step.
+    """Mini-batches from the easiest part of the data. This part grows from step to step.
 
     Hacohen and Weinshall 2019, arXiv:1904.03626, Algorithm 1: step t draws batch_size different
     samples uniformly from the first pace(t) * n of the sorted data. As in the paper, batches are
@@ -64,14 +64,16 @@ class Curriculum(Order):
 
     scores: the difficulty of each sample, shape [n], finite. A low score means easy. `difficulty`
     computes scores from a model's losses.
-    pace: a function from the step (from 0, over all epochs) to a fraction in (0, 1]; see `pacing`.
-    batch_size: samples per step. The part of the data is never smaller than this. An epoch has
-    n // batch_size steps. A Loader with another batch size gets the same samples in the same order.
-    first: "easy", "hard" (the paper's anti-curriculum) or "random" (the paper's control, a random
-    order drawn from the seed).
+    pace: a function from the step to a fraction in (0, 1]; see `pacing`. Steps count from 0, and go
+    on counting from epoch to epoch.
+    batch_size: samples per step. The part of the data always has at least this many samples. An
+    epoch has n // batch_size steps. A Loader with another batch size gets the same samples in the
+    same order.
+    first: the samples that come first: "easy", "hard" (the paper's anti-curriculum) or "random"
+    (the paper's control, a random order drawn from the seed).
 
-    Raises ValueError if scores are empty or not finite, or if batch_size exceeds n. Iteration
-    raises ValueError if a fraction is outside (0, 1].
+    Raises ValueError if `scores` is empty or not finite, or if batch_size exceeds n. Iteration
+    raises ValueError if `pace` returns a fraction outside (0, 1].
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Curriculum(Order):
         self.scores = -values if first == "hard" else values
 
     def ranking(self) -> np.ndarray:
-        """The indices of all samples, shape [n], in the order in which they are added."""
+        """The indices of all samples, shape [n], in the order in which `pace` lets them in."""
         if self.first == "random":
             # the seed has three numbers; the seeds of steps have two, so they are different
             return np.random.default_rng((self.seed, 0, 1)).permutation(len(self.scores))
@@ -130,18 +132,18 @@ class Levels(Order):
     """Samples drawn by level of difficulty. Zaremba and Sutskever 2014, arXiv:1410.4615, section 5.
 
     levels: the level of each sample, a whole number from 0 (easiest), shape [n]; no level may be
-    empty. For two kinds of difficulty, such as length and nesting, give each pair its own level.
-    The authors number all lengths of one nesting first, then those of the next nesting.
+    empty. For two kinds of difficulty, such as length and nesting, give each pair (length, nesting)
+    a level of its own. The authors sort these pairs by nesting first, then by length.
     strategy: "baseline" draws from the hardest level, "naive" from the current level, "mix" from a
-    level drawn uniformly. "combined" draws each sample as mix with probability 1/5, otherwise as
-    naive. All samples of a level are equally likely. An epoch has n samples.
+    level drawn uniformly. "combined" draws a sample like "mix" with probability 1/5, and otherwise
+    like "naive". All samples of a level are equally likely. An epoch has n samples.
 
     `level` is the current level, and may be set. The authors' rule, after each evaluation:
 
         if levels.report(validation, training) and not levels.harder():
             ...  # at the hardest level; the authors multiply the learning rate by 0.8
 
-    Raises ValueError if the list of levels is empty, has a negative number or has a gap.
+    Raises ValueError if `levels` is empty, has a negative number, or skips a number.
     """
 
     STRATEGIES = ("baseline", "naive", "mix", "combined")
@@ -186,9 +188,9 @@ class Levels(Order):
         """Report an evaluation at the current level. Returns whether the next level is due.
 
         The next level is due if the validation accuracy is above 0.95, or if the training accuracy
-        is below that of five evaluations earlier at this level. Then the earlier accuracies are
-        dropped.
-        Accuracies are in [0, 1]; a nan never makes a level due.
+        is below the training accuracy of five evaluations earlier. When a level is due, the
+        accuracies of earlier calls are forgotten. Accuracies are in [0, 1]; a nan never makes a
+        level due.
         """
         for name, value in (("validation", validation), ("training", training)):
             if value == value:
@@ -201,7 +203,7 @@ class Levels(Order):
         return due
 
     def harder(self) -> bool:
-        """Move to the next level and return True; at the hardest level, only return False."""
+        """Move to the next level and return True. At the hardest level, stay and return False."""
         if self.level + 1 == len(self._members):
             return False
         self.level += 1
@@ -223,7 +225,7 @@ class Levels(Order):
         return sum(map(len, self._members))
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, epoch, level and the accuracies that `report` still needs."""
+        """The seed, the epoch, the level, and the accuracies that `report` still needs."""
         return {**super().state_dict(), "level": self.level, "accuracies": [*self._accuracies]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -243,13 +245,14 @@ def difficulty(
     section 2.1, use a network trained on other data ("transfer") or on the same data without a
     curriculum ("bootstrapping", also called self-taught scores).
 
-    loss(model, batch): a number, the mean over a batch. It is called on batches of one sample, by
-    torch.func.vmap, or one by one if vmap does not support the model, the loss or the data.
+    loss(model, batch): a number, the mean over a batch. Here each batch is one sample.
+    torch.func.vmap runs many of them together; if vmap does not support the model, the loss or the
+    data, they run one by one.
     data: as for `Loader`.
 
-    The model is in evaluation mode during the call; its modes are restored. Raises ValueError if
-    the loss is not a single number, or if the model changes a buffer even in evaluation mode.
-    Raises torch's error if memory runs out.
+    The model is in evaluation mode during the call. Afterwards all its modules have their old mode
+    again. Raises ValueError if the loss is not a single number, or if the model changes a buffer
+    even in evaluation mode. Raises torch's error if memory runs out.
     """
     from .loading import Loader
 

@@ -1,8 +1,8 @@
 """Pacing functions for a curriculum: the fraction of the data, easiest first, that a step uses.
 
-Each function here returns a function from the step t, counted from 0, to a fraction in (0, 1]. The
-fraction never falls. `start` is the fraction at step 0. All functions raise ValueError for a start
-outside (0, 1] and for steps below 1.
+Each function here returns another function, which maps the step t (counted from 0) to a fraction in
+(0, 1]. The fraction never falls. `start` is the fraction at step 0. All functions here raise
+ValueError if `start` is outside (0, 1] or `steps` is below 1.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ Pace = Callable[[int], float]
 def root(start: float, steps: int, power: float = 2.0) -> Pace:
     """min(1, (start**power + t / steps * (1 - start**power)) ** (1 / power)).
 
-    All data is in use from step `steps` on. Platanios et al. 2019, arXiv:1903.09848, have power 2
-    in equation 7 and power 1 in equation 6. With power 2 fewer samples are added at later steps.
+    From step t = `steps` on, all data is in use. Platanios et al. 2019, arXiv:1903.09848, use power
+    2 in equation 7 and power 1 in equation 6. With power 2, later steps add fewer samples than
+    earlier steps.
     """
     start, steps = _checked(start, steps)
     power = number("root", "power", power, "(0, inf)")
@@ -29,14 +30,14 @@ def root(start: float, steps: int, power: float = 2.0) -> Pace:
 
 
 def linear(start: float, steps: int) -> Pace:
-    """min(1, start + t / steps * (1 - start)): `root` with power 1."""
+    """min(1, start + t / steps * (1 - start)), which is `root` with power 1."""
     return root(start, steps, 1.0)
 
 
 def exponential(start: float, increase: float, steps: int) -> Pace:
     """min(1, start * increase ** floor(t / steps)): "fixed exponential pacing".
 
-    Hacohen and Weinshall 2019, arXiv:1904.03626, equation 2. increase: above 1.
+    Hacohen and Weinshall 2019, arXiv:1904.03626, equation 2. increase: a number above 1.
     """
     start, steps = _checked(start, steps)
     increase = number("exponential", "increase", increase, "(1, inf)")
@@ -47,7 +48,7 @@ def exponential(start: float, increase: float, steps: int) -> Pace:
 
 
 def single_step(start: float, steps: int) -> Pace:
-    """`start` before step `steps`, then all data: "single step pacing".
+    """`start` while t < steps, then 1, which is all data: "single step pacing".
 
     Hacohen and Weinshall 2019, arXiv:1904.03626, equation 4; also Bengio et al. 2009.
     """

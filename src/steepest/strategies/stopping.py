@@ -20,10 +20,10 @@ class EarlyStopping:
         stopping.restore()
 
     model: its parameters and buffers are copied at each new best, on their device.
-    patience: evaluations, at least 1. least: a new best must be better than the old one by more
-    than this, in units of the metric. mode: "min" if a lower metric is better, "max" if a higher
-    one is. A metric that is nan or infinite is never a new best. Prechelt 1998, "Early stopping -
-    but when?", compares such criteria.
+    patience: a number of evaluations, at least 1. least: a new best metric must be better than the
+    old best by more than `least`. mode: "min" if a lower metric is better, "max" if a higher metric
+    is better. A metric that is nan or infinite is never a new best. Prechelt 1998, "Early stopping
+    - but when?", compares such criteria.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class EarlyStopping:
         self.best: float | None = None
         """The best metric; None before the first finite one."""
         self.evaluations = self.best_at = 0
-        """How many evaluations there were, and the number of the best one, counted from 1."""
+        """The number of evaluations so far, and which of them was the best, counted from 1."""
         self._weights: dict[str, Any] = {}
 
     def step(self, metric: Any) -> bool:
@@ -64,7 +64,7 @@ class EarlyStopping:
         self.model.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best metric with its weights, and the counts."""
+        """The best metric, the weights of that evaluation, and the counts."""
         return {
             "best": self.best,
             "best_at": self.best_at,

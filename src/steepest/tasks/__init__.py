@@ -41,21 +41,21 @@ def is_file(name: str) -> bool:
 
 
 def held(name: str) -> AbstractContextManager[bytes | None]:
-    """Keep a task as its file is now until the block ends, even if the file is edited.
+    """Keep the present source of a task's file in use until the block ends, even if it is edited.
 
-    Yields the source of the file, or None for a task that is not in a user's file.
+    Yields that source, or None for a task that is not in a user's file.
     """
     return user_file.held(Path(name)) if is_file(name) else nullcontext()
 
 
 def generators(task: Task) -> list[Any]:
-    """The random generators that the task's file had after its import; [] for a bundled task."""
+    """The random generators in the task's file right after its import; [] for a bundled task."""
     module = user_file.module_of(Path(task.file)) if task.file else None
     return [generator for _, generator in generators_of(module)] if module else []
 
 
 def edited(name: str) -> str | None:
-    """A message for the user if the task's file differs from the source that `held` keeps."""
+    """Return a message if the task's file differs from the source that `held` keeps, else None."""
     if not is_file(name):
         return None
     with user_file.held(Path(name)) as source:
@@ -72,7 +72,9 @@ def edited(name: str) -> str | None:
 
 
 def get(name: str, data: str | None = None) -> Task:
-    """The task called `name`, or the one in the file `name`; BadCall if there is none.
+    """Return the task called `name`, or the task in the file `name`.
+
+    Raises BadCall if there is no such task.
 
     data: the folder of a task in `DATA_TASKS`.
     """
@@ -106,5 +108,5 @@ def _make_data_task(name: str, data: str) -> Task:
 
 
 def folder_name(name: str) -> str:
-    """The task's name, as part of a folder's name: a file's name without its path and ending."""
+    """The task's name, for use in a folder's name. For a file: its name without path and ending."""
     return Path(name).stem if is_file(name) else name

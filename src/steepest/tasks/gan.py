@@ -15,7 +15,7 @@ NOISE = 16
 """How many inputs the generator has."""
 SAMPLES, STEPS, EVERY = 1000, 1000, 100
 PRESENT = 0.02
-"""A digit counts as drawn if at least this share of the samples shows it. An equal share is 0.1."""
+"""A digit counts as drawn if at least this share of the samples shows it. The average is 0.1."""
 
 
 def _classifier() -> nn.Sequential:
@@ -26,9 +26,10 @@ def _classifier() -> nn.Sequential:
 
 @lru_cache(maxsize=1)
 def judge() -> nn.Sequential:
-    """The classifier whose last hidden layer gives the features, trained on the digits.
+    """Train a classifier on the digits. Its last hidden layer gives the features.
 
-    Plain torch trains it for 400 steps from a fixed seed, so it is the same for every entry.
+    It is trained by plain torch, for 400 steps and from a fixed seed, so every entry is judged by
+    the same classifier.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -48,8 +49,8 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
     """Squared Frechet distance between Gaussians fitted to the rows of `a` and of `b`.
 
     |mean_a - mean_b|^2 + trace(A + B - 2 (A B)^(1/2)), with covariances A and B (Heusel et al.
-    2017, arXiv:1706.08500). The eigenvalues of A B are not negative. The trace of (A B)^(1/2) is
-    the sum of their square roots.
+    2017, arXiv:1706.08500). The trace of (A B)^(1/2) is the sum of the square roots of the
+    eigenvalues of A B, which are not negative.
     """
     difference = a.mean(0) - b.mean(0)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
@@ -64,9 +65,10 @@ def _real_features(split: str) -> np.ndarray:
 
 @torch.no_grad()
 def judged(images: Tensor, split: str) -> tuple[float, float]:
-    """(Frechet distance to the real images of `split`, share of the ten digits that are drawn).
+    """Judge generated images. Returns two numbers, which are nan if a feature is not finite.
 
-    Both are nan if a feature is not finite.
+    The first is the Frechet distance to the real images of `split`. The second is the share of the
+    ten digits that `images` show.
     """
     features = judge()[:-1](images)
     if not features.isfinite().all():

@@ -20,7 +20,7 @@ from steepest.tasks.task import Samples, Setup, Task
 Split = dict[str, tuple[Tensor, Tensor]]
 
 TRAIN, VALIDATION, TEST = 800, 400, 597
-"""How many digits each split has. Few are for training, so that no entry reaches 100 %."""
+"""How many digits each split has. The training split is small, so no entry reaches 100 %."""
 BATCH = 32
 IDX_VALIDATION, IDX_BATCH, IDX_STEPS, IDX_EVERY = 5000, 64, 1000, 200
 SWITCHES = ("batchnorm", "dropout")
@@ -32,8 +32,8 @@ EVALUATED = 1000
 def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> Split:
     """scikit-learn's 1,797 digits: split -> (images [n, 1, 8, 8] in [0, 1], classes [n]).
 
-    train, validation: how many images these splits have. The seed draws them, and all other images
-    are "test". An empty split is left out.
+    train, validation: how many images these two splits have. `seed` draws these images, and all
+    other images are in the split "test". An empty split is left out.
     """
     from sklearn.datasets import load_digits  # slow to import
 
@@ -47,7 +47,7 @@ def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> S
 
 
 def chance(data: Split) -> float:
-    """The best accuracy of a model that predicts the same class for every image."""
+    """The best accuracy, on validation or test data, of predicting one class for all images."""
     evaluated = (data[split][1] for split in ("validation", "test"))
     return max(labels.bincount().max().item() / len(labels) for labels in evaluated)
 
@@ -64,8 +64,8 @@ def hash_of(splits: Callable[[], Split]) -> str:
 def _network(side: int, hidden: int, batchnorm: bool, dropout: float) -> nn.Module:
     """Two convolutions and one or two linear layers.
 
-    side: width and height of the images, in pixels. hidden: width of the layer before the last; 0
-    for no such layer.
+    side: width and height of the images, in pixels. hidden: width of a hidden linear layer before
+    the last layer; 0 for no hidden layer.
     """
     flat = 32 * (side // 4) ** 2
     # made first: the order in which layers are made decides their initial weights
@@ -127,7 +127,9 @@ DIGITS = Task(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of unsigned bytes in an IDX file, gzipped or not; BadCall for any other file.
+    """Read the array of unsigned bytes in an IDX file, gzipped or not.
+
+    Raises BadCall for any other file.
 
     Format: http://yann.lecun.com/exdb/mnist/ : two zero bytes, type 8, the number of dimensions,
     each dimension as a big-endian 32-bit integer, then the bytes.
@@ -151,7 +153,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
-    """The images and the labels of the two files with this prefix: "train" or "t10k"."""
+    """Read the images and the labels from the two files with the prefix: "train" or "t10k"."""
     arrays: list[np.ndarray] = []
     for ending, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
         names = [f"{prefix}-{ending}.gz", f"{prefix}-{ending}"]
@@ -179,7 +181,7 @@ def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
 
 
 def idx_task(name: str, folder: Path) -> Task:
-    """A convolutional network of 106,000 parameters on the four published files in `folder`."""
+    """Make a task: a network of 106,000 parameters on the four published files in `folder`."""
     images, labels = _read_pair(folder, "train")
     if len(images) <= IDX_VALIDATION:
         raise BadCall(

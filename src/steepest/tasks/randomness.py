@@ -27,7 +27,7 @@ def begin(seed: int) -> None:
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """Restore the random states at the end, so that the block's draws do not shift later ones."""
+    """Restore the random states when the block ends, so that its draws change no later draws."""
     before = [get() for get, _ in STATES]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Seeds a run of a user's file: the generators of the process and the generators in the file."""
+"""Seeds the random generators of the process and of a user's file before a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from steepest.tasks.randomness import begin
 LONGEST = 1000
 """A list, tuple or dict with more items is not searched for generators."""
 MOST_OBJECTS = 100_000
-"""The search for generators looks into at most so many objects of a file."""
+"""The search for generators looks into at most this many objects of a file."""
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 _generators: dict[int, list[tuple[str, Any]]] = {}
@@ -38,8 +38,8 @@ def remember_generators(module: ModuleType) -> None:
 def generators_of(module: ModuleType) -> list[tuple[str, Any]]:
     """(path, generator) of each generator that was in the file right after its import.
 
-    Generators that the file makes later are not included, such as one in a cache that the first
-    run fills.
+    Generators that the file makes later are not included. An example is a generator in a cache that
+    the first run fills.
     """
     return _generators.get(id(module), [])
 
@@ -47,8 +47,8 @@ def generators_of(module: ModuleType) -> list[tuple[str, Any]]:
 def seed_everything(seed: int, module: ModuleType) -> None:
     """Seed torch, numpy, `random` and the file's generators, so a run depends only on its seed.
 
-    Each generator of the file gets its own seed, made of `seed` and the path to the generator. So
-    no two generators draw the same numbers, and none draws the same numbers as torch.
+    Each generator of the file gets its own seed, derived from `seed` and the path to the generator.
+    So no two generators draw the same numbers, and no generator draws the same numbers as torch.
     """
     begin(seed)
     for path, generator in generators_of(module):
@@ -66,8 +66,8 @@ def seed_everything(seed: int, module: ModuleType) -> None:
 def _find_generators(module: ModuleType) -> list[tuple[str, Any]]:
     """The generators that can be reached from the file and from the user's own modules.
 
-    These are the imported modules below the file's folder or the current folder. The search is
-    breadth-first, so it finds each generator by its shortest path.
+    The user's own modules are the imported modules below the file's folder or the current folder.
+    The search is breadth-first, so it finds each generator by its shortest path.
     """
     file = Path(str(module.__file__))
     neighbours = {
@@ -100,8 +100,9 @@ def _process_generators() -> list[Any]:
 def _contents(value: Any, searchable: Container[str]) -> list[tuple[object, Any]]:
     """(name, value) of everything inside `value` that may be or hold a generator.
 
-    Containers, functions, methods and data loaders are always looked into. A class is looked into
-    only if it is of a module in `searchable`, and any other object only if its class is.
+    Containers, functions, methods and data loaders are always searched. A class is searched only if
+    it was defined in a module in `searchable`. Any other object is searched only if its class was
+    defined in such a module.
     """
     if isinstance(value, dict):
         return list(value.items()) if len(value) <= LONGEST else []

@@ -1,4 +1,4 @@
-"""Classify passages by topic from a bag of words. Gradients are sparse, and most words rare."""
+"""Classify passages by topic from a bag of words. Gradients are sparse; most words are rare."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from steepest.tasks.task import Make, Reporter, Task, evaluating
 
 LENGTH, BATCH = 12, 32
-"""Words in a passage, passages in a batch."""
+"""The number of words in a passage, and the number of passages in a batch."""
 LEAST = 640
-"""Topics with fewer words are left out. A tenth of this many words makes a few passages."""
+"""Topics with fewer words are left out, because a tenth of a topic must make a few passages."""
 EVALUATED = 320
-"""How many passages the validation data have, and the test data."""
+"""How many passages the validation data have. The test data have as many."""
 EVERY = 25
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of several topics, with each word as a number."""
+    """Passages of several topics. Each word is a number."""
 
     splits: dict[str, tuple[Tensor, Tensor]]
     """Split -> (words [n, LENGTH], topics [n])."""
     words: int
-    """How many different numbers there are. 0 stands for every word not in the training data."""
+    """How many different numbers the words have. 0 is any word that is not in the training data."""
     topics: int
     """How many topics there are."""
     sha256: str
@@ -39,10 +39,10 @@ class Passages:
 
 @lru_cache(maxsize=1)
 def documentation() -> Passages:
-    """Python's own documentation. Of each topic 80 % is training, 10 % validation and 10 % test.
+    """Python's own documentation. Each topic is 80 % training, 10 % validation and 10 % test data.
 
-    A paragraph that is in several topics counts only for the first one. The paragraphs of a topic
-    are in a fixed random order.
+    A paragraph that is in several topics is used only in the first of these topics. The paragraphs
+    of a topic are in a random order that is always the same.
     """
     from pydoc_data.topics import topics  # 0.7 MB
 
@@ -86,7 +86,7 @@ def _model(data: Passages) -> nn.Module:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: str) -> float:
-    """The share of passages whose topic is predicted correctly; nan if a score is not finite."""
+    """The share of passages with the right topic predicted; nan if a score is not finite."""
     words, topics = documentation().splits[split]
     scores = model(words)
     right = (scores.argmax(1) == topics).float().mean().item()
@@ -94,10 +94,11 @@ def evaluate(model: nn.Module, split: str) -> float:
 
 
 class Stepper:
-    """Steps an optimizer on sparse gradients, or on dense gradients if it refuses sparse ones.
+    """Steps an optimizer on sparse gradients, or on dense gradients if it refuses sparse gradients.
 
-    The first step tries sparse gradients. If it raises an error, parameters and gradients are
-    restored, the optimizer's state is cleared, and the step is repeated on dense gradients.
+    The first step tries sparse gradients. If the optimizer raises an error, the parameters and
+    gradients are restored, the optimizer's state is cleared, and the step is repeated on dense
+    gradients. All later steps use the kind of gradients that worked.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from steepest.tasks.task import Samples, Setup, Task
 
 TRAIN, VALIDATION, TEST = 222, 110, 110
-"""How many patients each split has; 442 in all."""
+"""How many patients each split has. All splits together have 442."""
 BATCH = 32
 
 
 @lru_cache(maxsize=1)
 def diabetes() -> dict[str, tuple[Tensor, Tensor]]:
-    """Split -> (features [n, 10], targets [n]), standardised by mean and deviation of "train"."""
+    """Split -> (features [n, 10], targets [n]), standardised by the mean and std of "train"."""
     from sklearn.datasets import load_diabetes  # slow to import
 
     features, targets = load_diabetes(return_X_y=True)

@@ -15,33 +15,34 @@ from torch import Tensor, nn
 class Reporter(Protocol):
     """A training loop calls `report(step, validation=..., test=..., anything=...)`.
 
-    step: the optimizer steps so far.
+    step: the number of optimizer steps made so far.
     """
 
     def __call__(self, step: int, **metrics: Any) -> None: ...
 
 
 Make = Callable[[Any], torch.optim.Optimizer]
-"""`make_optimizer(params_or_model)` returns a new optimizer, of the kind that is raced."""
+"""`make_optimizer(params_or_model)` returns a new optimizer: the one that the race compares."""
 
 
 def two_points(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the weights for evaluation differ from those for training, as in Schedule-Free.
+    """Whether the optimizer has one set of weights for evaluation and another for training.
 
-    The eval() and train() of such an optimizer switch the parameters from one to the other.
+    Schedule-Free is an example. The optimizer's methods eval() and train() then switch the
+    parameters between the two sets.
     """
     return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))
 
 
 def turn(optimizer: Any, to: Literal["eval", "train"]) -> None:
-    """Switch to the weights for evaluation or for training, if the optimizer has both."""
+    """Switch the parameters to the weights for evaluation or for training (see `two_points`)."""
     if two_points(optimizer):
         getattr(optimizer, to)()
 
 
 @contextmanager
 def evaluating(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
-    """Switch to the weights for evaluation, and back to those for training at the end."""
+    """Use the weights for evaluation in the block, and the weights for training after it."""
     for optimizer in optimizers:
         turn(optimizer, "eval")
     yield
@@ -51,7 +52,7 @@ def evaluating(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Training data from which any samples can be taken, and the task's batch size."""
+    """The training data, of which any samples can be taken, and the task's batch size."""
 
     data: Any
     """A tuple of tensors of the same length, or, with `collate`, a map-style dataset."""
@@ -61,7 +62,7 @@ class Samples:
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is smaller than the others."""
     order: Callable[[], Sequence[int]] | None = None
-    """Draws the order of an epoch in the way of the task's own batches. None: the seed draws it."""
+    """Draws the order of one epoch as the task's own batches do. None: `orders` uses its seed."""
 
     def __len__(self) -> int:
         return len(self.data[0] if self.collate is None else self.data)
@@ -73,7 +74,7 @@ class Samples:
         return self.collate([self.data[i] for i in index.tolist()])
 
     def orders(self, seed: int) -> Iterator[Sequence[int]]:
-        """The order of the samples in each epoch, without end."""
+        """Yield the order of the samples for one epoch after another, without end."""
         generator = torch.Generator().manual_seed(seed)
         while True:
             if self.order:
@@ -82,7 +83,7 @@ class Samples:
                 yield torch.randperm(len(self), generator=generator).tolist()
 
     def batched(self, seed: int) -> Iterator[Any]:
-        """Batches of the task's size, without end; each epoch is in a new order."""
+        """Yield batches of the task's size, without end. Each epoch is in a new order."""
         for order in self.orders(seed):
             for index in torch.tensor(order).split(self.batch):
                 if len(index) == self.batch or not self.drop_last:
@@ -103,39 +104,40 @@ class Setup:
     test_data: bool = True
     """Whether `evaluate` takes "test"."""
     residuals: Callable[[nn.Module, Any], Tensor] | None = None
-    """(model, batch) -> the residuals. The loss is the sum of their squares, times a constant."""
+    """(model, batch) -> the residuals. The loss is their sum of squares, times a constant."""
     samples: Samples | None = None
-    """The samples that the batches are made of, for entries that make their own batches."""
+    """The samples that make up the batches. Some entries make batches of their own."""
 
 
 @dataclass(frozen=True)
 class Task:
     """A training problem and its metric.
 
-    It has either `build` or `train`. `build` makes a `Setup`, which `steepest.training` trains.
-    `train` is a whole training loop.
+    A task has either `build` or `train`. `build` makes a `Setup`, which `steepest.training` trains.
+    `train` is a whole training loop of the task's own.
     """
 
     name: str
     metric: str
     maximize: bool
     worst: float | None
-    """A diverged run counts as this metric, and so does a run that ends worse. None: a pilot run,
-    before the race, measures it."""
+    """A run that diverges, or ends worse than this metric, counts as this metric. None: a pilot run
+    before the race measures it."""
     target: float | None
     """A validation metric. The race measures the time until a run first reaches it. None: the
-    value that three quarters of the fresh runs end at or pass. Diverged runs do not count."""
+    target is the value that three quarters of the fresh runs (those on new seeds, after tuning)
+    reach or pass at their end. Diverged runs do not count."""
     steps: int
-    """Optimizer steps of a run."""
+    """The number of optimizer steps of a run."""
     every: int
-    """Steps between two evaluations on validation data."""
+    """The number of steps between two evaluations on validation data."""
     test_size: int
-    """Test cases; 0 if unknown."""
+    """The number of test cases; 0 if unknown."""
     proportion: bool
     """Whether the metric is a share of the test cases. Such a metric is shown in %, with its
     binomial standard error."""
     build: Callable[..., Setup] | None = None
-    """(seed, **options) -> the setup. The options are those of `switches` that an entry uses."""
+    """(seed, **options) -> the setup. An entry may pass the options that `switches` names."""
     train: Callable[[Make, Reporter, int, int], object] | None = None
     """(make_optimizer, report, seed, steps): runs the whole training."""
     data_hash: Callable[[], str | None] = lambda: None
@@ -147,7 +149,7 @@ class Task:
     file: str | None = None
     """Path of the user's file."""
     measured: float | None = None
-    """If `worst` is None: what a pilot run measured instead. A fresh run may end worse."""
+    """What a pilot run measured for `worst`, if the file gave none. A later run may end worse."""
     switches: tuple[str, ...] = ()
     """The options that `build` takes: "batchnorm" (True), "dropout" (its probability)."""
 
@@ -165,5 +167,5 @@ _CODE = ("build", "train", "data_hash")
 
 
 def facts(task: Task) -> dict[str, Any]:
-    """The fields that a race stores: all except code. So a report does not need the user's file."""
+    """The fields that a race stores: all but code, so that a report needs no file of the user."""
     return {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in _CODE}

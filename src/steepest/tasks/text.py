@@ -16,9 +16,10 @@ from steepest.errors import BadCall
 from steepest.tasks.task import Setup, Task
 
 EVALUATED = 16_384
-"""An evaluation reads this many characters, from the start of the validation or test data."""
+"""An evaluation reads the first characters of the validation or test data, up to this many."""
 LEAST = 20 * EVALUATED
-"""A text has at least this many characters, so that a twentieth of it has EVALUATED."""
+"""A text has at least this many characters. Its validation and test data, each a twentieth of it,
+then have EVALUATED characters or more."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Text:
 
 
 def encode(text: str) -> Text:
-    """The text as numbers: each character becomes its rank among the characters that occur."""
+    """Turn each character into a number: its index in the sorted list of the text's characters."""
     known = {character: i for i, character in enumerate(sorted(set(text)))}
     numbers = torch.tensor([known[character] for character in text])
     ends = (len(text) * 18 // 20, len(text) * 19 // 20)
@@ -44,7 +45,7 @@ def encode(text: str) -> Text:
 
 @lru_cache(maxsize=1)
 def topics() -> Text:
-    """The documentation that `help()` shows, in the order of its names."""
+    """The pages of documentation that `help()` shows, sorted by name and joined."""
     from pydoc_data.topics import topics as pages  # 0.7 MB
 
     return encode("\n".join(pages[name] for name in sorted(pages)))
@@ -53,7 +54,7 @@ def topics() -> Text:
 class Characters(nn.Module):
     """Embedding, one LSTM layer, a linear layer: [batch, length] -> [batch, length, characters].
 
-    The output is the scores of the next character.
+    The output scores every character as the next one.
     """
 
     def __init__(self, characters: int, width: int, hidden: int) -> None:
@@ -70,8 +71,8 @@ class Characters(nn.Module):
 class Size:
     """Sizes of the model and of its batches.
 
-    width: of the embedding. hidden: width of the LSTM. length: characters in a training window.
-    batch: windows in a batch.
+    width: width of the embedding. hidden: width of the LSTM. length: number of characters in a
+    training window. batch: number of windows in a batch.
     """
 
     width: int
@@ -127,7 +128,10 @@ TOPICS = _task("text", topics, Size(width=16, hidden=64, length=32, batch=16), 2
 
 
 def shakespeare(path: Path) -> Task:
-    """Predict the next character of the published input.txt. path: the file, or its folder."""
+    """Make a task: predict the next character of the published input.txt.
+
+    path: the file, or its folder.
+    """
     file = path / "input.txt" if path.is_dir() else path
     if not file.is_file():
         raise BadCall(f"--data {path}: there is no input.txt; add the published text")

@@ -5,7 +5,7 @@ The file defines one of two functions:
 task(seed)
     Returns (model, loss, batches, evaluate), and the race trains the model.
     model: a torch.nn.Module. loss(model, batch): the training loss, a tensor of one number.
-    batches: the training batches, such as a DataLoader, iterated again after each epoch.
+    batches: the training batches, such as a DataLoader. Each epoch iterates over them again.
     evaluate(model) or evaluate(model, split): the metric, one number; split is "validation" or
     "test". Without `split` there is no test data, and the verdict is about validation data.
 
@@ -20,20 +20,23 @@ These constants at the top of the file describe the task. Only the first is requ
 MAXIMIZE or MINIMIZE   The name of the metric, such as MAXIMIZE = "accuracy".
 STEPS                  Optimizer steps of a run. Default 300. --steps replaces it.
 EVERY                  Steps between two evaluations of a task(seed) file. Default STEPS / 12.
-                       If --steps is less than STEPS, the evaluations are closer together: a run
-                       still has about 10 of them, or fewer if a run of STEPS would have fewer.
+                       If --steps is less than STEPS, the evaluations are closer together. A run
+                       then still has about 10 evaluations, or fewer if EVERY asks for fewer.
 TARGET                 A validation metric. The race measures the time until a run first reaches it.
-                       Default: the value that three quarters of the fresh runs end at or pass.
-                       Diverged runs do not count.
-WORST                  A diverged run counts as this metric, and so does a run that ends worse.
-                       Default: the metric of the untrained model, or the first report of a pilot
-                       run. If a fresh run ends worse than that, the metric of the worst fresh run.
-TEST_CASES             The number of test cases, if the metric is a share of them between 0 and 1.
-                       The share is then shown in %, with its binomial standard error.
+                       Default: the value that three quarters of the fresh runs reach or pass at
+                       their end. Fresh runs are the runs on new seeds, after tuning. Diverged runs
+                       do not count.
+WORST                  A run that diverges, or ends worse than this metric, counts as this metric.
+                       Default: the metric of the untrained model; with train(...), the first report
+                       of a pilot run. If a fresh run ends even worse, the default is the metric of
+                       the worst fresh run.
+TEST_CASES             The number of test cases, if the metric is a share of these cases, from 0 to
+                       1. The share is then shown in %, with its binomial standard error.
 
 Edits: the race reads the file once and runs that source, even if the file is edited meanwhile.
 --resume needs the same source, and compares its sha256. Modules that the file imports from its own
-folder or from the current folder must not change during a race: the race stops if one does.
+folder or from the current folder must not change during a race. If one of them changes, the race
+stops.
 
 Seeds: before each run, torch, numpy and random are seeded with the run's seed. The race also seeds
 the random generators that exist right after the import of the file and of the modules beside it.
@@ -66,13 +69,13 @@ from steepest.tasks.seeding import remember_generators, seed_everything
 from steepest.tasks.task import Make, Reporter, Samples, Setup, Task
 
 MODULE = "steepest_task"
-"""The file is imported as a module of this name."""
+"""The user's file is imported as a module of this name."""
 STEPS = 300
-"""Default of the file's STEPS."""
+"""The value of STEPS if the file does not define it."""
 EVALUATIONS = 12
-"""Evaluations of a run, if the file does not define EVERY."""
+"""How many evaluations a run has, if the file does not define EVERY."""
 MOST_WORST = 1e100
-"""Largest WORST: its square is still finite."""
+"""The largest absolute value of WORST. Its square is still finite."""
 ARGUMENTS = {"task": ("seed",), "train": ("make_optimizer", "report", "seed")}
 RETURNS = "expected task(seed) to return (model, loss, batches, evaluate)"
 
@@ -81,7 +84,10 @@ _held: dict[Path, bytes] = {}
 
 
 def read(path: Path) -> bytes:
-    """The source of the file: what `held` keeps, else what is on disk. BadCall if unreadable."""
+    """Return the source that `held` keeps for the file, or else the source on disk.
+
+    Raises BadCall if the file cannot be read.
+    """
     try:
         return _held[path.resolve()] if path.resolve() in _held else path.read_bytes()
     except OSError as error:
@@ -92,9 +98,9 @@ def read(path: Path) -> bytes:
 
 @contextlib.contextmanager
 def held(path: Path, source: bytes | None = None) -> Iterator[bytes]:
-    """Make `load` use one source until the block ends, even if the file is edited. Yields it.
+    """Make `load` use one source for the file until the block ends, even if the file is edited.
 
-    source: that source; None: what the file has now.
+    source: the source to use; None: the present source of the file. Yields the source in use.
     """
     key = path.resolve()
     before = _held.get(key)
@@ -109,7 +115,7 @@ def held(path: Path, source: bytes | None = None) -> Iterator[bytes]:
 
 
 def load(path: Path) -> Task:
-    """The task that the file `path` defines; BadCall if it defines none."""
+    """Return the task that the file `path` defines. Raises BadCall if it defines none."""
     source = read(path)
     digest = hashlib.sha256(source).hexdigest()
     key = path.resolve(), digest
@@ -150,10 +156,10 @@ def _import(path: Path, source: bytes) -> ModuleType:
 
 @contextlib.contextmanager
 def told(path: Path, where: str, passes: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Raise errors of the user's code as TaskError, with the traceback from the user's first line.
+    """Turn errors of the user's code into TaskError. The traceback begins in the user's file.
 
-    where: the part of the file, for the message. passes: errors to let through unchanged, such as
-    ArithmeticError, which means that the run has diverged.
+    where: names the part of the file in the message. passes: classes of errors that are not turned
+    into TaskError, such as ArithmeticError, which means that the run has diverged.
     """
     try:
         yield
@@ -178,7 +184,7 @@ def told(path: Path, where: str, passes: tuple[type[Exception], ...] = ()) -> It
 
 
 def _read_task(module: ModuleType, path: Path, digest: str) -> Task:
-    """The task that an imported file defines. digest: sha256 of its source."""
+    """Return the task that an imported file defines. digest: sha256 of the file's source."""
 
     def bad(problem: str) -> BadCall:
         return BadCall(f"{path.name}: {problem}")
@@ -294,9 +300,10 @@ def _build(module: ModuleType, path: Path, seed: int) -> Setup:
 
 
 def _samples_of(batches: Any) -> Samples | None:
-    """The samples in the batches, if these are a DataLoader that visits all its data; else None.
+    """Return the samples in `batches`, if it is a DataLoader that visits all its data; else None.
 
-    A DataLoader with another sampler may keep some samples for validation, so it gives None too.
+    A DataLoader with a sampler that may skip samples also gives None, because the skipped samples
+    may be for validation.
     """
     sampler = getattr(batches, "sampler", None)
     visits_all = type(sampler) is SequentialSampler or (
@@ -319,7 +326,7 @@ def _samples_of(batches: Any) -> Samples | None:
 
 
 def _takes_split(evaluate: Any) -> bool:
-    """True for evaluate(model, split), False for evaluate(model), BadCall for anything else."""
+    """True for evaluate(model, split), False for evaluate(model). Raises BadCall for others."""
     signature = inspect.signature(evaluate)
     for arguments in (("model", "split"), ("model",)):
         with contextlib.suppress(TypeError):
@@ -348,7 +355,7 @@ def described(value: Any) -> str:
 
 
 def number(value: Any) -> float:
-    """A metric as a float; BadCall unless it is a single number."""
+    """Return a metric as a float. Raises BadCall unless it is a single number."""
     if not isinstance(value, (str, bytes, bool)):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):
             return float(value.item() if isinstance(value, np.ndarray) else value)
@@ -357,7 +364,7 @@ def number(value: Any) -> float:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Discard what the task prints, also from C code and by logging."""
+    """Discard all output of the task, including the output of C code and of logging."""
     sys.stdout.flush()
     sys.stderr.flush()
     saved = [os.dup(1), os.dup(2)]

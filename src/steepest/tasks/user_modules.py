@@ -1,7 +1,7 @@
 """Hashes of the user's own modules, which must not change during a race.
 
-A worker process that starts later imports these modules again. If they had been edited meanwhile,
-that worker would run other code.
+A worker process that starts later in the race imports these modules again. If a module had been
+edited by then, this worker would run other code than the workers before it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ PYTHONS = os.path.join(os.path.realpath(os.path.dirname(os.__file__)), "")
 """The folder of the standard library."""
 INSTALLED = f"-packages{os.sep}"
 OURS = ("steepest", "steepest_task", "__main__")
-"""Top-level names of modules that are not the user's own, and the name of the task's file."""
+"""Modules with these top-level names are left out. "steepest_task" is the task's file itself."""
 
 _hashes: dict[tuple[str, str], str] = {}
 
 
 def modules(task: str, optimizers: str | None = None, *, anew: bool = False) -> dict[str, str]:
-    """Name -> sha256 of the user's modules that have been imported so far.
+    """Name -> sha256 of each of the user's modules that has been imported so far.
 
-    These are modules below the folder of the task's file. If an optimizer is given as module:Class,
-    modules below the current folder are included too. anew: forget earlier hashes, because a race
-    begins.
+    The user's modules are those below the folder of the task's file. If `optimizers` names one as
+    module:Class, modules below the current folder are included too. anew: forget earlier hashes,
+    because a new race begins.
     """
     if anew:
         _hashes.clear()
@@ -59,14 +59,14 @@ def under(roots: Iterable[Path], task: str) -> Iterator[tuple[str, str]]:
 
 @cache
 def _real_path(file: str) -> str:
-    """The path with links resolved. It is cached, because asking the disk in every run is slow."""
+    """The path with links resolved. It is cached, because asking the disk in each run is slow."""
     return os.path.realpath(file)
 
 
 def _hash_first_seen(name: str, path: Path) -> str | None:
     """The hash that the file had when it was first seen, or None if it could not be read.
 
-    Later edits do not count, because an imported module does not change.
+    A later edit does not change the result, because the module in memory stays the same.
     """
     key = name, str(path)
     if key not in _hashes:

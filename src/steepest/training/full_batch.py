@@ -1,7 +1,7 @@
 """Methods on the full batch, as optimizers of a recipe: each step sees all training data.
 
-This module says what is tuned, makes the methods and steps them. The methods themselves are in
-`steepest.full_batch`.
+This module says which options of a method are tuned, makes the methods, and calls their steps. The
+methods themselves are in `steepest.full_batch`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 class FullBatch(Maker):
     name: str
     called: str
-    """The name of its class in `steepest.full_batch`."""
+    """The name of the method's class in `steepest.full_batch`."""
     about: str
     source: str
     knobs: Knobs
     arguments: dict[str, Any] = field(default_factory=dict)
     """Arguments of the class in addition to the knobs."""
     residuals: bool = False
-    """Whether it steps on the residuals. The loss is then the mean of their squares."""
+    """Whether the closure returns residuals. The loss is then the mean of the squared residuals."""
 
     @property
     def needs(self) -> str:
@@ -58,7 +58,7 @@ class FullBatch(Maker):
         return make_class(method, params, {**hyper, **self.arguments, **drawn}, entry)
 
     def check(self, entry: str, task: Task) -> None:
-        """BadCall if the task does not offer what the method needs, or its model is too large."""
+        """Raise BadCall if the task lacks what the method needs, or if its model is too large."""
         setup = check_samples(entry, self.name, task)
         if self.residuals and setup.residuals is None:
             raise BadCall(

@@ -14,8 +14,8 @@ from steepest.training.recipe import Recipe
 from steepest.training.steps import Training, endless, over_batches
 
 EVALUATIONS = 10
-"""If a run has fewer steps than its file says, it is evaluated about this many times, or fewer if
-the file asks for fewer."""
+"""If a run has fewer steps than the user's file asks for, it is evaluated about this many times, or
+fewer times if the file asks for fewer."""
 
 
 def train(
@@ -36,12 +36,13 @@ def train(
 
     `gradients` in a report is the cost so far. Its unit is one gradient of the task's usual batch.
 
-    make_optimizer: makes the optimizer for a model, with the parts that act on it. By default the
-    recipe does that. untrained: report the metric at step 0 too. test: report the metric on test
-    data at the last step. on_batch: is called with each batch, if the recipe trains on the task's
-    own batches. before_evaluation: is called before each evaluation after step 0.
+    make_optimizer: makes the optimizer for a model, and attaches the parts that act on the
+    optimizer. By default the recipe does both. untrained: report the metric at step 0 too. test:
+    report the metric on test data at the last step. on_batch: a function that is called with each
+    batch, if the recipe trains on the task's own batches. before_evaluation: a function that is
+    called before each evaluation after step 0.
 
-    Raises Diverged for a training loss that is not finite.
+    Raises Diverged if the training loss is not finite.
     """
     setup = recipe.setup(task, hyper, seed)
 
@@ -105,7 +106,7 @@ def _evaluate(setup: Setup, split: str) -> float:
 
 
 def _check_loss(setup: Setup, batch: Any, split: str, metric: float) -> None:
-    """Raise BadCall for a metric that is not finite, if the training loss is finite."""
+    """For a metric that is not finite: raise BadCall if the training loss is finite."""
     # with gradients, as in training: a loss may need them. Its draws are harmless: the run ends
     loss = setup.loss(setup.model, batch).item()
     if math.isfinite(loss):

@@ -1,6 +1,6 @@
-"""Makers of a recipe's optimizer: of a rule, or of a class that is named `module:Class`.
+"""Makers of a recipe's optimizer: one for rules, one for classes that are named `module:Class`.
 
-The third kind of maker is in `full_batch.py`: it makes methods on the full batch.
+A third maker, for methods on the full batch, is in `full_batch.py`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from steepest.definition import Rule
 
 SPAN = 30.0
-"""If a class has no known search range, only its lr is tuned, from its default / 30 to its default
-* 30. A rule that declares no range is tuned in the same way. All other options keep their defaults.
-A class with the name of one of the package's classes, such as torch.optim:SGD, has the range and
-the defaults of that class's rule."""
+"""If a class has no search range, its lr alone is tuned: from default / SPAN to default * SPAN.
+All other options keep their defaults. A rule that declares no range is tuned in the same way. If a
+class has the name of one of the package's classes, as torch.optim:SGD does, it gets the search
+range and the defaults of the package's rule."""
 
 
 class Maker(ABC):
@@ -55,7 +55,7 @@ class Maker(ABC):
 
     @property
     def options(self) -> dict[str, float]:
-        """The default of each numeric option that `--search` can add to the tuning."""
+        """Option -> its default, for each numeric option that `--search` can add to the tuning."""
         return {}
 
     @property
@@ -67,16 +67,16 @@ class Maker(ABC):
     def make(
         self, params: Iterable[Any], hyper: Mapping[str, float], seed: int, entry: str
     ) -> torch.optim.Optimizer:
-        """Make the optimizer. seed: for random draws. entry: its name in error messages."""
+        """Make the optimizer. seed: for its random draws. entry: the entry's name, for errors."""
 
     def try_out(self, hyper: Mapping[str, float]) -> None:
-        """Make the optimizer with these values, so that it raises its errors for bad ones."""
+        """Make the optimizer with these values, so that bad values raise the optimizer's errors."""
         self.make([torch.nn.Parameter(torch.ones(2, 2))], hyper, 0, self.name)
 
 
 @dataclass(frozen=True)
 class RuleMaker(Maker):
-    """Makes the optimizer of a rule, which is from the package or from the task's file."""
+    """Makes the optimizer of a rule. The rule is from the package or from the task's file."""
 
     name: str
 
@@ -110,13 +110,13 @@ class RuleMaker(Maker):
 
 @dataclass(frozen=True)
 class ClassMaker(Maker):
-    """Makes an optimizer of a subclass of torch.optim.Optimizer, named `module:Class`."""
+    """Makes an optimizer from a subclass of torch.optim.Optimizer. `name` is its `module:Class`."""
 
     name: str
 
     @property
     def cls(self) -> type[torch.optim.Optimizer]:
-        """The class, looked up at each use; BadCall if it cannot be imported."""
+        """The class, looked up at each use. Raises BadCall if it cannot be imported."""
         module, _, attribute = self.name.partition(":")
         try:
             value: Any = _import(module)
@@ -153,7 +153,8 @@ class ClassMaker(Maker):
     def whole_numbers(self) -> set[str]:
         """Options annotated as int, and options without annotation whose default is an int above 1.
 
-        The defaults 0 and 1 say nothing: options such as `momentum=0` and `lr=1` take fractions.
+        A default of 0 or 1 does not show that an option is a whole number: options such as
+        `momentum=0` and `lr=1` take fractions too.
         """
         return {
             name
@@ -190,7 +191,7 @@ class ClassMaker(Maker):
 def make_class(
     cls: Any, params: Iterable[Any], options: Mapping[str, Any], entry: str
 ) -> torch.optim.Optimizer:
-    """Make an optimizer of the class, in training mode if it has one; BadCall if that fails."""
+    """Make an optimizer of the class, in training mode if it has one. Raises BadCall on failure."""
     try:
         made = cls(params, **options)
         turn(made, "train")  # the authors' Schedule-Free begins in evaluation mode
@@ -216,8 +217,8 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 def _import(name: str) -> ModuleType:
     """Import a module. If it is the task's file, return the task's module without importing it.
 
-    A second import of that file would define its rules twice. It would also run other code if the
-    file was edited.
+    A second import of the task's file would define its rules twice. If the file was edited, the
+    second import would also run other code.
     """
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # to find modules in the current folder
@@ -230,7 +231,7 @@ def _import(name: str) -> ModuleType:
 
 @cache
 def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
-    """Default of each tuned option of a class; BadCall for an lr without a usable default."""
+    """Tuned option -> its default, for a class. Raises BadCall if lr has no usable default."""
     options = _options(cls)
     lr = options.get("lr")
     if lr is None:
@@ -252,10 +253,10 @@ def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
 
 
 def _rule_of(cls: type[torch.optim.Optimizer]) -> Rule | None:
-    """The package's rule with the name of a class or of its parent; None if there is none.
+    """The package's rule with the name of `cls` or of a parent class; None if there is none.
 
-    A parent counts only if the class has the same default lr. The defaults of the class choose
-    among the rules of a family: SGD without momentum is `sgd`.
+    A parent class counts only if its default lr is that of `cls`. If the name belongs to a family
+    of several rules, the defaults of `cls` decide which rule: SGD without momentum is `sgd`.
     """
     options = _options(cls)
     for base in cls.__mro__:
@@ -275,7 +276,7 @@ def _rule_of(cls: type[torch.optim.Optimizer]) -> Rule | None:
 
 
 def _options(cls: type) -> dict[str, Parameter]:
-    """The arguments of the class. If it takes **options, also those of its parent class."""
+    """The arguments of the class. If it takes **options, its parent's arguments are included."""
     options = dict(signature(cls).parameters)
     if any(p.kind is Parameter.VAR_KEYWORD for p in options.values()):
         above = next((c for c in cls.__mro__[1:] if "__init__" in vars(c)), object)

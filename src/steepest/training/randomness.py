@@ -17,7 +17,7 @@ from steepest.tasks.randomness import STATES
 class OwnRandomness:
     """Random states that replace the states of the process while an optimizer steps.
 
-    Otherwise the optimizer's draws would change what the data and the model draw. Replacing the
+    Without this, the optimizer's draws would change what the data and the model draw. Replacing the
     states of numpy and `random` costs 0.2 ms per step. The classes of this package and of torch
     draw only from torch, so for them only torch's state is replaced.
     """
@@ -35,8 +35,11 @@ class OwnRandomness:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Use the optimizer's states in the block. A nested block, as around a closure, uses the
-        states of the process again."""
+        """Use the optimizer's random states in the block.
+
+        A block inside another block uses the states of the process again. A closure that the
+        optimizer calls runs in such an inner block.
+        """
         self._swap()
         try:
             yield

@@ -1,8 +1,8 @@
 """An optimizer with its parts, as an entry names them: `adamw+warmup+cosine`.
 
-The optimizer is one of three: a rule of the package or of the task file; a full-batch method; or a
-subclass of torch.optim.Optimizer, as `module:Class`. The parts are in `parts/`. Only this module
-splits the name of an entry.
+The optimizer is one of three kinds: a rule of the package or of the task file; a full-batch method;
+or a subclass of torch.optim.Optimizer, written as `module:Class`. The parts are in `parts/`. No
+other module splits the name of an entry.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class Recipe:
     @staticmethod
     @lru_cache
     def read(name: str) -> Recipe:
-        """The recipe called `name`. BadCall for parts that do not exist or cannot go together.
+        """Return the recipe called `name`.
 
-        It does not check whether the optimizer exists; `maker` does.
+        Raises BadCall for parts that do not exist or cannot go together. This method does not check
+        whether the optimizer exists; the property `maker` does.
         """
         base, *words = name.split("+")
         for word in words:
@@ -87,7 +88,7 @@ class Recipe:
 
     @property
     def maker(self) -> Maker:
-        """The maker of the optimizer; BadCall if there is no such optimizer."""
+        """The maker of the optimizer. Raises BadCall if there is no such optimizer."""
         if self.full_batch:
             return self.full_batch
         if ":" in self.base:
@@ -101,7 +102,7 @@ class Recipe:
 
     @property
     def knobs(self) -> dict[str, Knob]:
-        """The knobs of the parts, which are tuned too: "noise.eta" -> its knob."""
+        """Name, such as "noise.eta" -> knob, for all knobs of the parts. These are tuned too."""
         return {f"{p.name}.{knob}": span for p in self.parts for knob, span in p.knobs.items()}
 
     @property
@@ -121,7 +122,7 @@ class Recipe:
         return {**self.maker.options, **self.defaults}
 
     def check_value(self, knob: str, value: float) -> None:
-        """ValueError, TypeError or RuntimeError if the knob cannot have the value."""
+        """Raise ValueError, TypeError or RuntimeError if the knob cannot have the value."""
         if knob in self.knobs:
             if not self.knobs[knob].allows(value):
                 raise ValueError(f"expected a number in {self.knobs[knob].domain}")
@@ -134,7 +135,7 @@ class Recipe:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What a task must offer, in the words of `Part.needs`."""
+        """What a task must offer to the method and the parts, in the words of `Part.needs`."""
         whose = (*([self.full_batch] if self.full_batch else []), *self.parts)
         return tuple(dict.fromkeys(each.needs for each in whose if each.needs != NOTHING))
 
@@ -150,11 +151,11 @@ class Recipe:
 
     @property
     def model_of(self) -> tuple[str, ...]:
-        """The parts that change the model. If they differ, the initial weights may differ too."""
+        """The parts that change the model, and so perhaps its initial weights."""
         return tuple(part.name for part in self.parts if part.switches)
 
     def check(self, task: Task) -> None:
-        """BadCall if the task does not offer what the recipe needs."""
+        """Raise BadCall if the task does not offer what the recipe needs."""
         inside = [f"+{part.name}" for part in self.parts if not part.any_loop]
         inside += [self.base] if self.full_batch else []
         if task.train and inside:
@@ -169,7 +170,7 @@ class Recipe:
             self.full_batch.check(self.name, task)
 
     def setup(self, task: Task, hyper: Mapping[str, float], seed: int) -> Setup:
-        """The task for a seed. Its model has the layers that the parts switch on."""
+        """The task's setup for a seed. Its model has the layers that the parts switch on."""
         assert task.build
         switched = {k: v for p in self.parts for k, v in p.model_options(hyper).items()}
         return task.build(seed, **switched)
@@ -192,8 +193,8 @@ class Recipe:
     ) -> LRScheduler | None:
         """Attach the parts that act in step(). Returns the schedule of lr, or None.
 
-        seed: for the noise. guarded: True if the task has its own training loop. A step then raises
-        Undone if the loop has changed the learning rate that the schedule set.
+        seed: the seed of the noise. guarded: True if the task has its own training loop. A step
+        then raises Undone if that loop has changed the learning rate that the schedule had set.
         """
         needy = next((part for part in self.parts if part.needs_rate), None)
         if needy and not all("lr" in group for group in optimizer.param_groups):
@@ -215,7 +216,7 @@ class Recipe:
 
 
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Names of what made the steps: the package's backends, or the class of another optimizer."""
+    """Names what made the steps: the package's backends, or the class of another optimizer."""
     if isinstance(optimizer, RuleOptimizer):
         return optimizer.stepped_by()
     cls = type(optimizer)

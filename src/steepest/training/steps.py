@@ -30,11 +30,11 @@ class Training:
     seed: int
     steps: int
     on_batch: Callable[[Any], None]
-    """Is called with every batch."""
+    """A function that is called with every batch."""
 
     @property
     def samples(self) -> Samples:
-        """The training data. `Recipe.check` refuses an entry that needs it if the task has none."""
+        """The training data. If a task has none, `Recipe.check` refuses entries that need it."""
         assert self.setup.samples
         return self.setup.samples
 
@@ -44,9 +44,10 @@ class Training:
         return "max" if self.task.maximize else "min"
 
     def loader(self, size: int | Literal["all"] | None = None, sampler: Any = None) -> Loader:
-        """Batches of `size` samples, or of the task's usual size, in the order of `sampler`.
+        """Return a Loader of the task's samples, in the order of `sampler`.
 
-        Without a sampler, the order is that of the task's own batches.
+        Without a sampler, the order is that of the task's own batches. size: the number of samples
+        in a batch; None: as many as in the task's own batches.
         """
         from steepest.strategies import Loader
 
@@ -69,7 +70,7 @@ class _TaskOrder(Sampler[int]):
         self._orders, self._size, self._epoch = samples.orders(seed), len(samples), -1
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch, for the next iteration. It cannot go back to an earlier one."""
+        """Set the epoch of the next iteration. Going back to an earlier epoch is not possible."""
         while self._epoch < epoch:
             self._order, self._epoch = next(self._orders), self._epoch + 1
 
@@ -83,10 +84,11 @@ class _TaskOrder(Sampler[int]):
 def over_batches(
     training: Training, batches: Iterator[tuple[Any, float]], spent: float = 0.0
 ) -> Callable[[int], float]:
-    """A function that makes one training step on the next batch and returns the cost so far.
+    """Return a function that makes one training step on the next batch and returns the cost so far.
 
-    The unit of the cost is one gradient of the task's usual batch. batches: (batch, its size as a
-    multiple of the usual batch). spent: the cost before the first step.
+    The unit of the cost is one gradient of the task's usual batch. batches: pairs of a batch and
+    its cost in this unit, which is its size / the usual size. spent: the cost before the first
+    step.
     """
     setup, optimizer = training.setup, training.optimizer
 
@@ -106,20 +108,20 @@ def over_batches(
 
 
 def counted(loader: Loader, usual: int) -> Iterator[tuple[Any, float]]:
-    """(batch, its size as a multiple of `usual`) for the loader's batches, repeated without end."""
+    """Yield (batch, its size / `usual`) for the batches of the loader, repeated without end."""
     while True:
         for batch in loader:
             yield batch, loader.handed / usual
 
 
 def check_finite(loss: float, step: int) -> None:
-    """Raise Diverged for a training loss that is not finite."""
+    """Raise Diverged if the training loss is not finite."""
     if not math.isfinite(loss):
         raise Diverged(f"training loss is {loss} at step {step}")
 
 
 def endless(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches, repeated without end."""
+    """Yield the batches, repeated without end. Raises BadCall if a pass gives no batch."""
     total = 0
     while True:
         before = total

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from steepest.tasks.task import Task
 
 FIRST = 30
-"""Samples that `+adaptive-batch` draws at a time, as its authors' code does."""
+"""How many samples `+adaptive-batch` draws at a time: as many as its authors' code."""
 
 
 class Batch(Part):
     kind = "batch"
     needs, own_batches = "samples", True
     size: ClassVar[int | Literal["all"] | None] = None
-    """Samples in a batch. None: as many as in the task's own batches."""
+    """The number of samples in a batch. None: as many as in the task's own batches."""
 
     def check(self, entry: str, task: Task) -> None:
         check_samples(entry, f"+{self.name}", task)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from steepest.tasks.task import Task
 
 SCORED = 4
-"""A curriculum scores samples by their loss in a copy of the model. That copy is trained for a
-quarter of the steps."""
+"""A curriculum scores each sample by its loss in a copy of the model. The copy is trained for the
+number of steps of the run, divided by SCORED."""
 OPENED = 2
-"""A curriculum starts with some of the data, and uses all of it after half of the steps."""
+"""A curriculum starts with a part of the data. It uses all data after steps / OPENED steps."""
 SOURCE = "arXiv:1904.03626"
 
 
@@ -60,9 +60,9 @@ class RandomCurriculum(Curriculum):
 
 
 def difficulty(training: Training) -> tuple[Tensor, float]:
-    """(loss of each sample, the cost), from a copy of the model that is trained for some steps.
+    """Train a copy of the model for some steps. Returns its loss on each sample, and the cost.
 
-    The unit of the cost is one gradient of the task's usual batch.
+    The cost includes training and scoring. Its unit is one gradient of the task's usual batch.
     """
     setup, samples = training.setup, training.samples
     model, steps = copy.deepcopy(setup.model), max(1, training.steps // SCORED)

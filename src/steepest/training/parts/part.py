@@ -29,9 +29,9 @@ Stop = Callable[[float, bool], bool]
 
 @dataclass(frozen=True)
 class Knob:
-    """A number to be tuned, log-uniformly from `low` to `high`.
+    """A number that is tuned. Its search range is log-uniform from `low` to `high`.
 
-    domain: the interval of all values that the number can have.
+    domain: the interval of all values that the number may have.
     """
 
     low: float
@@ -57,7 +57,7 @@ class Fitting:
     hyper: Mapping[str, float]
     seed: int
     warmup: int = 0
-    """Steps before the schedule of the learning rate begins."""
+    """The number of warm-up steps, before the schedule of the learning rate begins."""
     schedule: LRScheduler | None = None
 
 
@@ -74,38 +74,38 @@ class Part:
     needs: ClassVar[str] = "the race's loop"
     """What a task must offer, as `steepest list --parts --json` shows it."""
     needs_rate: ClassVar[bool] = False
-    """Whether it reads or sets the optimizer's learning rate."""
+    """Whether the part reads or sets the optimizer's learning rate."""
     conflicts: ClassVar[tuple[str, ...]] = ()
-    """Names and kinds of parts that cannot be in the same entry."""
+    """Names and kinds of other parts that cannot be in the same entry as this part."""
     why: ClassVar[str] = ""
     """The reason for `conflicts`, a verb phrase such as "has a warm-up"."""
     lead: ClassVar[float] = 0.0
-    """Share of the steps before the schedule of the learning rate begins."""
+    """The share of the steps that the part takes before the learning rate schedule begins."""
     switches: ClassVar[bool] = False
-    """Whether it changes the model."""
+    """Whether the part changes the model."""
     own_batches: ClassVar[bool] = False
-    """Whether it chooses the size or the order of the batches."""
+    """Whether the part chooses the size or the order of the batches."""
 
     @property
     def any_loop(self) -> bool:
-        """Whether it acts only in the optimizer's step. It then works in any training loop."""
+        """Whether the part acts only in the optimizer's step, and so works in any training loop."""
         return self.needs == NOTHING
 
     def value(self, hyper: Mapping[str, float], knob: str) -> float:
         return hyper[f"{self.name}.{knob}"]
 
     def check(self, entry: str, task: Task) -> None:
-        """BadCall if the task does not offer what the part needs."""
+        """Raise BadCall if the task does not offer what the part needs."""
 
     def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
         """The options that `task.build` gets in addition to the seed."""
         return {}
 
     def on_optimizer(self, fitting: Fitting) -> None:
-        """Attach to the optimizer. The last part of an entry is attached first."""
+        """Attach the part to the optimizer. The last part of an entry is attached first."""
 
     def on_batches(self, training: Training) -> Advance | None:
-        """Return steps that replace those on the task's own batches, or None to keep these."""
+        """Return a function that replaces the usual step on the task's own batches, or None."""
 
     def on_evaluation(self, training: Training) -> Stop | None:
         """Return a function that is called at each evaluation, or None."""
@@ -113,14 +113,14 @@ class Part:
 
 @lru_cache(maxsize=1)
 def first_setup(task: Task) -> Setup:
-    """The task for seed 0. What a task offers is the same for all seeds."""
+    """The task's setup for seed 0. It shows what the task offers, the same for all seeds."""
     assert task.build
     with silenced() if task.file else nullcontext():  # the pilot run shows what the task prints
         return task.build(0)
 
 
 def check_samples(entry: str, who: str, task: Task) -> Setup:
-    """The task's setup; BadCall if it has batches but no samples."""
+    """Return the task's setup. Raises BadCall if the setup has batches but no samples."""
     setup = first_setup(task)
     if setup.samples is None:
         raise BadCall(

@@ -17,14 +17,15 @@ from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
 WARMUP = 0.1
 """Share of the steps over which `+warmup` raises the learning rate from near 0, linearly."""
 MILESTONES, DROP = (0.3, 0.6, 0.8), 0.2
-"""`+step` multiplies the learning rate by DROP after these shares of the steps. Both are from the
-baseline of Loshchilov and Hutter 2017, arXiv:1608.03983, and of Smith et al. 2017,
-arXiv:1711.00489."""
+"""`+step` multiplies the learning rate by DROP after the shares MILESTONES of the steps. These
+numbers are those of the baseline in Loshchilov and Hutter 2017, arXiv:1608.03983, and in Smith et
+al. 2017, arXiv:1711.00489."""
 CYCLES, DEPTH = 4, 6.0
-"""The number of triangles in a run, and the ratio of the highest to the lowest rate. Smith 2017,
-arXiv:1506.01186, figure 1a, has the rates .006 and .001."""
+"""`+triangular` has CYCLES triangles in a run. Its highest rate is DEPTH times its lowest rate. In
+Smith 2017, arXiv:1506.01186, figure 1a, these two rates are .006 and .001."""
 END = 0.01
-"""`+exponential` and `+exp-range` end at this share of the learning rate."""
+"""`+exponential` ends at this share of the initial learning rate. For `+exp-range`, the height of
+the triangles falls to this share."""
 PERIODS = 7
 """`+sgdr` has periods of 1, 2 and 4 sevenths of the run, so the last period ends with the run."""
 SGDR, CYCLIC = "arXiv:1608.03983", "arXiv:1506.01186"
@@ -33,7 +34,7 @@ Hyper = Mapping[str, float]
 
 
 class Undone(BadCall):
-    """A training loop has undone what a part did to the optimizer."""
+    """The error for a training loop that has undone what a part did to the optimizer."""
 
 
 class Warmup(Part):
@@ -53,7 +54,7 @@ class Warmup(Part):
 
 
 class Rate(Part):
-    """A schedule of the learning rate over the whole run, or over its steps after a warm-up."""
+    """A learning rate schedule over the whole run, or over the steps that follow a warm-up."""
 
     kind = "rate"
     needs, needs_rate = NOTHING, True
@@ -158,12 +159,12 @@ def rates(optimizer: torch.optim.Optimizer) -> list[float]:
 
 
 def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
-    """Make a step raise Undone if its learning rate is not the one that the entry's schedule set.
+    """Make a step raise Undone if the learning rate is not the one that the schedule has set.
 
     A training loop with its own schedule would overwrite the entry's schedule, and the entry would
     run without it. Call `guard` after the schedule's own hook is registered.
 
-    scheduled: the names of the parts, such as "+warmup+cosine".
+    scheduled: the names of the parts that set the rate, such as "+warmup+cosine".
     """
     expected = rates(optimizer)
 
