@@ -1,4 +1,4 @@
-"""The Schedule-Free classes: their parameters differ between training and evaluation."""
+"""The base class of the Schedule-Free classes, which train and evaluate at different points."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class AveragedOptimizer(RuleOptimizer):
     are the point y, where gradients are taken. In eval mode the parameters are the average x, and
     `step()` raises RuntimeError.
 
-    A checkpoint may be saved in either mode, because groups save `train_mode`. Load it together
-    with the model parameters that were saved at the same time.
+    A checkpoint may be saved in either mode, because each group saves its mode as `train_mode`.
+    Load the checkpoint together with the model parameters that were saved at the same time.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -29,11 +29,11 @@ class AveragedOptimizer(RuleOptimizer):
         groups[-1].setdefault("train_mode", groups[0].get("train_mode", True))
 
     def eval(self) -> None:
-        """Set the parameters to x, the average."""
+        """Switch to eval mode: set the parameters to the average x."""
         self._switch(False)
 
     def train(self) -> None:
-        """Set the parameters to y, the point of the next gradient."""
+        """Switch to train mode: set the parameters to y, where the next gradient is taken."""
         self._switch(True)
 
     def _switch(self, train: bool) -> None:

@@ -1,8 +1,8 @@
 """`steepest bench`: the time of one step, compared with torch and other packages.
 
 All contenders run in one process and take turns, each on its own tensors. A small matrix product
-before each turn wakes torch's threads, as a backward pass does. The medians of the turns are
-compared.
+before each turn wakes torch's threads, as a backward pass does. The contenders are compared by the
+median time of their turns.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ SETS: dict[str, Callable[[], list[tuple[int, ...]]]] = {
 
 
 def contenders() -> dict[str, Callable[[list[Tensor]], Any]]:
-    """Label -> a function that makes the optimizer. Packages not installed are left out."""
+    """Returns label -> function that makes the optimizer from the parameters.
+
+    Packages that are not installed are left out.
+    """
     adamw = torch.optim.AdamW
     makers: dict[str, Callable[[list[Tensor]], Any]] = {
         "steepest AdaBelief": lambda ps: steepest.optimizer("adabelief", ps),
@@ -82,7 +85,7 @@ def _make_params(shapes: list[tuple[int, ...]]) -> list[Tensor]:
 
 
 def copy_bound(shapes: list[tuple[int, ...]], rounds: int = 9) -> float:
-    """Seconds to move 28 bytes per parameter at the speed of a large copy."""
+    """Returns the seconds that moving 28 bytes per parameter takes at the speed of a large copy."""
     count = sum(torch.Size(s).numel() for s in shapes)
     source = torch.randn(max(count, 1 << 22))
     target = torch.empty_like(source)
@@ -100,10 +103,11 @@ def measure(
     only: Callable[[str], bool] = lambda label: True,
     more: dict[str, Callable[[list[Tensor]], Any]] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Label -> {"median", "best", "n"}: seconds per step, and the number of measured steps.
+    """Returns label -> {"median", "best", "n"}: seconds per step, and the number of measured steps.
 
     seconds: the time for all contenders together.
-    only: label -> whether to measure it. more: further contenders.
+    only: function that says for a label whether to measure this contender.
+    more: further contenders, as `contenders` returns them.
     """
     makers = {k: v for k, v in {**contenders(), **(more or {})}.items() if only(k)}
     turns: dict[str, Callable[[], float]] = {}
@@ -126,7 +130,10 @@ def measure(
 
 
 def _make_turn(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
-    """A function that makes one step and returns its seconds; lr changes after each step."""
+    """Returns a function that makes one step and returns its duration in seconds.
+
+    A scheduler changes lr after each step.
+    """
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + 1e-4 * step))
 
     def turn() -> float:
@@ -140,10 +147,10 @@ def _make_turn(optimizer: torch.optim.Optimizer) -> Callable[[], float]:
 
 
 def run(sets: list[str], seconds: float, threads: int | None = None) -> dict[str, Any]:
-    """Measure these sets; `table` prints the result.
+    """Measure the sets of shapes with these names. `table` turns the result into text.
 
-    "sets" has an entry per set: its size, the copy bound and the {"median", "best", "n"} of every
-    contender, in seconds.
+    The result's "sets" has an entry for each set: its size, its copy bound in seconds, and what
+    `measure` returns for it.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -164,7 +171,7 @@ def run(sets: list[str], seconds: float, threads: int | None = None) -> dict[str
 
 
 def table(result: dict[str, Any]) -> str:
-    """The measurements as text: milliseconds, and ratios to torch's fused AdamW."""
+    """Returns the measurements as text: milliseconds, and ratios to torch's fused AdamW."""
     lines = [f"one step, float32, {result['threads']} threads, torch {result['torch']}"]
     for name, measured in result["sets"].items():
         base = measured["steps"]["torch AdamW, fused"]["median"]

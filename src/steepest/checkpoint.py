@@ -38,7 +38,11 @@ _UNKNOWN = "which is not known here: start a new optimizer from the model's weig
 
 
 class Saved(NamedTuple):
-    """A parameter in a checkpoint. name: "" if it has none; label: its name in messages."""
+    """A parameter in a checkpoint.
+
+    key: the parameter's key in the checkpoint's `state`. name: its name, or "" if it has none.
+    label: what messages call the parameter. group: the index of its group. state: its saved state.
+    """
 
     key: int | str
     name: str
@@ -48,7 +52,7 @@ class Saved(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """A parameter of the optimizer that loads; name and label: as in `Saved`."""
+    """A parameter of the optimizer that loads a checkpoint. name, label, group: as in `Saved`."""
 
     tensor: Tensor
     name: str
@@ -57,16 +61,17 @@ class Slot(NamedTuple):
 
 
 def listing(names: Iterable[Any]) -> str:
-    """The first names, joined, and the number of the others."""
+    """Returns the first ten names, joined by commas, and how many more there are."""
     names = [str(n) for n in names]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
 
 def canonical(names: Sequence[str]) -> list[str]:
-    """Names of parameters without the parts that torch.compile, DDP and FSDP insert. A leading
-    "module" is removed only if every name has it, because a model may have a part of that name
-    itself.
+    """Returns the names of parameters without the parts that torch.compile, DDP and FSDP insert.
+
+    A leading "module" is removed only if every name has it, because the model itself may have a
+    part called "module".
     """
     paths = [[part for part in name.split(".") if part not in WRAPPERS] for name in names]
     while paths and all(len(parts) > 1 and parts[0] == "module" for parts in paths):
@@ -78,7 +83,7 @@ def canonical(names: Sequence[str]) -> list[str]:
 
 
 def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
-    """The groups and parameters of a checkpoint; ValueError if it is not one."""
+    """Returns the groups and parameters of a checkpoint. Raises ValueError if it is not valid."""
 
     def refuse(problem: str) -> None:
         raise ValueError(
@@ -130,7 +135,7 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
 
 
 def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None:
-    """Raise ValueError for a parameter in two groups, or for the state of a parameter in none."""
+    """Raise ValueError if a parameter is in two groups, or has a state but is in no group."""
     groups: dict[int | str, int] = {}
     twice = [r.key for r in rows if groups.setdefault(r.key, r.group) != r.group]
     entries = foreign_entries(saved, rows)
@@ -144,7 +149,7 @@ def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None
 
 
 def foreign_entries(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, Any]:
-    """The entries of `state` that belong to no parameter: other code keeps them there by name."""
+    """Returns the entries of `state` that belong to no parameter but to other code."""
 
     params = {row.key for row in rows}
     by_name = any(isinstance(key, str) and not key.isdigit() for key in params)
@@ -160,7 +165,10 @@ def foreign_entries(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, An
 
 
 def check_group(called: str, index: int, family: Family, group: dict[str, Any]) -> dict[str, Any]:
-    """The group with its options normalised; ValueError or TypeError if no step can use them."""
+    """Returns the group with normalised options.
+
+    Raises ValueError or TypeError if no step can use the options.
+    """
     try:
         group = family.plain(group, f" in the checkpoint's options for group {index}")
     except (TypeError, ValueError) as error:
@@ -176,12 +184,12 @@ def check_group(called: str, index: int, family: Family, group: dict[str, Any]) 
 
 
 def scalar_keys(family: Family) -> set[str]:
-    """The keys of a state that hold single numbers."""
+    """Returns the state keys that hold single numbers: the step count and the carried scalars."""
     return {"step"}.union(*([r.keys[n] for n in r.carried] for r in family.members))
 
 
 def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
-    """The keys that the rule's next step reads and the state lacks."""
+    """Returns the keys that the rule's next step reads but the state lacks."""
     rule, program = selection.rule, program_of(selection)
     keys = [rule.keys[s] for s in program.states]
     held = [k for k in keys if state.get(k) is not None]
@@ -196,21 +204,21 @@ def needed(selection: Selection, state: Mapping[str, Any]) -> list[str]:
 
 
 def state_shape(family: Family, key: str, p: Tensor) -> Any:
-    """The shape of a parameter's state with that key."""
+    """Returns the shape that the state with this key has for the parameter `p`."""
     rule = next((r for r in family.members if key in r.keys.values()), family.members[0])
     return torch.Size(rule.shape(key, p.shape))
 
 
 def rule_keys(carried: bool = False) -> set[str]:
-    """The state keys of all rules; a dict with one of them is the state of a parameter.
+    """Returns the state keys of all rules. A dict with one of these keys is a parameter's state.
 
-    carried: include carried scalars, whose keys may be as short as "k".
+    carried: whether to include the keys of carried scalars, which may be as short as "k".
     """
     return {r.keys[n] for r in rules.values() for n in (*r.states, *(r.carried if carried else ()))}
 
 
 def _family_keys(family: Family, state: Mapping[Any, Any]) -> set[str]:
-    """The keys of a state that belong to this family, without those that all families share."""
+    """Returns the state's keys that belong to this family, except those that all families share."""
     return {k for k, v in state.items() if v is not None and k in family.keys} - _COMMON
 
 
@@ -233,7 +241,8 @@ def check_elsewhere(
 ) -> None:
     """Raise ValueError for the state of an optimizer that this package does not have.
 
-    This check comes before that of the options, which would report such a checkpoint as damaged.
+    Call this before the options are checked. Otherwise the check of the options would raise first
+    and call the checkpoint damaged.
     """
     markers = [k for k in ELSEWHERE if k in saved.state and k not in family.keys]
     if not markers:
@@ -249,19 +258,19 @@ def check_elsewhere(
 
 
 def options_of(family: Family) -> set[str]:
-    """The options by which a family is recognised."""
+    """Returns the options by which a family is recognised."""
     return {*family.arguments, *family.captured} - {*WITHOUT_EFFECT}
 
 
 def other_owner(
     selection: Selection, family: Family, saved_options: Mapping[str, Any], state: Mapping[Any, Any]
 ) -> str:
-    """The other optimizer that saved a state, and what to do, as text; "" if there is none.
+    """Returns "" if the family itself saved a state, else text on who saved it and what to do.
 
-    Unknown entries alone do not point to another optimizer: other code may keep them in the state
-    (slow weights, tags). If the saved options are those of the family, and the state has all that
-    the family needs, then only an unknown entry with the name of one of Adam's averages points to
-    another optimizer.
+    An unknown entry alone is no sign of another optimizer, because other code may keep entries in
+    the state (slow weights, tags). If the saved options are those of the family, and the state has
+    all that the family needs, then the only sign of another optimizer is an unknown entry that is
+    named like one of Adam's averages.
     """
     odd, options = {k for k in state if k not in family.keys}, options_of(family)
     own, foreign = _family_keys(family, state), _known_options() & saved_options.keys() - options

@@ -20,8 +20,9 @@ from .definition import inside
 
 
 def plain(value: Any) -> Any:
-    """Convert any number, numpy's included, to Python's own type. Anything else, such as a tensor
-    or text, is returned unchanged.
+    """Convert a number of any type, such as a NumPy scalar, to a Python bool, int or float.
+
+    Anything else, such as a tensor or text, is returned unchanged.
     """
     if type(value) in (bool, int, float) or isinstance(value, Tensor):
         return value
@@ -36,7 +37,7 @@ def plain(value: Any) -> Any:
 
 
 def real(value: Any) -> float:
-    """A real number, or a tensor of one element, as a float; nan for anything else."""
+    """Returns a real number, or a tensor of one element, as a float. Anything else gives nan."""
     try:
         if isinstance(value, Tensor):
             scalar = value.numel() == 1 and value.layout is torch.strided
@@ -49,7 +50,7 @@ def real(value: Any) -> float:
 
 
 def short(value: Any) -> str:
-    """The repr of a value for an error message; a very long int is cut."""
+    """Returns the repr of a value for an error message. The digits of a very long int are cut."""
     try:
         text = repr(value)
     except ValueError:  # more digits than Python prints
@@ -59,9 +60,9 @@ def short(value: Any) -> str:
 
 
 def several(value: Any, size: int) -> tuple[Any, ...] | None:
-    """The members of a sequence of `size` members, numbers as int or float; None for anything else.
+    """Returns `value` as a tuple if it is a sequence of `size` members, else None.
 
-    An array or a tensor of one dimension counts as a sequence.
+    An array or a tensor of one dimension counts as a sequence. Numbers become Python numbers.
     """
     if isinstance(value, (str, bytes, bytearray, Mapping)):
         return None
@@ -76,7 +77,7 @@ def several(value: Any, size: int) -> tuple[Any, ...] | None:
 
 
 def whole(called: str, name: str, value: Any, least: int) -> int:
-    """`value` as an int; ValueError unless it is a whole number of at least `least`."""
+    """Returns `value` as an int. Raises ValueError unless it is a whole number >= `least`."""
     integer = plain(value)
     if type(integer) is not int or integer < least:
         raise ValueError(
@@ -86,7 +87,10 @@ def whole(called: str, name: str, value: Any, least: int) -> int:
 
 
 def number(called: str, name: str, value: Any, interval: str) -> float:
-    """`value` as a float; ValueError unless it is a number in `interval`, such as "[0, inf)"."""
+    """Returns `value` as a float.
+
+    Raises ValueError unless it is a number in `interval`, such as "[0, inf)".
+    """
     x = math.nan if isinstance(value, Tensor) else real(value)
     if not inside(interval, x):
         raise ValueError(f"{called}: {name}={value!r} was given, expected a number in {interval}")
@@ -94,7 +98,7 @@ def number(called: str, name: str, value: Any, interval: str) -> float:
 
 
 def choice(called: str, name: str, value: Any, known: tuple[str, ...]) -> str:
-    """`value`; ValueError unless it is one of `known`."""
+    """Returns `value`. Raises ValueError unless it is one of `known`."""
     if value not in known:
         raise ValueError(
             f"{called}: {name}={value!r} was given, expected one of {', '.join(known)}"
@@ -103,7 +107,7 @@ def choice(called: str, name: str, value: Any, known: tuple[str, ...]) -> str:
 
 
 def saved(called: str, state: Any, keys: set[str]) -> dict[str, Any]:
-    """A copy of a saved state; ValueError unless it has exactly these keys."""
+    """Returns a copy of a saved state. Raises ValueError unless its keys are exactly `keys`."""
     if not isinstance(state, Mapping) or {*state} != keys:
         given = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
@@ -117,10 +121,10 @@ TRAINERS = ("accelerate", "lightning", "lightning_fabric", "pytorch_lightning")
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer inside a trainer's wrapper; an optimizer without one is returned unchanged.
+    """Returns the optimizer inside a trainer's wrapper, or `optimizer` itself if it has no wrapper.
 
-    accelerate's wrapper is an Optimizer, but has no hooks, and its step does not return the loss.
-    Lightning's wrapper cannot be copied.
+    accelerate's wrapper is an Optimizer, but it has no hooks, and its step does not return the
+    loss. Lightning's wrapper cannot be copied.
     """
     inner = getattr(optimizer, "optimizer", None)
     packages = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
@@ -131,7 +135,7 @@ def unwrapped(optimizer: Any) -> Any:
 
 
 def batch_size(called: str, loader: Any, least: int) -> int:
-    """The batch size of a loader; ValueError if it has none that can be set."""
+    """Returns a loader's batch size. Raises ValueError if it has none, or one below `least`."""
     if getattr(loader, "batch_size", None) is None:
         raise ValueError(
             f"{called}: a {type(loader).__name__} without a batch_size was given, expected a "
@@ -141,7 +145,10 @@ def batch_size(called: str, loader: Any, least: int) -> int:
 
 
 def slowly(called: str, error: Exception) -> None:
-    """Log once that samples are processed one at a time; raise the error if memory ran out."""
+    """Log once that vmap failed, so that samples are processed one at a time.
+
+    If vmap failed because memory ran out, raise its error instead.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocat" in str(error):
         raise error
     _warn_once(
@@ -157,10 +164,10 @@ def _warn_once(text: str) -> None:
 
 @contextmanager
 def unmoved(called: str, model: torch.nn.Module) -> Iterator[None]:
-    """Raise ValueError if the model changes one of its buffers, and restore the buffer.
+    """Restore each buffer that the model changes in the `with` block, then raise ValueError.
 
-    In such a model the loss of a sample depends on the samples before it. Also, vmap would leave
-    one of its own tensors in the model.
+    If a model changes a buffer when it is called, the loss of a sample depends on the samples
+    before it. Also, vmap would leave one of its own tensors in the model.
     """
     kept = [
         (module, name, buffer, buffer.detach().clone())
@@ -196,5 +203,5 @@ def quietly() -> Iterator[None]:
 
 
 def mixed(*numbers: int) -> int:
-    """A 64-bit seed from several integers; (1, 0) and (0, 1) give unrelated seeds."""
+    """Returns a 64-bit seed made from several integers. (1, 0) and (0, 1) give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

@@ -26,7 +26,7 @@ _BASES = {
 
 
 def make_class(family: Family) -> type[RuleOptimizer]:
-    """The torch.optim.Optimizer class of a family."""
+    """Make the torch.optim.Optimizer class of a family."""
     text = "\n\n".join(inspect.cleandoc(r.__doc__ or r.name) for r in family.members)
     base = _BASES.get(family.name, RuleOptimizer)
     made: Any = type(family.name, (base,), {"family": family, "__module__": "steepest"})
@@ -52,7 +52,7 @@ _by_family: dict[int, type[RuleOptimizer]] = {id(c.family): c for c in classes.v
 
 
 def class_of(rule: str | Rule) -> type[RuleOptimizer]:
-    """The class of a rule. rule: the rule, its name or the class's name."""
+    """Returns the class of a rule. rule: the rule itself, its name, or the name of its class."""
     family = family_of(rule)
     if id(family) not in _by_family:
         _by_family[id(family)] = make_class(family)  # the class keeps the family, and so its id
@@ -60,7 +60,10 @@ def class_of(rule: str | Rule) -> type[RuleOptimizer]:
 
 
 def revive(rule: str, called: str) -> RuleOptimizer:
-    """An empty optimizer of that class, for pickle and copy to fill."""
+    """Returns an optimizer without any attributes, which pickle or copy then fills.
+
+    rule: the name of the first rule of its class. called: the name of its class.
+    """
     if rule not in rules:
         raise ValueError(
             f"this {called} steps by the rule {rule!r}, which is not defined here; import the "
@@ -71,12 +74,12 @@ def revive(rule: str, called: str) -> RuleOptimizer:
 
 
 def optimizer(rule: str | Rule, params: Any, **hyper: Any) -> Any:
-    """An optimizer by rule or by name: `optimizer("adabelief", model, lr=1e-3)`.
+    """Make an optimizer from its rule or name: `optimizer("adabelief", model, lr=1e-3)`.
 
     params: a torch.nn.Module, or anything that torch.optim takes. hyper: the arguments of the
     class; the members of a pair may be given one by one (`beta1=0.5` for `betas=(0.5, default)`).
-    "lbfgs" is torch.optim.LBFGS.
-    Raises ValueError for an unknown name and suggests the nearest known one.
+    The name "lbfgs" makes a torch.optim.LBFGS.
+    Raises ValueError for an unknown name, and suggests a similar known name.
     """
     params = params.parameters() if isinstance(params, torch.nn.Module) else params
     if rule in ("lbfgs", "LBFGS"):  # it works on the full loss and has no rule

@@ -1,4 +1,4 @@
-"""The command line, one function per verb. Heavy modules are imported inside their verb."""
+"""The command line, one function per verb. Only the verbs that need heavy modules import them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ app = typer.Typer(
 RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
 PASSWORD = re.compile(r"(://[^\s:/@]*:)\S+(?=@)|((?:pass|pwd|secret|token)\w*=)[^\s&]+", re.I)
 INTERRUPTED = 130
-"""128 + SIGINT, as shells count it."""
+"""The exit code after Ctrl-C: 128 + SIGINT, as in shells."""
 
 
 @app.callback()
 def _verbs() -> None:
-    """Makes typer treat `steepest VERB` as subcommands, even if there is only one."""
+    """Make typer require a verb after `steepest`, even if only one verb exists."""
 
 
 @app.command(epilog="Example: steepest race digits --optimizers adamw,momentum,eadam --budget 60s")
@@ -209,7 +209,7 @@ def report(
         ),
     ] = None,
 ) -> int:
-    """Rebuild report.html and summary.json of a race from its trials: study.db or a database."""
+    """Rebuild report.html and summary.json of a race from its trials in study.db or a database."""
     need_race()
     from steepest.race import driver, terminal
 
@@ -228,7 +228,7 @@ def profile(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Compare optimizers across several races: a performance profile of steps to target."""
+    """Compare optimizers across several races by a performance profile of the steps to target."""
     need_race()
     from rich.console import Console
 
@@ -339,7 +339,7 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> int:
-    """Examine any torch optimizer: a line per examination, a script that shows each failure."""
+    """Examine any torch optimizer. Prints a line per examination, and a script for each failure."""
     import os
 
     from steepest.check import report
@@ -386,7 +386,11 @@ def _print_paths(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb; returns 0 for done, 1 if the thing checked failed, 2 if the call was wrong."""
+    """Run a verb and return the exit code.
+
+    The code is 0 for success, 2 for a wrong call and INTERRUPTED after Ctrl-C. It is 1 if a check,
+    a worker or the operating system reports a failure.
+    """
     from steepest.errors import BadCall, WorkerError
 
     for stream in (sys.stdout, sys.stderr):  # not every terminal can print every character

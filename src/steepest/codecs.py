@@ -3,8 +3,8 @@
 A rule computes in float32 or float64. A parameter of 16 bits is loaded into float32 and rounded
 when it is stored. Rounding to the nearest loses every step smaller than half the distance between
 two bfloat16 numbers: a step of 1e-4 never moves a parameter of 1.0. Two codecs keep such steps.
-Stochastic rounding is right on average. Kahan's compensation keeps what the rounding cuts off in a
-second number.
+Stochastic rounding is right on average. Kahan's compensation keeps the rounding error in a second
+number.
 
 The parameter has a codec, and so has each of its states.
 """
@@ -25,20 +25,24 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def view(x: Tensor) -> Tensor:
-    """A complex tensor as a view of pairs of real numbers; a real tensor unchanged."""
+    """Returns a complex tensor as a view of pairs of real numbers, and a real tensor unchanged."""
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def load(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as the rule sees it: a complex one as a view of pairs, another dtype as a copy."""
+    """Returns a tensor as the rule sees it, as real numbers of the dtype `dtype`.
+
+    A complex tensor becomes a view of pairs of real numbers. A tensor of another dtype is copied.
+    """
     return view(x.resolve_conj()).to(dtype)
 
 
 class StateSpec(NamedTuple):
-    """A tensor in `optimizer.state`: its dtype, and the function that computes its shape.
+    """Describes a tensor in `optimizer.state` by its dtype and by `shape`, a function.
 
-    For a state, the function takes the parameter's shape. For an extra tensor that a codec keeps
-    beside another tensor, it takes the shape of that tensor.
+    In `Storage.specs`, `shape` computes the tensor's shape from the shape of the parameter. In the
+    result of `Codec.extras`, it computes the shape of an extra tensor from the shape of the tensor
+    that the codec stores.
     """
 
     dtype: torch.dtype
@@ -48,8 +52,8 @@ class StateSpec(NamedTuple):
 class Noise(NamedTuple):
     """What the noise of stochastic rounding depends on.
 
-    elements: for each tensor, the numbers of its elements. Elements are numbered through all
-    parameters of the optimizer.
+    elements: for each tensor, the numbers of its elements. The elements of all parameters of the
+    optimizer are numbered consecutively. seed: the group's option `seed`. t: the step.
     """
 
     elements: Tensors
@@ -63,41 +67,44 @@ class Codec:
     name: the name by which a backend's printer knows it.
     noisy: whether `store` needs a `Noise`.
 
-    A codec may keep extra tensors beside its own. They start at zero; `load` and `store` take them
-    in the order of `extras`.
+    A codec may keep extra tensors beside the tensor that it stores. The extra tensors start at
+    zero. The methods `load` and `store` take them in the order of the method `extras`.
     """
 
     name = "nearest"
     noisy = False
 
     def dtype(self, wide: torch.dtype) -> torch.dtype:
-        """The dtype in which a state is stored, if the rule computes in `wide`."""
+        """Returns the dtype in which a state is stored when the rule computes in `wide`."""
         return wide
 
     def extras(self, key: str, dtype: torch.dtype) -> Mapping[str, StateSpec]:
-        """Key -> spec of each extra tensor that is kept beside the tensor `key` of dtype `dtype`.
+        """Returns key -> spec of each extra tensor that is kept beside a stored tensor.
 
-        The key of the parameter is "".
+        key: the key of the stored tensor, "" for the parameter. dtype: the stored tensor's dtype.
         """
         return {}
 
     def load(self, tensors: Tensors, extras: Sequence[Tensors], dtype: torch.dtype) -> list[Tensor]:
-        """What the rule reads and may overwrite: copies, or the tensors where no copy is needed.
+        """Returns what the rule reads and may overwrite: copies, or `tensors` if none is needed.
 
-        extras: the tensors of each key that the method `extras` returns.
+        extras: for each key that the method `extras` returns, the extra tensors.
         """
         return [load(x, dtype) for x in tensors]
 
     def store(
         self, tensors: Tensors, new: Tensors, extras: Sequence[Tensors], noise: Noise | None
     ) -> None:
-        """Write back what was computed on copies; `new` may be overwritten."""
+        """Write `new` into `tensors` if the rule computed it on copies.
+
+        This may overwrite `new`.
+        """
         if any(x.dtype.to_real() != n.dtype for x, n in zip(tensors, new, strict=True)):
             torch._foreach_copy_(list(map(view, tensors)), list(new))
 
 
 class Stochastic(Codec):
-    """bfloat16, rounded up or down at random; the nearer number is more likely.
+    """Stores bfloat16 and rounds up or down at random; the nearer number is more likely.
 
     The noise depends only on the seed, the step and the element's number.
     """
@@ -120,9 +127,10 @@ class Stochastic(Codec):
 
 
 class Kahan(Codec):
-    """16 bits, rounded to the nearest, and an extra tensor for what the rounding cuts off.
+    """Stores 16 bits, rounded to the nearest, and keeps the rounding error in an extra tensor.
 
-    Kahan 1965, doi:10.1145/363707.363723; the value is the sum of the two 16-bit numbers.
+    The value of an element is the sum of its two 16-bit numbers. Kahan 1965,
+    doi:10.1145/363707.363723.
     """
 
     name = "kahan"
@@ -148,7 +156,7 @@ NEAREST, STOCHASTIC, KAHAN = Codec(), Stochastic(), Kahan()
 
 
 def of_parameter(rounding: str | None, dtype: torch.dtype) -> Codec:
-    """The codec of a parameter, from the option `rounding` of its group."""
+    """Returns the codec of a parameter, given the option `rounding` of its group."""
     if rounding == "stochastic" and dtype is torch.bfloat16:
         return STOCHASTIC
     return KAHAN if rounding == "kahan" and dtype in HALVES else NEAREST
@@ -160,13 +168,14 @@ def of_state(key: str) -> Codec:
 
 
 class Storage:
-    """How a parameter and its states are stored: a codec for each.
+    """How a parameter and its states are stored: a codec for each of these tensors.
 
-    rounding, dtype: of the parameter.
+    rounding: the option of the parameter's group. dtype: the parameter's dtype.
     wide: the dtype that the rule computes in.
-    shapes: key of a state -> function from the parameter's shape to the state's.
-    specs: key -> what is in `optimizer.state`: the states, then the extras of all codecs.
-    extra_keys: for each codec, the keys of its extras.
+    shapes: key of a state -> function from the parameter's shape to the state's shape.
+    specs: key -> `StateSpec` of each tensor in `optimizer.state`: first the states, then the extra
+        tensors of all codecs.
+    extra_keys: for each codec, the keys of its extra tensors.
     """
 
     def __init__(
@@ -190,14 +199,14 @@ class Storage:
                 self.specs[extra_key] = StateSpec(extra.dtype, shape)
 
     def load(self, lists: Sequence[Tensors], dtype: torch.dtype) -> list[list[Tensor]]:
-        """What the rule reads.
+        """Returns what the rule reads: the parameters, then each of the states.
 
         lists: the parameters, then the tensors of each key in `specs`.
         """
         return [codec.load(x, extras, dtype) for codec, x, extras in self._each(lists)]
 
     def store(self, lists: Sequence[Tensors], new: Sequence[Tensors], noise: Noise | None) -> None:
-        """Write back what was computed on copies of the parameters and the states."""
+        """Write `new` into the parameters and states where the rule computed on copies."""
         for (codec, tensors, extras), values in zip(self._each(lists), new, strict=True):
             codec.store(tensors, values, extras, noise)
 
@@ -213,10 +222,12 @@ def _compose(second: Callable[[Any], Any], first: Callable[[Any], Any]) -> Calla
 
 
 def element_numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
-    """The numbers of a parameter's elements, or only of those in the rows with these indices.
+    """Returns the numbers of a parameter's elements.
 
-    The first element in memory has the number `first`; the others follow in the order of memory, or
-    in the order of the shape if the memory has gaps.
+    The first element in memory has the number `first`. The others are numbered in memory order, or
+    in row-major order if the memory has gaps.
+    rows: if given, only the elements of these rows are numbered. There is a tensor of indices for
+        each leading dimension, as in a sparse tensor.
     """
     dense = torch.empty_like(p, device="meta").stride() == p.stride()
     strides = p.stride() if dense else torch.empty(p.shape, device="meta").stride()
@@ -229,16 +240,17 @@ def element_numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Ten
 
 
 def noise_key(seed: int, t: float) -> int:
-    """The 64-bit key for the noise of one step."""
+    """Returns the 64-bit key for the noise of one step."""
     digest = hashlib.blake2b(f"{seed} {int(t)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def draw_bits(numbers: Tensor, key: int) -> Tensor:
-    """16 random bits for each element number, as int32: a hash of number and key.
+    """Returns 16 random bits for each element number, as int32: a hash of the number and the key.
 
     Each round mixes in a part of the key, shifts, and multiplies by an odd factor. A hash of a
-    counter can serve as a generator: Salmon et al. 2011, doi:10.1145/2063384.2063405.
+    counter can serve as a random number generator: Salmon et al. 2011,
+    doi:10.1145/2063384.2063405.
     """
     low, high = key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF
     x = _wrap(numbers ^ (numbers >> 32)) ^ _wrap(low)

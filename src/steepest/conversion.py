@@ -1,4 +1,4 @@
-"""Converts the checkpoint of one optimizer into one of another."""
+"""Converts the checkpoint of one optimizer into a checkpoint of another optimizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ from .origin import inferred
 from .printing import host_function
 
 _DIFFER = ("lr", "eps", "momentum", "alpha")
-"""Options that mean the same only in rules with equal `units`; others mean the same everywhere."""
+"""Options that mean the same in two rules only if both rules have equal `units` for the option.
+
+All other options mean the same in every rule.
+"""
 _DECAYS: list[dict[str, bool]] = [
     {},
     {"decoupled_weight_decay": True},
@@ -67,7 +70,10 @@ class Converted:
 
 
 class _Notes(dict[str, dict[Note, int]]):
-    """Outcome ("kept", ...) -> note -> the number of parameters it holds for, 0 for an option."""
+    """Outcome ("kept", ...) -> notes, each with the number of parameters that the note holds for.
+
+    The number is 0 for a note on an option.
+    """
 
     def add(self, outcome: str, what: str, why: str, count: int = 0) -> None:
         notes = self.setdefault(outcome, {})
@@ -81,22 +87,22 @@ class _Notes(dict[str, dict[Note, int]]):
 def convert(
     checkpoint: Mapping[str, Any], to: str | Rule, source: str | Rule | None = None
 ) -> tuple[dict[str, Any], Converted]:
-    """Convert the checkpoint of one optimizer into one of another; also returns a report.
+    """Convert the checkpoint of one optimizer into a checkpoint of another. Also returns a report.
 
     checkpoint: the state_dict of a class of this package, of torch.optim's class of the same name,
     or of the authors' package. to, source: a rule, or the name of a rule or class. source is needed
     only if the checkpoint does not show which optimizer saved it. The result loads into the class
-    of `to`, and into torch.optim's class of that name. It shares tensors with `checkpoint`.
+    of `to`, and into torch.optim's class of that name. The result shares tensors with `checkpoint`.
 
     A state is kept if it means the same in both optimizers: exp_avg and exp_avg_sq in Adam and its
     variants, square_avg in RMSprop and Adadelta. exp_avg and the momentum buffers are converted
-    into each other by an exact factor. The decay rate of a kept state is kept too (momentum becomes
-    beta1). A parameter starts over at step 0 if it lacks one of the states that the new rule
-    corrects by the step count, because a count that is right for one average would be wrong for
-    another. An option takes the new class's default if it has another meaning there. This may
-    include lr: a rate that multiplies gradients is not a good length for steps.
+    into each other by an exact factor. The decay rate of a kept state is kept too (beta1 becomes
+    momentum). A parameter starts over at step 0 if it lacks one of the states that the new rule
+    corrects by the step count, because one count cannot be right for an old average and for a new
+    one. An option takes the new class's default if it means something else there. This may include
+    lr: a good factor for gradients is not a good length for steps.
 
-    Raises ValueError for a damaged checkpoint and for one whose source cannot be inferred.
+    Raises ValueError for a damaged checkpoint, and if the source cannot be inferred.
     """
     target = family_of(to)
     groups, rows = read("convert", checkpoint)
@@ -143,7 +149,7 @@ def _scalars(family: Family, rule: Rule, group: Mapping[str, Any]) -> dict[str, 
 def _convert_group(
     source: Family, target: Family, group: dict[str, Any], rows: list[Saved], notes: _Notes
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A group's options for the target, and the states of its parameters."""
+    """Returns a group's options for the target optimizer, and the new states of its parameters."""
     if source is target:
         notes.add("kept", "everything", "the class is the same")
         return group, [row.state for row in rows]
@@ -166,12 +172,15 @@ def _convert_group(
 
 
 def _meanings(rule: Rule) -> dict[str, tuple[Any, ...]]:
-    """Key of a state -> what it means."""
+    """Returns key of a state -> what the state means."""
     return {rule.keys[state]: about for state, about in rule.means.items()}
 
 
 def _form(about: tuple[Any, ...], x: Mapping[str, float], t: float | None) -> tuple[float, float]:
-    """(factor, shift) that turn the quantity that a state means into the state; nan if none do."""
+    """Returns (factor, shift) such that state = factor * quantity + shift.
+
+    The quantity is what the state means. A nan in the result says that there is no such relation.
+    """
     return about[2](x, t) if len(about) > 2 else (1.0, 0.0)
 
 
@@ -180,9 +189,10 @@ def _has_meaning(rule: Rule, what: str) -> bool:
 
 
 def _decay_rates(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[str, float]:
-    """The target's options for decay rates of states that are kept from the source.
+    """Returns option of the target optimizer -> the value of the source optimizer's decay rate.
 
-    Only those that have another name in the source.
+    The option is a decay rate too, and both rates belong to states of the same meaning. Members of
+    a tuple such as `betas` are left out.
     """
     has = {what: scalars[scalar] for what, scalar, *_ in rule.means.values()}
     wanted = {what: s for member in target.members for what, s, *_ in member.means.values()}
@@ -197,7 +207,11 @@ def _convert_options(
     decay_rates: dict[str, float],
     notes: _Notes,
 ) -> dict[str, Any]:
-    """The target's options: the source's values where they mean the same, else defaults."""
+    """Returns the target optimizer's options.
+
+    An option keeps the source optimizer's value if it means the same there. Otherwise it takes the
+    target optimizer's default.
+    """
     new_rule = target.members[-1]  # an option means the same in all members of a family
 
     def same(name: str) -> bool:
@@ -251,7 +265,10 @@ def _convert_options(
 
 
 def _flags(rule: Rule, target: Family, new: Mapping[str, Any]) -> dict[str, bool]:
-    """The flags with which the target optimizer's rule is most like the source optimizer's."""
+    """Returns the flags of the target optimizer.
+
+    With these flags, its rule is most like the source optimizer's rule.
+    """
     largest = _has_meaning(rule, LARGEST) and any(_has_meaning(m, LARGEST) for m in target.members)
     ahead = rule.name in ("nesterov", "classical_nesterov") and number(new.get("momentum", 0)) > 0
     flags = {"nesterov": ahead, "amsgrad": largest, "amsbound": largest}
@@ -267,7 +284,10 @@ def _convert_state(
     state: dict[str, Any],
     notes: _Notes,
 ) -> dict[str, Any]:
-    """The state that the target continues from; empty if it has to start over."""
+    """Returns the state from which the target optimizer continues.
+
+    If the parameter has to start over, this is what `_start_over` returns.
+    """
     old = {k: v for k, v in state.items() if v is not None}
     if not old:
         return {}
@@ -341,7 +361,7 @@ def _convert_state(
 def _start_over(
     target: Family, old: dict[str, Any], lacks: list[str], made: dict[str, Any], notes: _Notes
 ) -> dict[str, Any]:
-    """The state of a parameter that starts over."""
+    """Returns the state of a parameter that starts over. Only Kahan's compensation is kept."""
     keys = ", ".join(k for k in old if k != COMPENSATION)
     why = f"no state of {target.name} means the same"
     if made and lacks:
@@ -357,7 +377,10 @@ def _start_over(
 
 
 _MOST_STEPS = 100_000
-"""NAdam carries a product of numbers below 1, which is zero long before this many steps."""
+"""The largest number of steps that `_replay` computes.
+
+NAdam carries a product of numbers below 1, which is zero long before this many steps.
+"""
 
 
 def _carried(selection: Any, scalars: Mapping[str, float], t: float) -> dict[str, float]:
@@ -366,7 +389,7 @@ def _carried(selection: Any, scalars: Mapping[str, float], t: float) -> dict[str
 
 @lru_cache(maxsize=16)  # the parameters of a group mostly have the same options and count
 def _replay(selection: Any, options: tuple[tuple[str, float], ...], t: float) -> dict[str, float]:
-    """The carried scalars after t steps with these options."""
+    """Returns the carried scalars after t steps with these options."""
     scalars = dict(options)
     program, rule = program_of(selection), selection.rule
     host, values = host_function(program, 8), list(rule.carried.values())

@@ -13,9 +13,9 @@ from .trace import Program, TraceError, trace
 
 rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
-"""The key of Kahan's second number in `optimizer.state[p]`, beside the keys of the rule."""
+"""The key of Kahan's compensation in `optimizer.state[p]`. No state of a rule may have it."""
 LARGEST = 10_000
-"""The largest dimension that has a covariance."""
+"""The size up to which a dimension has a covariance."""
 _OF_EVERY_CLASS = {
     "params",
     "backend",
@@ -27,14 +27,14 @@ _OF_EVERY_CLASS = {
     "cautious",
     "clip_norm",
 }
-"""Options that every class has, so that no rule may use their names."""
+"""Names that no rule may use, because every class has options of these names."""
 
 
 class Clock(NamedTuple):
-    """Something that begins at a certain step, depending on the value of a hyperparameter.
+    """An event that begins at a step which a hyperparameter sets.
 
-    event: what begins. step: value of the hyperparameter -> the step at which the event begins.
-    value: the inverse of `step`.
+    event: what begins. step: function from the hyperparameter's value to the step at which the
+    event begins. value: the inverse function of `step`.
     """
 
     event: str
@@ -43,7 +43,8 @@ class Clock(NamedTuple):
 
 
 class Rule:
-    """An optimizer as one function: parameter, gradient and states left of `*`, scalars right.
+    """An optimizer as one function. Parameter, gradient and states are its arguments left of `*`,
+    and scalars are its arguments right of `*`.
 
     A rule can be called like the function: `adam(p, g, m, v, t=1, lr=0.1)` with floats or torch
     tensors returns the new parameter, the new states and the new carried scalars, in the order of
@@ -53,10 +54,13 @@ class Rule:
     ----------
     states: names of the states, in order.
     defaults: scalar -> default value (numbers only).
-    choices: static choice (bool or str) -> default. Its value is fixed before the rule is traced.
+    choices: static choice (bool or str) -> default. A choice is fixed before the rule is traced.
+        If there is a bool choice named `matrix`, it is set for each parameter. It is True if the
+        parameter has 2 dimensions or more.
     carried: carried scalar -> its first value.
-    captured: group constant -> the hyperparameter that it is taken from.
-    keys: state or carried scalar -> its key in `optimizer.state[p]`, torch's where torch has one.
+    captured: group constant -> the hyperparameter whose first value it keeps.
+    keys: state or carried scalar -> its key in `optimizer.state[p]`. This is torch's key if torch
+        has the same state.
     limits: hyperparameter -> (interval such as "[0, 1)", reason or "").
     search: hyperparameter -> (low, high), the log-uniform range in which a race tunes it.
     decay: how `weight_decay` acts by default: "coupled" (into the gradient) or "decoupled". A rule
@@ -64,20 +68,19 @@ class Rule:
     counts: whether the step count is saved; if not, `t` is 1 at the first step and 2 at every later
         one.
     forgets: states whose new value does not depend on the old one.
-    shapes: state -> "rows", "columns" or "covariances". The state has the shape that row_mean,
-        column_mean or covariances of the parameter has. If one of the choices is a bool named
-        `matrix`, it is set for each parameter: whether the parameter has 2 dimensions or more.
+    shapes: state -> "rows", "columns" or "covariances". The state then has the shape of
+        row_mean(p), column_mean(p) or covariances(p), where p is the parameter.
     sparse: what the rule does with a sparse gradient. "rows" steps only the rows in the gradient
         (at the first step all rows), "dense" makes the gradient dense, "" refuses it.
     called: the name of the class; by default made of the rule's name (`sparse_adam`: SparseAdam).
-    switches: choice -> an option; the choice is True where the option is not 0.
+    switches: choice -> the option that sets it. The choice is True if the option is not 0.
     means: state or carried scalar -> (what it is, the scalar that is its decay rate).
-        `steepest.convert` keeps a state if it has the same meaning in the new rule.
-    units: option -> what its number means. Rules with the same meaning can share a value.
-    excused: requirement of an examination of `steepest check` -> why this rule does not meet it.
-    includes: another rule -> (hyperparameter, the setting of it that turns this rule into the other
-        rule).
-    clocks: hyperparameter that counts steps -> `Clock`.
+        `steepest.convert` keeps a state if a state of the new rule has the same meaning.
+    units: option -> what its number means. Rules in which it means the same can share a value.
+    excused: what `steepest check` requires -> why this rule does not meet the requirement.
+    includes: another rule -> (a hyperparameter of this rule, the setting that turns this rule into
+        the other rule).
+    clocks: hyperparameter that counts steps -> its `Clock`.
     """
 
     def __init__(
@@ -216,7 +219,7 @@ class Rule:
                 self._refuse(f"the new {name!r} does not depend on the old one", hint)
 
     def shape(self, key: str, like: Any) -> Any:
-        """The shape of the state with that key, for a parameter of shape `like`."""
+        """Returns the shape that the state with this key has for a parameter of shape `like`."""
         shape = next((shape for s, shape in self.shapes.items() if self.keys[s] == key), "")
         if shape == "covariances":
             return (sum(n * n for n in like if n <= LARGEST),)
@@ -225,7 +228,10 @@ class Rule:
         return (*like[:-2], 1, *like[-1:]) if shape == "columns" else like
 
     def trace(self, modifiers: tuple[Callable[..., Any], ...] = (), **choices: Any) -> Program:
-        """The rule's program, with the static choices bound and the modifiers put before it."""
+        """Returns the rule as a program.
+
+        The static choices are bound, and the modifiers are applied before the rule.
+        """
         try:
             return trace(self, modifiers, {**self.choices, **choices})
         except TraceError as error:
@@ -261,11 +267,11 @@ _LIMITS = {
     "momentum_decay": "[0, inf)",
     "wd": "[0, inf)",
 }
-"""Hyperparameter -> its limits, where a rule gives none."""
+"""Hyperparameter -> its limits in every rule that does not give its own."""
 
 
 def inside(interval: str, value: float) -> bool:
-    """Whether a number is in an interval written as "[0, 1)"; nan is in none."""
+    """Whether a number is in an interval, written like "[0, 1)". nan is in no interval."""
     low, high = (float(x) for x in interval[1:-1].split(","))
     above = low < value or (interval[0] == "[" and value == low)
     below = value < high or (interval[-1] == "]" and value == high)
@@ -294,14 +300,17 @@ def rule(function: Callable[..., Any] | None = None, **about: Any) -> Any:
 
 
 def find(name: str) -> Rule:
-    """The rule of that name; for an unknown name, a ValueError names the nearest known ones."""
+    """Returns the rule of this name.
+
+    Raises BadCall for an unknown name, and suggests a similar name or lists all names.
+    """
     if name in rules:
         return rules[name]
     raise BadCall(f"{name!r} is not a known rule; {nearest(name, rules)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...?` for a misspelt name, or the list of known names if none is close."""
+    """Returns `did you mean ...?` for a misspelt name, or all known names if none is similar."""
     known = sorted(known)
     closest = difflib.get_close_matches
     close = closest(name, known, 1) or closest(name.lower(), known, 1)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 
 class BadCall(ValueError):  # noqa: N818 - it names the mistake
-    """The call was wrong: one line that says what was given, what was expected and what to do."""
+    """The call was wrong. The message says what was given, what was expected and what to do."""
 
 
 class TaskError(BadCall):
-    """The user's task cannot be run. `trace`: the traceback in the user's own lines, or empty."""
+    """The user's task cannot be run. `trace`: the traceback through the user's own lines, or ""."""
 
     def __init__(self, line: str, trace: str = "") -> None:
         super().__init__(line)
@@ -23,4 +23,4 @@ class Diverged(FloatingPointError):  # noqa: N818 - a result of the training
 
 
 class WorkerError(RuntimeError):
-    """Work on an item raised an error in a worker process, or ended several workers."""
+    """The work on an item raised an error in a worker process, or several workers died on it."""

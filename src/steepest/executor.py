@@ -1,8 +1,8 @@
 """The executor runs an optimizer's steps: it divides parameters and states among the backends.
 
 The parameters of each group are divided into buckets; one backend steps a bucket in one go. All
-buckets are checked before the first one writes. An executor is used from step to step, until
-groups, parameters or states change.
+buckets are checked before the first one writes. An executor is reused at every step until groups,
+parameters or states change.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def make_buckets(
     state: Mapping[Tensor, dict[str, Any]],
     first: Callable[[Tensor], int],
 ) -> list[Bucket]:
-    """Divide a group's parameters among the backends.
+    """Divide a group's parameters into buckets, each for one backend.
 
-    indices: parameter -> its index in the group.
+    indices: parameter -> its index in the group. first: function from a parameter to the number of
+    its first element.
     """
     members: dict[Any, dict[Tensor, dict[str, Any]]] = {}
     # the norm that clips a group is computed in one bucket
@@ -53,7 +54,7 @@ def make_buckets(
 
 
 def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
-    """Raise for a parameter, or a state, that no backend can step."""
+    """Raise RuntimeError if no backend can step this parameter with this state."""
     rule, program = wanted.selection.rule.name, program_of(wanted.selection)
     if p.is_neg() or p.is_conj():
         raise RuntimeError(
@@ -93,7 +94,11 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
 
 
 def _shared_scalars(program: Program, state: Mapping[Tensor, dict[str, Any]]) -> dict[str, float]:
-    """The carried scalars that the parameters share already, for a rule that sums over all."""
+    """Returns the carried scalars that all parameters already share.
+
+    Only a rule that sums over all parameters has such scalars. For any other rule, and before the
+    first step, the result is empty.
+    """
     keys = {name: program.rule.keys[name] for name in program.rule.carried}
     for values in state.values() if program.spans and not program.clips else ():
         if isinstance(values, Mapping) and all(values.get(k) is not None for k in keys.values()):
@@ -145,13 +150,16 @@ class Executor:
 
     @staticmethod
     def _first_elements(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
-        """The number of each parameter's first element, counted through all groups."""
+        """Returns parameter -> the number of its first element.
+
+        The elements of all groups are numbered consecutively.
+        """
         params = list(chain.from_iterable(group["params"] for group in groups))
         starts = accumulate((p.numel() for p in params), initial=0)
         return dict(zip(params, starts, strict=False))
 
     def is_current(self) -> bool:
-        """Whether groups, parameters and states are still those that the buckets were made for."""
+        """Whether groups, parameters and states have not changed since the buckets were made."""
         groups = self.optimizer.param_groups
         return (
             self.snapshot is not None
@@ -168,7 +176,7 @@ class Executor:
     def prepare(self) -> Callable[[], None]:
         """Check every gradient and scalar, and return the function that makes the step.
 
-        Writes nothing. Raises Stale if a gradient needs other buckets.
+        `prepare` itself writes nothing. It raises Stale if a gradient needs other buckets.
         """
         steps: list[Callable[[], None]] = []
         spanning: dict[Any, list[Any]] = {}
@@ -230,7 +238,7 @@ class Executor:
                 bucket.pending = []
 
     def _check_distinct(self, new: dict[Tensor, dict[str, Any]]) -> None:
-        """Raise if two parameters share one dict of states but need different states."""
+        """Raise RuntimeError if two parameters share a dict of states but need different ones."""
         first_needs: dict[int, dict[str, Any]] = {}
         for p, own in new.items():
             known = self.optimizer.state.get(p)
@@ -244,16 +252,16 @@ class Executor:
 
 
 def _option_values(family: Family, group: dict[str, Any]) -> list[Any]:
-    """The values of the options that decide which buckets a group has."""
+    """Returns the values of the options that decide which buckets a group has."""
     values = [group.get(name) for name in family.static]
     return [(v.item(), v.requires_grad) if isinstance(v, Tensor) else v for v in values]
 
 
 def _step_spanning(state: States, members: Sequence[tuple[Bucket, list[Tensor], Any]]) -> None:
-    """Step the buckets of a rule that sums over all parameters, with their common totals.
+    """Step all buckets of a rule that sums over all parameters.
 
-    All parameters get the same carried scalars: those that the first parameter with a gradient
-    computes.
+    The sums are taken over all these buckets together. The carried scalars are computed for the
+    first parameter with a gradient, and all other parameters get the same values.
     """
     active = [member for member in members if member[-1] is not None]
     if not active:

@@ -1,7 +1,8 @@
 """The families of rules, one for each public class.
 
-A class that torch.optim has too takes torch.optim's arguments and defaults. AdaBelief, AdaBound and
-ADOPT take those of their authors' packages. Every other class takes those of its rule.
+If torch.optim has a class of the same name, our class takes the arguments and defaults of torch's
+class. AdaBelief, AdaBound and ADOPT take the arguments and defaults of their authors' packages.
+Every other class takes the arguments and defaults of its rule.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ _DECAY = {"weight_decay", "maximize", "decoupled_weight_decay", "weight_decouple
 
 
 def members_of(key: str, rule: Rule) -> list[str]:
-    """The scalars of a rule that a group keeps under one key, in order."""
+    """Returns the scalars of a rule that a group keeps together under `key`, in order."""
     return [n for n, (k, _) in PAIRS.items() if k == key and n in rule.defaults]
 
 
 def _arguments(rule: Rule) -> dict[str, Any]:
-    """The arguments of a class that is made of one rule."""
+    """Returns the arguments of a class that has only this rule."""
     arguments: dict[str, Any] = {}
     for name, default in rule.defaults.items():
         key, index = PAIRS.get(name, (name, None))
@@ -42,7 +43,11 @@ def _arguments(rule: Rule) -> dict[str, Any]:
 
 
 def _torch_arguments(name: str, members: tuple[Rule, ...]) -> dict[str, Any]:
-    """The arguments of torch.optim's class that we know; a newer torch may have more."""
+    """Returns the arguments of a class that torch.optim also has.
+
+    Arguments of torch's class that this package does not know are left out: a newer torch may have
+    more. Arguments that the rules need and torch's class lacks are added.
+    """
     ours = {*WITHOUT_EFFECT, *_DECAY, "amsgrad", "nesterov", "differentiable"}
     for rule in members:
         ours |= {PAIRS.get(n, (n,))[0] for n in rule.defaults} | set(rule.choices)
@@ -92,7 +97,7 @@ def _check_schedule_free(group: Group) -> str:
 
 
 def _pick_by(flag: str, on: str, off: str) -> Callable[[Group], str]:
-    """A group takes the rule `on` if the flag is set, else `off`."""
+    """Returns a function that picks the rule `on` if the group's flag is set, else `off`."""
     return lambda group: on if group[flag] else off
 
 
@@ -152,7 +157,7 @@ _ADOPT = {
 
 
 def _family_of_one(rule: Rule) -> Family:
-    """A family of one rule, with the rule's class name and arguments."""
+    """Make a family of one rule. The rule gives the family its name and arguments."""
     check = _check_schedule_free if rule.called.endswith("ScheduleFree") else lambda group: ""
     return Family(rule.called, (rule,), _arguments(rule), check=check)
 
@@ -176,7 +181,7 @@ def _build_families() -> dict[str, Family]:
 
 
 def select_defaults(rule: Rule) -> Selection:
-    """What the rule's class selects for a group without options."""
+    """Returns what the rule's class selects for a group whose options are the defaults."""
     family = family_of(rule)
     return family.select(family.arguments)
 
@@ -187,7 +192,7 @@ _by_rule = {f.members[0].name: f for f in families.values()}
 
 
 def family_of(rule: str | Rule) -> Family:
-    """The family of a rule. rule: the rule, its name or its class's name."""
+    """Returns the family of a rule. rule: the rule itself, its name, or the name of its class."""
     if isinstance(rule, str):
         if rule in families:
             return families[rule]

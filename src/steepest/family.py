@@ -37,14 +37,14 @@ _DECOUPLED = ("decoupled_weight_decay", "weight_decouple", "decouple")
 
 
 class Selection(NamedTuple):
-    """What steps a group: a rule, its static choices, and the modifiers applied before it."""
+    """What steps a group: a rule, its static choices, and the modifiers applied before the rule."""
 
     rule: Rule
     modifiers: tuple[Callable[..., Any], ...]
     choices: tuple[tuple[str, Any], ...]
 
     def of(self, p: torch.Tensor) -> Selection:
-        """The selection for one parameter: some rules treat matrices differently."""
+        """Returns the selection for the parameter `p`: some rules treat matrices differently."""
         if "matrix" not in self.rule.choices:
             return self
         return self._replace(choices=(*self.choices, ("matrix", p.dim() > 1)))
@@ -52,7 +52,7 @@ class Selection(NamedTuple):
 
 @cache
 def cautious_rule(rule: Rule) -> Rule:
-    """The rule followed by `modifiers.cautious`."""
+    """Returns a copy of the rule that is followed by `modifiers.cautious`."""
 
     def function(p: Any, g: Any, *states: Any, **scalars: Any) -> Any:
         new = rule.function(SplitParameter(p), g, *states, **scalars)
@@ -71,9 +71,9 @@ def cautious_rule(rule: Rule) -> Rule:
 class Family:
     """The rules and arguments of one class.
 
-    name: the name of the class. members: its rules; the first gives the class its docstring.
-    arguments: name -> default, in order. pick: group -> name of the rule that steps it. check:
-    group -> complaint, "" if there is none.
+    name: the name of the class. members: its rules, whose docstrings begin the docstring of the
+    class. arguments: name -> default, in order. pick: function from a group to the name of the rule
+    that steps it. check: function from a group to a complaint about its options, or to "".
     """
 
     name: str
@@ -83,12 +83,12 @@ class Family:
     check: Callable[[Group], str] = field(default=lambda group: "")
 
     def rule(self, group: Group) -> Rule:
-        """The rule that the group's options select."""
+        """Returns the rule that the group's options select."""
         name = self.pick(group)
         return next((r for r in self.members if r.name == name), self.members[0])
 
     def select(self, group: Group) -> Selection:
-        """Rule, modifiers and static choices of a group."""
+        """Returns the rule, modifiers and static choices that the group's options select."""
         rule = self.rule(group)
         before: list[Callable[..., Any]] = []
         if group.get("clip_norm") is not None:
@@ -107,8 +107,9 @@ class Family:
         return Selection(rule, tuple(before), tuple(choices.items()))
 
     def bind(self, args: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
-        """The constructor's arguments by name; TypeError for too many, a duplicate or an unknown
-        one.
+        """Returns the constructor's arguments as name -> value.
+
+        Raises TypeError for too many arguments, an argument given twice, or an unknown argument.
         """
         if len(args) > len(self.arguments):
             raise TypeError(
@@ -126,8 +127,10 @@ class Family:
         return options
 
     def likely_typos(self, group: Group) -> list[str]:
-        """The group's entries that look like misspelt options. Such an entry differs from an option
-        only in capitals or underscores, or by one letter if the option has five letters or more.
+        """Returns the group's entries that look like misspelt options, each with a suggestion.
+
+        Such an entry differs from an option only in capitals, spaces, hyphens or underscores, or by
+        one letter if the option has five letters or more.
         """
         known = {*self.arguments, *self.captured, *STORAGE, "params", "param_names", "rule"}
         bare = {n.replace("_", ""): n for n in known}
@@ -144,11 +147,11 @@ class Family:
         return typos
 
     def plain(self, group: Group, where: str = "") -> dict[str, Any]:
-        """The group with its options normalised: numbers become Python's own, sequences of numbers
-        become tuples, and flags become bools. So options step, save and load in the same way,
-        whatever their type was. Tensors of one element stay tensors.
+        """Returns the group with normalised options: numbers become Python numbers, sequences of
+        numbers become tuples, and flags become bools. Tensors of one element stay tensors. Thus the
+        type in which an option was given makes no difference to steps and checkpoints.
 
-        Raises TypeError or ValueError for a bad option; `where` is added to its message.
+        Raises TypeError or ValueError for a bad option; `where` is added to the message.
         """
         made = dict(group)
         options = {**self.arguments, **dict.fromkeys(self.captured, 0.0), **STORAGE}
@@ -164,8 +167,8 @@ class Family:
         return made
 
     def saved(self, group: Group) -> dict[str, Any]:
-        """The group for a checkpoint: options are normalised where possible, and everything else is
-        saved as it is.
+        """Returns the group as a checkpoint saves it. Options are normalised where possible, and
+        everything else is left unchanged.
         """
         made = dict(group)
         for name in {*self.arguments, *self.captured, *STORAGE, *SCHEDULED} & group.keys():
@@ -174,13 +177,19 @@ class Family:
         return made
 
     def _key(self, name: str) -> tuple[str, int | None]:
-        """The group's key for a scalar of a rule, and the index in a pair (None: it is no pair)."""
+        """Returns where a group has the scalar `name` of a rule: its key, and its index.
+
+        The index is None if the group has the scalar itself under the key, not a pair or triple.
+        """
         key, index = PAIRS.get(name, (name, None))
         # a rule that has only one member of a pair takes it under the member's own name
         return (key, index) if key in self.arguments or index is None else (name, None)
 
     def scalar(self, group: Group, name: str, rule: Rule) -> float:
-        """The value of a rule's scalar in a group; pairs such as betas are taken apart."""
+        """Returns the value in a group of the rule's scalar `name`.
+
+        If the scalar is a member of a pair such as `betas`, this is the member.
+        """
         value = self._value(group, name, rule)
         number = value if type(value) is float else real(value)  # runs at every step
         if number != number:
@@ -191,7 +200,10 @@ class Family:
         return number
 
     def read(self, group: Group, name: str, rule: Rule) -> Any:
-        """The scalar as a step reads it: the tensor itself if autograd has to go through it."""
+        """Returns the scalar as a step reads it: a float.
+
+        If autograd has to go through the option, it is the option's tensor instead.
+        """
         number = self.scalar(group, name, rule)
         if not group.get("differentiable"):
             return number
@@ -210,8 +222,10 @@ class Family:
         return rule.defaults[name] if value is None and usual[index] is None else value
 
     def validate(self, group: Group) -> dict[str, Any]:
-        """The group with its options normalised; TypeError for an option that is not a number,
-        ValueError for one that is out of its limits or conflicts with another option.
+        """Returns the group with normalised options.
+
+        Raises TypeError for an option that is not a number. Raises ValueError for an option that is
+        out of its limits or conflicts with another option.
         """
         group = self.plain(group)
         rule = self.rule(group)
@@ -271,7 +285,7 @@ class Family:
 
     @cached_property
     def captured(self) -> dict[str, str]:
-        """Constants of a group: name -> the hyperparameter whose first value it keeps."""
+        """Constant of a group -> the hyperparameter whose first value the constant keeps."""
         return {n: source for r in self.members for n, source in r.captured.items()}
 
 
@@ -282,7 +296,7 @@ def _orthogonalizes(rule: Rule) -> bool:
 
 
 def warn_about(called: str, family: Family, groups: Sequence[Group]) -> None:
-    """UserWarning for likely mistakes in the group that was added last."""
+    """Issue a UserWarning for each likely mistake in the group that was added last."""
     for typo in family.likely_typos(groups[-1]):
         warnings.warn(
             f"{called}: a group has the entry {typo} It is kept, without effect",

@@ -1,4 +1,7 @@
-"""Parameter groups of a model: what decays, each layer's learning rate, which rule steps what."""
+"""Makes parameter groups of a model.
+
+A group says whether its parameters decay, which learning rate they have, and which rule steps them.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,8 @@ class ParamGroups(list[dict[str, Any]]):
         self._options = [k for k in keys if k not in ("params", "param_names", "name")]
 
     def table(self) -> str:
-        """Text of 100 columns: the options and sizes of each group, then the reasons (with counts)
-        and the first names.
+        """Returns text of at most 100 columns. Each group has two lines: its options and sizes,
+        then why its parameters are in it (with counts) and the first names of these parameters.
         """
         rows = [["group", *self._options, "tensors", "elements"]]
         notes = [""]
@@ -88,25 +91,26 @@ def param_groups(
     layers: Sequence[Where] | None = None,
     rules: Mapping[str, Where] | Sequence[Mapping[str, Any]] = (),
 ) -> ParamGroups:
-    """Groups for `steepest` and `torch.optim` classes. Print them to see the parameters of each.
+    """Make groups for `steepest` and `torch.optim` classes. Print the groups to see the
+    parameters of each group.
 
     Each parameter that requires a gradient is in exactly one group, under its name in the bare
     model: DDP, `fully_shard`, `torch.compile` and activation checkpoints change neither names nor
-    order. A tied parameter has its first name.
+    order. A tied parameter goes by its first name.
 
     Weight decay is off for:
     - the parameters of torch's normalisation layers, recognised by module type;
     - biases, recognised by the word "bias" in the attribute's name (`bias`, `in_proj_bias`,
       `bias_ih_l0`, `relative_position_bias_table`), even if they are embedding tables;
     - every other parameter with fewer than two dimensions (gains, scales);
-    - the parameters that the model declares, with `_no_weight_decay = True` on the parameter or
-      with a method `no_weight_decay()` of a module that returns names relative to this module.
+    - the parameters that the model itself exempts: by `_no_weight_decay = True` on the parameter,
+      or by a module's method `no_weight_decay()`, which returns names relative to the module.
     Weight decay is on for everything else, such as a class token of shape (1, 1, width). The parts
     of a parametrized tensor are treated like the tensor.
 
     weight_decay: the decay of the groups that decay; the other groups get 0.
     lr: the rate of every group, unless its entry in `rules` gives "rule" or "lr"; required with
-        `layer_decay`. Without it, these groups have no `lr` and take the optimizer's.
+        `layer_decay`. If `lr` is None, these groups take the optimizer's `lr`.
     decay_embeddings: whether nn.Embedding, nn.EmbeddingBag and a head tied to one of them decay.
     decay, no_decay: your own decisions, which override the defaults above. Give one selector or a
         sequence of selectors. A selector is a pattern of names (`"*.scale"`; `"head"` also matches
@@ -115,8 +119,8 @@ def param_groups(
     layer_decay: a layer's rate is lr * layer_decay**(depth below the top), as in the fine-tuning of
         ELECTRA and BEiT. The top layer has `lr`.
     layers: the layers from input to output, each given as in `decay`. By default each block of a
-        stack (a ModuleList or Sequential) is a layer, in the order of registration. If some stack
-        has blocks with modules inside, stacks without such blocks are not counted. A norm in a
+        stack (a ModuleList or Sequential) is a layer, in the order of registration. If the blocks
+        of some stack contain modules, stacks without such blocks are not counted. A norm in a
         stack belongs to the block before it. Embeddings and parameters before the first block are
         the lowest layer, and parameters after the last block are the highest. Parameters between
         two stacks belong to the block before them. A model with two towers needs `layers`.
@@ -208,13 +212,19 @@ def param_groups(
 
 
 def _plain(value: Any) -> Any:
-    """A number as Python's own type; a one-dimensional array as a tuple of such numbers."""
+    """Returns a number as a Python number, and a one-dimensional array as a tuple of them.
+
+    Any other value is returned unchanged.
+    """
     is_array = isinstance(value, np.ndarray) and value.ndim == 1
     return tuple(map(plain, value)) if is_array else plain(value)
 
 
 def _number(name: str, value: Any, interval: str) -> Any:
-    """The number as Python's own type; a tensor stays a tensor."""
+    """Returns the number as a Python number; a tensor stays a tensor.
+
+    Raises ValueError if the number is not in `interval`.
+    """
     if not inside(interval, real(value)):
         raise ValueError(f"{name}={value!r} was given, expected a number in {interval}")
     return plain(value)
@@ -240,7 +250,11 @@ def _read_routes(rules: Mapping[str, Where] | Sequence[Mapping[str, Any]]) -> li
 
 
 def _named(group: Mapping[str, Any]) -> tuple[list[str], list[Tensor]]:
-    """Names and tensors of a group, whether `params` has pairs, or names stand in `param_names`."""
+    """Returns the names and the tensors of a group.
+
+    The group has either (name, tensor) pairs in `params`, or tensors in `params` and their names in
+    `param_names`.
+    """
     params = group["params"]
     if "param_names" in group:
         return list(group["param_names"]), list(params)

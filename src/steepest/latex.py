@@ -1,7 +1,7 @@
 """A rule as LaTeX formulas, as a paper would print them.
 
-The rule is called on symbols, as in `trace.py`, but nothing is folded or regrouped for speed. The
-subscript of a state is the step: t - 1 marks its value before step t.
+The rule is called on symbols, as in `trace.py`, but no operation is folded or regrouped for speed.
+The subscript of a state is the step: t - 1 marks the state's value before step t.
 """
 
 from __future__ import annotations
@@ -43,12 +43,19 @@ _FENCED = {
 }
 _MACHINERY = (__name__, Tape.__module__, "steepest.ops")
 NEGATIVE, PRODUCT, POWER, ATOM = 1.5, 3, 4, 5
-"""Precedences; a sum has 2, a comparison 1, a choice 0. A sum may begin with a minus sign."""
+"""Precedences. A sum has 2, a comparison 1, a choice 0.
+
+NEGATIVE is below a sum, because a negative term of a sum needs parentheses. The first term needs
+none.
+"""
 
 
 class Formula(NamedTuple):
-    """lines: (left, right) of each assignment, in order. symbols: argument -> its symbol. For a
-    tensor (except the gradient) or a carried scalar, it is the symbol of the value before the step.
+    """The formulas of a rule.
+
+    lines: the left and right side of each assignment, in order. symbols: argument -> its symbol.
+    For the parameter, a state or a carried scalar, this symbol stands for the value before the
+    step.
     """
 
     lines: list[tuple[str, str]]
@@ -60,7 +67,7 @@ class Formula(NamedTuple):
 
 
 class _AsWritten(Tape):
-    """Keeps every operation; only an average is rewritten, into the form that papers use."""
+    """Keeps every operation as it is, but rewrites averages into the form that papers use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,8 +85,8 @@ class _AsWritten(Tape):
 
 
 def formula(rule: Rule, **choices: Any) -> Formula:
-    """The formulas of a rule for given static choices, in LaTeX that both MathJax and matplotlib
-    can typeset.
+    """Returns the formulas of a rule for the given static choices, in LaTeX that both MathJax and
+    matplotlib can typeset.
     """
     tape = _AsWritten()
     every = (*rule.tensors, *rule.scalars)
@@ -95,7 +102,10 @@ def formula(rule: Rule, **choices: Any) -> Formula:
 
 
 def _call_rule(rule: Rule, tensors: list[Node], scalars: dict[str, Any]) -> Any:
-    """What the rule returns, and the names of the local variables of the rule and its helpers."""
+    """Call the rule. Returns what it returns, and node -> the name of a local variable.
+
+    The variable holds the node in the rule or in one of its helper functions.
+    """
     labels: dict[Node, str] = {}
     arguments = {*rule.tensors, *rule.scalars}
 
@@ -133,7 +143,7 @@ class _Writer:
         self.varying: dict[Node, bool] = {}
 
     def count_primes(self, name: str) -> int:
-        """How many primes (') make the symbol of the name unique."""
+        """Returns how many primes (') make a name's symbol unique, and reserves this symbol."""
         count = 0
         while self.symbol(name, "", count) in self.taken:
             count += 1
@@ -141,7 +151,7 @@ class _Writer:
         return count
 
     def symbol(self, name: str, time: str, primes: int) -> str:
-        """The symbol of a name: `v_max` at t is v_{max,t}, `m_hat` has a hat, `beta1` is Greek."""
+        """Returns the symbol: `v_max` at t is v_{max,t}, `m_hat` has a hat, `beta1` is Greek."""
         if name in _LETTERS and name in self.inputs:
             used = {*self.inputs} - {name}
             name = next((x for x in _LETTERS[name] if x not in used), name)
@@ -159,7 +169,7 @@ class _Writer:
         return text + "'" * primes + (f"_{{{below}}}" if below else "")
 
     def write(self, made: list[Node], outputs: dict[str, Node], labels: dict[Node, str]) -> Formula:
-        """One line for each value that has a name and that an output depends on."""
+        """Returns a formula with a line for each named value that an output depends on."""
         lines, used, pending = [], set[Node](), [*outputs.values()]
         while pending:
             node = pending.pop()
@@ -193,12 +203,15 @@ class _Writer:
         return self.varying[node]
 
     def within(self, node: Node, binds: float) -> str:
-        """The node as an operand of an operator of that precedence, in parentheses if needed."""
+        """Returns the node as an operand, in parentheses if needed.
+
+        binds: the precedence of the operator.
+        """
         text, own = self.text(node)
         return text if own >= binds else rf"\left({text}\right)"
 
     def text(self, node: Node) -> tuple[str, float]:
-        """The node in LaTeX, and the precedence of this text."""
+        """Returns the node in LaTeX, and the precedence of this LaTeX."""
         if node in self.names:
             return self.names[node]
         args, op = node.args, node.op

@@ -17,7 +17,7 @@ Where = Selector | Sequence[Selector]
 
 
 def _layers_of(module: Any) -> list[type[nn.Module]]:
-    """The layer classes that a module of torch.nn defines."""
+    """Returns the layer classes that a Python module of torch.nn defines."""
     classes = [c for c in vars(module).values() if isinstance(c, type)]
     return [c for c in classes if issubclass(c, nn.Module) and c.__module__ == module.__name__]
 
@@ -30,10 +30,11 @@ _INNER = ("_orig_mod", "_checkpoint_wrapped_module")  # torch.compile, activatio
 
 @dataclass(frozen=True)
 class Occurrence:
-    """A parameter in a module; a tied parameter has several occurrences.
+    """A place in a model where a parameter occurs; a tied parameter has several occurrences.
 
-    name: its full name. owner, attribute: the module that holds it and its name there. path: the
-    modules around it, the model first. element: the name of the stack's block that contains it.
+    name: the parameter's full name. owner: the module that holds the parameter. attribute: the
+    parameter's name in `owner`. path: the modules that contain the parameter, the model first.
+    element: the name of the block of a stack that contains the parameter, or "".
     """
 
     name: str
@@ -82,7 +83,7 @@ def _matches(selector: Any, occurrence: Occurrence) -> bool:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside any wrappers that rename its parameters."""
+    """Returns the module without any wrappers around it that rename its parameters."""
     while True:
         inner = next((n for n in _INNER if n in module._modules), None)
         if isinstance(module, _WRAPPERS):
@@ -117,7 +118,7 @@ def _has_composite_blocks(module: nn.Module) -> bool:
 
 
 def occurrences_in(model: nn.Module) -> Iterator[Occurrence]:
-    """Every occurrence of every parameter, in the order of the bare model's `named_parameters`."""
+    """Yields all occurrences of all parameters, in the bare model's order of `named_parameters`."""
     composite = _has_composite_blocks(model)
 
     def visit(
@@ -155,7 +156,7 @@ def occurrences_in(model: nn.Module) -> Iterator[Occurrence]:
 
 
 def exempt_ids(model: nn.Module) -> set[int]:
-    """The ids of the parameters that the model itself exempts from weight decay."""
+    """Returns the ids of the parameters that the model itself exempts from weight decay."""
     ids = {id(p) for p in model.parameters() if getattr(p, "_no_weight_decay", False)}
     for module in model.modules():
         method = getattr(module, "no_weight_decay", None)
@@ -170,7 +171,7 @@ def decide_decay(
     exempt: set[int],
     decay_embeddings: bool,
 ) -> tuple[bool, str]:
-    """Whether a parameter decays, and why."""
+    """Returns whether a parameter decays, and the reason."""
     first = occurrences[0]
     matching = [name for name, matcher in overrides.items() if matcher.matches(occurrences)]
     if len(matching) == 2:
@@ -212,7 +213,10 @@ def _role(occurrence: Occurrence) -> str:
 def layer_depths(
     params: list[list[Occurrence]], layers: Sequence[Where] | None
 ) -> tuple[dict[int, int], list[str]]:
-    """The layer of each parameter (by id), counted from the input, and the layers' names."""
+    """Returns id of a parameter -> index of its layer, and the names of the layers.
+
+    The layers are counted from the input.
+    """
     if layers is not None:
         return _given_depths(params, layers)
     firsts = [occurrences[0] for occurrences in params]

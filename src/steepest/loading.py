@@ -1,6 +1,6 @@
 """Matches saved states to parameters.
 
-`load` writes nothing; the optimizer takes over what it returns.
+`load` writes nothing. It returns the new state and groups, which the optimizer then takes over.
 """
 
 from __future__ import annotations
@@ -38,10 +38,12 @@ from .options import SCHEDULED, STORAGE, WITHOUT_EFFECT
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a load has matched: names of parameters, or their group and position.
+    """The parameters that a load has matched, and the others. Each has a label: its name, or its
+    group and position.
 
-    missing: in the optimizer, but not in the checkpoint; unexpected: in the checkpoint, but not in
-    the optimizer; reshaped: the saved state has another shape. Missing and reshaped parameters
+    missing: parameters of the optimizer that the checkpoint lacks, or that follow a reshaped
+    parameter in a group without names. unexpected: parameters of the checkpoint that the optimizer
+    lacks. reshaped: parameters whose saved state has another shape. Missing and reshaped parameters
     start with an empty state.
     """
 
@@ -64,7 +66,7 @@ class Loaded:
 
 
 class Pair(NamedTuple):
-    """A parameter and its saved state; fresh: the state starts empty instead."""
+    """A parameter and its saved state. fresh: whether it starts with an empty state instead."""
 
     slot: Slot
     saved: Saved
@@ -72,7 +74,7 @@ class Pair(NamedTuple):
 
 
 def has_other_shape(slot: Slot, saved: Saved, family: Family) -> bool:
-    """Whether the saved state belongs to a parameter of another shape."""
+    """Whether the saved state belongs to a parameter of another shape than the slot's."""
     return any(
         isinstance(v, Tensor) and not v.is_nested and v.shape != state_shape(family, k, slot.tensor)
         for k, v in saved.state.items()
@@ -81,7 +83,10 @@ def has_other_shape(slot: Slot, saved: Saved, family: Family) -> bool:
 
 
 def _index_by_name(owner: str, called: str, rows: Sequence[Any], same: Any) -> dict[str, Any]:
-    """Name -> row; rows of the same parameter count once."""
+    """Returns name -> row. Rows of the same parameter count as one row.
+
+    Raises ValueError if two different parameters have the same name.
+    """
     full = [row.name for row in rows]
     for names in (canonical(full), full):  # a part of a model may have the name of a wrapper
         index: dict[str, Any] = {}
@@ -96,7 +101,10 @@ def _index_by_name(owner: str, called: str, rows: Sequence[Any], same: Any) -> d
 def by_name(
     called: str, slots: list[Slot], saved: list[Saved], strict: bool
 ) -> tuple[list[Pair], list[str], list[str]]:
-    """Pairs, and the names that are missing and unexpected."""
+    """Match by name. Returns the pairs, the missing parameters and the unexpected parameters.
+
+    If `strict`, raises ValueError for a missing or unexpected parameter.
+    """
     own = _index_by_name("optimizer", called, slots, lambda a, b: a.tensor is b.tensor)
     theirs = _index_by_name("checkpoint", called, saved, lambda a, b: a.key == b.key)
     missing = [slot.label for name, slot in own.items() if name not in theirs]
@@ -115,7 +123,10 @@ def by_name(
 def by_order(
     called: str, slots: list[Slot], saved: list[Saved], sizes: list[int], theirs: list[int]
 ) -> list[Pair]:
-    """Pairs by group and position. sizes, theirs: group sizes here and in the checkpoint."""
+    """Match by group and position.
+
+    sizes, theirs: the sizes of the groups in the optimizer and in the checkpoint.
+    """
     cure = "make both optimizers from named_parameters() to load by name"
     if len(sizes) != len(theirs):
         raise ValueError(
@@ -132,7 +143,10 @@ def by_order(
 
 
 def slots_of(groups: list[dict[str, Any]], saved: list[Saved]) -> list[Slot]:
-    """The optimizer's parameters; those without a name take the checkpoint's labels."""
+    """Returns the optimizer's parameters as slots.
+
+    A parameter without a name takes the label of the checkpoint's parameter at the same position.
+    """
     labels = iter([row.label for row in saved])
     slots: list[Slot] = []
     for i, group in enumerate(groups):
@@ -153,7 +167,10 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """A copy that shares no memory; copy.deepcopy refuses a tensor with a history."""
+    """Returns a copy that shares no memory.
+
+    It detaches tensors, because copy.deepcopy raises for a tensor with an autograd history.
+    """
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
@@ -164,8 +181,9 @@ def _copied(value: Any) -> Any:
 
 
 def _copied_foreign(value: Any, p: Tensor | None = None) -> Any:
-    """A copy of an entry that other code keeps in the state; in the state of a parameter, a tensor
-    goes to the parameter's device.
+    """Returns a copy of an entry that other code keeps in the state.
+
+    If the entry is in the state of a parameter `p`, a tensor is copied to the parameter's device.
     """
     if isinstance(value, Tensor) and p is not None:
         return value.detach().to(p.device, copy=True)
@@ -178,8 +196,10 @@ def _copied_foreign(value: Any, p: Tensor | None = None) -> Any:
 def merge_options(
     called: str, index: int, groups: list[dict[str, Any]], sources: list[int], strict: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """The options of the saved groups that a group's parameters come from, and complaints. If these
-    groups differ, `strict` raises; otherwise the options that differ are left out.
+    """Returns the saved options for a group, and complaints.
+
+    The options come from the saved groups that the group's parameters come from. If these saved
+    groups differ, `strict` raises ValueError. Otherwise the options that differ are left out.
     """
     first, *others = [groups[i] for i in sources] or [{}]
     keys = {k: None for g in (first, *others) for k in g if k not in ("params", "param_names")}
@@ -202,10 +222,10 @@ def merge_options(
 
 
 def unknown_options(family: Family, taken: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """Numbers and pairs in a saved group that may be options of another optimizer.
+    """Returns the entries of a saved group that may be options of another optimizer.
 
-    Left out are torch's flags, entries of schedulers, entries that the group has here too
-    (`lr_scale`), and anything that is not a number (`name`).
+    These are numbers and sequences of numbers. They do not include torch's flags, the entries of
+    schedulers, or entries that the optimizer's own group also has (`lr_scale`).
     """
     known = {*family.arguments, *family.captured, *STORAGE, *WITHOUT_EFFECT, *SCHEDULED, *NOTES}
 
@@ -220,7 +240,7 @@ def unknown_options(family: Family, taken: Mapping[str, Any], own: Mapping[str, 
 def load(
     optimizer: Any, saved: Any, strict: bool, stacklevel: int
 ) -> tuple[defaultdict[Tensor, dict[str, Any]], list[dict[str, Any]], Loaded]:
-    """The state, groups and report that loading gives; the optimizer itself is not changed."""
+    """Returns the new state, groups and report. Does not change the optimizer itself."""
     called = type(optimizer).__name__
     groups, rows = read(called, saved)
     own: list[dict[str, Any]] = optimizer.param_groups
@@ -266,7 +286,7 @@ def load(
 def _options(
     optimizer: Any, groups: list[dict[str, Any]], sources: list[list[int]], strict: bool
 ) -> tuple[list[dict[str, Any]], list[str], list[Family]]:
-    """The new groups, warnings about them, and their families."""
+    """Returns the new groups, the warnings about them, and their families."""
     called, made, complaints, families = type(optimizer).__name__, [], [], []
     foreign: dict[str, None] = {}
     for index, (own, from_groups) in enumerate(zip(optimizer.param_groups, sources, strict=True)):
@@ -313,7 +333,7 @@ def _states(
     groups: list[dict[str, Any]],
     saved: list[dict[str, Any]],
 ) -> defaultdict[Tensor, dict[str, Any]]:
-    """Each parameter's state, checked and copied."""
+    """Check and copy the saved states. Returns parameter -> state."""
     owners: dict[int | str, Tensor] = {}
     owned: dict[Tensor, int | str] = {}
     for slot, row, _ in pairs:
@@ -336,7 +356,10 @@ def _states(
 
 
 def _copied_state(key: str, value: Any, p: Tensor) -> Any:
-    """A copy of a saved state on its parameter's device, in its own dtype."""
+    """Returns a copy of a saved state. It keeps the saved dtype.
+
+    The copy is on the parameter's device; only a step count stays on its own device.
+    """
     if isinstance(value, Tensor):
         device = value.device if key == "step" else p.device
         return value.detach().resolve_conj().resolve_neg().to(device, copy=True)

@@ -63,17 +63,18 @@ class Number(float):
 
 
 class SplitParameter:
-    """A parameter as share * old + moved: the part kept of the old value, and the step.
+    """A parameter as share * old + moved. `share` is the share kept of the old value, and `moved`
+    is the step.
 
-    If a rule is called with a SplitParameter, it returns one too. Sums, and products with scalars,
-    keep the two terms apart; any other operation joins them.
+    A sum, or a product with a scalar, keeps the two terms apart. Any other operation adds them up
+    and returns an ordinary value.
     """
 
     def __init__(self, old: Any, share: Any = 1, moved: Any = 0) -> None:
         self.old, self.share, self.moved = old, share, moved
 
     def joined(self) -> Any:
-        """The sum of both terms."""
+        """Returns the sum of both terms."""
         return self.share * self.old + self.moved
 
     def __add__(self, other: Any) -> "SplitParameter":
@@ -158,7 +159,7 @@ def sqrt(x: Any) -> Any:
 
 
 def log(x: Any) -> Any:
-    """Natural logarithm; -inf of zero, nan below."""
+    """Natural logarithm; -inf at zero, nan below zero."""
     return _dispatch("log", x)
 
 
@@ -168,7 +169,7 @@ def abs(x: Any) -> Any:
 
 
 def sign(x: Any) -> Any:
-    """-1, 0 or 1; 0 for nan, as in torch.sign."""
+    """Sign of x: -1, 0 or 1; 0 for nan, as in torch.sign."""
     return _dispatch("sign", x)
 
 
@@ -195,7 +196,7 @@ def mean(x: Any) -> Any:
 def total(x: Any) -> Any:
     """Sum over the parameters of all groups that the rule steps: one scalar for all of them.
 
-    In a modifier, such as the one that clips a group, the sum is over the parameters of the group.
+    In a modifier, such as the one that clips gradients, the sum is over one group's parameters.
     """
     return _dispatch("total", x)
 
@@ -224,16 +225,19 @@ def orthogonal(x: Any, a: Any, b: Any, c: Any, eps: Any, steps: Any) -> Any:
 
 
 def covariances(x: Any) -> Any:
-    """The covariance of each dimension of x over all others: square matrices, flattened and
-    concatenated.
+    """Returns a covariance matrix for each dimension of x: products of entries, summed over all
+    other dimensions. The matrices are flattened and concatenated.
 
-    A dimension that is too large (above 10,000) has no covariance, and keeps its own axes.
+    A dimension larger than 10,000 has no covariance matrix, and `turned` does not change it.
     """
     return _dispatch("covariances", x)
 
 
 def turned(x: Any, bases: Any) -> Any:
-    """x in the bases of its dimensions: left^T x right for a matrix. bases: as in `covariances`."""
+    """Returns x in the coordinates of the bases: left^T x right for a matrix.
+
+    bases: a square matrix for each dimension of x, flattened and concatenated as in `covariances`.
+    """
     return _dispatch("turned", x, bases)
 
 
@@ -243,17 +247,26 @@ def turned_back(x: Any, bases: Any) -> Any:
 
 
 def eigenvectors(covariances: Any, x: Any) -> Any:
-    """Bases of the eigenvectors of x's covariances, in columns, the largest eigenvalue first."""
+    """Returns the eigenvectors of each covariance matrix of x, as the columns of a basis.
+
+    The eigenvector with the largest eigenvalue comes first.
+    """
     return _dispatch("eigenvectors", covariances, x)
 
 
 def refined(covariances: Any, bases: Any, x: Any) -> Any:
-    """Bases closer to the eigenvectors of the covariances: sorting, one power iteration, QR."""
+    """Returns bases that are closer to the eigenvectors of the covariances.
+
+    The basis vectors are sorted, and one power iteration with a QR decomposition follows.
+    """
     return _dispatch("refined", covariances, bases, x)
 
 
 def ranked(x: Any, covariances: Any, bases: Any) -> Any:
-    """x, given in the bases, reordered like the bases when `refined` sorts them."""
+    """Returns x in the order into which `refined` sorts the basis vectors.
+
+    x: a tensor in the coordinates of `bases`.
+    """
     return _dispatch("ranked", x, covariances, bases)
 
 
@@ -268,7 +281,7 @@ def columns(x: Any) -> Any:
 
 
 def precision(x: Any) -> Any:
-    """The distance from 1 to the next number of the dtype that a parameter x is stored in.
+    """The distance from 1 to the next larger number in the dtype in which parameter x is stored.
 
     The step may be computed in a wider dtype. Kahan's second number and stochastic rounding do not
     matter here: they change how a step is stored, not the step itself.
@@ -277,10 +290,10 @@ def precision(x: Any) -> Any:
 
 
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """One of two values, chosen by a scalar condition; nan in the other value has no effect.
+    """Returns one of two values, chosen by a scalar condition. nan in the other has no effect.
 
-    A value that is expensive to compute may be a function without arguments, which is called only
-    if that value is chosen.
+    A value that is expensive to compute may be given as a function without arguments. A step then
+    calls the function only if it is chosen.
     """
     if isinstance(condition, (bool, int, float)):
         return choose_side(condition, then, otherwise)
@@ -302,12 +315,15 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
 
 
 def choose_side(condition: Any, then: Any, otherwise: Any) -> Any:
-    """`where` with a condition that is known: no gradient flows to the side not taken."""
+    """`where` for a condition whose value is known. No gradient flows to the side not chosen."""
     return evaluate_side(then if condition else otherwise)
 
 
 def evaluate_side(x: Any) -> Any:
-    """A side of `where`: called if it is a function, and a `Number` if it is a number."""
+    """Returns the value of one side of `where`.
+
+    A function is called, and a number becomes a `Number`.
+    """
     x = x() if callable(x) else x
     return Number(x) if type(x) in (int, float) else x
 
@@ -315,7 +331,8 @@ def evaluate_side(x: Any) -> Any:
 class carried(float):  # noqa: N801  written in signatures like a function
     """A scalar that each parameter carries from step to step: `mu_product=carried(1)`.
 
-    It starts at the number in brackets, and the rule returns its next value after the states.
+    The scalar starts at the number in parentheses. The rule returns the scalar's next value after
+    the new states.
     """
 
 

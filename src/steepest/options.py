@@ -1,4 +1,4 @@
-"""The options that every class takes beside its rule's numbers, and how options are normalised."""
+"""The options that every class takes besides those of its rule; how options are normalised."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ PAIRS = {
     "ns_c": ("ns_coefficients", 2),
     "wd": ("weight_decay", None),
 }
-"""Scalar of a rule -> its (key, index) in a group. A rule that takes `wd` does its own decay."""
+"""Scalar of a rule -> its (key, index) in a group; an index of None means the whole value.
+
+A rule that takes `wd` applies weight decay itself.
+"""
 # accepted so that existing calls keep working; the device chooses the backend
 WITHOUT_EFFECT = {"foreach": None, "fused": None, "capturable": False, "print_change_log": True}
 # options of every class, for storage and for the modifiers; a group has them only if given
@@ -43,14 +46,14 @@ ROUNDINGS = ("stochastic", "kahan")
 
 
 def is_used(group: Group, name: str) -> bool:
-    """Whether a group uses a decay or momentum: it is not 0, or autograd needs its gradient."""
+    """Whether a group uses the option `name`: it is not 0, or autograd needs its gradient."""
     value = group.get(name)
     return bool(value) or (bool(group.get("differentiable")) and carries(value))
 
 
 def one_letter_apart(a: str, b: str) -> bool:
-    """Whether two words differ by one letter: replaced, added, left out, or swapped with the next
-    one.
+    """Whether two words differ by one letter that is replaced, added or left out, or by two letters
+    that are swapped.
     """
     short, long = sorted((a, b), key=len)
     if len(short) < len(long):
@@ -60,8 +63,8 @@ def one_letter_apart(a: str, b: str) -> bool:
 
 
 def list_params(called: str, group: dict[str, Any]) -> None:
-    """Replace an iterator in group["params"] by a list, in the user's own dict, as torch does.
-    Otherwise a second optimizer that is made from this dict would have no parameters.
+    """Replace an iterator in group["params"] by a list. Like torch, this changes the user's own
+    dict: otherwise a second optimizer that is made from this dict would have no parameters.
 
     Raises ValueError for a generator that was used up, and warns about any other iterator that
     gives no tensors.
@@ -89,8 +92,9 @@ def list_params(called: str, group: dict[str, Any]) -> None:
 
 
 def option(name: str, value: Any, default: Any) -> Any:
-    """An option as plain Python numbers, tuples and bools. For a bad option, the text of the
-    TypeError or ValueError says only what was expected.
+    """Returns the value of an option, made of Python numbers, tuples and bools.
+
+    Raises TypeError or ValueError for a bad value. The message says only what was expected.
     """
     if name == "seed" or name in WITHOUT_EFFECT:
         return plain(value)
@@ -126,14 +130,17 @@ def _number(value: Any, expected: str) -> Any:
 
 
 def yaml_hint(value: Any) -> str:
-    """The end of an error message for a number that came as text: YAML reads 1e-3 as a string."""
+    """Returns the end of an error message, a hint if text was given instead of a number.
+
+    A likely reason is YAML, which reads 1e-3 as text.
+    """
     if isinstance(value, (str, bytes)):
         return "; write the number without quotes, and in YAML 1.0e-3 instead of 1e-3"
     return ""
 
 
 def outside() -> int:
-    """The stacklevel that makes a caller's warning point outside this package and torch."""
+    """Returns the stacklevel with which a warning points outside this package and torch."""
     inside = tuple(str(Path(package).parent) + os.sep for package in (__file__, torch.__file__))
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):

@@ -1,4 +1,4 @@
-"""Which optimizer saved a checkpoint that does not name it."""
+"""Infers which optimizer saved a checkpoint, if the checkpoint does not name the optimizer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .options import WITHOUT_EFFECT
 
 
 def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
-    """The family that saved a checkpoint, inferred from the names of its options and states."""
+    """Returns the family that saved a checkpoint, inferred from the options and states in it."""
     all_families = list(families.values())
     options = set(WITHOUT_EFFECT).union(*({*f.arguments, *f.captured} for f in all_families))
     state_keys = {*ELSEWHERE}.union(*(f.keys for f in all_families))

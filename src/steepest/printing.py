@@ -1,8 +1,8 @@
-"""How a program becomes text: assignments in Python's syntax, and a function of the host scalars.
+"""How a program becomes text: assignments in Python, and a function that computes host scalars.
 
 The host scalars are the numbers that are computed once per step (`trace.py`). A backend's printer
 is a `Printer` that writes operators and constants in the backend's syntax. It reserves the names
-that the backend's code uses: if a user's name is one of these, an underscore is appended to it.
+that the backend's code uses. If the user's rule has a reserved name, an underscore is appended.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from .trace import FUNCTIONS, Node, Program, in_order
 _NUMBERED = re.compile(r"(x|h|c|sum|either_x)\d*_*")
 """Names that printers generate: values, host scalars, slots, sums."""
 _FIT = frozenset({"fit"})
-"""What the function of the host scalars calls, besides FUNCTIONS."""
+"""What the function that computes the host scalars calls, besides FUNCTIONS."""
 
 
 def safe_name(name: str, reserved: Collection[str]) -> str:
-    """A user's name for generated code, with an underscore if the code uses this name itself."""
+    """Returns a user's name for generated code.
+
+    An underscore is appended if the code itself uses this name.
+    """
     return f"{name}_" if name in reserved or _NUMBERED.fullmatch(name) else name
 
 
 class Printer:
-    """Prints nodes as Python assignments, one for each value that has a name or is used twice.
+    """Prints nodes as Python assignments, one for each value that has a label or several uses.
 
     taken: names that the printer may not use.
     """
@@ -54,7 +57,7 @@ class Printer:
         self.names: dict[Node, str] = {}
 
     def name(self, node: Node, stem: str) -> str:
-        """A free identifier for the node: its label in the rule, or the stem with a number."""
+        """Give the node a free identifier: its label in the rule, or `stem` with a number."""
         labels = [node.label, f"{node.label}_new"] if node.label else []
         numbered = (f"{stem}{i}" for i in itertools.count(1))
         name = next(x for x in itertools.chain(labels, numbered) if x not in self.taken)
@@ -63,9 +66,9 @@ class Printer:
         return name
 
     def expression(self, node: Node, above: float = -1) -> str:
-        """The node as a Python expression; a node without a name is written out.
+        """Returns the node's name, or its Python expression if it has no name.
 
-        above: the precedence of the operator around it.
+        above: the precedence of the operator around the expression.
         """
         if node in self.names:
             return self.names[node]
@@ -82,11 +85,11 @@ class Printer:
         return f"({text})" if precedence < above else text
 
     def constant(self, node: Node) -> str:
-        """A constant in the backend's syntax."""
+        """Returns a constant in the backend's syntax."""
         return repr(node.value) if abs(node.value) < float("inf") else f"float('{node.value}')"
 
     def assignments(self, nodes: Iterable[Node], keep: Iterable[Node], stem: str) -> list[str]:
-        """`name = expression` for nodes that are in `keep`, used twice or labelled."""
+        """Returns `name = expression` for nodes that are in `keep`, labelled or used repeatedly."""
         keep, lines = set(keep), []
         for node in nodes:
             if node in keep or node.label or self.program.uses[node] > 1:
@@ -96,7 +99,11 @@ class Printer:
 
 
 class Host(NamedTuple):
-    """The host scalars as text: assignments, the slots, the next values of carried scalars."""
+    """The host scalars as text.
+
+    lines: assignments. slots: an expression for each slot. carried: an expression for the next
+    value of each carried scalar.
+    """
 
     lines: list[str]
     slots: list[str]
@@ -104,10 +111,10 @@ class Host(NamedTuple):
 
 
 def host_body(program: Program, reserved: Collection[str], taken: Collection[str] = ()) -> Host:
-    """The host scalars as Python.
+    """Returns Python code that computes the host scalars.
 
-    reserved, taken: names that the surrounding code uses. Each slot, a host scalar that the loop
-    reads, is clamped into the range of the loop's type.
+    reserved, taken: names that the surrounding code uses. A slot is a host scalar that the loop
+    reads; each slot is clamped into the range of the loop's dtype.
     """
     inputs = [safe_name(n, reserved) for n in (*program.scalars, *program.carried)]
     printer = Printer(program, taken={*reserved, *taken, *inputs, *FUNCTIONS})
@@ -122,15 +129,17 @@ def host_body(program: Program, reserved: Collection[str], taken: Collection[str
 
 
 def host_notes(program: Program) -> list[str]:
-    """The host scalars for people to read: how each slot, `c[i]`, is computed."""
+    """Returns lines that show a reader how the host scalar of each slot `c[i]` is computed."""
     lines, slots, _ = host_body(program, _FIT)
     return [*lines, *(f"c[{i}] = {text}" for i, text in enumerate(slots))]
 
 
 def host_function(program: Program, itemsize: int = 4) -> Callable[..., tuple[float, ...]]:
-    """(t and scalars, carried) -> (slots, next carried), floats in IEEE arithmetic.
+    """Returns a function that computes the host scalars in IEEE arithmetic.
 
-    itemsize: bytes of the type of the loop that reads the slots, 4 or 8.
+    The function takes the values of `program.scalars`, then the carried scalars. It returns floats:
+    the slots, then the next carried scalars.
+    itemsize: bytes of an element in the loop that reads the slots, 4 or 8.
     """
     lines, slots, carried = host_body(program, _FIT)
     arguments = [safe_name(n, _FIT) for n in (*program.scalars, *program.carried)]
@@ -153,4 +162,4 @@ def _make_fit(largest: float) -> Callable[[float], float]:
 
 
 fits = {4: _make_fit((2.0 - 2.0**-23) * 2.0**127), 8: _make_fit((2.0 - 2.0**-52) * 2.0**1023)}
-"""Bytes of a loop's type -> the function that clamps a host scalar into its range."""
+"""Bytes of an element in a loop -> function that clamps a host scalar into the dtype's range."""

@@ -36,11 +36,17 @@ class _Failure:
 
 
 class Failed(Exception):  # noqa: N818, it carries a failure
-    """Work that has failed in a child of a worker; `args[0]` is what `answer_of` returned there."""
+    """The work on an item has failed in a child process of a worker.
+
+    `args[0]` is what `answer_of` returned in the child process.
+    """
 
 
 def answer_of(work: Callable[[Any], Any], item: Any) -> Any:
-    """What `work(item)` returns, or as a value the BadCall or the failure that it ended with."""
+    """Returns what `work(item)` returns.
+
+    If the work raises an exception, it is returned as a value: the BadCall itself, or a failure.
+    """
     try:
         return work(item)
     except BadCall as error:  # the caller's own task or entry is wrong
@@ -77,7 +83,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 class Pool:
-    """Up to `jobs` processes that compute `work(item)`; a context manager that ends them."""
+    """Up to `jobs` processes that compute `work(item)`. They end when the `with` block ends."""
 
     def __init__(self, jobs: int, work: Callable[[Any], Any]) -> None:
         self._jobs = jobs
@@ -85,7 +91,7 @@ class Pool:
         self._workers: dict[Connection, SpawnProcess] = {}
 
     def hire(self) -> None:
-        """Start all processes now: they import their modules while the caller imports its own."""
+        """Start all processes now, so that they import modules while the caller imports its own."""
         while len(self._workers) < self._jobs:
             self._start()
 
@@ -101,7 +107,7 @@ class Pool:
         return ours
 
     def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield (item, answer) in the order of the answers.
+        """Yield (item, answer) in the order in which the answers arrive.
 
         An item is taken from `items` when a worker is free. If `items` yields None, there is no
         item at the moment: the pool asks again after the next answer, or after PAUSE seconds.

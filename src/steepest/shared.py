@@ -1,4 +1,4 @@
-"""The class whose states several processes can share before the first step: Adagrad."""
+"""The base class of Adagrad, whose states processes can share before the first step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from .shell import RuleOptimizer
 
 
 class SharedOptimizer(RuleOptimizer):
-    """`share_memory()` moves all states to shared memory, as torch.optim.Adagrad's does."""
+    """Call `share_memory()` to move all states to shared memory, as with torch.optim.Adagrad."""
 
     @torch.no_grad()
     def share_memory(self) -> None:
-        """Move sums and counts to shared memory. States that do not exist yet are created first.
+        """Move all states to shared memory: the sums and the step counts. States that do not exist
+        yet are created first.
 
-        The parameters belong to the model: share them by `model.share_memory()`. Unlike in torch,
-        the count is shared too, so `lr_decay` counts the steps of all processes.
+        The parameters themselves are not moved: share them by `model.share_memory()`. Unlike in
+        torch, the step count is shared too, so `lr_decay` counts the steps of all processes.
         """
         with self._lock:
             for group in self.param_groups:

@@ -34,7 +34,7 @@ _alive: weakref.WeakSet[RuleOptimizer] = weakref.WeakSet()
 
 
 def _with_hooks(step: Callable[P, Any]) -> Callable[P, Any]:
-    """The step with torch's hooks and profiling, which see the caller's own arguments."""
+    """Returns the step with torch's hooks and profiling, which get the caller's own arguments."""
     hooked = torch.optim.Optimizer.profile_hook_step(step)
 
     @wraps(step)
@@ -77,10 +77,10 @@ class RuleOptimizer(torch.optim.Optimizer):
     `capturable` and `print_change_log` are accepted without effect: the device decides the backend,
     and a step during the capture of a CUDA graph raises RuntimeError.
     differentiable: True steps by the reference implementation, and autograd goes through everything
-    that the step depends on: parameters (not leaves: pass clones), gradients, earlier steps, and
+    that the step depends on: parameters (pass clones, not leaves), gradients, earlier steps, and
     options that are tensors requiring grad. False uses only the values of such options.
-    backend: "cpu", "foreach" or "eager"; another backend steps the tensors that this backend
-    cannot. None (the default) takes the fastest backend for each tensor.
+    backend: "cpu", "foreach" or "eager". If this backend cannot step a tensor, another one does.
+    None (the default) takes the fastest backend for each tensor.
 
     rounding: how a 16-bit parameter stores a new value. None rounds to the nearest number.
     "stochastic" (bfloat16 only) rounds up or down at random, and the nearer number is more likely.
@@ -90,8 +90,8 @@ class RuleOptimizer(torch.optim.Optimizer):
     is never dropped.
     clip_norm: clip the gradients as torch.nn.utils.clip_grad_norm_ does. The norm is taken over the
     parameters of a group that have the same dtype and device. `.grad` itself does not change.
-    A group may name another `rule`. It then takes that rule's defaults; only rounding, seed,
-    cautious, clip_norm and differentiable still default to the optimizer's.
+    A group may name another `rule`. The group then takes the defaults of this rule; only rounding,
+    seed, cautious, clip_norm and differentiable still default to the optimizer's values.
 
     Raises ValueError for a value out of its limits and TypeError for an unknown argument; both say
     what was given and what was expected. A step that raises has changed nothing.
@@ -144,7 +144,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     # groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group. Its options are checked first, and missing ones take the defaults."""
+        """Add a group. Missing options take their defaults, and all options are checked first."""
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group is a {type(param_group).__name__}, expected a dict")
         if "params" not in param_group:
@@ -190,8 +190,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         closure.
 
         All groups are checked and all loops compiled before anything is written. So a step that
-        raises (RuntimeError for a sparse or mismatched gradient) has changed nothing. The two
-        exceptions: Ctrl-C interrupted it while it wrote, or torch's linear algebra failed then.
+        raises (RuntimeError for a sparse or mismatched gradient) has changed nothing. There are two
+        exceptions: Ctrl-C during the writing, and an error in torch's linear algebra.
         """
         return self._step(closure)
 
@@ -233,8 +233,8 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     @torch._disable_dynamo
     def state_dict(self) -> dict[str, Any]:
-        """torch's state_dict, with numpy numbers in the groups turned into Python's own, so that
-        torch.load(weights_only=True) can read it.
+        """Returns torch's state_dict. NumPy numbers in the groups become Python numbers, so that
+        torch.load(weights_only=True) can read the file.
         """
         saved = super().state_dict()
         groups = saved.get("param_groups", ()) if isinstance(saved, dict) else ()  # after hooks
@@ -255,14 +255,14 @@ class RuleOptimizer(torch.optim.Optimizer):
         in which they were saved (until a step needs a wider dtype) and share no memory with
         `state_dict`. The elements of states are not checked.
 
-        strict=False loads what matches, and the returned report lists what did not; a parameter
-        without a match starts with an empty state. Without names the groups must have equal sizes,
-        and matching stops in each group at the first parameter of another shape, because the
-        parameters after it may have moved.
+        strict=False loads what matches, and the returned report lists what does not match. A
+        parameter without a match starts with an empty state. Without names the groups must have
+        equal sizes. Matching then stops in each group at the first parameter of another shape,
+        because the positions of the parameters after it may have changed.
 
         Raises ValueError or TypeError for a checkpoint that is damaged, of another model, or of
-        another optimizer (recognised by its states, or by options that this class lacks and another
-        class has). Nothing is changed then.
+        another optimizer. Another optimizer is recognised by its states, or by options that this
+        class lacks and another class has. A load that raises changes nothing.
         """
         if not isinstance(state_dict, Mapping):
             read(self._called, state_dict)

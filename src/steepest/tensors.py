@@ -13,24 +13,24 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def describe(x: Any) -> str:
-    """A tensor in a few words, for messages; anything else as its repr."""
+    """Returns a tensor in a few words, for messages. Anything else is returned as its repr."""
     return (
         f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
     )
 
 
 def number(x: Any) -> float:
-    """A total or a carried scalar as a float, without its autograd history."""
+    """Returns a total or a carried scalar as a float, without autograd history."""
     return float(x.detach()) if isinstance(x, Tensor) else x
 
 
 def carries(x: Any) -> bool:
-    """Whether a value has an autograd history."""
+    """Whether a value is a tensor that requires a gradient."""
     return isinstance(x, Tensor) and x.requires_grad
 
 
 def local(x: Any) -> Any:
-    """This process's shard of a DTensor; any other tensor as it is."""
+    """Returns this process's shard of a DTensor. Any other tensor is returned unchanged."""
     return x.to_local() if hasattr(x, "to_local") else x
 
 
@@ -40,7 +40,10 @@ def fake(x: Any) -> bool:
 
 
 def offset(p: Any) -> int:
-    """The index of the first element of this process's shard, in the flattened whole tensor."""
+    """Returns where this process's shard begins in the whole tensor.
+
+    This is the index of the shard's first element in the flattened whole tensor.
+    """
     if not hasattr(p, "to_local") or not p.numel():
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -50,7 +53,7 @@ def offset(p: Any) -> int:
 
 
 def in_bounds(x: Tensor) -> bool:
-    """Whether the tensor's storage is large enough for its elements; True where that is unknown."""
+    """Whether a tensor's storage is large enough for its elements; True if this is unknown."""
     x = x.to_local() if hasattr(x, "to_local") else x  # type: ignore[attr-defined]
     if type(x) not in PLAIN or x.layout is not torch.strided or not x.numel() or x.is_meta:
         return True

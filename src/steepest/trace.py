@@ -1,8 +1,9 @@
 """How a rule becomes a straight-line program: the rule is called once, on symbols.
 
 Every value made of scalars alone is a *host* scalar, computed once per step in float64. The rest is
-the *body*, computed for each element. Equal sub-expressions become one node, and helper functions
-are inlined by the call. `printing.py` turns a program into text; a backend runs it.
+the *body*, computed for each element. Equal sub-expressions become one node. Helper functions are
+inlined, because only their operations are recorded. `printing.py` turns a program into text, and a
+backend runs the program.
 """
 
 import copy
@@ -36,7 +37,7 @@ _FOLD: dict[str, Callable[..., Any]] = {
     **{op: getattr(operator, op) for op in _COMPARISONS},
     **FUNCTIONS,
 }
-"""Operation -> what computes it on constants."""
+"""Operation -> function that computes it on constants."""
 
 _USE_WHERE = (
     "to choose by a scalar write where(condition, a, b), to choose by elements use maximum, "
@@ -57,7 +58,7 @@ def _unknown_value(use: str, hint: str = _USE_WHERE) -> TraceError:
 
 
 def _make_refusal(use: str, hint: str = _USE_WHERE) -> Any:
-    """A method that raises TraceError, because this use needs a value that is known."""
+    """Returns a method that raises TraceError, because such a use needs a known value."""
 
     def refuse(self: Any, *_: Any, **__: Any) -> Any:
         raise _unknown_value(use, hint)
@@ -121,7 +122,7 @@ for _op in _COMPARISONS:
 
 
 class Tape:
-    """The memory of one trace: equal operations on equal values are one node."""
+    """The nodes of one trace. Equal operations on equal values become one node."""
 
     def __init__(self) -> None:
         self.nodes: dict[Any, Node] = {}
@@ -220,10 +221,11 @@ class Program:
     body, hosts: the tensor nodes and the host nodes, in order of computation.
     slots: the host nodes that the body reads.
     scalars: names of the host inputs, `t` first; reads_t: whether `t` is one of them.
-    reductions: the norms, means and totals that the host nodes use; first: the pass that adds them
-        up.
-    spans: whether a reduction is over several parameters. These are the parameters of one group if
-        a modifier clips (`clips`), else of all groups.
+    reductions: the norms, means and totals that the host nodes use.
+    first: the program of an earlier pass, which computes what is summed up in the reductions; None
+        without reductions.
+    spans: whether a reduction is over several parameters. It is over the parameters of one group if
+        a modifier clips (`clips`), else over the parameters of all groups.
     matrix: whether only torch can run the program. elementwise: whether it has no reduction and no
         matrix function.
     saves_count: whether the step count is saved.
@@ -270,7 +272,7 @@ class Program:
         self.hosts = [n for n in host_nodes if n.op not in ("input", "const", *REDUCTIONS)]
 
     def depends(self, name: str) -> bool:
-        """Whether a tensor's new value depends on its old one."""
+        """Whether a tensor's new value depends on its old value."""
         return name in self.outputs and self.inputs[name] in set(in_order([self.outputs[name]]))
 
     @cached_property
@@ -282,10 +284,10 @@ class Program:
 
 
 def in_order(ends: Iterable[Node], through: bool = False) -> list[Node]:
-    """The ends and all nodes that they are made of, each after its arguments.
+    """Returns the ends and all nodes that they depend on, each node after its arguments.
 
-    The nodes that a norm, mean or total is made of belong to the first pass. They are left out
-    unless `through`.
+    The nodes that a norm, mean or total depends on belong to the first pass. These nodes are left
+    out unless `through` is True.
     """
     order: dict[Node, None] = {}
 
@@ -301,7 +303,10 @@ def in_order(ends: Iterable[Node], through: bool = False) -> list[Node]:
 
 
 def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str, Any]) -> Program:
-    """Call the rule on symbols, with the modifiers before it and the static choices bound."""
+    """Returns the program that a call of the rule on symbols records.
+
+    The modifiers are called before the rule, and the static choices are bound.
+    """
     tape = Tape()
     tensors = [tape.node("input", (), False, n) for n in rule.tensors]
     names = ("lr", "weight_decay", "clip_norm", *rule.scalars)
@@ -341,12 +346,15 @@ def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str,
 
 
 def scalars_of(modifier: Callable[..., Any]) -> list[str]:
-    """The scalars that a modifier takes after p and g."""
+    """Returns the names of the scalars that a modifier takes after p and g."""
     return list(inspect.signature(modifier).parameters)[2:]
 
 
 def _call_and_label(tape: Tape, function: Any, args: Any, scalars: Any) -> Any:
-    """Call the function, and label nodes with the names of its variables, for readable code."""
+    """Call the function, and label each node with the name of the variable that holds it.
+
+    The labels make the generated code readable.
+    """
     tape.traced = getattr(function, "__code__", None)
     try:
         result = function(*args, **scalars)

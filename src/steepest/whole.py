@@ -1,6 +1,7 @@
-"""Moved to `steepest.full_batch`; the next release will not have this name.
+"""The old name of `steepest.full_batch`. The next release will not have this name.
 
-Objects that were pickled under the old module names can be loaded: each old name is the new module.
+Objects that were pickled under the old module names can still be loaded, because each old name
+refers to the new module.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The base class of optimizers that wrap another one."""
+"""The base class of optimizers that wrap another optimizer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ LAYERS = "wrappers"
 
 
 class Wrapper(torch.optim.Optimizer):
-    """An optimizer around another one, whose groups, states and copies it shares.
+    """An optimizer around another optimizer, whose groups and states it shares.
 
-    _options: option -> its type and its interval.
+    A copy of the wrapper contains a copy of the wrapped optimizer.
+    _options: option of the wrapper -> its type and its interval.
     """
 
     optimizer: torch.optim.Optimizer
@@ -48,7 +49,10 @@ class Wrapper(torch.optim.Optimizer):
         self.__setstate__({"optimizer": optimizer, **self._checked(options)})
 
     def _checked(self, options: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-        """The options of this class; ValueError if an option is missing or out of its limits."""
+        """Returns the options of this class.
+
+        Raises ValueError if an option is missing or out of its limits.
+        """
         checked = {}
         for name, ((type_, description, convert), interval) in self._options.items():
             given: Any = options.get(name)
@@ -66,7 +70,7 @@ class Wrapper(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The wrapped optimizer's own list."""
+        """The wrapped optimizer's own list of groups."""
         return self.optimizer.param_groups
 
     @property
@@ -88,7 +92,7 @@ class Wrapper(torch.optim.Optimizer):
         self.optimizer.zero_grad(set_to_none)
 
     def _params(self) -> list[Tensor]:
-        """Each parameter once."""
+        """Returns each parameter once, even if it is in several groups."""
         return [*{id(p): p for group in self.param_groups for p in group["params"]}.values()]
 
     def __repr__(self) -> str:
@@ -101,16 +105,19 @@ class Wrapper(torch.optim.Optimizer):
     # checkpoints
 
     def _layer(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """What this class adds to a checkpoint."""
+        """Returns what this class adds to `saved`, the wrapped optimizer's checkpoint."""
         return {"kind": self._public_name()} | {n: getattr(self, n) for n in self._options}
 
     def _read(self, layer: Mapping[str, Any], pairs: list[Pair]) -> dict[str, Any]:
-        """The attributes from what this class added to a checkpoint; ValueError for damage."""
+        """Returns the new attributes, read from `layer`: what this class added to a checkpoint.
+
+        Raises ValueError if `layer` is damaged.
+        """
         return self._checked(layer, " in the checkpoint")
 
     @classmethod
     def _public_name(cls) -> str:
-        """The name of the public class, also for a subclass of the user's."""
+        """Returns the name of the public class, even if `cls` is a user's subclass of it."""
         return next(c.__name__ for c in cls.__mro__ if Wrapper in c.__bases__)
 
     @torch._disable_dynamo
@@ -131,8 +138,8 @@ class Wrapper(torch.optim.Optimizer):
         options of this class are loaded too.
 
         Returns what the wrapped optimizer's load_state_dict returns. Raises ValueError for a
-        checkpoint that is damaged or of another class. Nothing is changed then, provided that the
-        wrapped optimizer changes nothing when it raises.
+        checkpoint that is damaged or of another class. A load that raises changes nothing, provided
+        that the wrapped optimizer changes nothing when its own load raises.
         """
         called, expected = type(self).__name__, self._public_name()
         saved: Any = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
@@ -165,7 +172,10 @@ class Wrapper(torch.optim.Optimizer):
         return report
 
     def _pairs(self, groups: list[dict[str, Any]], rows: list[Saved]) -> list[Pair]:
-        """This optimizer's parameters and the checkpoint's, as the wrapped one pairs them."""
+        """Returns this optimizer's parameters, each paired with its entry in the checkpoint.
+
+        They are matched by name or by order, as the wrapped optimizer matches them.
+        """
         called, own, base = type(self).__name__, self.param_groups, self.optimizer
         while isinstance(base, Wrapper):
             base = base.optimizer

@@ -31,8 +31,8 @@ class SAM(Wrapper):
 
     `SAM(steepest.AdamW(model.parameters()))`. Each step moves the parameters to the worst point
     within the distance `rho`, p + rho * g / |g| (equation 2, |g| over all parameters), and gives
-    the wrapped optimizer the gradient there. It takes two passes instead of one, and memory for a
-    copy of the parameters.
+    the wrapped optimizer the gradient there. A step takes two forward and backward passes instead
+    of one, and memory for a copy of the parameters.
 
     optimizer: any torch.optim.Optimizer object. rho: radius, in units of the parameters, at least
     0. adaptive: ASAM (Kwon et al. 2021, arXiv:2102.11600), whose radius scales with each parameter:
@@ -43,23 +43,23 @@ class SAM(Wrapper):
     `step(closure)` calls the closure twice, with gradients reset in between, and returns the first
     loss. If the first gradient is zero or not finite, the second one is taken at the parameters
     themselves. 16-bit parameters round p + rho * g / |g| to their dtype. Before the wrapped
-    optimizer steps, and when a closure raises, the parameters are exactly what they were.
+    optimizer steps, and when a closure raises, the parameters are restored exactly.
 
     Batch normalisation sees both passes. To update the running statistics in the first pass only,
     begin the closure with `for m in norms: m.track_running_stats = not optimizer.perturbed`, where
-    norms are the model's layers of that kind: without tracking, a layer in training still uses its
-    batch but leaves its statistics alone. torch.amp.GradScaler does not support closures: use
-    bfloat16 autocast, which needs no scaler.
+    `norms` are the model's batch normalisation layers. Without tracking, a layer in training mode
+    still normalises by its batch, but does not update its running statistics. torch.amp.GradScaler
+    does not support closures: use bfloat16 autocast, which needs no scaler.
 
     Raises TypeError or ValueError for a bad argument, RuntimeError for a missing closure or a
-    sparse gradient. Nothing has changed then.
+    sparse gradient. A step that raises these errors has not changed the parameters.
     """
 
     rho: float
     adaptive: bool
     eta: float
     perturbed = False
-    """Whether the parameters are at the worst point now: during the closure's second call."""
+    """Whether the closure's second call is running, at the worst point."""
     _options: ClassVar[dict[str, tuple[OptionType, str]]] = {
         "rho": (_NUMBER, "[0, inf)"),
         "adaptive": (_BOOL, "[0, 1]"),
@@ -88,7 +88,10 @@ class SAM(Wrapper):
         return self.optimizer.step(partial(self._sharp, closure))
 
     def _sharp(self, closure: Callable[[], Any]) -> Any:
-        """Leave the gradients of the worst point in place; returns the loss at the parameters."""
+        """Compute the gradients at the worst point, and leave them in `.grad`.
+
+        Returns the loss at the parameters themselves.
+        """
         with torch.enable_grad():
             loss = closure()
         params = [p for p in self._params() if p.grad is not None]
@@ -132,20 +135,21 @@ class Lookahead(Wrapper):
     """k steps forward, 1 step back, around any optimizer. Zhang et al. 2019, arXiv:1907.08610.
 
     `Lookahead(steepest.AdamW(model.parameters()))`. The wrapped optimizer makes k steps; then the
-    parameters go back to slow + alpha * (p - slow), where slow is what they were before those k
-    steps (Algorithm 1). The wrapped optimizer's states stay as they are, which is the paper's
-    default. One copy of the parameters is kept.
+    parameters go back to slow + alpha * (p - slow), where slow is their value before these k steps
+    (Algorithm 1). The wrapped optimizer's states stay as they are, which is the paper's default.
+    One copy of the parameters is kept.
 
     optimizer: any torch.optim.Optimizer object. k: steps in a cycle, at least 1. alpha: step size
-    of the slow weights, in (0, 1]. Both may be changed between steps. For a parameter that is added
-    in the middle of a cycle, slow is its value at that time. The step count and the slow weights
-    are in the state_dict. A step that torch.amp.GradScaler skips is not counted.
+    of the slow weights, in (0, 1]. k and alpha may be changed between steps. If a parameter is
+    added in the middle of a cycle, its slow weight is its value at that time. The step count and
+    the slow weights are in the state_dict. A step that torch.amp.GradScaler skips is not counted.
 
     Between cycles the parameters are the slow weights. To evaluate the slow weights in the middle
     of a cycle, as the paper does, write `with optimizer.slow(): evaluate(model)`.
 
-    Differs from the paper: there the best k and alpha are searched for each task. The defaults of
-    its authors' code are 5 and 0.8, those of pytorch-optimizer 5 and 0.5; here they are 6 and 0.5.
+    Differs from the paper: there the best k and alpha are searched for each task. The defaults for
+    k and alpha are 6 and 0.5 here, 5 and 0.8 in the authors' code, and 5 and 0.5 in
+    pytorch-optimizer.
 
     Raises TypeError or ValueError for a bad argument.
     """
@@ -190,7 +194,10 @@ class Lookahead(Wrapper):
 
     @torch.no_grad()
     def _remember(self) -> None:
-        """Save the slow weights of all parameters at the start of a cycle, later of new ones."""
+        """Save the slow weights.
+
+        At the start of a cycle all parameters are saved; later only new parameters are saved.
+        """
         params = self._params()
         if not self._count:  # not earlier, at the step back: a model may be loaded in between
             known = [p for p in params if p in self._slow]
@@ -201,7 +208,10 @@ class Lookahead(Wrapper):
 
     @contextmanager
     def slow(self) -> Iterator[None]:
-        """Inside, the parameters are the slow weights; afterwards they are exactly as before."""
+        """In the `with` block, the parameters are the slow weights.
+
+        After the block, the parameters are exactly what they were before.
+        """
         params = [p for p in self._params() if self._count and p in self._slow]
         lent, fast = self._lent, [p.detach().clone() for p in params]
         self._lent = True
@@ -256,10 +266,10 @@ class Lookahead(Wrapper):
 
 
 def _real(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Complex tensors as views of pairs of real numbers; real tensors unchanged."""
+    """Returns complex tensors as views of pairs of real numbers, and real tensors unchanged."""
     return [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
 
 
 def _wide(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """The tensors as `_real` returns them, with 16-bit tensors copied to float32."""
+    """Returns what `_real` returns, but copies 16-bit tensors to float32."""
     return [x.float() if x.itemsize < 4 else x for x in _real(tensors)]

@@ -1,4 +1,4 @@
-"""The rules of `formulas/adam.py`."""
+"""The oracles of the rules in `formulas/adam.py`."""
 
 from typing import Any
 

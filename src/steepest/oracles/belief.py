@@ -1,4 +1,4 @@
-"""The rules of `formulas/belief.py`."""
+"""The oracles of the rules in `formulas/belief.py`."""
 
 from .foreign import foreign
 from .table import ASCENT, DECAY, Row, compare, steepest

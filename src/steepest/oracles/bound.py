@@ -1,4 +1,4 @@
-"""The rules of `formulas/bound.py`."""
+"""The oracles of the rules in `formulas/bound.py`."""
 
 from .foreign import foreign
 from .table import ASCENT, BETAS, DECAY, Row, also, compare, fixing, named, steepest

@@ -19,7 +19,7 @@ Maker = Callable[..., Any]
 
 
 def foreign(module: str, name: str, **fixed: Any) -> Maker:
-    """A maker of a package's optimizer that prints nothing and raises no deprecation warnings."""
+    """Returns a maker of a package's optimizer that prints nothing and issues no warnings."""
 
     def make(params: Params, **hyper: Any) -> Any:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -43,7 +43,7 @@ def foreign(module: str, name: str, **fixed: Any) -> Maker:
 
 
 def sparse_adam(params: Params, **hyper: Any) -> Any:
-    """torch's SparseAdam on sparse gradients that contain every row."""
+    """Makes torch's SparseAdam. It gets each gradient as a sparse tensor that contains all rows."""
     optimizer: Any = optim.SparseAdam(params, **hyper)
     plain_step = optimizer.step
 
@@ -61,7 +61,7 @@ def sparse_adam(params: Params, **hyper: Any) -> Any:
 
 
 def _call_before_step(optimizer: Any, act: Callable[[], None]) -> Any:
-    """The optimizer, with `act` called before each step."""
+    """Make the optimizer call `act` before each step, and return the optimizer."""
     plain_step = optimizer.step
 
     def step() -> None:
@@ -84,7 +84,7 @@ def with_decay(maker: Maker) -> Maker:
 
 
 def with_first_decay(maker: Maker) -> Maker:
-    """Adds the first step's decay to a maker whose optimizer decays from the second step on."""
+    """Adds weight decay at step 1 to a maker whose optimizer decays only from step 2 on."""
 
     def make(params: Params, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
@@ -100,7 +100,10 @@ def with_first_decay(maker: Maker) -> Maker:
 
 
 def as_rows(maker: Maker) -> Maker:
-    """Passes parameters as matrices of one row, for an optimizer that treats vectors otherwise."""
+    """Makes a maker pass each parameter as a matrix of one row.
+
+    This is for an optimizer that treats vectors differently.
+    """
 
     def make(params: Params, **hyper: Any) -> Any:
         rows = [p.detach().view(1, -1).requires_grad_() for p in params]  # share the memory
@@ -120,7 +123,10 @@ def as_rows(maker: Maker) -> Maker:
 
 
 def split(params: Params, matrices: Maker, others: Maker) -> Any:
-    """One optimizer for matrices, one for other parameters; the ratio of their rates is fixed."""
+    """Makes an optimizer for matrices that also steps another optimizer for all other parameters.
+
+    The ratio of their learning rates is fixed.
+    """
     made = matrices([p for p in params if p.dim() > 1])
     if all(p.dim() > 1 for p in params):
         return made
@@ -145,12 +151,12 @@ def _shrink(params: Params, share: float) -> None:
 
 
 class Optax:
-    """An optax transformation in 64 bits, with torch's groups, states and step.
+    """Runs an optax transformation in 64 bits, with the interface of a torch optimizer.
 
-    name: the transformation's path in optax. keys: our state -> optax's field. decay: "own" if the
-    transformation has weight decay; else the decay to add, "coupled" or "decoupled". names: our
-    argument -> optax's. zeroed: a field that starts at 0 here. The transformation is rebuilt at
-    each step, since the learning rate may change.
+    name: the transformation's path in optax. keys: our state -> the same field in optax. decay:
+    "own" if the transformation has weight decay; else the decay to add, "coupled" or "decoupled".
+    names: our argument -> its name in optax. zeroed: a field that starts at 0, unlike in optax. The
+    transformation is rebuilt at each step, since the learning rate may change.
     """
 
     def __init__(
@@ -202,7 +208,7 @@ class Optax:
                 self.state[p] = {ours: _torch(values[theirs]) for ours, theirs in self.keys.items()}
 
     def start(self, made: Any, point: Any) -> Any:
-        """The state before the first step."""
+        """Returns optax's state before the first step."""
         inner = made.init(point)
         if not self.zeroed:
             return inner
@@ -216,7 +222,7 @@ def _torch(x: Any) -> Tensor:
 
 
 def _fields(state: Any) -> Iterator[tuple[str, Any]]:
-    """The named fields of a nested state of optax."""
+    """Yields (name, value) of each field in a nested state of optax."""
     names = getattr(state, "_fields", ()) or [""] * len(state)
     for name, value in zip(names, state, strict=True):
         if isinstance(value, tuple):

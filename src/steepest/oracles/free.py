@@ -1,4 +1,4 @@
-"""The rules of `formulas/free.py`."""
+"""The oracles of the rules in `formulas/free.py`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from .table import ASCENT, BETAS, DECAY, Maker, Params, Row, also, compare, opta
 
 
 def _free(name: str) -> Maker:
-    """schedulefree's class, in train mode."""
+    """Returns a maker of schedulefree's class, in train mode."""
 
     def oracle(params: Params, **hyper: Any) -> Any:
         made = foreign("schedulefree", f"{name}ScheduleFree")(params, **hyper)

@@ -1,4 +1,4 @@
-"""The rules of `formulas/gradient.py`."""
+"""The oracles of the rules in `formulas/gradient.py`."""
 
 from torch import optim
 

@@ -1,4 +1,4 @@
-"""The rules of `formulas/matrices.py`."""
+"""The oracles of the rules in `formulas/matrices.py`."""
 
 from functools import partial
 from types import FunctionType
@@ -21,7 +21,10 @@ compare(
 
 
 def _muon(params: Params, adamw_lr: float = 3e-4, **hyper: Any) -> Any:
-    """torch's Muon for matrices and its AdamW for other parameters; one schedule for both."""
+    """torch's Muon for matrices and torch's AdamW for other parameters.
+
+    One schedule sets the learning rates of both.
+    """
     betas, eps = hyper.pop("betas", (0.9, 0.95)), hyper.pop("adamw_eps", 1e-10)
     decay = hyper.get("weight_decay", 0.1)
     return split(
@@ -39,7 +42,7 @@ compare("muon", row, {}, {**FLAT, "weight_decay": 0.0}, FLAT, FAST)
 
 
 class _Float64:
-    """The module torch, with float64 under the name float32."""
+    """Stands in for the module torch: its `float32` is torch.float64."""
 
     float32 = torch.float64
 

@@ -1,4 +1,4 @@
-"""The rules of `formulas/momenta.py`."""
+"""The oracles of the rules in `formulas/momenta.py`."""
 
 from typing import Any
 
@@ -19,7 +19,10 @@ from .table import (
 
 
 def _msvag(params: Params, **hyper: Any) -> Any:
-    """pytorch-optimizer's MSVAG; its first variance, only rounding, is not divided by 1e-4 here."""
+    """pytorch-optimizer's MSVAG, with rho at the first step set to 0.5.
+
+    Otherwise it would divide the first variance, which is only rounding error, by 1e-4.
+    """
     made = foreign("pytorch_optimizer", "MSVAG", foreach=False)(params, **hyper)
     rho = made.get_rho
     made.get_rho = lambda power, beta: 0.5 if power == beta else rho(power, beta)

@@ -1,4 +1,4 @@
-"""The rules of `formulas/norms.py`."""
+"""The oracles of the rules in `formulas/norms.py`."""
 
 from functools import partial
 from typing import Any
@@ -77,7 +77,7 @@ for hyper in ({**BETAS, "d0": 1e-4, **DECAY}, {"d_coef": 0.5, **DECAY, **ASCENT}
 
 
 def _mars(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
-    """pytorch-optimizer's MARS, set to treat vectors like matrices and to add no 1e-15 to v."""
+    """pytorch-optimizer's MARS, set to treat vectors like matrices and not to add 1e-15 to v."""
     both = {"weight_decay": weight_decay, "weight_decay_1d": weight_decay}
     made = foreign("pytorch_optimizer", "MARS", foreach=False, optimize_1d=True, **both)
     optimizer = made(params, weight_decouple=True, **hyper)

@@ -1,4 +1,4 @@
-"""The rules of `formulas/scaled.py`."""
+"""The oracles of the rules in `formulas/scaled.py`."""
 
 from torch import optim
 

@@ -1,4 +1,4 @@
-"""The rules of `formulas/signs.py`."""
+"""The oracles of the rules in `formulas/signs.py`."""
 
 from .foreign import foreign
 from .table import ASCENT, BETAS, DECAY, Row, compare, optax, pytorch_optimizer, steepest

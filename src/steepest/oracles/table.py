@@ -1,8 +1,8 @@
 """How a rule is compared: its oracle, and the settings in which the two are run side by side.
 
 A rule is compared with torch.optim ("torch"), with the package of the method's authors ("package"),
-with optax ("optax"), with pytorch-optimizer ("pytorch-optimizer"), or, where none of these has it,
-with its paper's formula written out in `transcriptions.py` ("transcription").
+with optax ("optax") or with pytorch-optimizer ("pytorch-optimizer"). If none of these has the rule,
+it is compared with its paper's formula, written out in `transcriptions.py` ("transcription").
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ Hyper = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """A rule's oracle. oracle, ours: functions of params and hyperparameters that make the two
-    optimizers. source: what the oracle is, such as "torch" or "optax". module: the module from
-    which the oracle is imported.
+    """A rule's oracle, and our class that is compared with it.
+
+    source: what the oracle is, such as "torch" or "optax". oracle: function that makes the oracle's
+    optimizer from params and hyperparameters. ours: the same for our optimizer. module: the module
+    from which the oracle is imported.
     """
 
     source: str
@@ -69,9 +71,9 @@ class Setting:
     """One comparison of a rule with an oracle.
 
     rule: the rule that the hyperparameters must select. scheduled: whether the learning rate
-    changes from step to step. row, label: the oracle and its name, if it is not the rule's first
-    oracle. bound: the largest deviation allowed in float64. why: the reason for a bound other than
-    LIMIT.
+    changes from step to step. row: the oracle, if it is not the rule's first oracle. label: what
+    tells this row from the rule's other rows, such as the oracle's name. bound: the largest
+    deviation allowed in float64. why: the reason for a bound other than LIMIT.
     """
 
     rule: str
@@ -101,10 +103,10 @@ SETTINGS: list[Setting] = []
 
 
 def compare(rule: str, row: Row, *hypers: Hyper, second: Row | None = None) -> None:
-    """Compare a rule with its oracle in these settings; the learning rate changes in the last one.
+    """Compare a rule with its oracle in these settings. The last setting has a changing lr.
 
-    second: another oracle. Its settings go in the middle, because a rule's first and last setting
-    are run more often.
+    second: a second oracle, which is compared in the same settings. These comparisons go in the
+    middle of the list, because a rule's first and last comparison are run more often.
     """
     ORACLES[rule] = row
     if second is None:
@@ -117,7 +119,10 @@ def compare(rule: str, row: Row, *hypers: Hyper, second: Row | None = None) -> N
 
 
 def also(rule: str, *hypers: Hyper, row: Row | None = None, label: str = "") -> None:
-    """Add settings; row: another oracle or another class."""
+    """Add settings of a rule. The last one has a changing lr.
+
+    row: the oracle and our class, if they are not those of the rule's first row.
+    """
     last = len(hypers) - 1
     for k, hyper in enumerate(hypers):
         SETTINGS.append(Setting(rule, hyper, k == last, row, label=label))
@@ -129,12 +134,12 @@ steepest = SimpleNamespace(**classes)
 
 
 def named(rule: str) -> Maker:
-    """A maker of the class of that rule alone, which takes the rule's own arguments."""
+    """Returns a maker of the class that has only this rule, and takes this rule's arguments."""
     return lambda params, **hyper: optimizer(rule, params, **hyper)
 
 
 def fixing(maker: Maker, **fixed: Any) -> Maker:
-    """The maker with some options fixed."""
+    """Returns a maker that passes the options `fixed`, unless its caller gives other values."""
 
     def make(params: Params, **hyper: Any) -> Any:
         return maker(params, **{**fixed, **hyper})
@@ -144,7 +149,7 @@ def fixing(maker: Maker, **fixed: Any) -> Maker:
 
 
 def optax(name: str, ours: Maker, keys: dict[str, str], **about: Any) -> Row:
-    """A row with an optimizer of optax; keys: our state -> optax's field."""
+    """Returns a row with an optimizer of optax. keys: our state -> the same field in optax."""
 
     def oracle(params: Params, **hyper: Any) -> Any:
         return Optax(params, name, keys, **{**about, **hyper})
@@ -153,16 +158,19 @@ def optax(name: str, ours: Maker, keys: dict[str, str], **about: Any) -> Row:
 
 
 def pytorch_optimizer(name: str, ours: Maker, shrink: bool = False, **fixed: Any) -> Row:
-    """A row with an optimizer of pytorch-optimizer; shrink: add the weight decay that it lacks."""
+    """Returns a row with an optimizer of pytorch-optimizer.
+
+    shrink: whether to add weight decay to the oracle, which has none.
+    """
     oracle = foreign("pytorch_optimizer", name, foreach=False, **fixed)
     return adapted(with_decay(oracle) if shrink else oracle, ours)
 
 
 def adapted(oracle: Maker, ours: Maker) -> Row:
-    """A row with an optimizer of pytorch-optimizer that `oracle` has changed."""
+    """Returns a row with an optimizer of pytorch-optimizer, which `oracle` makes and adapts."""
     return Row("pytorch-optimizer", oracle, ours, "pytorch_optimizer")
 
 
 def zeros(params: Params) -> list[Tensor]:
-    """A zero tensor like each parameter."""
+    """Returns a zero tensor for each parameter, of the same shape and dtype."""
     return [torch.zeros_like(p.detach()) for p in params]

@@ -16,11 +16,17 @@ from . import CANCELLING, SETTINGS, Maker, Row, Setting, fixing
 
 STEPS = 100
 SHAPES = ((16, 15), (60,))
-"""The parameters in float64; the gradients of their last four elements are zero at some steps."""
+"""The shapes of the parameters in a float64 run.
+
+The gradients of the last four elements of each parameter are zero at some steps.
+"""
 LARGE = ((100, 100),)
-"""The parameter in float32: enough elements for a quantile of 99.9 %."""
+"""The shape of the parameter in a float32 run: enough elements for a quantile of 99.9 %."""
 FOREIGN = 1e-9
-"""The largest deviation allowed for a foreign class with the name of one of ours."""
+"""The largest deviation allowed for another package's class with the name of one of our classes.
+
+If our own class has a looser bound, that bound counts instead.
+"""
 
 
 # one run
@@ -28,11 +34,11 @@ FOREIGN = 1e-9
 
 @cache
 def gradients(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[list[Tensor]]:
-    """STEPS lists of gradients that depend on no parameter and spread over six orders of magnitude.
+    """Returns the gradients of each step. They do not depend on the parameters.
 
-    Every third element keeps its sign. In float64, the last four elements of each tensor have zero
-    gradients: the first of them always, the second in the first ten steps, and the last two in
-    turn, each in every other step.
+    Their magnitudes spread over six orders. Every third element keeps its sign. In float64, the
+    last four elements of each tensor have zero gradients: the first of the four always, the second
+    in the first ten steps, and the last two alternately.
     """
     random = torch.Generator().manual_seed(20)
     made = []
@@ -51,13 +57,16 @@ def gradients(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[lis
 
 
 def starts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor]:
-    """The parameters before the first step."""
+    """Returns the parameters before the first step."""
     random = torch.Generator().manual_seed(7)
     return [torch.randn(s, generator=random, dtype=torch.float64).to(dtype) for s in shapes]
 
 
 def scheduled(lr: float, t: int) -> float:
-    """A learning rate that rises, falls and jumps; it differs from `lr` at the first step too."""
+    """Returns the learning rate at step `t`. Over the steps it rises, falls and jumps.
+
+    It differs from `lr` at the first step too.
+    """
     return lr * (1 + 0.5 * math.sin(0.3 * t)) * (0.1 if t > 60 else 1.0)
 
 
@@ -73,9 +82,9 @@ def steps(
     rounded: torch.dtype,
     **more: Any,
 ) -> Iterator[dict[str, Tensor]]:
-    """Run an optimizer in `dtype`; yields key -> values after each step.
+    """Run an optimizer in `dtype`. Yields key -> values after each step.
 
-    The first parameters and the gradients are numbers that the dtype `rounded` holds exactly.
+    The initial parameters and all gradients are numbers that the dtype `rounded` holds exactly.
     """
     params = [p.to(dtype).requires_grad_() for p in starts(shapes, rounded)]
     with default_dtype(dtype):
@@ -103,7 +112,10 @@ def steps(
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Set torch's default dtype meanwhile: NAdam's mu_product and ASGD's eta are kept in it."""
+    """Set torch's default dtype in the `with` block.
+
+    NAdam's mu_product and ASGD's eta are kept in the default dtype.
+    """
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -113,14 +125,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def path_of(maker: Maker, setting: Setting, **more: Any) -> Path:
-    """The path of an optimizer in float64."""
+    """Returns the path of an optimizer in float64."""
     rows = list(steps(maker, setting, SHAPES, torch.float64, torch.float64, **more))
     return {key: torch.stack([row[key] for row in rows]) for key in rows[-1]}
 
 
 @cache
 def oracle(setting: Setting) -> Path:
-    """The oracle's path in float64, run once for all backends."""
+    """Returns the oracle's path in float64. It is computed once for all backends."""
     return path_of(setting.made_by.oracle, setting)
 
 
@@ -132,7 +144,10 @@ class End(NamedTuple):
 
 
 def end_of(maker: Maker, setting: Setting, dtype: torch.dtype, **more: Any) -> End:
-    """The end of a run in `dtype`; float32 holds its first parameters and gradients exactly."""
+    """Returns the end of a run in `dtype`.
+
+    The initial parameters and all gradients are numbers that float32 holds exactly.
+    """
     peaks: dict[str, Tensor] = {}
     row: dict[str, Tensor] = {}
     for row in steps(maker, setting, LARGE, dtype, torch.float32, **more):
@@ -143,18 +158,21 @@ def end_of(maker: Maker, setting: Setting, dtype: torch.dtype, **more: Any) -> E
 
 @cache
 def oracle_end(setting: Setting, dtype: torch.dtype) -> End:
-    """The end of the oracle's run, which is made once for all backends."""
+    """Returns the end of the oracle's run. It is computed once for all backends."""
     return end_of(setting.made_by.oracle, setting, dtype)
 
 
 def scales(path: Tensor) -> Tensor:
-    """The largest magnitude of each element so far: a moment that passes zero keeps its scale."""
+    """Returns the largest magnitude of each element up to each step.
+
+    So a moment that passes through zero keeps its scale.
+    """
     return path.abs().cummax(0).values
 
 
 def deviation(ours: Tensor, theirs: Tensor) -> float:
-    """The largest relative deviation at any step. It is the larger of two: relative to the scale of
-    the element, and relative to the maximum of the tensor.
+    """Returns the largest relative deviation at any step. Each difference is divided by the scale
+    of its element, and also by the maximum of its tensor; the larger quotient counts.
     """
     difference = (ours - theirs).abs()
     if not difference.any():
@@ -172,7 +190,7 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
 
 @cache
 def settings_of(cls: type) -> tuple[Setting, ...]:
-    """The settings that compare this class of ours."""
+    """Returns the settings that compare our class `cls` with an oracle."""
 
     def compares(setting: Setting) -> bool:
         with contextlib.suppress(TypeError):  # an option that only the rule's other class has
@@ -183,21 +201,25 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
 
 
 def _bound(name: str) -> float:
-    """The loosest bound of the rules behind a class."""
+    """Returns the loosest bound in the settings of the rules behind a class."""
     rules = [rule.name for rule in classes[name].family.members]
     return max((s.bound for s in SETTINGS if s.rule in rules and s is not CANCELLING), default=0.0)
 
 
 def same_name(name: str, options: dict[str, Any], hyper: dict[str, Any]) -> Setting:
-    """A comparison of a foreign class with our class of that name; hyper overrides the options."""
+    """Returns a setting that compares another package's class with our class of that name.
+
+    options: arguments of our class. hyper: arguments of both classes; they override `options`.
+    """
     ours = fixing(classes[name], backend="eager", **options)
     return Setting(name, hyper, row=Row("reference", ours, ours), bound=max(FOREIGN, _bound(name)))
 
 
 def path_deviation(make: Maker, setting: Setting, **more: Any) -> float:
-    """The largest relative deviation of an optimizer's path from the oracle's, over 100 steps.
+    """Returns the largest relative deviation between an optimizer's path and the oracle's.
 
-    It covers the parameters and, for our own classes, the states that both have.
+    Both paths have 100 steps. Their parameters are compared. For our own classes, the states that
+    both optimizers have are compared too.
     """
     row = setting.made_by
     if row.source == "reference":

@@ -56,7 +56,7 @@ class ClassicalNesterov(Transcription):
 
 
 class EAdam(Transcription):
-    """Yuan and Gao 2020, Algorithm 1: Adam whose eps is added to v itself, and nowhere else."""
+    """Yuan and Gao 2020, Algorithm 1: Adam, but eps is added to v itself and nowhere else."""
 
     def update(self, p: Tensor, g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         zero, (beta1, beta2) = torch.zeros_like(p), group["betas"]
@@ -70,7 +70,8 @@ class EAdam(Transcription):
 class Swats(Transcription):
     """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters.
 
-    `exp_avg2` is the average rate; from the switch on it is SGD's rate, which the schedule scales.
+    Before the switch to SGD, `exp_avg2` is the average of the rates that SGD would need. From the
+    switch on, it is SGD's rate, which the schedule scales.
     `sgd` is 0 before the switch, and (lr at the switch) / (first lr) after it.
     """
 
@@ -112,14 +113,16 @@ class Swats(Transcription):
 
 
 class Soap(Transcription):
-    """Algorithms 3 and 4 of Vyas et al. 2024, for any number of dimensions; Adam for vectors.
+    """Algorithms 3 and 4 of Vyas et al. 2024, for any number of dimensions. Adam steps vectors.
 
-    Where the paper says nothing, it follows its authors' code: the first gradient makes no move and
-    enters neither moment, moments are corrected by the number of moves, the old eigenvectors are
-    sorted by their Rayleigh quotients before they are refined, and v is reordered with them. Weight
-    decay comes after the step. If the numbers of rows and columns differ by more than one, rounding
-    decides the first eigenvectors of directions without a gradient, and two correct implementations
-    diverge.
+    Where the paper says nothing, this class does what the authors' code does. The first gradient
+    makes no step and enters neither moment. The moments are bias-corrected by the number of steps
+    made. The old eigenvectors are sorted by their Rayleigh quotients before they are refined, and v
+    is reordered in the same way. Weight decay comes after the step.
+
+    If the numbers of rows and columns differ by more than one, some directions have no gradient at
+    first. Rounding alone then decides the first eigenvectors in these directions. Therefore two
+    correct implementations diverge.
     """
 
     def __init__(self, params: Params, lr: float = 3e-3, **hyper: Any) -> None:
@@ -162,13 +165,16 @@ _LETTERS = "abcdefgh"
 
 
 def _covariances(g: Tensor) -> list[Tensor]:
-    """The covariance of each dimension: products of entries, summed over all other dimensions."""
+    """Returns the covariance matrix of each dimension.
+
+    It has the products of entries, summed over all other dimensions.
+    """
     letters = _LETTERS[: g.dim()]
     return [torch.einsum(f"{letters},{letters.replace(x, 'z')}->{x}z", g, g) for x in letters]
 
 
 def _along(x: Tensor, bases: list[Tensor]) -> Tensor:
-    """x in the given bases: sum_a x_a.. Q_a' for every dimension."""
+    """Returns x in the coordinates of the bases: each dimension is multiplied by its basis."""
     for letter, q in zip(_LETTERS[: x.dim()], bases, strict=True):
         letters = _LETTERS[: x.dim()]
         x = torch.einsum(f"{letters},{letter}z->{letters.replace(letter, 'z')}", x, q)
@@ -184,7 +190,7 @@ def _squares(flat: Tensor, shape: Sequence[int]) -> list[Tensor]:
 
 
 def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """The basis of algorithm 4, and the order into which it sorts the old vectors."""
+    """Returns the new basis of Algorithm 4, and the order into which it sorts the old vectors."""
     order = torch.argsort((basis.T @ covariance @ basis).diagonal(), descending=True)
     return torch.linalg.qr(covariance @ basis[:, order]).Q, order
 
@@ -192,8 +198,9 @@ def _refined(covariance: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 class YellowFin(Transcription):
     """Algorithms 1 to 4 of Zhang and Mitliagkas 2017, over all parameters together.
 
-    Averages are debiased and are not of logarithms; gradients are not clipped; the rate rises over
-    the first ten windows. Nothing moves before the first nonzero gradient.
+    Averages are debiased. They are averages of the values, not of the logarithms of the values.
+    Gradients are not clipped. The learning rate rises over the first ten windows. The parameters do
+    not move before the first nonzero gradient.
     """
 
     def __init__(self, params: Params, lr: float = 1.0, **hyper: Any) -> None:
@@ -219,7 +226,7 @@ class YellowFin(Transcription):
         self.grads.append((p, g))
 
     def tuned(self, beta: float, window: int = 20) -> tuple[float, float]:
-        """Algorithm 1: (mu, alpha) of this step."""
+        """Returns (mu, alpha) of this step, by Algorithm 1."""
         debias = 1 - beta**self.t
         self.norms.append(sum(float((g * g).sum()) for _, g in self.grads))
         self.high = beta * self.high + (1 - beta) * max(self.norms[-window:])
@@ -240,7 +247,7 @@ class YellowFin(Transcription):
 
 
 def _bisect(q: float) -> float:
-    """The u in (0, 1] where u^3 = q (1 - u)."""
+    """Returns the u in (0, 1] that solves u^3 = q (1 - u)."""
     low, high = 0.0, 1.0
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if middle**3 < q * (1 - middle) else (low, middle)
