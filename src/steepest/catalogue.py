@@ -21,7 +21,7 @@ _LINK = re.compile(r"\b(?:arXiv|doi):\S*\w")
 
 
 def category_of(program: Program) -> str:
-    """The kind of a step: "elementwise", "reducing" (a norm, mean or sum first) or "matrix"."""
+    """The kind of a step: "elementwise", "reducing" (after a norm, mean or sum) or "matrix"."""
     if program.elementwise:
         return "elementwise"
     return "matrix" if program.matrix else "reducing"

@@ -139,7 +139,8 @@ def batch_size(called: str, loader: Any, least: int) -> int:
     if getattr(loader, "batch_size", None) is None:
         raise ValueError(
             f"{called}: a {type(loader).__name__} without a batch_size was given, expected a "
-            "steepest Loader; pass the Loader itself, even if accelerate has prepared it"
+            "steepest Loader; after accelerate.prepare, pass the Loader itself, not what prepare "
+            "returned"
         )
     return whole(called, "the loader's batch_size", loader.batch_size, least)
 

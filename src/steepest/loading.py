@@ -123,7 +123,7 @@ def by_name(
 def by_order(
     called: str, slots: list[Slot], saved: list[Saved], sizes: list[int], theirs: list[int]
 ) -> list[Pair]:
-    """Match by group and position.
+    """Match the entries of a checkpoint to the parameters by group and by position in the group.
 
     sizes, theirs: the sizes of the groups in the optimizer and in the checkpoint.
     """

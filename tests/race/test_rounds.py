@@ -292,7 +292,7 @@ def test_with_too_little_tuning_there_is_no_advice():
     assert "With so little tuning, adam is better than adamw in test accuracy" in found["verdict"]
     made = replace(plan(), trials=1)
     found = summarise(DIGITS, made, run(made)[0], PROVENANCE)
-    assert "each with no tuning and 3 fresh runs" in found["verdict"]
+    assert "a unit is 3 fresh runs with the defaults" in found["verdict"]
     assert caveats(found)[0].startswith("Nothing was tuned: every entry, including adamw, ran with")
 
 

@@ -423,7 +423,7 @@ def test_a_range_test_leaves_accelerates_loader_where_it_was():
 def test_what_sets_the_batch_size_asks_for_the_loader_itself(make):
     model, loader = nn.Linear(1, 1), made()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="pass the Loader itself, even if accelerate has"):
+    with pytest.raises(ValueError, match="pass the Loader itself, not what prepare"):
         make(model, optimizer, prepared(loader))
     make(model, optimizer, loader)
 

@@ -1,10 +1,11 @@
-"""What states and options mean: rules name meanings, and `steepest.convert` compares the meanings.
+"""What the states and options of a rule mean: `steepest.convert` compares this between two rules.
 
-A state's meaning is (what it is, the scalar that is its decay rate). If the state is this quantity
-only up to a factor and a shift, the meaning has a third item, a function form. form(scalars, t)
-returns the factor and the shift; they are nan if there is no such relation. Some states mean
-nothing to another rule: AdaBelief's exp_avg_var is an average of (g - m)**2, RMSprop's
-momentum_buffer is a sum of scaled gradients, and Adagrad's sum has no decay rate.
+The meaning of a state is a tuple: the quantity that it holds, and the scalar that is its decay
+rate. If the state equals that quantity only up to a factor and a shift, the tuple has a third item,
+a function. `function(scalars, t)` returns the factor and the shift at step t, or nan for both if
+the state cannot be converted with these scalars. Some states mean nothing to another rule:
+AdaBelief's exp_avg_var is an average of (g - m)**2, RMSprop's momentum_buffer is a sum of scaled
+gradients, and Adagrad's sum has no decay rate.
 """
 
 FIRST, SECOND, LARGEST = "the average of g", "the average of g**2", "its largest value"

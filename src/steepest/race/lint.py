@@ -273,9 +273,9 @@ def test_noise(summary: Summary) -> Iterator[Found]:
         noise = math.sqrt(max(0.0, errors - d["mean"] ** 2) / size)
         if abs(d["mean"]) < noise:
             text = (
-                f"{name} differs by {shown(abs(d['mean']))}, but the choice of n={size} test cases "
-                f"may change this by up to {shown(noise)} (one standard error), so other cases may "
-                f"disagree although the seeds agree; take more test data"
+                f"{name} differs by {shown(abs(d['mean']))} over the seeds, but the standard error "
+                f"of this from the choice of only n={size} test cases may be as large as "
+                f"{shown(noise)}, so another test set might not show it; take more test data"
             )
             yield name, text
 

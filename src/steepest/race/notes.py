@@ -42,7 +42,9 @@ def caveats(summary: Summary) -> list[str]:
     lines += _failed(summary)
     if summary["complete"]:
         rates = failures(summary, list(summary["entries"]))
-        lines.append(f"{rates[0].upper()}{rates[1:]}; the bound is exact and one-sided, at 95 %.")
+        lines.append(
+            f"{rates[0].upper()}{rates[1:]}. What is possible: exact one-sided 95 % bounds."
+        )
         lines += _tuned(summary)
     return lines + [f"{finding['text']}." for finding in findings]
 
@@ -82,21 +84,19 @@ def _units(summary: Summary, steps: str) -> str:
             f"defaults for {steps}, {repeats} fresh {plural('run', repeats)} for each unit; give "
             f"--trials {LEAST_TRIALS} or more."
         )
-    tuned = f"one tuning of {trials} {plural('trial', trials)} of {steps}"
-    rungs = _rungs(plan)
-    if rungs:
-        tuned += (
-            f" ({' and '.join(f'after {at} steps the best {left} go on' for at, left in rungs)})"
-        )
-    fresh = f"{repeats} fresh {plural('run', repeats)} of the trial with the best validation"
+    tuned = f"{trials} trials of {steps}"
+    if rungs := _rungs(plan):
+        on = " and ".join(f"the best {left} after step {at}" for at, left in rungs)
+        tuned = f"{trials} trials start, {on} go on, up to {steps}"
     counts = [len(entry["units"]) for entry in summary["entries"].values()]
     so_far = "" if summary["complete"] else " so far"
     return (
-        f"A unit is {tuned}, then {fresh} {summary['metric']}; the result of a unit is the mean of "
-        f"these runs. The race looked at its results after {listed(plan['looks'])} units. An entry "
-        f"ended at a look if its comparison was settled, or unlikely to be settled later. Entries "
-        f"ran {spread(counts)} units{so_far}; all runs together had as many steps as "
-        f"{summary['full_runs']:,.0f} full runs."
+        f"A unit begins with one tuning: {tuned}. The settings of the trial with the best "
+        f"validation {summary['metric']} are then run {repeats} times with fresh seeds; the "
+        f"result of the unit is the mean of these runs. The race looked at its results after "
+        f"{listed(plan['looks'])} units. An entry ended at a look if its comparison was settled, "
+        f"or unlikely to be settled later. Entries ran {spread(counts)} units{so_far}. Tuning and "
+        f"fresh runs together had as many steps as {summary['full_runs']:,.0f} runs of {steps}."
     )
 
 
@@ -109,12 +109,12 @@ def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> lis
     """How differences of units are paired and tested."""
     exact = [name for name, d in compared.items() if d.exact]
     lines = [
-        f"Differences are paired by seed, unit by unit: {_same(summary)}. With a probability of "
-        f"95 % all intervals, of all entries and at all looks, contain the true differences; so "
-        f"the chance of any false claim in this race is at most 5 %, if differences of units are "
-        f"about normal. (The level is spent over the "
-        f"looks as in O'Brien and Fleming's test, and shared by Bonferroni among "
-        f"{len(compared)} {plural('comparison', len(compared))}.)"
+        f"Differences are paired by seed, unit by unit: {_same(summary)}. If the differences of "
+        f"units are roughly normal, then with a probability of 95 % every interval, of each entry "
+        f"and at each look, contains the true difference. So the chance of even one false claim in "
+        f"this race is at most 5 %. (The level is spent over the looks as in O'Brien and Fleming's "
+        f"test, and shared by Bonferroni among {len(compared)} "
+        f"{plural('comparison', len(compared))}.)"
     ]
     last = summary["plan"]["looks"][-1]
     early = [name for name, d in compared.items() if d.claim and d.n < last]

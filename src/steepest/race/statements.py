@@ -168,6 +168,8 @@ def _size(summary: Summary) -> str:
     """How many units each entry had, and what a unit is."""
     plan, entries = summary["plan"], summary["entries"].values()
     n, trials = spread([len(entry["units"]) for entry in entries]), plan["trials"]
-    tuned = "no tuning" if trials == 1 else f"one tuning of {trials} trials"
     runs = f"{plan['repeats']} fresh {plural('run', plan['repeats'])}"
-    return f"n={n} units per entry, each with {tuned} and {runs}."
+    what = f"one tuning of {trials} trials, then {runs}"
+    if trials == 1:
+        what = f"{runs} with the defaults"
+    return f"Each entry had n={n} units; a unit is {what}."

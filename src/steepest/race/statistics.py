@@ -286,10 +286,10 @@ def compare(
     replaces the t test in three cases: for an entry in `failed` (a run of the entry or of the
     baseline failed), if one difference `stands_apart`, and if all differences are the same number.
 
-    The interval of an entry belongs to the same test, at the confidence level of its step in Holm's
-    procedure: between 95 % and 1 - 0.05 / (number of entries). With five pairs or more, the
-    interval excludes zero exactly if a difference is claimed. If all differences are the same,
-    there is no interval.
+    The interval of an entry inverts the test that was used for it. Its confidence level is that of
+    the entry's step in Holm's procedure: at least 0.95, at most 1 - 0.05 / (number of entries).
+    With five pairs or more, the interval excludes zero exactly if a difference is claimed. If all
+    differences are the same, there is no interval.
     """
     arrays = {name: np.asarray(d, dtype=float) for name, d in differences.items()}
     tests = _tests(arrays, failed)

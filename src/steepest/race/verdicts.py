@@ -261,15 +261,18 @@ def failures(summary: Summary, names: Sequence[str]) -> str:
         by_count.setdefault(count or (entry["failed"], len(entry["test"])), []).append(name)
     phrases = []
     for (count, n), group in sorted(by_count.items()):
-        who = ", ".join(group)
+        who, bound = ", ".join(group), f"{100 * failure_bound(count, n):.0f} %"
         if len(group) > 1:
             every = len(group) == len(summary["entries"]) and not count
             who = "any entry" if every else f"each of {who}"
-        runs = f"fresh {plural('run', n)} of {who} failed"
         if looks:
-            runs = f"{plural('unit', n)} of {who} had a run that failed"
-        phrases.append(
-            f"{count or 'none'} of n={n} {runs} "
-            f"(a failure rate of up to {100 * failure_bound(count, n):.0f} % is possible)"
-        )
+            phrases.append(
+                f"{count or 'none'} of n={n} units of {who} had a run that failed (up to {bound} "
+                f"of all units is possible)"
+            )
+        else:
+            phrases.append(
+                f"{count or 'none'} of n={n} fresh {plural('run', n)} of {who} failed "
+                f"(a failure rate of up to {bound} is possible)"
+            )
     return ", ".join(phrases)

@@ -236,8 +236,8 @@ def _compute_loss(
     value.backward()
     if all(p.grad is None for p in model.parameters()):
         raise ValueError(
-            "range_test: the loss does not depend on the model that range_test trains, a copy of "
-            "yours, expected a loss of that copy: it is the first argument of the loss function"
+            "range_test: the loss does not depend on the model that is trained, a copy of yours; "
+            "compute the loss from the model that the loss function gets as its first argument"
         )
     return value.detach()
 

@@ -40,7 +40,7 @@ class EarlyStopping:
         self._weights: dict[str, Any] = {}
 
     def step(self, metric: Any) -> bool:
-        """Report a metric, a number or a tensor of one element. Returns whether to stop."""
+        """Report a metric, as a number or a tensor of one element. Returns whether to stop."""
         value = float(metric.detach() if isinstance(metric, Tensor) else metric)
         self.evaluations += 1
         better = self.best is None or (

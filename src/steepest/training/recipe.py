@@ -161,8 +161,8 @@ class Recipe:
         if task.train and inside:
             raise BadCall(
                 f"entry {self.name!r}: {task.name} has its own training loop, and {inside[0]} "
-                f"works only in the race's loop: expected a task without a loop of its own, or "
-                f"parts of the kinds {', '.join(_kinds_for_any_loop())}"
+                f"works only in the race's loop; give a task without a loop of its own, or an "
+                f"entry with only these kinds of parts: {', '.join(_kinds_for_any_loop())}"
             )
         for part in self.parts:
             part.check(self.name, task)

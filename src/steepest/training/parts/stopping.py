@@ -1,4 +1,4 @@
-"""Parts that act on the validation metric: they stop, or go back to the best weights."""
+"""Parts that react to the validation metric: they stop training, or restore the best weights."""
 
 from __future__ import annotations
 
