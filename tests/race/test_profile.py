@@ -112,7 +112,7 @@ def test_a_target_that_is_reached_before_the_first_step():
     races = [THREE[0], summary("z", adamw=[0], adam=[5], momentum=[0])]
     found = profile(races)["entries"]
     assert [found[e]["ratios"][1] for e in ("adamw", "adam", "momentum")] == [1, None, 1]
-    assert "of the entries compared" in " ".join(notes(profile(races)))
+    assert "among the entries compared" in " ".join(notes(profile(races)))
 
 
 @pytest.fixture
