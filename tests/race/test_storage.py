@@ -29,7 +29,7 @@ from tests.race import postgres
 
 KILLS, RACES = {"file": 20, "postgres": 5}, 3
 WORDS = "race digits --optimizers adamw,momentum,eadam --trials 2 --seeds 5 --steps 3 --jobs 2"
-LOOKS = "race digits --optimizers adamw,momentum --trials 4 --looks 3,5 --steps 50 --jobs 2"
+LOOKS = "race digits --optimizers adamw,momentum --trials 4 --looks 3,5 --steps 26 --jobs 2"
 RUNS = 3 * 5 * (2 + 1)
 REQUEST = driver.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=3)
 PLAN = Plan("digits", ("adamw", "adam"), trials=2, seeds=5, steps=2, seed=0)
@@ -164,7 +164,7 @@ def run(verb, root, *more):
     path = os.pathsep.join([str(ROOT), str(source), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, __file__, verb, str(root), *map(str, more)],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     log = root / "log"

@@ -148,8 +148,8 @@ def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 
     Adam that adds eps to the stored second moment at every step, and nowhere else. The sum of the
     added eps tends to eps / (1 - beta2), so the second moment has a floor of 1000 eps by default.
-    AdaBelief adds eps in the same place, so race both: Adam against EAdam shows the effect of that
-    eps, EAdam against AdaBelief the effect of the other second moment.
+    AdaBelief adds eps in the same place. Use it to see what that eps does alone (EAdam against
+    Adam), and what the second moment of AdaBelief does alone (AdaBelief against EAdam).
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2 + eps
