@@ -206,9 +206,7 @@ def test_what_is_no_pair_is_refused(wrong):
 
 
 def test_text_says_how_a_number_is_written():
-    with pytest.raises(
-        TypeError, match=r"lr='1e-3' was given, expected a number; .*YAML 1\.0e-3"
-    ):
+    with pytest.raises(TypeError, match=r"lr='1e-3' was given, expected a number; .*YAML 1\.0e-3"):
         steepest.AdamW([parameter()], lr="1e-3")
     made = steepest.AdamW([p := parameter()])
     made.param_groups[0]["lr"] = "1e-3"  # past every door
