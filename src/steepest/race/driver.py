@@ -146,8 +146,9 @@ def _open(
 def rebuild(folder: Path, storage: str | None = None) -> Summary:
     """Write all files of `folder` again from the store; returns the summary."""
     store = Store(location.of_race(folder, storage))
-    now = rounds.current(store.task, store.plan, store.results())
-    task, pairs = settle(store.task, store.plan, store.results())
+    stored = store.results()
+    now = rounds.current(store.task, store.plan, stored)
+    task, pairs = settle(store.task, store.plan, stored)
     backends = {
         entry: sorted({b for trial, r in pairs if trial.entry == entry for b in r.backends})
         for entry in store.plan.entries

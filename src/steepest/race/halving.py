@@ -58,9 +58,8 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
                         scores[i] = state.validation[-1]
                     continue
                 scores[i] = state
-                if alone and _crowded(
-                    runs[i].private_bytes(), len(runs)
-                ):  # none of the others runs
+                # measured while none of the others runs
+                if alone and _crowded(runs[i].private_bytes(), len(runs)):
                     waiting = range(i + 1, len(runs))
                     runs[i + 1 :] = [
                         _Repeated(tuning.trials[k], tuning.steps, train) for k in waiting

@@ -125,9 +125,9 @@ def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> lis
         )
     if exact:
         lines.append(
-            f"A fresh run failed, one unit stands far from the others, or all differences are the "
-            f"same ({', '.join(exact)}): there the exact sign-flip test of the mean is used. It "
-            f"counts such a unit as one unit, however bad its result is."
+            f"A fresh run failed, or one unit stands far from the others ({', '.join(exact)}): "
+            f"there the exact sign-flip test of the mean is used. It counts such a unit as one "
+            f"unit, however bad its result is."
         )
     return lines
 

@@ -88,7 +88,7 @@ def run(
         # once, so that the processes of the trials have it. It runs none of the user's code, which
         # might leave threads that a forked process lacks
         torch.set_num_threads(1)
-        if halving.can_fork():
+        if halving.can_fork() and trial.entry not in _warm:
             with suppress(Exception):  # the trials fail again, and report the error
                 task.data_hash()
                 _warm_up(trial)
