@@ -33,8 +33,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from steepest.race import planning, protocol, statistics
+from steepest.race import planning, protocol, scores
 from steepest.race.protocol import Plan, Result, Trial
+from steepest.statistics import inference
 from steepest.tasks import images
 from steepest.tasks.task import Setup
 from steepest.training import loop
@@ -175,13 +176,13 @@ def differences(
         plan = Plan("calibration", (ENTRY,), trials, seeds, 1, seed)
         planned = protocol.tuning(plan)[: trials if once else None]
         tuned = protocol.by_seed(plan, ((trial, train(trial)) for trial in planned))
-        chosen = [protocol.best(TASK, of_seed or tuned[0]) for of_seed in tuned]
+        chosen = [scores.best(TASK, of_seed or tuned[0]) for of_seed in tuned]
         pairs = [(trial, train(trial)) for trial in protocol.fresh(plan, {ENTRY: chosen})]
-        tests.append([test for p in pairs if (test := protocol.tested(TASK, *p)) is not None])
-        failed.append(any(protocol.failed(TASK, *pair) for pair in pairs))
+        tests.append([test for p in pairs if (test := scores.tested(TASK, *p)) is not None])
+        failed.append(any(scores.failed(TASK, *pair) for pair in pairs))
     base, *others = tests
     return {
-        str(i): (statistics.paired(other, base).tolist(), failed[0] or failed[i + 1])
+        str(i): (inference.paired(other, base).tolist(), failed[0] or failed[i + 1])
         for i, other in enumerate(others)
     }
 
@@ -234,8 +235,8 @@ def simulate(
 def claimed_signs(test: np.ndarray, lost: np.ndarray) -> dict[int, float]:
     """Rival -> the sign of the difference that a race claims. The first row is the baseline."""
     failed = [str(i) for i in range(1, len(test)) if lost[0].any() or lost[i].any()]
-    d = {str(i): statistics.paired(test[i], test[0]) for i in range(1, len(test))}
-    _, _, claims = statistics.decide(d, failed)
+    d = {str(i): inference.paired(test[i], test[0]) for i in range(1, len(test))}
+    _, _, claims = inference.decide(d, failed)
     return {int(i): float(np.sign(d[i].mean())) for i in claims}
 
 
@@ -251,7 +252,7 @@ def failures(races: int, seeds: int, trials: int) -> dict[str, Any]:
         for side, rate, noise, field in product(SIDES, RATES, NOISES, FIELDS)
         if rate or side == "all"
     ]
-    table, most = {}, int(stats.binom.ppf(1 - 0.025 / len(cells), races, statistics.ALPHA))
+    table, most = {}, int(stats.binom.ppf(1 - 0.025 / len(cells), races, inference.ALPHA))
     for number, (side, rate, noise, field) in enumerate(cells):
         rng = np.random.default_rng([number, seeds])
         rates, true = np.zeros(field), np.zeros(field)
@@ -337,7 +338,7 @@ def main() -> None:
     ]
     report = {
         "races with a false claim": _count_claims(results),
-        "most": int(stats.binom.ppf(BOUND, options.races, statistics.ALPHA)),
+        "most": int(stats.binom.ppf(BOUND, options.races, inference.ALPHA)),
         "of": options.races,
         "runs per entry": options.seeds + options.trials * (1 if options.once else options.seeds),
         "seconds": round(perf_counter() - start, 1),
@@ -345,7 +346,7 @@ def main() -> None:
     all_differences = [d for race in results for d, _ in race.values()]
     sd = float(np.std(all_differences, ddof=1))
     untuned_sd = untuned_deviation(train, min(UNTUNED, 20 * options.races))
-    level = statistics.ALPHA / options.copies
+    level = inference.ALPHA / options.copies
     report["sd of a difference"] = round(sd, 6)
     report["sd without tuning"] = round(untuned_sd, 6)
     least = planning.detectable(sd, options.seeds, options.copies)
@@ -355,12 +356,12 @@ def main() -> None:
     effect = planning.detectable(untuned_sd / sd, options.seeds, options.copies)
     df = planning.PILOT_PAIRS - 1
     estimates = stats.chi.ppf((np.arange(200) + 0.5) / 200, df) / math.sqrt(df)
-    power = [statistics.power(effect * s, options.seeds, level) for s in (1.0, *estimates)]
+    power = [inference.power(effect * s, options.seeds, level) for s in (1.0, *estimates)]
     report["power of --plan, spread known"] = round(power[0], 2)
     report["power of --plan"] = round(float(np.mean(power[1:])), 2)
     for size in options.plant:
         shift = size * least
-        promise = statistics.power(shift / sd, options.seeds, level)
+        promise = inference.power(shift / sd, options.seeds, level)
         low, high = stats.binom.ppf([1 - BOUND, BOUND], options.races, promise)
         planted = [{**r, "0": ([d + shift for d in r["0"][0]], r["0"][1])} for r in results]
         report[f"planted {size:g}"] = {
@@ -380,7 +381,7 @@ def _count_claims(results: list[RaceResult], first: bool = False) -> int:
     count = 0
     for race in results:
         d = {name: np.array(values) for name, (values, _) in race.items()}
-        _, _, claims = statistics.decide(d, [name for name, (_, lost) in race.items() if lost])
+        _, _, claims = inference.decide(d, [name for name, (_, lost) in race.items() if lost])
         count += "0" in claims if first else bool(claims)
     return count
 

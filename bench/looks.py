@@ -21,8 +21,9 @@ import json
 import numpy as np
 from scipy import stats
 
-from steepest.race import planning, statistics
-from steepest.race.looks import LOOKS, standing
+from steepest.race import planning
+from steepest.statistics import inference
+from steepest.statistics.looks import LOOKS, standing
 
 TRIALS, HALVED, FRESH = 8, 4.0, 3
 """Trials of a tuning, what they cost in full runs by halving, and fresh runs of a unit."""
@@ -45,7 +46,7 @@ def in_looks(test: np.ndarray, looks: tuple[int, ...]) -> tuple[float, set[int]]
     """Full runs of a race, and the rivals told apart; the first row is the baseline."""
     found, spent = set(), [0] * len(test)
     for i in range(1, len(test)):
-        state = standing(statistics.paired(test[i], test[0]), len(test) - 1, looks)
+        state = standing(inference.paired(test[i], test[0]), len(test) - 1, looks)
         spent[i] = state.units
         if state.state == "told apart":
             found.add(i)
@@ -54,8 +55,8 @@ def in_looks(test: np.ndarray, looks: tuple[int, ...]) -> tuple[float, set[int]]
 
 
 def fixed(test: np.ndarray) -> tuple[float, set[int]]:
-    d = {str(i): statistics.paired(test[i], test[0]) for i in range(1, len(test))}
-    _, _, claims = statistics.decide(d)
+    d = {str(i): inference.paired(test[i], test[0]) for i in range(1, len(test))}
+    _, _, claims = inference.decide(d)
     return len(test) * FIXED * (TRIALS + 1), {int(i) for i in claims}
 
 
@@ -87,7 +88,7 @@ def null_cell(kind: str, entries: int, races: int, margin: float | None) -> int:
         test, lost = x.mean(-1), failed.any(-1)
         false += any(
             standing(
-                statistics.paired(test[i], test[0]),
+                inference.paired(test[i], test[0]),
                 entries - 1,
                 failed=set(np.flatnonzero(lost[i] | lost[0]).tolist()),
                 margin=margin,
@@ -106,7 +107,7 @@ def calibrate(races: int) -> None:
         for entries in (2, 4, 9)
         for margin in (None, 1.0)
     }
-    level = statistics.ALPHA
+    level = inference.ALPHA
     most = int(stats.binom.ppf(1 - 0.025 / len(cells), races, level))
     for (kind, entries, margin), false in cells.items():
         print(f"{kind:14} {entries} entries, margin {margin}: {false} of {races}")
@@ -130,7 +131,7 @@ def main() -> None:
         "looks at 5, 8": (8, FRESH, lambda test: in_looks(test, (5, 8))),
         "looks at 5, 8, 12": (12, FRESH, lambda test: in_looks(test, LOOKS)),
     }
-    report = {"most": int(stats.binom.ppf(0.975, options.races, statistics.ALPHA))}
+    report = {"most": int(stats.binom.ppf(0.975, options.races, inference.ALPHA))}
     for name, (most, fresh, judge) in designs.items():
         for size in SIZES:
             rng, runs, hits, wrong = np.random.default_rng(7), 0.0, 0, 0

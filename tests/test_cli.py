@@ -179,7 +179,7 @@ def test_what_a_race_imports_is_declared_and_looked_for():
 
     base = modules(project["dependencies"])
     extra = modules(project["optional-dependencies"]["race"])
-    assert set(cli.RACE_MODULES) == extra
+    assert set(cli.race.RACE_MODULES) == extra
     for path in (ROOT / "src" / "steepest" / "race").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -194,7 +194,7 @@ def test_a_store_that_is_none(capsys, elsewhere):
 
 
 def test_a_missing_extra_is_named_with_its_command(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "optuna" else object())
+    monkeypatch.setattr(cli.race, "find_spec", lambda name: None if name == "optuna" else object())
     for call in (["race", "digits"], ["report", "."]):
         line = bad(capsys, *call)
         assert "optuna" in line

@@ -71,6 +71,19 @@ def test_a_task_knows_errors_and_other_tasks_only():
     assert offenders("tasks", {"errors", "tasks"}) == set()
 
 
+def test_statistics_know_no_other_folder():
+    assert offenders("statistics", {"statistics"}) == set()
+
+
+def test_no_file_and_no_folder_grows_too_large():
+    sizes = {f: len(f.read_text().splitlines()) for f in SOURCE.rglob("*.py")}
+    assert [str(f) for f, size in sizes.items() if size > 400] == []
+    folders = {f.relative_to(SOURCE).parts[0] for f in sizes if f.parent != SOURCE}
+    for folder in folders:
+        size = sum(n for f, n in sizes.items() if f.is_relative_to(SOURCE / folder))
+        assert size < 0.22 * sum(sizes.values()), folder
+
+
 XOR = """
 import torch
 from torch import nn

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from steepest.race import statistics
+from steepest.statistics import inference
 from steepest.tasks import images
 
 
@@ -27,13 +27,13 @@ class Results:
         """Add the paired differences of a metric: each of the others minus the baseline."""
         base = self.values[f"{metric}: {baseline}"]
         for other in others:
-            d = statistics.paired(self.values[f"{metric}: {other}"], base)
+            d = inference.paired(self.values[f"{metric}: {other}"], base)
             self.pairs[f"{metric}: {other} - {baseline}"] = d.tolist()
 
     def rows(self) -> list[dict[str, Any]]:
         """Mean and spread of all names; for pairs also interval and p value, as in a race."""
         rows = [_row(name, values) for name, values in self.values.items()]
-        for name, comparison in statistics.compare(self.pairs).items():
+        for name, comparison in inference.compare(self.pairs).items():
             rows.append(
                 _row(name, self.pairs[name])
                 | {"low": comparison.low, "high": comparison.high, "level": comparison.level}

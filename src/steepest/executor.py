@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .backends import BACKENDS, choose
-from .backends.bucket import Bucket, Stale, States
+from .backends.bucket import Bucket
+from .backends.inputs import Stale, States
 from .backends.memory import Snapshot
 from .backends.wanted import Wanted, program_of, takes_sparse, wider
 from .family import Family

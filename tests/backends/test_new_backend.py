@@ -9,7 +9,8 @@ from torch import nn
 import steepest
 from steepest import catalogue, codecs
 from steepest.backends import BACKENDS, Backend
-from steepest.backends.bucket import Bucket, Ready
+from steepest.backends.bucket import Bucket
+from steepest.backends.inputs import Ready
 from steepest.backends.wanted import program_of, takes_sparse
 from steepest.ops import sqrt
 from steepest.printing import Printer, host_function, host_notes, safe_name

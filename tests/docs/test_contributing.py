@@ -155,7 +155,13 @@ def names(section):
 
 def resolved(name):
     """The object of a dotted name, looked up as code in the package would write it."""
-    rooms = ("steepest", "steepest.race", "steepest.training", "steepest.training.recipe")
+    rooms = (
+        "steepest",
+        "steepest.race",
+        "steepest.training",
+        "steepest.training.recipe",
+        "steepest.statistics",
+    )
     for room in (*rooms, "steepest.race.request", "steepest.race.trials"):
         parts = name.split(".")
         try:

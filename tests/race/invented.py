@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from steepest import tasks
-from steepest.race import protocol
+from steepest.race import protocol, scores
 from steepest.race.protocol import TUNING, Plan, Result
 from steepest.race.summary import summarise
 
@@ -47,7 +47,7 @@ def pairs(plan, task=DIGITS, *, evaluations=20, lost=()):
     found = ran(protocol.tuning(plan))
     chosen = {
         entry: [
-            protocol.best(task, mine)
+            scores.best(task, mine)
             for mine in protocol.by_seed(plan, (p for p in found if p[0].entry == entry))
         ]
         for entry in plan.entries

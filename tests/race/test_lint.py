@@ -12,8 +12,8 @@ import steepest
 from steepest.race import protocol
 from steepest.race.lint import RULES, lint, untuned_because
 from steepest.race.notes import beside, care, caveats
-from steepest.race.statistics import compare
 from steepest.race.verdicts import verdict
+from steepest.statistics.inference import compare
 
 LR = {"lr": [1e-5, 1e-1]}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from steepest.race.looks import LOOKS, bounds, spent
+from steepest.statistics.looks import LOOKS, bounds, spent
 
 
 def crossings(looks: tuple[int, ...], at: list[float], races: int) -> np.ndarray:

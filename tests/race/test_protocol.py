@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import driver, planning, protocol
+from steepest.race import budgets, driver, planning, protocol, scores
 from steepest.race.leases import Unshared
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.rounds import Round
@@ -135,12 +135,12 @@ def pair(index, values, diverged=None):
 
 def test_best_is_chosen_by_the_last_validation_metric():
     pairs = [pair(0, [0.99, 0.90]), pair(1, [0.1, 0.95]), pair(2, [0.5, 0.95])]
-    assert protocol.best(DIGITS, pairs).index == 1
-    assert protocol.best(DIGITS, pairs[::-1]).index == 1
-    assert protocol.best(replace(DIGITS, maximize=False, worst=9.0), pairs).index == 0
+    assert scores.best(DIGITS, pairs).index == 1
+    assert scores.best(DIGITS, pairs[::-1]).index == 1
+    assert scores.best(replace(DIGITS, maximize=False, worst=9.0), pairs).index == 0
     lost = [pair(0, [1.0], "nan"), pair(1, [0.0, 0.0])]
-    assert protocol.best(DIGITS, lost).index == 1
-    assert protocol.best(DIGITS, lost[:1]).index == 0
+    assert scores.best(DIGITS, lost).index == 1
+    assert scores.best(DIGITS, lost[:1]).index == 0
 
 
 def test_trials_are_kept_with_their_fresh_seed():
@@ -154,16 +154,16 @@ def test_trials_are_kept_with_their_fresh_seed():
 
 
 @given(st.lists(st.integers(0, 5), min_size=12, max_size=12), st.integers(0, 11))
-def test_the_choice_for_a_seed_looks_at_its_own_trials_alone(scores, better):
-    def chosen(scores):
-        pairs = [pair(i, [score / 10]) for i, score in enumerate(scores)]
-        return [protocol.best(DIGITS, mine).index for mine in protocol.by_seed(PLAN, pairs)]
+def test_the_choice_for_a_seed_looks_at_its_own_trials_alone(values, better):
+    def chosen(values):
+        pairs = [pair(i, [score / 10]) for i, score in enumerate(values)]
+        return [scores.best(DIGITS, mine).index for mine in protocol.by_seed(PLAN, pairs)]
 
-    before = chosen(scores)
+    before = chosen(values)
     for i, index in enumerate(before):
-        mine = scores[4 * i : 4 * i + 4]
+        mine = values[4 * i : 4 * i + 4]
         assert index == 4 * i + mine.index(max(mine))
-    after = chosen([*scores[:better], 9, *scores[better + 1 :]])
+    after = chosen([*values[:better], 9, *values[better + 1 :]])
     before[better // 4] = better  # the best of all, and nothing else has changed
     assert after == before
 
@@ -185,7 +185,7 @@ def test_a_fresh_run_has_what_was_chosen_for_its_seed():
     st.floats(0, 2), st.none() | st.integers(1, 20),
 )  # fmt: skip
 def test_a_plan_fits_its_budget_or_is_the_least(seconds, field, jobs, run, warm, given_seeds):
-    count, seeds = protocol.affordable(seconds, field, jobs, run, warm, given_seeds)
+    count, seeds = budgets.affordable(seconds, field, jobs, run, warm, given_seeds)
     assert count >= 1
     assert seeds == given_seeds if given_seeds else 5 <= seeds <= 10
     least = count == 1 and (given_seeds or seeds == 5)
@@ -203,7 +203,7 @@ def test_a_budget_gives_up_trials_then_seeds_then_trials(given_seeds):
     found = []
     for runs in range(-3, 400):  # of one entry on one worker, a second each
         first = next((w for w in wanted if w[1] * (w[0] + 1) <= runs), wanted[-1])
-        plan = protocol.affordable((runs + 0.001) / 0.85, 1, 1, 1.0, 0.0, given_seeds)
+        plan = budgets.affordable((runs + 0.001) / 0.85, 1, 1, 1.0, 0.0, given_seeds)
         assert plan == first, runs
         found.append(plan)
     assert len(set(found)) > 20
@@ -211,28 +211,28 @@ def test_a_budget_gives_up_trials_then_seeds_then_trials(given_seeds):
 
 def test_a_budget_by_hand():
     # 85 s less 5 s of first steps, on 2 workers of 0.5 s a run: 320 runs, 32 for each of 10
-    assert protocol.affordable(100, 10, 2, 0.5, 0.5, None) == (5, 5)  # 30 of them
-    assert protocol.affordable(100, 10, 2, 0.5, 0.5, 2) == (15, 2)
-    assert protocol.affordable(100, 5, 2, 0.5, 0.5, None) == (5, 10)  # 82.5 s: 66 for each of 5
-    assert protocol.affordable(100, 10, 2, 1.0, 0.5, None) == (2, 5)
-    assert protocol.affordable(1, 10, 2, 2.0, 0.5, None) == (1, 5)
+    assert budgets.affordable(100, 10, 2, 0.5, 0.5, None) == (5, 5)  # 30 of them
+    assert budgets.affordable(100, 10, 2, 0.5, 0.5, 2) == (15, 2)
+    assert budgets.affordable(100, 5, 2, 0.5, 0.5, None) == (5, 10)  # 82.5 s: 66 for each of 5
+    assert budgets.affordable(100, 10, 2, 1.0, 0.5, None) == (2, 5)
+    assert budgets.affordable(1, 10, 2, 2.0, 0.5, None) == (1, 5)
 
 
 @given(st.integers(1, 12), st.integers(1, 16), st.floats(0.01, 60), st.floats(0, 2),
        st.none() | st.integers(1, 20))  # fmt: skip
 def test_what_would_be_enough_is(field, jobs, run, warm, given_seeds):
-    need = protocol.enough(field, jobs, run, warm, given_seeds)
-    trials, seeds = protocol.affordable(need, field, jobs, run, warm, given_seeds)
+    need = budgets.enough(field, jobs, run, warm, given_seeds)
+    trials, seeds = budgets.affordable(need, field, jobs, run, warm, given_seeds)
     assert trials >= 5
     assert seeds >= 5 or given_seeds
-    assert protocol.affordable(0.8 * need, field, jobs, run, warm, given_seeds)[0] <= trials
+    assert budgets.affordable(0.8 * need, field, jobs, run, warm, given_seeds)[0] <= trials
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("60s", 60), ("60", 60), ("1.5m", 90), ("2h", 7200), ("0.5s", 0.5)]
 )
 def test_budgets(text, seconds):
-    assert protocol.parse_budget(text) == seconds
+    assert budgets.parse_budget(text) == seconds
 
 
 def test_a_budget_of_too_many_runs_is_refused_before_they_are_listed():
@@ -305,7 +305,7 @@ def test_a_budget_that_buys_no_verdict_says_so_before_the_race(capsys):
 )
 def test_bad_budgets(text):
     with pytest.raises(BadCall, match="expected a wall time"):
-        protocol.parse_budget(text)
+        budgets.parse_budget(text)
 
 
 @pytest.mark.parametrize("name", ["digits", "bag-of-words"])
@@ -321,8 +321,8 @@ def test_a_bundled_run_that_names_one_class_has_failed(name):
     assert task.worst == pytest.approx(max(shares))
     trial = Trial(name, FRESH, "adamw", 0, 0, 2, {"lr": 0.1})
     for share in shares:
-        assert protocol.failed(task, trial, Result([2], [share], [0.1], share))
-    assert not protocol.failed(task, trial, Result([2], [0.5], [0.1], 0.5))
+        assert scores.failed(task, trial, Result([2], [share], [0.1], share))
+    assert not scores.failed(task, trial, Result([2], [0.5], [0.1], 0.5))
 
 
 def test_a_baseline_is_named_as_entries_are():

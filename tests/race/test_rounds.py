@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from steepest.errors import BadCall
 from steepest.race import planning, protocol, request, rounds, statements
-from steepest.race.looks import at_look, bounds, standing
 from steepest.race.notes import caveats
 from steepest.race.protocol import FRESH, Plan, Result
 from steepest.race.request import Request
 from steepest.race.results_table import columns, rows
 from steepest.race.summary import summarise
+from steepest.statistics.looks import at_look, bounds, standing
 from tests.race.invented import DIGITS, LOSS, PROVENANCE
 
 NAMES = ("adamw", "momentum", "adam", "eadam")

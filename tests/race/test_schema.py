@@ -13,7 +13,7 @@ import pytest
 from steepest.race.profile import Profile, profile
 from steepest.race.protocol import Plan
 from steepest.race.schema import DifferenceRecord, PlanRecord, Summary
-from steepest.race.statistics import Difference
+from steepest.statistics.inference import Difference
 from tests.race.invented import race
 
 STORED = json.loads(Path(__file__).with_name("summary.json").read_text())

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from steepest.race import figures, planning, report, tables, terminal, trials
+from steepest.race import figures, measured, planning, report, tables, terminal
 from steepest.race.notes import OWN, caveats
 from steepest.race.outcomes import settle
 from steepest.race.phrases import UNKNOWN, number
@@ -602,7 +602,7 @@ def test_gradients_are_the_median_of_the_runs_that_ended():
 @pytest.mark.parametrize("entry", ["adam", "adam+curriculum"])
 def test_what_is_paired_is_said(entry):
     found = race(dict.fromkeys(["adamw", entry, "momentum"]))
-    loop = dict.fromkeys(["adamw", entry, "momentum"], trials.OWN_LOOP)
+    loop = dict.fromkeys(["adamw", entry, "momentum"], measured.OWN_LOOP)
     away = "batches up to step 50 differ from those of adamw"
     for checked, unchecked, unpaired, said in (
         ([], loop, {}, "checked; batches unchecked (the order of data is that of a loop of the ta"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from steepest import tasks
-from steepest.race import protocol, trials
+from steepest.race import scores, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.tasks import images
 from steepest.training.recipe import Recipe
@@ -95,9 +95,9 @@ def test_a_diverged_run_is_a_result():
     result = trials.run(trial(entry="momentum", hyper={"lr": 1e30}))
     assert result.diverged
     assert result.test is None  # what it counts as, the whole race decides
-    assert protocol.tested(DIGITS, trial(), result) == DIGITS.worst > 0
-    assert protocol.tested(DIGITS, trial(phase=TUNING), result) is None
-    assert protocol.final(DIGITS, result) == DIGITS.worst
+    assert scores.tested(DIGITS, trial(), result) == DIGITS.worst > 0
+    assert scores.tested(DIGITS, trial(phase=TUNING), result) is None
+    assert scores.final(DIGITS, result) == DIGITS.worst
 
 
 @pytest.mark.parametrize("error", [FloatingPointError, ZeroDivisionError, OverflowError])

@@ -2,10 +2,10 @@
 
 Before a race: `request` and `planning` make the plan; the pure functions of `protocol` turn the
 plan into trials. During the race: `driver` runs it; `trials` runs one training; `store` keeps the
-results at a `location`; `leases` shares the trials among processes. After it: `outcomes`,
-`statistics` and `summary` judge the results (`schema` lists the fields of a summary); `verdicts`,
+results at a `location`; `leases` shares the trials among processes. After it: `outcomes`, `judging`
+and `summary` judge the results (`schema` lists the fields of a summary); `statements`, `verdicts`,
 `notes` and `results_table` put them into words; `terminal` and `report` show them. The tasks are in
-`steepest.tasks`, and the training loop is in `steepest.training`.
+`steepest.tasks`, the training loop is in `steepest.training`, the tests in `steepest.statistics`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 
 _MOVED = {
     "BadCall": ("steepest.errors", "BadCall"),
+    "descriptive": ("steepest.statistics.descriptive", None),
+    "looks": ("steepest.statistics.looks", None),
+    "statistics": ("steepest.statistics.inference", None),
     "tasks": ("steepest.tasks", None),
     "workers": ("steepest.processes", None),
 }

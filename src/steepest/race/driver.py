@@ -15,7 +15,7 @@ from time import perf_counter
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import location, planning, protocol, report, rounds, tables, trials
+from steepest.race import location, planning, protocol, report, rounds, scores, tables, trials
 from steepest.race.folder import NO_RACE, has_race, locked, write
 from steepest.race.location import Location
 from steepest.race.outcomes import settle
@@ -103,7 +103,7 @@ def _choose(
     tuned = [pair for pair in pairs if pair[0].phase == TUNING]
     return {
         entry: [
-            protocol.best(task, group)
+            scores.best(task, group)
             for group in protocol.by_seed(plan, (p for p in tuned if p[0].entry == entry))
             if group
         ]

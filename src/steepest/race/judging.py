@@ -10,7 +10,7 @@ import numpy as np
 from steepest.race.protocol import Plan
 from steepest.race.rounds import Round
 from steepest.race.schema import EntrySummary
-from steepest.race.statistics import ALPHA, Difference, compare, hedges, improvement, paired
+from steepest.statistics.inference import ALPHA, Difference, compare, hedges, improvement, paired
 from steepest.tasks import Task
 
 

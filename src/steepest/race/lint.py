@@ -16,7 +16,7 @@ import steepest
 from steepest.race.phrases import plural
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import EntrySummary, Finding, Summary, TuningTrial
-from steepest.race.statistics import ALPHA, LEAST, compare, paired
+from steepest.statistics.inference import ALPHA, LEAST, compare, paired
 from steepest.training.recipe import Recipe
 
 Found = tuple[str, str]

@@ -16,8 +16,8 @@ from steepest.race.phrases import (
 )
 from steepest.race.protocol import LEAST_TRIALS, Plan
 from steepest.race.schema import PlanRecord, Summary
-from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, over_budget
+from steepest.statistics.inference import Difference
 
 OWN = "choose their own"
 """Why the batches of some entries are not compared, after "which"."""

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from steepest.race import protocol
+from steepest.race import scores
 from steepest.race.protocol import FRESH, Plan, Result, Trial
-from steepest.race.statistics import NO_SPREAD
+from steepest.statistics.inference import NO_SPREAD
 from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]
@@ -33,7 +33,7 @@ def settle(task: Task, plan: Plan, pairs: Pairs) -> tuple[Task, list[tuple[Trial
         # the metric that three quarters of the fresh runs reach, without the diverged runs;
         # before the first fresh run, the last metric of the baseline's first run
         first = [result for trial, result in ended if trial.entry == plan.baseline][:1]
-        last = [protocol.clamped(task, result.validation[-1]) for result in fresh or first]
+        last = [scores.clamped(task, result.validation[-1]) for result in fresh or first]
         quantile, method = (0.25, "lower") if task.maximize else (0.75, "higher")
         target = float(np.quantile(last, quantile, method=method)) if last else task.worst
     return replace(task, test_data=all(r.tested for r in fresh), target=target), pairs

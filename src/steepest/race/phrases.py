@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from steepest.race.schema import Share, Summary
-from steepest.race.statistics import Difference
+from steepest.statistics.inference import Difference
 
 UNKNOWN = "\u2013"
 """Text of a table cell whose value is not known, or not yet."""

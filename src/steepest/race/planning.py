@@ -18,12 +18,13 @@ from scipy import optimize, stats
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import halving, looks, protocol, searching
+from steepest.race import budgets, halving, protocol, searching
 from steepest.race.phrases import listed, plural
 from steepest.race.protocol import PILOT, Plan, Result, Trial
 from steepest.race.request import MOST, Request
-from steepest.race.statistics import ALPHA, LEAST, POWER, least_pairs, power
 from steepest.race.verdicts import over_budget, too_little
+from steepest.statistics import looks
+from steepest.statistics.inference import ALPHA, LEAST, POWER, least_pairs, power
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -59,12 +60,12 @@ def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
     run, warm, _ = _time_pilots(plan, jobs, jobs, pool)
     spent = perf_counter() - started
     cost = {"entries": len(names), "jobs": jobs, "run": run, "warm": warm}
-    left = protocol.parse_budget(request.budget) - spent
-    count, seeds = protocol.affordable(left, **cost, seeds=request.seeds)
-    short = seeds * (count + 1) > protocol.runs_within(left, **cost)
+    left = budgets.parse_budget(request.budget) - spent
+    count, seeds = budgets.affordable(left, **cost, seeds=request.seeds)
+    short = seeds * (count + 1) > budgets.runs_within(left, **cost)
     enough = None
     if count < protocol.LEAST_TRIALS:
-        enough = spent + protocol.enough(**cost, seeds=request.seeds)
+        enough = spent + budgets.enough(**cost, seeds=request.seeds)
     plan = replace(plan, trials=count, seeds=seeds, over_budget=short, enough=enough)
     for warning in (over_budget(plan.record()) if short else "", too_little(plan.record())):
         if warning:

@@ -11,13 +11,14 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from typing import Any
+from warnings import warn
 
 from steepest.errors import BadCall
 from steepest.race import searching
 from steepest.race.field import BASELINE
 from steepest.race.schema import PlanRecord
-from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
@@ -36,10 +37,6 @@ LEAST_HALVED = 4
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
 KNOBS = 8
 """Coordinates of a quasi-random point; an entry uses one coordinate for each of its knobs."""
-PLANNED_SHARE = 0.85
-"""Share of a budget that runs may take; the rest is for the store, the report and slow moments."""
-YEAR = 366 * 24 * 3600.0
-"""The largest budget, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -356,61 +353,6 @@ def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tupl
     return groups
 
 
-def final(task: Task, result: Result) -> float:
-    """The last validation metric; the worst metric if the run diverged or ended worse than that."""
-    return _worst(task) if result.diverged else clamped(task, result.validation[-1])
-
-
-def tested(task: Task, trial: Trial, result: Result) -> float | None:
-    """The metric that the verdict is about; the worst metric if the run diverged; None in
-    tuning.
-    """
-    if trial.phase != FRESH:
-        return None
-    if result.diverged or result.test is None:
-        return _worst(task) if result.diverged else None
-    return clamped(task, result.test)
-
-
-def clamped(task: Task, metric: float) -> float:
-    """`metric`, or the task's worst metric if `metric` is even worse."""
-    if task.worst is None:
-        return metric
-    return max(metric, task.worst) if task.maximize else min(metric, task.worst)
-
-
-def failed(task: Task, trial: Trial, result: Result) -> bool:
-    """Whether a run diverged, or is a fresh run that ended no better than the worst metric.
-
-    This compares only with a worst metric that the task gives. A worst metric that was measured
-    belongs to an untrained model, which may be good: a run that ends no better has not failed.
-    """
-    if result.diverged or task.measured is not None:
-        return result.diverged is not None
-    metric, worst = tested(task, trial, result), task.worst
-    return metric is not None and worst is not None and not task.better(metric, worst)
-
-
-def _worst(task: Task) -> float:
-    if task.worst is None:
-        raise ValueError(f"task {task.name} has no worst metric: call planning.add_worst first")
-    return task.worst
-
-
-def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
-    """The trial with the best last validation metric. Diverged trials come last, and before them
-    halted ones, which are there if all others diverged; of equal ones the first wins.
-    """
-
-    def rank(pair: tuple[Trial, Result]) -> tuple[bool, int, float, int]:
-        trial, result = pair
-        score = 0.0 if result.diverged else result.validation[-1]
-        short = trial.steps - result.steps[-1] if result.halted else 0
-        return result.diverged is not None, short, -score if task.maximize else score, trial.index
-
-    return min(tuned, key=rank)[0]
-
-
 def fresh(
     plan: Plan,
     chosen: dict[str, list[Trial]],
@@ -437,42 +379,12 @@ def fresh(
     ]
 
 
-def runs_within(seconds: float, entries: int, jobs: int, run: float, warm: float) -> int:
-    """Runs of each entry that fit into `seconds` of wall time; see `affordable`."""
-    return int(jobs * (seconds - entries * warm) / run / entries)
-
-
-def affordable(
-    seconds: float, entries: int, jobs: int, run: float, warm: float, seeds: int | None
-) -> tuple[int, int]:
-    """(trials for each seed, seeds) of an entry that fit into `seconds` of wall time.
-
-    `entries`: their number. `jobs`: number of workers. `run`: seconds of a run. `warm`: seconds of
-    the first step of an entry in a worker. If `seeds` is None, there are 10 seeds, or as many as
-    can have 5 trials each, but at least 5.
-    """
-    runs = runs_within(seconds * PLANNED_SHARE, entries, jobs, run, warm)
-    if seeds is None:
-        seeds = min(SEEDS, max(LEAST_SEEDS, runs // (LEAST_TRIALS + 1)))
-    return max(1, runs // seeds - 1), seeds
-
-
-def enough(entries: int, jobs: int, run: float, warm: float, seeds: int | None) -> float:
-    """Seconds of wall time for which `affordable` gives enough trials and seeds for a verdict."""
-    runs = (LEAST_TRIALS + 1) * max(LEAST_SEEDS, seeds or 0)
-    return ((runs + 1) * entries * run / jobs + entries * warm) / PLANNED_SHARE
-
-
-def parse_budget(text: str) -> float:
-    """Seconds in "60s", "5m", "1.5h" or "60"."""
-    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= YEAR:
-        raise BadCall(
-            f"--budget {text!r}: expected a wall time such as 60s, 5m or 1h, at most a year"
-        )
-    return seconds
+def __getattr__(name: str) -> Any:
+    """Old names, which the next release removes."""
+    for module in ("scores", "budgets"):
+        value = getattr(import_module(f"steepest.race.{module}"), name, None)
+        if value is not None and not name.startswith("_"):
+            new = f"steepest.race.{module}.{name}"
+            warn(f"steepest.race.protocol.{name} is now {new}", DeprecationWarning, stacklevel=2)
+            return value
+    raise AttributeError(f"module 'steepest.race.protocol' has no attribute {name!r}")

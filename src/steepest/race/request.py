@@ -17,8 +17,9 @@ import torch
 import steepest
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import field, looks, protocol, searching
+from steepest.race import budgets, field, searching
 from steepest.race.schema import Provenance
+from steepest.statistics import looks
 from steepest.tasks import user_modules
 from steepest.training.recipe import Recipe
 
@@ -131,7 +132,7 @@ class Request:
             if value is not None and value > MOST:
                 raise BadCall(f"--{option} {value}: expected at most {MOST:,}")
         if self.budget is not None:
-            protocol.parse_budget(self.budget)
+            budgets.parse_budget(self.budget)
             if self.trials is not None:
                 raise BadCall(
                     f"--budget {self.budget} and --trials {self.trials}: expected one of them; "

@@ -17,7 +17,7 @@ from steepest.race.phrases import (
     units,
 )
 from steepest.race.schema import EntrySummary, Summary
-from steepest.race.statistics import Difference
+from steepest.statistics.inference import Difference
 
 
 def columns(summary: Summary) -> tuple[str, ...]:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from steepest.race.looks import Standing, at_look
 from steepest.race.outcomes import settle
-from steepest.race.protocol import FRESH, Plan, Result, Trial, failed, tested
-from steepest.race.statistics import paired
+from steepest.race.protocol import FRESH, Plan, Result, Trial
+from steepest.race.scores import failed, tested
+from steepest.statistics.inference import paired
+from steepest.statistics.looks import Standing, at_look
 from steepest.tasks import Task
 
 Pairs = Sequence[tuple[Trial, Result]]

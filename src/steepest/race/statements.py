@@ -21,8 +21,8 @@ from steepest.race.phrases import (
     units,
 )
 from steepest.race.schema import Summary
-from steepest.race.statistics import Difference
 from steepest.race.verdicts import failures, no_verdict, too_little
+from steepest.statistics.inference import Difference
 
 
 @dataclass

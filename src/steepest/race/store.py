@@ -25,8 +25,9 @@ from steepest.errors import BadCall
 from steepest.race import location
 from steepest.race.leases import AGAIN, Leases, Unshared
 from steepest.race.location import ATTRIBUTES, NO_STORE, Location
-from steepest.race.protocol import Plan, Result, Trial, final
+from steepest.race.protocol import Plan, Result, Trial
 from steepest.race.schema import Provenance
+from steepest.race.scores import final
 from steepest.tasks import Task, facts, get
 
 FORMAT = 3

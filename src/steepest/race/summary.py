@@ -11,23 +11,10 @@ import numpy as np
 
 from steepest.errors import BadCall
 from steepest.race import pairing, searching, statements, verdicts
-from steepest.race.descriptive import expected_best, interquartile_mean, lr_width, proportion_error
 from steepest.race.judging import judge
 from steepest.race.lint import lint, untuned_because
 from steepest.race.notes import OWN
-from steepest.race.protocol import (
-    FRESH,
-    TUNING,
-    Plan,
-    Result,
-    Trial,
-    best,
-    by_seed,
-    clamped,
-    failed,
-    final,
-    tested,
-)
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, by_seed
 from steepest.race.rounds import Round, current, unit_means
 from steepest.race.schema import (
     BestTrial,
@@ -39,7 +26,14 @@ from steepest.race.schema import (
     Summary,
     TuningTrial,
 )
-from steepest.race.statistics import failure_bound
+from steepest.race.scores import best, clamped, failed, final, tested
+from steepest.statistics.descriptive import (
+    expected_best,
+    interquartile_mean,
+    lr_width,
+    proportion_error,
+)
+from steepest.statistics.inference import failure_bound
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 

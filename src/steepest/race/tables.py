@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steepest.race.protocol import Result, Trial, final, tested
+from steepest.race.protocol import Result, Trial
+from steepest.race.scores import final, tested
 from steepest.race.summary import target_index
 from steepest.report.tables import csv_text
 from steepest.tasks import Task

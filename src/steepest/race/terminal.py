@@ -17,10 +17,11 @@ from rich.text import Text
 
 from steepest.race.notes import caveats
 from steepest.race.phrases import UNKNOWN, counted, number, units
-from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, failed
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.results_table import columns, rows
 from steepest.race.rounds import Round
 from steepest.race.schema import Summary
+from steepest.race.scores import failed
 from steepest.tasks import Task
 
 LEFT_OUT = ("training ms/step", "state bytes/parameter")

@@ -18,7 +18,7 @@ from steepest.race.phrases import (
 )
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import PlanRecord, Summary
-from steepest.race.statistics import LEAST, Difference, failure_bound, least_pairs, spread_of
+from steepest.statistics.inference import LEAST, Difference, failure_bound, least_pairs, spread_of
 
 Differences = Mapping[str, Difference]
 NEGLIGIBLE = 0.25

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ... import codecs
 from ...tensors import local
-from ..bucket import Bucket, Ready, Stale, States
+from ..bucket import Bucket
+from ..inputs import Ready, Stale, States
 from ..memory import MISFIT, NONE, STRIDES
 from .work import Work
 

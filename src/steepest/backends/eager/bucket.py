@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ... import codecs
 from ...tensors import carries, describe, local, number
-from ..bucket import Bucket, Ready, Row, States, StepInputs
+from ..bucket import Bucket
+from ..inputs import Ready, Row, States, StepInputs
 from . import reference
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from ... import codecs
 from ...family import Selection
 from ...printing import host_function
-from ..bucket import Bucket, Lists, Ready, Row, StepInputs
+from ..bucket import Bucket
+from ..inputs import Lists, Ready, Row, StepInputs
 from ..wanted import program_of
 from . import printer
 

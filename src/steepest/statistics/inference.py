@@ -214,7 +214,7 @@ def failure_bound(failed: int, n: int) -> float:
     return float(bound.high)
 
 
-def _constant(d: np.ndarray) -> bool:
+def constant(d: np.ndarray) -> bool:
     return bool(d.std() <= NO_SPREAD * abs(d.mean()))
 
 
@@ -245,7 +245,7 @@ def _tests(differences: Mapping[str, np.ndarray], failed: Collection[str]) -> _T
     exact = {name for name, d in differences.items() if name in failed or stands_apart(d)}
     by_size: dict[int, list[str]] = {}
     for name, d in differences.items():
-        if len(d) >= 2 and (name in exact or _constant(d)):  # there is no t test without spread
+        if len(d) >= 2 and (name in exact or constant(d)):  # there is no t test without spread
             by_size.setdefault(len(d), []).append(name)
     subsets: dict[str, _Subsets] = {}
     for names in by_size.values():
@@ -298,7 +298,7 @@ def compare(
     for name, d in arrays.items():
         level, exact = levels.get(name, 1 - ALPHA), name in tests.exact
         low = high = effect = between = None
-        if len(d) >= 2 and not _constant(d):
+        if len(d) >= 2 and not constant(d):
             if exact:  # one difference would decide an effect size and a bootstrap
                 low, high = tests.subsets[name].interval(level) or (None, None)
             else:
@@ -362,7 +362,7 @@ def bootstrap(d: Sequence[float] | np.ndarray) -> tuple[float, float] | None:
     Efron (1987), Journal of the American Statistical Association 82, 171-185.
     """
     d = np.asarray(d, dtype=float)
-    if len(d) < BOOTSTRAP_LEAST or _constant(d):
+    if len(d) < BOOTSTRAP_LEAST or constant(d):
         return None
     interval = stats.bootstrap(
         (d,), np.mean, confidence_level=1 - ALPHA, method="BCa", rng=np.random.default_rng(0)

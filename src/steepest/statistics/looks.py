@@ -18,7 +18,14 @@ import numpy as np
 from scipy import optimize, special, stats
 from scipy.stats import qmc
 
-from steepest.race.statistics import ALPHA, POWER, _constant, flip_interval, sign_flip, stands_apart
+from steepest.statistics.inference import (
+    ALPHA,
+    POWER,
+    constant,
+    flip_interval,
+    sign_flip,
+    stands_apart,
+)
 
 LOOKS = (5, 8, 12)
 """Number of units at each look. Only an open entry, which is not decided yet, gets more units."""
@@ -238,10 +245,10 @@ def at_look(
     """
     bound = bounds(rivals, looks)[number - 1]
     d = np.asarray(differences, dtype=float)[: bound.units]
-    mean, constant = float(d.mean()), _constant(d)
-    exact = not constant and (any(i < bound.units for i in failed) or stands_apart(d))
+    mean, flat = float(d.mean()), constant(d)
+    exact = not flat and (any(i < bound.units for i in failed) or stands_apart(d))
     low = high = None
-    if constant or exact:
+    if flat or exact:
         p = sign_flip(d)
         over = 0 < bound.p >= p
         if exact:
@@ -255,7 +262,7 @@ def at_look(
     futile = 2 * stats.t.sf(FUTILE[min(number, len(FUTILE)) - 1], bound.units - 1)
     if over:
         state = "told apart"
-    elif constant and not mean:
+    elif flat and not mean:
         state = "equal"
     elif margin is not None and high is not None and high < margin:
         state = "within margin"
