@@ -6,11 +6,14 @@ shares of the difference that the fixed design (10 seeds, Holm's procedure) find
 
     python bench/looks.py --races 3000 --entries 9
     python bench/looks.py --races 2000 --null
+    python bench/looks.py --races 200 --real
 
 Prints, per design and size: runs (a tuning by halving counts as 4 full runs), how often the planted
 entry is found, and races with a false claim. --null: races with a false claim where no entry
 differs, by number of entries and kind of noise: normal; heavy (t with 2 degrees of freedom); a
 share of all fresh runs diverges; discrete (rounded to a standard deviation of a run); two modes.
+--real: races of two copies of adam on digits, trained as a race trains them, 50 steps a run. Each
+copy has seeds and tuning points of its own. --first splits these races over several calls.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ import json
 import numpy as np
 from scipy import stats
 
-from steepest.race import planning
+from steepest import tasks
+from steepest.race import planning, protocol, scores, trials
+from steepest.race.protocol import Plan, Tuning
 from steepest.statistics import inference
 from steepest.statistics.looks import LOOKS, standing
 
@@ -30,7 +35,7 @@ TRIALS, HALVED, FRESH = 8, 4.0, 3
 FIXED = 10
 SD, FALL = 0.006, 0.03
 """Standard deviation of a run, and what a decade squared from the best rate costs."""
-SIZES = (0.0, 0.6, 1.0)
+SIZES = (0.0, 0.6, 1.0, 1.4)
 
 
 def units(rng: np.random.Generator, shape: tuple[int, ...], fresh: int) -> np.ndarray:
@@ -114,12 +119,67 @@ def calibrate(races: int) -> None:
     print(json.dumps({"largest": max(cells.values()), "most": most, "cells": len(cells)}))
 
 
+STEPS = 50
+"""Steps of a real run."""
+
+
+def unit(plan: Plan, i: int) -> tuple[float, bool]:
+    """Mean test metric of the fresh runs of unit `i`, and whether one of them failed."""
+    task, (entry,) = tasks.get(plan.task), plan.entries
+    (tuning,) = protocol.tuning_items(plan, protocol.tuning(plan, units=[i]))
+    assert isinstance(tuning, Tuning)
+    chosen = scores.best(task, zip(tuning.trials, trials.run(tuning), strict=True))
+    fresh = protocol.fresh(plan, {entry: [chosen] * (i + 1)}, units=[i])
+    pairs = [(trial, trials.run(trial)) for trial in fresh]
+    tests = [test for pair in pairs if (test := scores.tested(task, *pair)) is not None]
+    return float(np.mean(tests)), any(scores.failed(task, *pair) for pair in pairs)
+
+
+def real(first: int, races: int) -> None:
+    """Print how many races claim a difference between two copies, and how many units they took."""
+    false, units = 0, []
+    for race in range(first, first + races):
+        copies = [
+            Plan(
+                "digits",
+                ("adam",),
+                trials=TRIALS,
+                seeds=LOOKS[-1],
+                steps=STEPS,
+                seed=protocol.derive(race, "copy", copy),
+                looks=LOOKS,
+                repeats=FRESH,
+                halving=True,
+            )
+            for copy in range(2)
+        ]
+        tests: list[list[float]] = [[], []]
+        failed: set[int] = set()
+        state = standing([], 1)
+        while state.state == "open":
+            for test, plan in zip(tests, copies, strict=True):
+                mean, lost = unit(plan, len(test))
+                failed |= {len(test)} if lost else set()
+                test.append(mean)
+            state = standing(inference.paired(tests[1], tests[0]), 1, failed=failed)
+        false += state.state == "told apart"
+        units.append(state.units)
+        print(f"race {race}: {state.state} after {state.units} units", flush=True)
+    most = int(stats.binom.ppf(0.975, races, inference.ALPHA))
+    print(json.dumps({"false": false, "most": most, "of": races, "units": float(np.mean(units))}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--races", type=int, default=3000)
     parser.add_argument("--entries", type=int, default=9)
     parser.add_argument("--null", action="store_true")
+    parser.add_argument("--real", action="store_true")
+    parser.add_argument("--first", type=int, default=0, help="number of the first real race")
     options = parser.parse_args()
+    if options.real:
+        real(options.first, options.races)
+        return
     if options.null:
         calibrate(options.races)
         return
