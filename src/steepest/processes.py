@@ -27,12 +27,29 @@ DEATHS = 3
 PAUSE = 0.5
 """Seconds until the pool asks for an item again after there was none."""
 _END = object()
+_parent: Connection | None = None
+"""In a worker, and in the processes that it forks: the pipe to the process with the pool."""
 
 
 @dataclass
 class _Failure:
     text: str
     trace: str
+
+
+@dataclass
+class _Note:
+    value: Any
+
+
+def tell(value: Any) -> None:
+    """In a worker, send `value` to `on_note` of `Pool.map`. Elsewhere, do nothing.
+
+    Only one process of a worker may tell at a time.
+    """
+    if _parent:
+        with suppress(BrokenPipeError):  # the parent has ended, and this worker is about to
+            _parent.send(_Note(value))
 
 
 class Failed(Exception):  # noqa: N818, it carries a failure
@@ -61,6 +78,8 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     # A spawned process spawns its own children by default, and a DataLoader's workers would import
     # everything again in each epoch. Let them start as they do elsewhere.
     multiprocessing.set_start_method(None, force=True)
+    global _parent
+    _parent = pipe
     while True:
         try:
             item = pipe.recv()
@@ -106,8 +125,12 @@ class Pool:
         self._workers[ours] = process
         return ours
 
-    def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    def map(
+        self, items: Iterable[Any], on_note: Callable[[Any, Any], object] = lambda *_: None
+    ) -> Iterator[tuple[Any, Any]]:
         """Yield (item, answer) in the order in which the answers arrive.
+
+        on_note: is called with (item, value) for each value that the work on an item has told.
 
         An item is taken from `items` when a worker is free. If `items` yields None, there is no
         item at the moment: the pool asks again after the next answer, or after PAUSE seconds.
@@ -137,10 +160,15 @@ class Pool:
                 time.sleep(PAUSE)
             for pipe in wait(list(busy), None if ended else PAUSE) if busy else ():
                 assert isinstance(pipe, Connection)
-                item, deaths = busy.pop(pipe)
+                item, deaths = busy[pipe]
                 try:
                     answer = pipe.recv()
+                    if isinstance(answer, _Note):
+                        on_note(item, answer.value)
+                        continue
+                    del busy[pipe]
                 except (EOFError, ConnectionResetError):
+                    del busy[pipe]
                     self._workers.pop(pipe).join()
                     if deaths + 1 == DEATHS:
                         raise WorkerError(

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,12 @@ from scipy import stats
 
 from steepest import tasks
 from steepest.errors import BadCall, WorkerError
-from steepest.processes import Pool
-from steepest.race import driver, planning, protocol
+from steepest.processes import Pool, tell
+from steepest.race import driver, measured, planning, protocol, terminal
 from steepest.race.notes import caveats
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
 from steepest.race.store import Store
+from steepest.race.trials import runner
 from tests.report.page import Page
 
 REQUEST = driver.Request("digits", "adamw,momentum,eadam", trials=2, seeds=5, steps=20)
@@ -46,6 +48,38 @@ def trial(**changes):
 
 
 # --- workers (the work is `eval`: spawned workers can import it from anywhere)
+
+
+def told_often(run, item):
+    """Runs the item; its runs tell every step."""
+    measured.NOTES = 0.0
+    return run(item)
+
+
+def test_work_can_tell_how_far_it_is():
+    item = "[__import__('steepest.processes').processes.tell(i) for i in range(3)] and 'done'"
+    told = []
+    with Pool(1, eval) as pool:
+        answers = list(pool.map([item, "7"], lambda *note: told.append(note)))
+        assert list(pool.map([item])) == [(item, "done")]  # nobody listens
+    assert answers == [(item, "done"), ("7", 7)]
+    assert told == [(item, 0), (item, 1), (item, 2)]
+    tell("outside of a worker")
+
+
+def test_a_race_hears_of_its_runs_while_they_last(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(
+        terminal.Progress, "note", lambda _, item, value: told.append((item, value))
+    )
+    work = partial(told_often, runner("digits"))
+    with Pool(1, work) as pool:
+        request = driver.Request("digits", optimizers="adamw", trials=4, steps=8, looks="5")
+        driver.race(request, tmp_path / "race", jobs=1, pool=pool)
+    for item, (key, step) in told:
+        assert key in {trial.key for trial in item.trials}
+        assert 1 <= step <= 8
+    assert {len(item.trials) for item, _ in told} == {1, 4}
 
 
 def test_a_killed_worker_costs_its_item_time_and_nothing_else(tmp_path):

@@ -1,6 +1,7 @@
 """The race on a terminal: what is drawn, what is printed where there is none."""
 
 import io
+import math
 import os
 import pty
 import re
@@ -9,13 +10,16 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
-from steepest.race import terminal
+from steepest.race import protocol, terminal
 from steepest.race.phrases import UNKNOWN
-from steepest.race.protocol import Plan, Result, Trial
+from steepest.race.protocol import Plan, Result, Trial, Tuning
 from steepest.race.summary import summarise
 from tests.race.invented import DIGITS, LOSS, PROVENANCE, pairs, race
 
@@ -91,6 +95,69 @@ def test_the_remaining_time_counts_the_runs_of_this_start_alone():
     for run in runs[59:62]:  # 3 entries x 5 seeds x 4 trials are over
         progress.advance(*run)
     assert "fresh seeds: 62 of 75 runs, about 0:02:10 left" in drawn(progress)
+
+
+def test_a_run_that_is_under_way_shows_its_steps_and_counts_in_part():
+    progress, _, clock = watched()
+    first, second, third = (pair[0] for pair in pairs(PLAN)[:3])
+    clock.now += 10
+    progress.note(first, (first.key, 25))
+    progress.note(second, (second.key, 75))
+    text = drawn(progress, 100)
+    assert f"step 25{'' if first.entry != second.entry else ', 75'} of 100" in text
+    assert "about 0:12:20 left" in text  # 10 s for one run of 75
+    progress.ended(first)
+    progress.ended(second)
+    assert "of 100" not in drawn(progress, 100)
+    progress.note(third, (third.key, 1))
+    assert "step 1 of 100" in drawn(progress, 100)
+
+
+def test_the_steps_of_a_tuning_are_those_of_all_its_trials():
+    halved = replace(PLAN, looks=(5,), repeats=3, halving=True)
+    progress, _, clock = watched(plan=halved)
+    trials = [t for t in protocol.tuning(halved) if t.entry == "adamw"][:4]
+    tuning = Tuning(tuple(trials), halved.rungs)
+    clock.now += 10
+    for trial, step in ((trials[0], 25), (trials[1], 25), (trials[0], 50)):
+        progress.note(tuning, (trial.key, step))
+    assert "step 50 of 100" in drawn(progress, 100)
+    cost = 3 * 5 * halved.unit_cost
+    left = timedelta(seconds=round(10 / 0.75 * (cost - 0.75)))
+    assert f"at most about {left} left" in drawn(progress, 100)
+    for trial in trials:  # more than it can cost, where trials start again at each rung
+        progress.note(tuning, (trial.key, 100))
+    assert progress._part() == pytest.approx(halved.tuning_cost())
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 3), st.integers(0, 100)), max_size=60))
+def test_the_time_left_never_grows(events):
+    progress, _, clock = watched()
+    runs, shown = iter(pairs(PLAN)), math.inf
+    for seconds, kind, steps in events:
+        clock.now += seconds
+        trial, result = next(runs)
+        if kind:
+            progress.note(trial, (trial.key, steps))
+        if kind < 2:
+            progress.ended(trial)
+            progress.advance(trial, result)
+        left = progress._time_left()
+        if left is not None:
+            assert 0 <= left <= shown
+            shown = left
+
+
+def test_without_a_terminal_a_long_run_is_not_silent():
+    progress, console, clock = watched(live=False)
+    trial, _ = pairs(PLAN)[0]
+    with progress:
+        for step in range(10, 100, 10):
+            clock.now += 9
+            progress.note(trial, (trial.key, step))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith(f"; under way: {trial.entry} step 40 of 100")
 
 
 def test_without_a_terminal_there_is_a_plain_line_now_and_then():

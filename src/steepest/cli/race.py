@@ -160,14 +160,15 @@ def race(
         folder = out or Path(f"race-{tasks.folder_name(task)}")
         with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
-            from steepest.race import (  # slow imports, while the workers start
-                driver,
-                planning,
-                terminal,
-            )
+            from steepest.race import terminal
+
+            with terminal.waiting("starting"):
+                from steepest.race import driver, planning  # slow, while the workers start
 
             if plan:
-                print(planning.forecast(request, jobs, pool))
+                with terminal.waiting("pilot runs"):
+                    forecast = planning.forecast(request, jobs, pool)
+                print(forecast)
                 return 0
             summary, interrupted = driver.race(
                 request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study

@@ -25,7 +25,7 @@ from steepest.race.request import Request, check_same_race, provenance
 from steepest.race.schema import Provenance, Summary
 from steepest.race.store import Store
 from steepest.race.summary import summarise
-from steepest.race.terminal import Progress
+from steepest.race.terminal import Progress, waiting
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -70,8 +70,9 @@ def _race(
         interrupted = False
         try:
             if isinstance(opened, Location):
-                plan = planning.make_plan(request, jobs, pool, started)
-                task = planning.add_worst(tasks.get(plan.task, plan.data), plan, pool)
+                with waiting("pilot runs"):
+                    plan = planning.make_plan(request, jobs, pool, started)
+                    task = planning.add_worst(tasks.get(plan.task, plan.data), plan, pool)
                 protocol.tuning(plan)  # a plan that fails here is not stored
                 store = Store.create(folder, plan, provenance(request), task, opened)
                 check_same_race(request, store, f"--study {opened.study}", opened.name)
@@ -93,7 +94,8 @@ def _race(
             interrupted = True
         if edited := tasks.edited(request.task):
             print(f"steepest: {edited}", file=sys.stderr)
-        return rebuild(folder, storage), interrupted
+        with waiting("writing the report"):
+            return rebuild(folder, storage), interrupted
 
 
 def _choose(
@@ -200,13 +202,14 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning], now: round
                     started.add(item.key)
                 yield item
 
-        for item, answer in pool.map(next_items()):
+        for item, answer in pool.map(next_items(), shown.note):
             results = answer if isinstance(item, Tuning) else [answer]
             pairs = list(zip(item.trials, results, strict=True))
             for trial, result in pairs:
                 pairing.check(trial, result)
                 store.add(trial, result)
             leases.done(item)
+            shown.ended(item)
             take_in(pairs, shown)
 
 

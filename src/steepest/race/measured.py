@@ -17,6 +17,7 @@ from torch import nn
 
 from steepest import tasks
 from steepest.errors import BadCall, Diverged
+from steepest.processes import tell
 from steepest.race import halving
 from steepest.race.pairing import Seen, states
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
@@ -33,6 +34,8 @@ ROUNDING = 1e-6
 HUGE = 1e8
 """A weight beyond this counts as diverged, like inf: if a task then raises an error, the run has
 diverged."""
+NOTES = 0.5
+"""Least seconds between two notes on how far a run is."""
 OWN_LOOP = "the order of data is that of a loop of the task's own"
 
 
@@ -58,6 +61,7 @@ class _Run:
         self._stepping: list[list[float]] = []
         self._steps: list[float] = []
         self._spent, self._mark = 0.0, perf_counter()
+        self._next_note = self._mark + NOTES
         self._seen, self._new, self._drawn = Seen(), False, ""
         self._training: list[bool] = []
         self._odd = ""
@@ -186,6 +190,9 @@ class _Run:
                     raise
                 end = perf_counter()
             times.append(end - start - inside)
+            if end >= self._next_note:
+                self._next_note = end + NOTES
+                tell((self.trial.key, len(times)))
             self._steps.append(end - self._mark - (start - before))
             self._spent += self._steps[-1]
             self._training[which - 1] = both

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from textwrap import fill
 
@@ -17,7 +19,7 @@ from rich.text import Text
 
 from steepest.race.notes import caveats
 from steepest.race.phrases import UNKNOWN, counted, number, units
-from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial
+from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, Tuning
 from steepest.race.results_table import columns, rows
 from steepest.race.rounds import Round
 from steepest.race.schema import Summary
@@ -28,15 +30,31 @@ LEFT_OUT = ("training ms/step", "state bytes/parameter")
 """Columns that only report.html shows: a terminal has no room for them."""
 TIMES = ("seconds to target", "optimizer ms/step")
 NARROW = 100
-"""A terminal with fewer characters in a line does not show TIMES either."""
+"""A terminal with fewer characters in a line shows neither TIMES nor bars."""
 WIDTH = 120
 """Characters in a line of output that is not a terminal."""
 HEAD = 15
 """Characters at which a column's head is wrapped, so that the table fits into 100."""
 REFRESH = 4
 """How often per second the live table is drawn: more often might flicker."""
+BAR = 12
+"""Characters of a progress bar."""
+LEAST_RAN = 0.1
+"""Full runs after which the time left is estimated."""
 QUIET = 30.0
 """Least seconds between two lines if there is no terminal. So a short race prints no line."""
+
+
+Key = tuple[str, str, int]
+"""`Trial.key`."""
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal that something goes on: a moving line on stderr, which disappears."""
+    console = Console(stderr=True)
+    with console.status(Text(f"{what} ...")) if console.is_terminal else nullcontext():
+        yield
 
 
 class Progress:
@@ -75,6 +93,9 @@ class Progress:
             else:
                 self._left -= self._weight[trial.phase]
         self._ran = 0.0
+        self._under_way: dict[Key, dict[Key, int]] = {}
+        """Item of a worker -> trial -> the steps that it has made."""
+        self._shown = math.inf
         self._began = self._last_line = clock()
         self._live = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -98,10 +119,57 @@ class Progress:
         """Count a finished trial and show it."""
         self._count(trial, result)
         self._ran += self._weight[trial.phase]
+        self._print()
+
+    def note(self, item: Trial | Tuning, value: tuple[Key, int]) -> None:
+        """Show how far a run is. value: the trial's key, and the steps that it has made."""
+        steps = self._under_way.setdefault(item.key, {})
+        trial, made = value
+        steps.pop(trial, None)  # the trial that is under way comes last
+        steps[trial] = made
+        self._print()
+
+    def ended(self, item: Trial | Tuning) -> None:
+        """Note that a worker has finished an item; `advance` follows for each of its trials."""
+        self._under_way.pop(item.key, None)
+
+    def _print(self) -> None:
         now = self._clock()
         if self._live is None and now - self._last_line >= QUIET:
             self._last_line = now
-            print(f"steepest: {self._line()}", file=self._console.file, flush=True)
+            text = self._line()
+            if running := [f"{e} {steps}" for e in self._counts if (steps := self._running(e))]:
+                text += f"; under way: {', '.join(running)}"
+            print(f"steepest: {text}", file=self._console.file, flush=True)
+
+    def _running(self, entry: str) -> str:
+        """The steps of the entry's runs that are under way."""
+        made = [str([*steps.values()][-1]) for k, steps in self._under_way.items() if k[1] == entry]
+        return f"step {', '.join(made)} of {self._plan.steps}" if made else ""
+
+    def _part(self, entry: str | None = None) -> float:
+        """What has been made of items under way, in full runs."""
+        return sum(
+            min(sum(steps.values()) / self._plan.steps, self._cost(key[0]))
+            for key, steps in self._under_way.items()
+            if entry in (None, key[1])
+        )
+
+    def _cost(self, phase: str) -> float:
+        """The full runs of an item of a worker."""
+        count = self._plan.trials if phase == TUNING and self._plan.rungs else 1
+        return count * self._weight[phase]
+
+    def _time_left(self) -> float | None:
+        """Seconds left; None if not enough has run. It never grows: an estimate may be wrong for a
+        while, but time that comes back is worth nothing.
+        """
+        ran = self._ran + self._part()
+        if ran < LEAST_RAN:
+            return None
+        left = (self._clock() - self._began) / ran * (self._left - ran)
+        self._shown = min(self._shown, max(0.0, left))
+        return self._shown
 
     def _count(self, trial: Trial, result: Result) -> None:
         count = self._counts[trial.entry]
@@ -132,9 +200,8 @@ class Progress:
             phase += f" for look {plan.looks.index(now.units.stop) + 1} of {len(plan.looks)}"
             most, about = "at most ", "at most about"
         left = "time left not known yet"
-        if self._ran:
-            pace = (self._clock() - self._began) / self._ran
-            left = f"{about} {timedelta(seconds=round(pace * (self._left - self._ran)))} left"
+        if (seconds := self._time_left()) is not None:
+            left = f"{about} {timedelta(seconds=round(seconds))} left"
         return (
             f"{self._task.name}, {phase}: {finished} of {most}{self._total} runs"
             f"{f', {failures} failed' if failures else ''}, {left}"
@@ -145,7 +212,10 @@ class Progress:
         unit = " (%)" if self._task.proportion else ""
         table.add_column("entry", no_wrap=True, max_width=28)
         table.add_column("runs", justify="right", no_wrap=True)
-        table.add_column("", width=16)
+        wide = self._console.width >= NARROW
+        if wide:
+            table.add_column("", width=BAR)
+        table.add_column("under way", no_wrap=True, max_width=22)
         # the name of a metric is the user's, so it must not be read as markup
         table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
         table.add_column("failed", justify="right")
@@ -159,7 +229,8 @@ class Progress:
             table.add_row(
                 Text(entry),
                 f"{count['runs']}/{runs}",
-                ProgressBar(total=runs, completed=count["runs"], width=16),
+                *([ProgressBar(runs, count["runs"] + self._part(entry), BAR)] if wide else []),
+                Text(self._running(entry)),
                 shown,
                 str(count["failed"]),
             )
