@@ -130,11 +130,14 @@ def race(
     need_race()
     import os
 
-    from steepest import tasks
-    from steepest.errors import BadCall
-    from steepest.processes import Pool
-    from steepest.race.request import Request
-    from steepest.race.trials import runner
+    from steepest.report.waiting import waiting
+
+    with waiting("starting"):
+        from steepest import tasks
+        from steepest.errors import BadCall
+        from steepest.processes import Pool
+        from steepest.race.request import Request
+        from steepest.race.trials import runner
 
     ranges = ",".join(search) if search else None
     request = Request(
@@ -160,13 +163,11 @@ def race(
         folder = out or Path(f"race-{tasks.folder_name(task)}")
         with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
-            from steepest.race import terminal
-
-            with terminal.waiting("starting"):
-                from steepest.race import driver, planning  # slow, while the workers start
+            with waiting("starting"):  # slow imports, while the workers start
+                from steepest.race import driver, planning, terminal
 
             if plan:
-                with terminal.waiting("pilot runs"):
+                with waiting("pilot runs"):
                     forecast = planning.forecast(request, jobs, pool)
                 print(forecast)
                 return 0

@@ -25,7 +25,8 @@ from steepest.race.request import Request, check_same_race, provenance
 from steepest.race.schema import Provenance, Summary
 from steepest.race.store import Store
 from steepest.race.summary import summarise
-from steepest.race.terminal import Progress, waiting
+from steepest.race.terminal import Progress
+from steepest.report.waiting import waiting
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
@@ -65,18 +66,18 @@ def _race(
         raise BadCall(NO_RACE.format(folder))
     work = trials.runner(request.task, request.optimizers)
     with locked(folder), nullcontext(pool) if pool else Pool(jobs, work) as pool:
-        opened = _open(request, folder, resume, storage, study)
-        store = opened if isinstance(opened, Store) else None
-        interrupted = False
+        store, interrupted = None, False
         try:
-            if isinstance(opened, Location):
-                with waiting("pilot runs"):
+            with waiting("preparing the race"):
+                opened = _open(request, folder, resume, storage, study)
+                if isinstance(opened, Location):
                     plan = planning.make_plan(request, jobs, pool, started)
                     task = planning.add_worst(tasks.get(plan.task, plan.data), plan, pool)
-                protocol.tuning(plan)  # a plan that fails here is not stored
-                store = Store.create(folder, plan, provenance(request), task, opened)
-                check_same_race(request, store, f"--study {opened.study}", opened.name)
-            assert store
+                    protocol.tuning(plan)  # a plan that fails here is not stored
+                    store = Store.create(folder, plan, provenance(request), task, opened)
+                    check_same_race(request, store, f"--study {opened.study}", opened.name)
+                else:
+                    store = opened
             if store.location.racer:
                 name = f"study {store.location.study} in {store.location.name}"
                 print(f"steepest: {name}; join it with --storage and --study", file=sys.stderr)

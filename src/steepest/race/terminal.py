@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from textwrap import fill
 
@@ -47,14 +46,6 @@ QUIET = 30.0
 
 Key = tuple[str, str, int]
 """`Trial.key`."""
-
-
-@contextmanager
-def waiting(what: str) -> Iterator[None]:
-    """Show on a terminal that something goes on: a moving line on stderr, which disappears."""
-    console = Console(stderr=True)
-    with console.status(Text(f"{what} ...")) if console.is_terminal else nullcontext():
-        yield
 
 
 class Progress:
