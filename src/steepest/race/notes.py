@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from steepest.race.phrases import (
     counted,
@@ -102,7 +103,8 @@ def _units(summary: Summary, steps: str) -> str:
 
 def _rungs(plan: PlanRecord) -> tuple[tuple[int, int], ...]:
     """`Plan.rungs` of a plan as JSON."""
-    return Plan(**{**plan, "entries": tuple(plan["entries"]), "looks": tuple(plan["looks"])}).rungs
+    fields: dict[str, Any] = {**plan}
+    return Plan(**fields).rungs
 
 
 def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> list[str]:

@@ -80,7 +80,8 @@ class Plan:
     """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "looks", tuple(self.looks))  # a list in JSON
+        for name in ("entries", "looks"):  # lists in JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.baseline not in self.entries:
             usual = BASELINE if BASELINE in self.entries else self.entries[0]
             object.__setattr__(self, "baseline", usual)

@@ -65,8 +65,7 @@ class Store:
             ) from error
         weakref.finalize(self, self._storage.engine.dispose)  # no connection outlives the store
         self._number = self._storage.get_study_id_from_name(self.location.study)
-        stored = attributes["plan"]
-        self.plan = Plan(**{**stored, "entries": tuple(stored["entries"])})
+        self.plan = Plan(**attributes["plan"])
         self.task = Task(**attributes["task"])
         """The facts of the task, without its code."""
         self.spaces: dict[str, dict[str, tuple[float, float]]] = {

@@ -150,6 +150,11 @@ def detectable(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
     return float(root)
 
 
+def _futile(number: int) -> float:
+    """The |t| below which an entry is dropped at look `number`, from 1, unless it is the last."""
+    return FUTILE[min(number, len(FUTILE)) - 1]
+
+
 def margin_shown(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
     """Smallest margin below which an entry without a difference stays with probability 0.8 at the
     last look, in standard deviations of the differences of units.
@@ -177,7 +182,7 @@ def _closed(d: np.ndarray, rivals: int, looks: tuple[int, ...]) -> tuple[np.ndar
         now = units == 0
         apart |= now & (t >= bound.t)
         last = number == len(looks) - 1
-        futile = math.inf if last else FUTILE[min(number, len(FUTILE) - 1)]
+        futile = math.inf if last else _futile(number + 1)
         units[now & ((t >= bound.t) | (t < futile))] = bound.units
     return units, apart
 
@@ -259,7 +264,7 @@ def at_look(
         over = abs(mean) >= bound.t * spread
         if bound.t < math.inf:
             low, high = mean - bound.t * spread, mean + bound.t * spread
-    futile = 2 * stats.t.sf(FUTILE[min(number, len(FUTILE)) - 1], bound.units - 1)
+    futile = 2 * stats.t.sf(_futile(number), bound.units - 1)
     if over:
         state = "told apart"
     elif flat and not mean:
