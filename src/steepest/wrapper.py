@@ -176,12 +176,17 @@ class Wrapper(torch.optim.Optimizer):
 
         They are matched by name or by order, as the wrapped optimizer matches them.
         """
-        called, own, base = type(self).__name__, self.param_groups, self.optimizer
-        while isinstance(base, Wrapper):
-            base = base.optimizer
+        called, own, base = type(self).__name__, self.param_groups, innermost(self.optimizer)
         slots = slots_of(own, rows)
         named = rows and all(row.name for row in (*slots, *rows))
         if named and isinstance(base, RuleOptimizer):  # torch's optimizers match by order only
             return by_name(called, slots, rows, strict=True)[0]
         sizes = [[len(g["params"]) for g in gs] for gs in (own, groups)]
         return by_order(called, slots, rows, *sizes)
+
+
+def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside all wrappers of this package, or `optimizer` itself without one."""
+    while isinstance(optimizer, Wrapper):
+        optimizer = optimizer.optimizer
+    return optimizer

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from steepest import tasks
-from steepest.errors import BadCall
 from steepest.race import driver, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.race.request import Request
@@ -169,12 +168,19 @@ def test_a_clipped_gradient_is_torchs():
     assert got.validation != trials.run(trial("torch.optim:SGD")).validation
 
 
-def test_clip_refuses_a_closure():
+def test_clip_waits_for_the_gradients_of_a_closure():
     weight = nn.Parameter(torch.ones(2))
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-    Recipe.read("torch.optim:SGD+clip").equip(optimizer, 1, {"clip.norm": 1.0}, 0)
-    with pytest.raises(BadCall, match=r"\+clip was given step\(closure\)"):
-        optimizer.step(lambda: weight.sum())
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    Recipe.read("torch.optim:SGD+clip").equip(optimizer, 1, {"clip.norm": 0.5}, 0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (3 * weight[0] + 4 * weight[1]).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 7
+    assert weight.tolist() == pytest.approx([1 - 0.5 * 3 / 5, 1 - 0.5 * 4 / 5])
 
 
 def test_noise_has_its_variance_and_is_not_clipped():

@@ -58,8 +58,18 @@ def test_nobody_is_added_to_the_entries_that_are_named():
         ("newton.early-stopping", "did you mean 'newton[+]early-stopping'"),
         ("numpy.random", "unknown optimizer 'numpy.random'.*; known: "),
         ("AdamWScheduleFree", "did you mean 'schedule_free_adamw'"),
-        ("sam", "steepest.SAM wraps an optimizer and cannot be an entry: in your own loop"),
-        ("Lookahead", "steepest.Lookahead wraps an optimizer and cannot be an entry"),
+        ("sam", "sam is a part of an entry: did you mean 'adamw[+]sam'"),
+        ("Lookahead", "lookahead is a part of an entry: did you mean 'adamw[+]lookahead'"),
+        ("steepest.SAM", "did you mean 'adamw[+]sam'"),
+        ("steepest:ASAM", "cannot be imported"),
+        ("steepest:SAM", "SAM needs optimizer, but a race gives .* 'adamw[+]sam'"),
+        ("pytorch_optimizer:SAM", "SAM needs base_optimizer, but .* 'adamw[+]sam'"),
+        ("pytorch_optimizer:LOMO", "LOMO needs model, but .*; derive a subclass"),
+        ("stranger:Many", "Many needs loss, steps, but a race gives it only parameters"),
+        ("cosine", "cosine is a part of an entry: did you mean 'adamw[+]cosine'"),
+        ("sophia", "did you mean 'pytorch_optimizer:SophiaH'"),
+        ("AdaHessian", "did you mean 'pytorch_optimizer:AdaHessian'"),
+        ("zzzz", "known: sgd, momentum"),
         ("adam,adam", "more than once"),
         ("adam+cosine,adam+cosine", "more than once"),
         ("stranger:NoDefault", "its default lr is none"),
@@ -78,6 +88,7 @@ def strangers(tmp_path, monkeypatch):
         "from torch.optim import SGD, Optimizer\n"
         "class NoDefault(SGD):\n    def __init__(self, params, lr): super().__init__(params, lr)\n"
         "class Zero(SGD):\n    def __init__(self, params, lr=0.0): super().__init__(params, lr)\n"
+        "class Many(SGD):\n    def __init__(self, params, loss, steps, lr=0.1, *a, **k): ...\n"
         "class Rateless(Optimizer):\n    def __init__(self, params): super().__init__(params, {})\n"
         "class Free(SGD):\n    def __init__(self, params): super().__init__(params, 0.1)\n"
         "class Mine(SGD):\n    def __init__(self, params, lr=0.5): super().__init__(params, lr)\n"
@@ -276,6 +287,14 @@ def test_what_stepped_an_entry_is_named():
 def test_a_class_that_cannot_be_made_is_named():
     with pytest.raises(BadCall, match=r"'torch.optim:Adam' cannot be made with lr=-1 \(ValueError"):
         Recipe.read("torch.optim:Adam").optimizer([nn.Parameter(torch.ones(1))], {"lr": -1.0})
+
+
+def test_a_class_that_refuses_the_parameters_has_a_rule_of_its_name():
+    bias = nn.Parameter(torch.ones(3))
+    with pytest.raises(BadCall, match=r"only supports 2D.*; did you mean 'muon'\?"):
+        Recipe.read("torch.optim:Muon").optimizer([bias], {"lr": 0.1})
+    with pytest.raises(BadCall, match=r"ValueError.*\)$"):  # here it is the rate
+        Recipe.read("torch.optim:Muon").optimizer([bias], {"lr": -1.0})
 
 
 OPEN = """

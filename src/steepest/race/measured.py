@@ -25,6 +25,7 @@ from steepest.tasks.randomness import begin, put_back
 from steepest.tasks.task import Task, two_points
 from steepest.tasks.user_file import described, number, told
 from steepest.training.loop import train
+from steepest.training.parts.around import SlowAtEvaluation
 from steepest.training.parts.rates import Undone
 from steepest.training.randomness import OwnRandomness
 from steepest.training.recipe import Recipe, backends
@@ -130,7 +131,8 @@ class _Run:
         tensors = list(params.parameters() if isinstance(params, nn.Module) else params)
         try:
             with put_back():
-                optimizer = self.recipe.optimizer(tensors, self.trial.hyper, self.trial.seed)
+                own = self.recipe.optimizer(tensors, self.trial.hyper, self.trial.seed)
+                optimizer = self.recipe.wrap(own, self.trial.hyper)
         except Exception as error:
             self._wrong = error  # even if the task catches it
             raise
@@ -143,7 +145,7 @@ class _Run:
         if two_points(optimizer):
             self._watch(optimizer)
         own_loop = self.task.train is not None
-        self.recipe.equip(optimizer, trial.steps, trial.hyper, trial.seed + which, guarded=own_loop)
+        self.recipe.equip(own, trial.steps, trial.hyper, trial.seed + which, guarded=own_loop)
         self._mark = perf_counter()
         return optimizer
 
@@ -162,12 +164,21 @@ class _Run:
         optimizer.__class__ = new_class(cls.__name__, (cls,), {}, lambda space: space.update(own))
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
-        inner, times = optimizer.step, []
+        inner, times, entry, needy = optimizer.step, [], self.trial.entry, self.recipe.needy
         self._stepping.append(times)
         self._training.append(False)
-        apart, both = OwnRandomness(optimizer, self.trial.seed + which), two_points(optimizer)
+        apart, wants = OwnRandomness(optimizer, self.trial.seed + which), self.recipe.wants
+        # a loop may evaluate the fast weights of Lookahead; with eval() it evaluates the slow ones
+        both = two_points(optimizer) and not isinstance(optimizer, SlowAtEvaluation)
 
         def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
+            if closure is None and wants.closure:
+                self._refuse(
+                    f"entry {entry!r}: the training loop calls step() without a closure, and "
+                    f"{needy} needs one: call step(closure) with a function that resets the "
+                    f"gradients, computes the loss, calls backward() and returns the loss; or race "
+                    f"entries without {needy}"
+                )
             inside = 0.0
 
             def timed_closure() -> Any:  # time in the closure is not time of the optimizer
@@ -188,6 +199,15 @@ class _Run:
                 except Undone as error:
                     self._wrong = error
                     raise
+                except RuntimeError as error:
+                    grads = [p.grad for p in _parameters([optimizer]) if p.grad is not None]
+                    if not wants.graph or any(grad.requires_grad for grad in grads):
+                        raise
+                    self._refuse(
+                        f"entry {entry!r}: {needy} differentiates the gradients, but the training "
+                        f"loop made them without a graph ({error}): call "
+                        f"backward(create_graph=True), or race entries without {needy}"
+                    )
                 end = perf_counter()
             times.append(end - start - inside)
             if end >= self._next_note:
@@ -336,7 +356,7 @@ class _Run:
         result.state_bytes = sum(
             value.numel() * value.element_size()
             for optimizer in optimizers
-            for state in optimizer.state.values()
+            for state in (*optimizer.state.values(), _slow_weights(optimizer))
             for value in state.values()
             if isinstance(value, torch.Tensor)
         )
@@ -350,3 +370,7 @@ class _Run:
 
 def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:
     return [p for o in optimizers for group in o.param_groups for p in group["params"]]
+
+
+def _slow_weights(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, torch.Tensor]:
+    return optimizer.slow_weights if isinstance(optimizer, SlowAtEvaluation) else {}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..checks import mixed, number, saved, unwrapped, whole
+from .hooks import on_gradients
 
 
 class GradientNoise:
@@ -52,7 +53,8 @@ class GradientNoise:
         self.gamma = number("GradientNoise", "gamma", gamma, "[0, inf)")
         self.seed = whole("GradientNoise", "seed", seed, 0)
         self.t = 0
-        self._hook = optimizer.register_step_pre_hook(self._before_step)
+        self._optimizer = optimizer
+        self._hook = on_gradients(optimizer, self._begin)
 
     @property
     def variance(self) -> float:
@@ -63,27 +65,10 @@ class GradientNoise:
         """Remove the hook. Later steps get no noise."""
         self._hook.remove()
 
-    def _before_step(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        add_noise = partial(self._add_noise, optimizer, self.t, self.variance)
+    def _begin(self) -> Callable[[], None]:
+        add_noise = partial(self._add_noise, self._optimizer, self.t, self.variance)
         self.t += 1
-        # args begins with the optimizer itself in some versions of torch
-        index = next((k for k, a in enumerate(args) if callable(a) and a is not optimizer), None)
-        closure = kwargs.get("closure") if index is None else args[index]
-        if closure is None:
-            add_noise()
-            return None
-
-        def noisy(closure: Callable[[], Any] = closure) -> Any:
-            with torch.enable_grad():
-                loss = closure()
-            add_noise()
-            return loss
-
-        if index is None:
-            return args, {**kwargs, "closure": noisy}
-        return (*args[:index], noisy, *args[index + 1 :]), kwargs
+        return add_noise
 
     @torch.no_grad()
     def _add_noise(self, optimizer: torch.optim.Optimizer, t: int, variance: float) -> None:

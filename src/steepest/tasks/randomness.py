@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,12 +25,36 @@ def begin(seed: int) -> None:
     random.seed(seed)
 
 
+def remember(generators: Iterable[Any] = ()) -> Callable[[], None]:
+    """Return a function that sets the random states to what they are now.
+
+    generators: generators of torch, numpy and `random`, whose states are included.
+    """
+    accessors = (*STATES, *map(_accessor, generators))
+    kept = [(put, get()) for get, put in accessors]
+
+    def restore() -> None:
+        for put, state in kept:
+            put(state)
+
+    return restore
+
+
 @contextmanager
 def put_back() -> Iterator[None]:
     """Restore the random states when the block ends, so that its draws change no later draws."""
-    before = [get() for get, _ in STATES]
+    restore = remember()
     try:
         yield
     finally:
-        for (_, put), state in zip(STATES, before, strict=True):
-            put(state)
+        restore()
+
+
+def _accessor(generator: Any) -> tuple[Any, Any]:
+    """(read, write) of the generator's state."""
+    if isinstance(generator, np.random.Generator):
+        bits: Any = generator.bit_generator
+        return lambda: bits.state, lambda state: setattr(bits, "state", state)
+    if isinstance(generator, random.Random):
+        return generator.getstate, generator.setstate
+    return generator.get_state, generator.set_state

@@ -49,7 +49,7 @@ def train(
     def default(model: torch.nn.Module) -> torch.optim.Optimizer:
         made = recipe.optimizer(model.parameters(), hyper, seed)
         recipe.equip(made, steps, hyper, seed + 1)  # the same seed as in a race
-        return made
+        return recipe.wrap(made, hyper)
 
     optimizer, every = (make_optimizer or default)(setup.model), task.every
     newest: list[Any] = []

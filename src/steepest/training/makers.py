@@ -26,6 +26,8 @@ from steepest.errors import BadCall
 from steepest.families import families
 from steepest.tasks.task import turn
 from steepest.tasks.user_file import module_of
+from steepest.training.parts import PARTS
+from steepest.training.wants import Wants, first_error, wants_of
 
 if TYPE_CHECKING:
     from steepest.definition import Rule
@@ -35,6 +37,9 @@ SPAN = 30.0
 All other options keep their defaults. A rule that declares no range is tuned in the same way. If a
 class has the name of one of the package's classes, as torch.optim:SGD does, it gets the search
 range and the defaults of the package's rule."""
+
+NO_PARAMETERS = ("optimizer", "base_optimizer", "model", "module", "net")
+"""Names of a first argument that is not the parameters."""
 
 
 class Maker(ABC):
@@ -62,6 +67,11 @@ class Maker(ABC):
     def whole_numbers(self) -> set[str]:
         """The options that take only whole numbers."""
         return set()
+
+    @property
+    def wants(self) -> Wants:
+        """What a step of the optimizer needs besides gradients."""
+        return Wants()
 
     @abstractmethod
     def make(
@@ -166,6 +176,10 @@ class ClassMaker(Maker):
             )
         }
 
+    @property
+    def wants(self) -> Wants:
+        return wants_of(self.cls, tuple(self.defaults.items()))
+
     def make(
         self, params: Iterable[Any], hyper: Mapping[str, float], seed: int, entry: str
     ) -> torch.optim.Optimizer:
@@ -179,13 +193,7 @@ class ClassMaker(Maker):
 
     def _first_step(self, hyper: Mapping[str, float]) -> Exception | None:
         """The error that the optimizer raises in its first step; None if it raises none."""
-        weight = torch.nn.Parameter(torch.ones(2, 2))
-        weight.grad = torch.ones(2, 2)
-        try:
-            self.make([weight], hyper, 0, self.name).step()
-        except Exception as error:
-            return error
-        return None
+        return first_error(lambda params: self.make(params, hyper, 0, self.name), self.wants, 1)
 
 
 def make_class(
@@ -200,9 +208,11 @@ def make_class(
         given = ", ".join(
             f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in options.items()
         )
-        why = f"{type(error).__name__}: {error}"
+        why, hint, rule = f"{type(error).__name__}: {error}", "", _rule_of(cls)
+        if rule and not first_error(lambda small: cls(small, **options), Wants(), 0):
+            hint = f"; did you mean {rule.name!r}?"  # it is the parameters that the class refuses
         raise BadCall(
-            f"entry {entry!r} cannot be made with {given or 'its defaults'} ({why})"
+            f"entry {entry!r} cannot be made with {given or 'its defaults'} ({why}){hint}"
         ) from None
 
 
@@ -232,6 +242,7 @@ def _import(name: str) -> ModuleType:
 @cache
 def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
     """Tuned option -> its default, for a class. Raises BadCall if lr has no usable default."""
+    _check_arguments(name, cls)
     options = _options(cls)
     lr = options.get("lr")
     if lr is None:
@@ -250,6 +261,28 @@ def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
             f"expected a default above 0; derive a subclass with one"
         )
     return {"lr": float(lr.default)}
+
+
+def _check_arguments(name: str, cls: type[torch.optim.Optimizer]) -> None:
+    """Raise BadCall if the class cannot be made from parameters and a learning rate alone."""
+    first, *others = signature(cls).parameters.values()
+    needed = [
+        p.name
+        for p in others
+        if p.default is Parameter.empty
+        and p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        and p.name != "lr"
+    ]
+    given = first.name if first.name in NO_PARAMETERS else ", ".join(needed)
+    if given:
+        cure = "derive a subclass that is made from parameters and sets the rest itself"
+        part = cls.__name__.lower()
+        if part in PARTS and PARTS[part].wraps:
+            cure = f"did you mean 'adamw+{part}'?"
+        raise BadCall(
+            f"entry {name!r}: {cls.__name__} needs {given}, but a race gives it only parameters "
+            f"and the options that are tuned; {cure}"
+        )
 
 
 def _rule_of(cls: type[torch.optim.Optimizer]) -> Rule | None:

@@ -12,6 +12,7 @@ import torch
 
 from steepest.shell import RuleOptimizer
 from steepest.tasks.randomness import STATES
+from steepest.wrapper import innermost
 
 
 class OwnRandomness:
@@ -23,9 +24,8 @@ class OwnRandomness:
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
-        torch_alone = isinstance(optimizer, RuleOptimizer) or type(optimizer).__module__.startswith(
-            "torch."
-        )
+        base = innermost(optimizer)  # what is around it draws nothing
+        torch_alone = isinstance(base, RuleOptimizer) or type(base).__module__.startswith("torch.")
         self._accessors = STATES[:1] if torch_alone else STATES
         self._other: list[Any] = [
             torch.Generator().manual_seed(seed).get_state(),

@@ -8,8 +8,9 @@ other module splits the name of an entry.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,14 @@ from steepest.training.makers import ClassMaker, Maker, RuleMaker
 from steepest.training.parts import PARTS, Knob, Part
 from steepest.training.parts.part import NOTHING, Fitting
 from steepest.training.parts.rates import guard
+from steepest.training.wants import Wants
+from steepest.wrapper import innermost
 
 if TYPE_CHECKING:
     from steepest.tasks.task import Setup, Task
+
+PACKAGES = ("pytorch_optimizer", "torch.optim")
+"""Packages whose classes a hint may name, for an optimizer that is unknown here."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,24 @@ class Recipe:
         return not self.full_batch and not any(part.own_batches for part in self.parts)
 
     @property
+    def wants(self) -> Wants:
+        """What a step of the optimizer, with its parts, needs besides gradients."""
+        wants = self.maker.wants
+        return replace(wants, closure=wants.closure or any(part.closure for part in self.parts))
+
+    @property
+    def needy(self) -> str:
+        """What needs a closure or a graph, such as "+sam"; else the optimizer's name."""
+        return next((f"+{part.name}" for part in self.parts if part.closure), self.base)
+
+    @property
     def other_cost(self) -> bool:
         """Whether a step may take longer or shorter than one gradient of one batch."""
-        return bool(self.full_batch) or not all(part.any_loop for part in self.parts)
+        return (
+            bool(self.full_batch)
+            or not all(part.any_loop for part in self.parts)
+            or self.wants != Wants()
+        )
 
     @property
     def model_of(self) -> tuple[str, ...]:
@@ -166,8 +187,17 @@ class Recipe:
             )
         for part in self.parts:
             part.check(self.name, task)
+            if part.own_gradients and self.wants != Wants():
+                kind = "a closure" if self.wants.closure else "gradients with a graph"
+                raise BadCall(
+                    f"entry {self.name!r}: +{part.name} computes the gradients itself, and "
+                    f"{self.needy} needs {kind}: expected no +{part.name} in the same entry"
+                )
         if self.full_batch:
             self.full_batch.check(self.name, task)
+        elif any(part.wraps for part in self.parts):
+            weight = torch.nn.Parameter(torch.ones(2, 2))
+            self.wrap(self.optimizer([weight], self.defaults), self.defaults)
 
     def setup(self, task: Task, hyper: Mapping[str, float], seed: int) -> Setup:
         """The task's setup for a seed. Its model has the layers that the parts switch on."""
@@ -182,6 +212,20 @@ class Recipe:
         own = {knob: value for knob, value in hyper.items() if "." not in knob}
         return self.maker.make(params, own, seed, self.name)
 
+    def wrap(
+        self, optimizer: torch.optim.Optimizer, hyper: Mapping[str, float]
+    ) -> torch.optim.Optimizer:
+        """The optimizer, with the parts around it that are optimizers themselves, such as SAM."""
+        if self.maker.wants.graph and any(part.closure for part in self.parts):
+            raise BadCall(
+                f"entry {self.name!r}: {self.base} differentiates its gradients, which is not "
+                f"possible after {self.needy} has moved the weights: expected {self.base} without "
+                f"{self.needy}"
+            )
+        for part in self.parts:
+            optimizer = part.around(optimizer, hyper, self.name)
+        return optimizer
+
     def equip(
         self,
         optimizer: torch.optim.Optimizer,
@@ -193,8 +237,10 @@ class Recipe:
     ) -> LRScheduler | None:
         """Attach the parts that act in step(). Returns the schedule of lr, or None.
 
-        seed: the seed of the noise. guarded: True if the task has its own training loop. A step
-        then raises Undone if that loop has changed the learning rate that the schedule had set.
+        optimizer: what the method `optimizer` returned, not what `wrap` made of it: +clip and
+        +noise act on the gradient that the entry's own optimizer gets. seed: the seed of the noise.
+        guarded: True if the task has its own training loop. A step then raises Undone if that loop
+        has changed the learning rate that the schedule had set.
         """
         needy = next((part for part in self.parts if part.needs_rate), None)
         if needy and not all("lr" in group for group in optimizer.param_groups):
@@ -216,7 +262,11 @@ class Recipe:
 
 
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Names what made the steps: the package's backends, or the class of another optimizer."""
+    """Names what made the steps: the package's backends, or the class of another optimizer.
+
+    What is around the optimizer, such as SAM, is left out.
+    """
+    optimizer = innermost(optimizer)
     if isinstance(optimizer, RuleOptimizer):
         return optimizer.stepped_by()
     cls = type(optimizer)
@@ -232,21 +282,30 @@ def _hint(optimizer: str) -> str:
     module, _, name = optimizer.rpartition(".")
     if module in steepest.rules or module in METHODS:
         return f"did you mean '{module}+{name}'?"
+    part = name.lower()
+    if part in PARTS and (not module or PARTS[part].wraps):
+        return f"{part} is a part of an entry: did you mean 'adamw+{part}'?"
     words = (*module.split("."), name)
     if module and all(w.isidentifier() for w in words) and _may_be_a_class(module, name):
         return f"did you mean '{module}:{name}'?"
-    for wrapper in (steepest.SAM, steepest.Lookahead):
-        if optimizer.lower() == wrapper.__name__.lower():
-            return (
-                f"steepest.{wrapper.__name__} wraps an optimizer and cannot be an entry: in your "
-                f"own loop, wrap what make_optimizer(...) returns"
-            )
     for rule in steepest.rules:
         if optimizer.lower() == class_of(rule).__name__.lower():
             return f"did you mean {rule!r}?"
     known = [*steepest.rules, *METHODS]
-    near = get_close_matches(optimizer.lower(), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    names = {**_classes(), **{name: name for name in known}}
+    near = get_close_matches(optimizer.lower(), names, n=1)
+    return f"did you mean {names[near[0]]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def _classes() -> dict[str, str]:
+    """Name in lower case -> entry, for the optimizers of other packages that are installed."""
+    return {
+        name.lower(): f"{package}:{name}"
+        for package in PACKAGES
+        if importlib.util.find_spec(package)
+        for name, value in vars(importlib.import_module(package)).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    }
 
 
 def _may_be_a_class(module: str, name: str) -> bool:

@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.data import Sampler
 
 from steepest.errors import BadCall, Diverged
+from steepest.tasks import generators
+from steepest.tasks.randomness import remember
 from steepest.tasks.task import Samples, Setup, Task
+from steepest.training.wants import Wants, backward
 
 if TYPE_CHECKING:
     from steepest.strategies import Loader
     from steepest.training.recipe import Recipe
+
+HESSIAN_PRODUCT = 2.0
+"""The cost of a product with the Hessian, in gradients of the same batch."""
 
 
 @dataclass
@@ -90,21 +98,87 @@ def over_batches(
     its cost in this unit, which is its size / the usual size. spent: the cost before the first
     step.
     """
-    setup, optimizer = training.setup, training.optimizer
+    step_on = make_step(training.setup, training.optimizer, training.recipe.wants, training.task)
 
     def advance(step: int) -> float:
         nonlocal spent
         batch, cost = next(batches)
         training.on_batch(batch)
-        spent += cost
-        optimizer.zero_grad()
-        loss = setup.loss(setup.model, batch)
-        check_finite(loss.item(), step)
-        loss.backward()
-        optimizer.step()
+        spent += cost * step_on(batch, step)
         return spent
 
     return advance
+
+
+def make_step(
+    setup: Setup, optimizer: torch.optim.Optimizer, wants: Wants, task: Task
+) -> Callable[[Any, int | None], float]:
+    """Return a function that makes a step on a batch, and returns the cost.
+
+    The unit of the cost is one gradient of this batch. A product with the Hessian counts as two.
+    The function's second argument is the number of the step, for the error if the loss is not
+    finite; None: the loss is not checked.
+
+    All calls of a closure within a step see the same loss: the batch and the random states, and so
+    the masks of dropout, are the same. Only the first call changes the model's buffers, such as the
+    running statistics of batch normalisation. So a step leaves random states and buffers as a step
+    without a closure does.
+    """
+    model, spent = setup.model, 0.0
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    draws = generators(task)
+
+    def count_product(_: Any) -> None:
+        nonlocal spent
+        spent += HESSIAN_PRODUCT
+
+    def gradient(batch: Any, step: int | None) -> Tensor:
+        nonlocal spent
+        spent += 1
+        optimizer.zero_grad()
+        loss = setup.loss(model, batch)
+        if step is not None:
+            check_finite(loss.item(), step)
+        backward(loss, graph=wants.graph)
+        if wants.graph:
+            grads = [p.grad for p in params if p.grad is not None and p.grad.requires_grad]
+            if grads:
+                register_multi_grad_hook(grads, count_product, mode="any")
+        return loss
+
+    def make_closure(batch: Any, step: int | None) -> Callable[[], Tensor]:
+        restore: Callable[[], None] | None = None
+
+        @torch.enable_grad()
+        def closure() -> Tensor:
+            nonlocal restore
+            if restore is None:
+                restore = remember(draws)
+                return gradient(batch, step)
+            restore()
+            buffers = [(b, b.clone()) for b in model.buffers()]
+            loss = gradient(batch, None)  # a line search may try points of an infinite loss
+            for buffer, before in buffers:
+                buffer.data.copy_(before)  # .data: a graph may have saved the buffer
+            return loss
+
+        return closure
+
+    def step_on(batch: Any, step: int | None) -> float:
+        nonlocal spent
+        spent = 0.0
+        if wants.closure:
+            optimizer.step(make_closure(batch, step))  # type: ignore[arg-type]
+            if not spent:
+                raise BadCall("step(closure) of the optimizer did not call the closure: call it")
+        else:
+            gradient(batch, step)
+            optimizer.step()
+        if wants.graph:
+            optimizer.zero_grad()  # the graph of a gradient refers to its parameter: a cycle
+        return spent
+
+    return step_on
 
 
 def counted(loader: Loader, usual: int) -> Iterator[tuple[Any, float]]:

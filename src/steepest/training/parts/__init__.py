@@ -6,7 +6,7 @@ facts as class attributes (`part.Part` lists them) and overrides the hooks that 
 
 from __future__ import annotations
 
-from steepest.training.parts import batches, clip, noise, orders, rates, stopping, switches
+from steepest.training.parts import around, batches, clip, noise, orders, rates, stopping, switches
 from steepest.training.parts.part import Knob as Knob
 from steepest.training.parts.part import Part as Part
 
@@ -35,6 +35,9 @@ PARTS: dict[str, Part] = {
         orders.RandomCurriculum,
         noise.Noise,
         clip.Clip,
+        around.Sam,
+        around.Asam,
+        around.Lookahead,
         stopping.EarlyStopping,
         stopping.Restarts,
     )

@@ -61,7 +61,7 @@ class BatchGrowth(Batch):
 class AdaptiveBatch(Batch):
     name, about = "adaptive-batch", "batches by the spread of their gradients"
     source = "Yin 2017"
-    needs_rate = True
+    needs_rate, own_gradients = True, True
 
     def check(self, entry: str, task: Task) -> None:
         setup = check_samples(entry, f"+{self.name}", task)

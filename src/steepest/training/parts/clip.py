@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
-from steepest.errors import BadCall
 from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
 
 
@@ -18,15 +17,12 @@ class Clip(Part):
 
     def on_optimizer(self, fitting: Fitting) -> None:
         """Attach the clipping. It runs before the noise is added, so the noise is not clipped."""
+        from steepest.strategies.hooks import on_gradients
+
         params = [p for group in fitting.optimizer.param_groups for p in group["params"]]
         norm = self.value(fitting.hyper, "norm")
 
-        def clip(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if any(map(callable, (*args, *kwargs.values()))):  # a closure: no gradients yet
-                raise BadCall(
-                    f"entry {fitting.entry!r}: +clip was given step(closure): expected a loop "
-                    f"that calls backward() and then step() without a closure"
-                )
+        def clip() -> None:
             torch.nn.utils.clip_grad_norm_(params, norm)
 
-        fitting.optimizer.register_step_pre_hook(clip)
+        on_gradients(fitting.optimizer, lambda: clip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from steepest.tasks.task import evaluating
 from steepest.training.parts.part import Advance, Knob, Knobs, Part, check_samples
-from steepest.training.steps import Training, counted, over_batches
+from steepest.training.steps import Training, counted, make_step, over_batches
 
 if TYPE_CHECKING:
     from steepest.tasks.task import Task
@@ -66,15 +67,14 @@ def difficulty(training: Training) -> tuple[Tensor, float]:
     """
     setup, samples = training.setup, training.samples
     model, steps = copy.deepcopy(setup.model), max(1, training.steps // SCORED)
-    optimizer = training.recipe.optimizer(model.parameters(), training.hyper)
-    batches = samples.batched(training.seed)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        setup.loss(model, next(batches)).backward()
-        optimizer.step()
+    recipe, batches = training.recipe, samples.batched(training.seed)
+    optimizer = recipe.optimizer(model.parameters(), training.hyper)
+    copied = replace(setup, model=model)
+    step_on = make_step(copied, optimizer, recipe.maker.wants, training.task)
+    spent = sum(step_on(next(batches), None) for _ in range(steps))
     model.eval()
     with torch.no_grad(), evaluating(optimizer):
         losses = [setup.loss(model, samples.rows(torch.tensor([i]))) for i in range(len(samples))]
     # a sample is the hardest if its loss is not finite; a forward pass costs a third of a gradient
     scores = torch.stack(losses).double().nan_to_num(math.inf).clamp(-1e300, 1e300)
-    return scores, steps + len(samples) / samples.batch / 3
+    return scores, spent + len(samples) / samples.batch / 3

@@ -1,4 +1,4 @@
-"""What a part of a recipe is: its facts, and the three places where it can act."""
+"""What a part of a recipe is: its facts, and the places where it can act."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from steepest.training.steps import Training
 
 NOTHING = "nothing"
+CLOSURE = "step(closure)"
+"""The part works in a loop of the task's own only if the loop calls step(closure)."""
 Advance = Callable[[int], float]
 """Makes step number i, counted from 1. Returns the cost so far; its unit is one gradient of the
 task's usual batch."""
@@ -85,11 +87,20 @@ class Part:
     """Whether the part changes the model."""
     own_batches: ClassVar[bool] = False
     """Whether the part chooses the size or the order of the batches."""
+    own_gradients: ClassVar[bool] = False
+    """Whether the part computes the gradients of a step itself, without a closure or a graph."""
+    closure: ClassVar[bool] = False
+    """Whether the part needs a closure in each step, which it calls more than once."""
 
     @property
     def any_loop(self) -> bool:
         """Whether the part acts only in the optimizer's step, and so works in any training loop."""
-        return self.needs == NOTHING
+        return self.needs in (NOTHING, CLOSURE)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the part is an optimizer around the entry's optimizer."""
+        return type(self).around is not Part.around
 
     def value(self, hyper: Mapping[str, float], knob: str) -> float:
         return hyper[f"{self.name}.{knob}"]
@@ -100,6 +111,15 @@ class Part:
     def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
         """The options that `task.build` gets in addition to the seed."""
         return {}
+
+    def around(
+        self, optimizer: torch.optim.Optimizer, hyper: Mapping[str, float], entry: str
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer, or another one around it. The first part of an entry comes first.
+
+        entry: the entry's name, for errors.
+        """
+        return optimizer
 
     def on_optimizer(self, fitting: Fitting) -> None:
         """Attach the part to the optimizer. The last part of an entry is attached first."""
