@@ -31,6 +31,9 @@ from steepest.statistics.inference import LEAST
 from steepest.tasks import Task
 
 FILES = ("summary.json", "report.html", ".lock")
+MOST, ENTRIES = 1_000, 50
+"""The largest number of runs of an entry, and of entries. With so many, the exact test takes a
+minute and gigabytes of memory."""
 FEW = 5
 """A message lists this many seeds of an entry."""
 Key = tuple[str, str]
@@ -217,6 +220,11 @@ def _paired(source: Source, runs: Runs) -> tuple[dict[str, list[Row]], int]:
                 before.line,
                 row.line,
             )
+    if len(by_entry) > ENTRIES:
+        raise source.wrong(
+            f"{len(by_entry):,} names in the column 'entry': expected the optimizer's name, the "
+            f"same in all of its runs, and at most {ENTRIES}"
+        )
     units: dict[str, dict[Key, None]] = {}
     for mine in by_entry.values():
         for key in mine:
@@ -224,6 +232,11 @@ def _paired(source: Source, runs: Runs) -> tuple[dict[str, list[Row]], int]:
     keys = [key for unit in units.values() for key in unit]
     if any(len(mine) < len(keys) for mine in by_entry.values()):
         raise source.wrong(_unpaired(by_entry, keys, runs.units))
+    if len(keys) > MOST:
+        raise source.wrong(
+            f"{len(keys):,} runs of an entry: expected at most {MOST:,}; take the same seeds of "
+            f"every entry out"
+        )
     sizes = {len(unit): name for name, unit in units.items()}
     if len(sizes) > 1:
         few, most = min(sizes), max(sizes)
