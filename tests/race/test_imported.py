@@ -467,8 +467,8 @@ def test_a_row_for_each_step_is_noticed(tmp_path, monkeypatch):
     with pytest.raises(BadCall, match=r"more than 8 runs: .* no row for each step"):
         summary_of(table({"adamw": [1.0] * 9}), tmp_path)
     assert summary_of(table({"adamw": [1.0] * 8}), tmp_path)["runs"]["finished"] == 8
+    monkeypatch.setattr(run_table, "MOST", 60)
     with pytest.raises(BadCall, match=r"51 names in the column 'entry': .*at most 50"):
-        monkeypatch.setattr(run_table, "MOST", 60)
         summary_of(table({f"run {i}": [1.0] for i in range(51)}), tmp_path)
     monkeypatch.setattr(imported, "MOST", 4)
     with pytest.raises(BadCall, match=r"5 runs of an entry: expected at most 4"):
