@@ -15,7 +15,7 @@ from scipy import stats
 
 from steepest import cli
 from steepest.errors import BadCall
-from steepest.race import driver, imported, notes, profile, report, run_table, tables
+from steepest.race import imported, notes, profile, report, run_table, tables
 from steepest.race.imported import Import
 from steepest.race.outcomes import settle
 from steepest.race.protocol import Plan, Trial
@@ -64,7 +64,7 @@ def difference(summary, name):
 
 
 def test_the_verdict_is_holms_over_paired_t_tests(tmp_path):
-    base, *rivals = noise(9, 0, 0.2, 1.4, 3)
+    base, *rivals = noise(9, 0, 0, 1.3, 3, seed=5)
     names = ["adam", "lion", "sgd"]
     summary = summary_of(table({"adamw": base, **dict(zip(names, rivals, strict=True))}), tmp_path)
     tests = {n: stats.ttest_rel(r, base) for n, r in zip(names, rivals, strict=True)}
@@ -145,32 +145,26 @@ def test_runs_of_a_unit_count_as_their_mean(tmp_path):
 
 
 @pytest.mark.parametrize(("shift", "margin", "said"), [
-    (0.0, 0.05, "Undecided: adam may gain 5.00 points or more"),
-    (0.0, 4.0, None),
+    (0.0, 0.1, "Undecided: adam may gain 0.10 points or more"),
     (0.0, 40.0, "Keep adamw: no other entry gains 40.00 points or more"),
     (0.2, 5.0, "Use adam: it is better than adamw"),
 ])  # fmt: skip
 def test_a_margin_of_a_share_is_in_points(shift, margin, said, tmp_path):
-    base, rival = noise(8, 0, 0)
+    base, rival = noise(8, 0, 0, seed=2)
     values = {
         "adamw": [0.5 + 0.01 * v for v in base],
         "adam": [0.5 + shift + 0.01 * v for v in rival],
     }
-    margin = 100 * margin if margin < 1 else margin
     summary = summary_of(table(values), tmp_path, proportion=True, margin=margin)
     d = difference(summary, "adam")
     interval = stats.ttest_rel(values["adam"], values["adamw"]).confidence_interval(0.95)
     assert (d["low"], d["high"]) == pytest.approx((interval.low, interval.high))
-    if said is None:
-        said = "Keep" if 100 * interval.high < margin else "Undecided"
-    if margin == 5.0 and not shift:
-        said = "Keep" if 100 * interval.high < margin else said
     assert summary["verdict"].startswith(said)
 
 
 def test_a_margin_that_is_none(tmp_path):
     for margin in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(BadCall, match="--margin .*: expected a number above 0"):
+        with pytest.raises(BadCall, match=r"--margin .*: expected a number above 0"):
             summary_of(table(FIVE), tmp_path, margin=margin)
 
 
@@ -207,12 +201,11 @@ def test_the_runs_of_a_race_have_its_verdict(task, lost, tmp_path):
 
 def test_the_runs_of_a_race_in_looks_are_refused(tmp_path):
     looks = replace(PLAN, looks=(5, 7), repeats=3)
-    hyper = {"lr": 0.1}
+    _, result = pairs(PLAN)[-1]
     runs = [
-        (Trial("digits", "fresh", entry, i, i, 100, hyper), result)
+        (Trial("digits", "fresh", entry, i, i, 100, {"lr": 0.1}), result)
         for entry in PLAN.entries
         for i in range(21)
-        for _, result in pairs(PLAN)[-1:]
     ]
     text = tables.runs(DIGITS, looks, runs)
     with pytest.raises(BadCall, match="of a race in looks, whose results decided"):
@@ -245,7 +238,7 @@ def test_no_sentence_speaks_of_what_the_file_does_not_have(case, more, tmp_path)
     said = Page(report.page(summary)).text
     for word in ("tuning trial", "fresh", "Sobol", "target", "--seed", "--trials", "--search",
                  "--steps", "--optimizers", "default", "same initial weights", "at each look",
-                 "Brien", "Tuned", "equal tuning", "Times", "one tuning", "one thread"):  # fmt: skip
+                 "Brien", "Tuned", "equal tuning", "Times", "one tuning"):  # fmt: skip
         assert word not in said, word
     assert "batches and initial weights could not be checked" in said
     assert "if no run was added, repeated or left out because of its result" in said
@@ -307,7 +300,9 @@ def test_the_baseline(tmp_path):
     some = table({"sgd": values, "lion": values})
     assert summary_of(some, tmp_path)["baseline"] == "sgd"
     assert summary_of(some, tmp_path, baseline=" lion")["baseline"] == "lion"
-    with pytest.raises(BadCall, match="--baseline lino: .*expected one of sgd, lion; did you mean"):
+    with pytest.raises(
+        BadCall, match=r"--baseline lino: .*expected one of sgd, lion; did you mean"
+    ):
         summary_of(some, tmp_path, baseline="lino")
 
 
@@ -354,7 +349,7 @@ def test_percent_signs_are_a_share(tmp_path):
     assert summary["proportion"]
     assert summary["entries"]["adamw"]["test"] == pytest.approx([0.915] * 5)
     assert summary["worst"] == pytest.approx(0.1)
-    assert "sgd by 1.50 points on every seed" in summary["verdict"]
+    assert "on every seed: sgd by -1.50 points." in summary["verdict"]
 
 
 def test_names_with_commas_lines_and_any_script(tmp_path):
@@ -457,25 +452,31 @@ def test_an_awkward_file_gets_one_clear_line(text, tmp_path):
 def test_options_that_do_not_fit_the_file(more, said, tmp_path):
     with pytest.raises(BadCall, match=said):
         summary_of(table({"adamw": [0.5, 0.25], "sgd": [0.5, 0.5]}), tmp_path, **more)
-    with pytest.raises(BadCall, match="1.5 is no share: expected 0 to 1"):
+    with pytest.raises(BadCall, match=r"1.5 is no share: expected 0 to 1"):
         summary_of(table({"adamw": [0.5, 1.5]}), tmp_path, proportion=True)
 
 
 def test_what_is_no_file(tmp_path):
     for name in ("nowhere.csv", "."):
-        with pytest.raises(BadCall, match="cannot read .*expected a CSV file"):
+        with pytest.raises(BadCall, match=r"cannot read .*expected a CSV file"):
             run_table.read(Source(tmp_path / name, "test", True))
 
 
 def test_a_row_for_each_step_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(run_table, "MOST", 8)
-    with pytest.raises(BadCall, match="more than 8 runs: .* no row for each step"):
+    with pytest.raises(BadCall, match=r"more than 8 runs: .* no row for each step"):
         summary_of(table({"adamw": [1.0] * 9}), tmp_path)
     assert summary_of(table({"adamw": [1.0] * 8}), tmp_path)["runs"]["finished"] == 8
+    monkeypatch.setattr(run_table, "MOST", 60)
+    with pytest.raises(BadCall, match=r"51 names in the column 'entry': .*at most 50"):
+        summary_of(table({f"run {i}": [1.0] for i in range(51)}), tmp_path)
+    monkeypatch.setattr(imported, "MOST", 4)
+    with pytest.raises(BadCall, match=r"5 runs of an entry: expected at most 4"):
+        summary_of(table({"adamw": [1.0] * 5}), tmp_path)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.data())
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
 def test_the_order_of_the_rows_changes_nothing(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("shuffled")
     metric = st.floats(-1e6, 1e6) | st.just(math.nan)
@@ -504,7 +505,7 @@ def call(*more, file="sweep.csv"):
 
 
 def test_the_command_prints_the_verdict_and_writes_two_files(tmp_path, capsys):
-    text = table({"adamw": noise(5, 0)[0], "sgd": noise(5, 50)[0]}, "entry,seed,acc")
+    text = table({"adamw": noise(5, 0)[0], "sgd": noise(5, 50, seed=1)[0]}, "entry,seed,acc")
     (tmp_path / "sweep.csv").write_text(text.replace("\n", ",7\n").replace("acc,7", "acc,lr"))
     for _ in range(2):  # the same folder again
         assert call("--metric", "acc", "--maximize") == 0
@@ -552,14 +553,3 @@ def test_options_that_exclude_each_other(words, said, tmp_path, capsys):
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.csv"]
-
-
-@pytest.mark.slow
-def test_a_race_that_was_run_and_its_runs(tmp_path, capsys):
-    names = "--optimizers adamw,momentum --trials 5 --seeds 5 --steps 8 --jobs 1"
-    assert cli.main(["race", "digits", *names.split(), "--out", "mine"]) == 0
-    assert call("--maximize", "--proportion", "--out", "again", file="mine/runs.csv") == 0
-    race = driver.rebuild(tmp_path / "mine")
-    again = json.loads((tmp_path / "again" / "summary.json").read_text())
-    assert difference(again, "momentum") == difference(race, "momentum")
-    capsys.readouterr()

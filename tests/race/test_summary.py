@@ -193,7 +193,7 @@ def test_a_diverged_run_is_the_worst_of_the_race_in_every_number():
     assert adam["interquartile_mean"] == adam["tuning"][0]["validation"] == 13.0
     assert adam["difference"]["exact"]
     assert adam["difference"]["mean"] > 0
-    for row in csv.DictReader(io.StringIO(tables.runs(seen, runs))):
+    for row in csv.DictReader(io.StringIO(tables.runs(seen, PLAN, runs))):
         if row["entry"] == "adam":
             assert (row["test"] == "13.0") == (row["phase"] == "fresh")
 

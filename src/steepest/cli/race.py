@@ -7,26 +7,36 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from steepest.cli.app import INTERRUPTED, app, say
 
+if TYPE_CHECKING:
+    from steepest.race.schema import Summary
+
 RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
+IMPORT = "Options with --import"
+"""The heading of these options in the help."""
+ONLY_IMPORT = {"imported", "metric", "maximize", "proportion", "worst"}
+FOR_IMPORT = ONLY_IMPORT | {"baseline", "margin", "out"}
+"""Parameters that an import takes."""
 
 
 @app.command(epilog="Example: steepest race digits --optimizers adamw,momentum,eadam --budget 60s")
 def race(
+    context: typer.Context,
     task: Annotated[
-        str,
+        str | None,
         typer.Argument(
             help="One of digits, diabetes, text, digits-gan, bag-of-words; fashion-mnist, mnist or "
             "tinyshakespeare, which need --data; or a Python file that defines task(seed) or "
             "train(make_optimizer, report, seed).",
             metavar="TASK|FILE.py",
+            show_default=False,
         ),
-    ],
+    ] = None,
     optimizers: Annotated[
         str | None,
         typer.Option(
@@ -125,9 +135,59 @@ def race(
             help="Do not race: estimate the time, and the smallest difference it can detect.",
         ),
     ] = False,
+    imported: Annotated[
+        Path | None,
+        typer.Option(
+            "--import",
+            help="Do not race: judge the runs in this CSV file, in the place of TASK. It has one "
+            "row for each run and the columns entry, seed and test (or that of --metric); if you "
+            "have them, also unit, diverged, validation, steps.",
+            metavar="FILE.csv",
+            rich_help_panel=IMPORT,
+        ),
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="The column to judge.", metavar="COLUMN", rich_help_panel=IMPORT)
+    ] = "test",
+    maximize: Annotated[
+        bool | None,
+        typer.Option(
+            "--maximize/--minimize",
+            help="Whether more of the metric is better, or less. One of them is needed.",
+            show_default=False,
+            rich_help_panel=IMPORT,
+        ),
+    ] = None,
+    proportion: Annotated[
+        bool,
+        typer.Option(
+            "--proportion",
+            help="The metric is a share of 0 to 1, shown in %. A column such as 91.2% is one.",
+            rich_help_panel=IMPORT,
+        ),
+    ] = False,
+    worst: Annotated[
+        str | None,
+        typer.Option(
+            help="The metric that a diverged run counts as, and a run that ends worse.",
+            metavar="NUMBER",
+            show_default="the worst in the file",
+            rich_help_panel=IMPORT,
+        ),
+    ] = None,
 ) -> int:
     """Compare optimizers on a task: equal tuning, paired seeds, a verdict with an interval."""
     need_race()
+    _check_kind(context)
+    if imported is not None:
+        from steepest.race.imported import Import, judge
+        from steepest.race.run_table import Source
+
+        folder = out or Path(f"race-{imported.stem}")
+        source = Source(imported, metric, bool(maximize), proportion)
+        _show(judge(Import(source, worst, baseline, margin), folder), folder)
+        return 0
+    assert task is not None
     import os
 
     from steepest.report.waiting import waiting
@@ -164,7 +224,7 @@ def race(
         with Pool(jobs, runner(task, optimizers)) as pool:
             pool.hire()
             with waiting("starting"):  # slow imports, while the workers start
-                from steepest.race import driver, planning, terminal
+                from steepest.race import driver, planning
 
             if plan:
                 with waiting("pilot runs"):
@@ -174,8 +234,7 @@ def race(
             summary, interrupted = driver.race(
                 request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
             )
-    terminal.show(summary)
-    _print_paths(folder)
+    _show(summary, folder)
     if interrupted:
         where = ["--data", data] if data else []
         again = shlex.join(["steepest", "race", task, *where, "--out", str(folder), "--resume"])
@@ -197,10 +256,9 @@ def report(
 ) -> int:
     """Rebuild report.html and summary.json of a race from its trials in study.db or a database."""
     need_race()
-    from steepest.race import driver, terminal
+    from steepest.race import driver
 
-    terminal.show(driver.rebuild(folder, storage))
-    _print_paths(folder)
+    _show(driver.rebuild(folder, storage), folder)
     return 0
 
 
@@ -249,10 +307,47 @@ def need_race() -> None:
         raise BadCall(f"not installed: {', '.join(missing)}; run pip install 'steepest[race]'")
 
 
-def _print_paths(folder: Path) -> None:
+def _check_kind(context: typer.Context) -> None:
+    """BadCall unless the given options are those of a race, or those of an import."""
+    from steepest.errors import BadCall
+
+    given = {
+        parameter.name: "/".join((*parameter.opts, *parameter.secondary_opts))
+        for parameter in context.command.params
+        if (source := context.get_parameter_source(parameter.name or ""))
+        and source.name == "COMMANDLINE"
+    }
+    if "imported" not in given:
+        if "task" not in given:
+            raise BadCall(
+                "no TASK given: expected one, as in steepest race digits, or --import FILE.csv"
+            )
+        if wrong := given.keys() & ONLY_IMPORT:
+            option = min(given[name] for name in wrong)
+            raise BadCall(f"{option} without --import: it is for runs in a CSV file; leave it out")
+        return
+    file = context.params["imported"]
+    if wrong := given.keys() - FOR_IMPORT:
+        option = min(given[name] for name in wrong)
+        raise BadCall(
+            f"--import {file} with {option}: the runs were made elsewhere; leave {option} out"
+        )
+    if "maximize" not in given:
+        raise BadCall(
+            f"--import {file} without a direction: give --maximize if more of "
+            f"{context.params['metric']} is better, else --minimize"
+        )
+
+
+def _show(summary: Summary, folder: Path) -> None:
+    """Print the table, the verdict and the paths of the files."""
+    from steepest.race import terminal
+
+    terminal.show(summary)
     for label, name in (
         ("report:", "report.html"),
         ("summary:", "summary.json"),
         ("runs:", "runs.csv"),
     ):
-        print(f"{label:<9}{folder / name}")
+        if name != "runs.csv" or not summary["plan"].get("imported"):
+            print(f"{label:<9}{folder / name}")

@@ -162,7 +162,7 @@ def rebuild(folder: Path, storage: str | None = None) -> Summary:
         entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write(folder / "report.html", report.page(summary))
-    write(folder / "runs.csv", tables.runs(task, pairs))
+    write(folder / "runs.csv", tables.runs(task, store.plan, pairs))
     write(folder / "curves.csv", tables.curves(pairs))
     return summary
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 
-from steepest.race.phrases import counted, judged_on, spread
+from steepest.race.phrases import counted, fresh, is_imported, metric_name, spread
 from steepest.race.schema import EntrySummary, Summary
 from steepest.report.drawing import SIZE, Series, draw, draw_lines, shorten
 from steepest.report.pages import Drawing, Figure, Panel
@@ -26,6 +26,8 @@ FAR = 4.0
 def figures(summary: Summary) -> list[Figure]:
     """All figures for which there are enough finished runs."""
     entries = list(summary["entries"].values())
+    if is_imported(summary):
+        return [figure for figure in [_draw_differences(summary)] if figure]
     if not any(entry["tuning"] for entry in entries):
         return []
     candidates = [
@@ -74,7 +76,7 @@ def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, fl
 def _draw_differences(summary: Summary) -> Figure | None:
     """The differences to the baseline on each seed. The verdict is about these differences."""
     base, scale = summary["baseline"], 100 if summary["proportion"] else 1
-    baseline = summary["entries"][base]["test"]
+    baseline = summary["entries"][base]["units"]
     names = list(summary["entries"])
     judged = {n: d for n in names if (d := summary["entries"][n]["difference"])}
     if not judged:
@@ -85,8 +87,8 @@ def _draw_differences(summary: Summary) -> Figure | None:
     for name in rivals:
         pairs = judged[name].get("pairs")
         if pairs is None:
-            tests = zip(summary["entries"][name]["test"], baseline, strict=True)
-            pairs = [a - b for a, b in tests]
+            units = zip(summary["entries"][name]["units"], baseline, strict=True)
+            pairs = [a - b for a, b in units]
         seeds = [scale * pair for pair in pairs]
         difference = judged[name]
         ends = difference["low"], difference["mean"], difference["high"]
@@ -133,12 +135,10 @@ def _draw_differences(summary: Summary) -> Figure | None:
             )
         side = "right" if summary["maximize"] else "left"
         unit = " (points)" if summary["proportion"] else ""
-        axes.set_xlabel(
-            f"difference in {judged_on(summary)} {summary['metric']}{unit}\nbetter is to the {side}"
-        )
+        axes.set_xlabel(f"difference in {metric_name(summary)}{unit}\nbetter is to the {side}")
 
     looks = summary["plan"].get("looks")
-    each, n = "seed", counted(summary, "test", "fresh seed")
+    each, n = "seed", counted(summary, "test", fresh(summary, "seed"))
     if looks:
         each, n = "unit", f"{spread([d['n'] for d in judged.values()])} units"
     return Figure(

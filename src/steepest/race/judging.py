@@ -27,7 +27,7 @@ def _at_once(task: Task, plan: Plan, entries: Mapping[str, EntrySummary]) -> dic
     baseline = entries[plan.baseline]
     return compare(
         {
-            name: paired(entry["test"], baseline["test"])
+            name: paired(entry["units"], baseline["units"])
             for name, entry in entries.items()
             if name != plan.baseline
         },

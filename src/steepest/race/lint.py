@@ -13,7 +13,7 @@ from typing import Any
 from scipy import stats
 
 import steepest
-from steepest.race.phrases import plural
+from steepest.race.phrases import is_imported, plural
 from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import EntrySummary, Finding, Summary, TuningTrial
 from steepest.statistics.inference import ALPHA, LEAST, compare, paired
@@ -30,8 +30,11 @@ POINTS_PER_KNOB = 4
 
 
 def lint(summary: Summary) -> list[Finding]:
-    """All findings about a race, in the order of `RULES`. An interrupted race has no findings."""
-    if not summary["complete"]:
+    """All findings about a race, in the order of `RULES`.
+
+    There are none about an interrupted race, or about imported runs, whose tuning is unknown.
+    """
+    if not summary["complete"] or is_imported(summary):
         return []
     return [
         {"name": name, "entry": entry, "text": text}

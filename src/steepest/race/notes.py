@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from steepest.race.phrases import (
+    capital,
     counted,
     differences,
+    fresh,
+    is_imported,
     listed,
     number,
     plural,
@@ -30,7 +33,7 @@ def caveats(summary: Summary) -> list[str]:
     findings = summary.get("lint", [])
     if plan["trials"] == 1:  # the first line already says this of all entries
         findings = [finding for finding in findings if finding["name"] != "untuned"]
-    lines = [_protocol(summary)]
+    lines = _imported(summary) if is_imported(summary) else [_protocol(summary)]
     if plan["over_budget"]:
         lines.append(f"{over_budget(plan)}.")
     lines += _tests(summary)
@@ -43,11 +46,32 @@ def caveats(summary: Summary) -> list[str]:
     lines += _failed(summary)
     if summary["complete"]:
         rates = failures(summary, list(summary["entries"]))
-        lines.append(
-            f"{rates[0].upper()}{rates[1:]}. What is possible: exact one-sided 95 % bounds."
-        )
-        lines += _tuned(summary)
+        lines.append(f"{capital(rates)}. What is possible: exact one-sided 95 % bounds.")
+        lines += [] if is_imported(summary) else _tuned(summary)
     return lines + [f"{finding['text']}." for finding in findings]
+
+
+def _imported(summary: Summary) -> list[str]:
+    """What is not known of imported runs, and what their file shows of it."""
+    lines = [
+        f"The runs were imported from {summary['plan']['task']}. Tuning, batches and initial "
+        f"weights could not be checked: whether every entry was tuned with the same effort, and on "
+        f"other data than the metric is of, is not known. So this compares the runs as they are.",
+        "Tests and intervals hold if the number of runs was fixed before the first result was "
+        "seen, and if no run was added, repeated or left out because of its result.",
+    ]
+    steps = {
+        entry: sorted({run["steps"] for run in record.get("measures", []) if "steps" in run})
+        for entry, record in summary["entries"].items()
+    }
+    if len({count for counts in steps.values() for count in counts}) > 1:
+        each = ", ".join(
+            f"{entry} {counts[0]:,.0f}" + (f" to {counts[-1]:,.0f}" if len(counts) > 1 else "")
+            for entry, counts in steps.items()
+            if counts
+        )
+        lines.append(f"The runs did not all have the same number of steps: {each}.")
+    return lines
 
 
 def _protocol(summary: Summary) -> str:
@@ -110,13 +134,18 @@ def _rungs(plan: PlanRecord) -> tuple[tuple[int, int], ...]:
 def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> list[str]:
     """How differences of units are paired and tested."""
     exact = [name for name, d in compared.items() if d.exact]
+    at_each, spent = (
+        " and at each look,",
+        "spent over the looks as in O'Brien and Fleming's test, and ",
+    )
+    if is_imported(summary):
+        at_each, spent = "", ""
     lines = [
         f"Differences are paired by seed, unit by unit: {_same(summary)}. If the differences of "
-        f"units are roughly normal, then with a probability of 95 % every interval, of each entry "
-        f"and at each look, contains the true difference. So the chance of even one false claim in "
-        f"this race is at most 5 %. (The level is spent over the looks as in O'Brien and Fleming's "
-        f"test, and shared by Bonferroni among {len(compared)} "
-        f"{plural('comparison', len(compared))}.)"
+        f"units are roughly normal, then with a probability of 95 % every interval, of each entry"
+        f"{at_each} contains the true difference. So the chance of even one false claim in this "
+        f"race is at most 5 %. (The level is {spent}shared by Bonferroni among "
+        f"{len(compared)} {plural('comparison', len(compared))}.)"
     ]
     last = summary["plan"]["looks"][-1]
     early = [name for name, d in compared.items() if d.claim and d.n < last]
@@ -127,9 +156,9 @@ def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> lis
         )
     if exact:
         lines.append(
-            f"A fresh run failed, or one unit stands far from the others ({', '.join(exact)}): "
-            f"there the exact sign-flip test of the mean is used. It counts such a unit as one "
-            f"unit, however bad its result is."
+            f"A {fresh(summary, 'run')} failed, or one unit stands far from the others "
+            f"({', '.join(exact)}): there the exact sign-flip test of the mean is used. It counts "
+            f"such a unit as one unit, however bad its result is."
         )
     return lines
 
@@ -147,8 +176,9 @@ def _tests(summary: Summary) -> list[str]:
         intervals = "Two-sided exact intervals"
         if len(exact) < len(compared):
             intervals = f"Two-sided t intervals, exact intervals for {', '.join(exact)}"
+    one = "unit" if summary["plan"].get("repeats", 1) > 1 else "seed"
     lines = [
-        f"Differences are paired by seed (n={n}): {_same(summary)}. {intervals}, each at the "
+        f"Differences are paired by {one} (n={n}): {_same(summary)}. {intervals}, each at the "
         f"confidence level from Holm's correction over {len(compared)} "
         f"{plural('comparison', len(compared))}. The chance of any false claim in this race is at "
         f"most 5 %."
@@ -180,7 +210,7 @@ def _exact(summary: Summary, exact: list[str]) -> str:
         reasons.append(f"one seed stands far from the others ({', '.join(apart)})")
     because = " and ".join(reasons)
     return (
-        f"{because[0].upper()}{because[1:]}, so the exact sign-flip test of the mean is used. The "
+        f"{capital(because)}, so the exact sign-flip test of the mean is used. The "
         f"test counts such a seed as one seed, however bad its result is. With n={n} its smallest "
         f"possible p is {2.0 ** (1 - n):.2g}."
     )
@@ -195,15 +225,18 @@ def _failed(summary: Summary) -> list[str]:
     worst = ""
     if summary["worst"] is not None:
         worst = number(summary, summary["worst"]) + units(summary)[0]
+        if is_imported(summary):
+            given = summary["plan"]["request"].get("worst") is not None
+            worst += " (--worst)" if given else " (the worst value in the file; --worst changes it)"
     lines = []
     if ended:
         lines.append(
-            f"{ended} of {total} fresh runs ended no better than a run that diverges; each of them "
-            f"counts as failed, with {summary['metric']} {worst}."
+            f"{ended} of {total} {fresh(summary, 'runs')} ended no better than a run that "
+            f"diverges; each of them counts as failed, with {summary['metric']} {worst}."
         )
     if diverged:
         lines.append(
-            f"{diverged} of {total} fresh runs diverged; each of them counts as "
+            f"{diverged} of {total} {fresh(summary, 'runs')} diverged; each of them counts as "
             f"{summary['metric']} {worst}, not as missing."
         )
     return lines
@@ -225,6 +258,8 @@ def _tuned(summary: Summary) -> list[str]:
 
 def _same(summary: Summary) -> str:
     """What is the same in all runs of a seed, and which part of that was checked."""
+    if is_imported(summary):
+        return "by the numbers in the file; what such runs have in common is not known"
     by_reason: dict[str, list[str]] = {}
     for name, why in summary.get("batches_unchecked", {}).items():
         by_reason.setdefault(why, []).append(name)

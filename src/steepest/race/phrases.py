@@ -25,6 +25,16 @@ def units(summary: Share) -> tuple[str, str]:
     return (" %", " points") if summary["proportion"] else ("", "")
 
 
+def is_imported(summary: Summary) -> bool:
+    """Whether the runs were made elsewhere and read from a file."""
+    return summary["plan"].get("imported", False)
+
+
+def fresh(summary: Summary, noun: str) -> str:
+    """ "fresh run" for the noun "run"; "run" for an imported one, as its seed may be any."""
+    return noun if is_imported(summary) else f"fresh {noun}"
+
+
 def judged_on(summary: Summary) -> str:
     """The split that the verdict is about: "test", or "validation" without test data."""
     return "test" if summary.get("test_data", True) else "validation"
@@ -50,7 +60,8 @@ def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -
     finished = spread([len(entry[what]) for entry in summary["entries"].values()])
     if plan.get("looks"):  # how many are run is not planned
         return f"{finished} {noun if finished == '1' else noun + 's'}" if noun else finished
-    planned = str(plan["seeds"] * (plan["trials"] if what == "tuning" else 1))
+    each = plan["trials"] if what == "tuning" else plan.get("repeats", 1)
+    planned = str(plan["seeds"] * each)
     text = finished if finished == planned else f"{finished} of {planned} planned"
     return f"{text} {noun if text == '1' else noun + 's'}" if noun else text
 
@@ -71,10 +82,16 @@ def differences(summary: Summary) -> dict[str, Difference]:
     }
 
 
+def metric_name(summary: Summary) -> str:
+    """The metric with its split: "test accuracy". An imported metric may be of any split."""
+    metric = summary["metric"]
+    return metric if is_imported(summary) else f"{judged_on(summary)} {metric}"
+
+
 def judged_metric(summary: Summary) -> str:
     """The metric that the verdict is about."""
-    if summary.get("test_data", True):
-        return f"test {summary['metric']}"
+    if is_imported(summary) or summary.get("test_data", True):
+        return metric_name(summary)
     return f"validation {summary['metric']} of fresh seeds (the task has no test data)"
 
 

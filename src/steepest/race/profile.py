@@ -85,6 +85,11 @@ def read(folder: Path) -> Summary:
         raise BadCall(
             f"cannot read '{path}' ({why}): expected the folder of a finished race"
         ) from None
+    if summary.get("plan", {}).get("imported"):
+        raise BadCall(
+            f"the runs in '{folder}' were imported, so it is not known when they reached a target: "
+            f"expected the folder of a finished race"
+        )
     if not complete:
         raise BadCall(f"the race in '{folder}' is not finished: finish it with --resume first")
     return summary

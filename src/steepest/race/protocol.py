@@ -78,6 +78,9 @@ class Plan:
     """Whether tuning trials are halted at `rungs`."""
     margin: float | None = None
     """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
+    imported: bool = False
+    """Whether the runs were made elsewhere and read from the file `task`. Nothing is known of
+    tuning then: `trials` and `steps` are 0, and an entry may have any name."""
 
     def __post_init__(self) -> None:
         for name in ("entries", "looks"):  # lists in JSON

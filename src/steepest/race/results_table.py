@@ -10,8 +10,9 @@ from steepest.race.phrases import (
     NO_INTERVAL,
     UNKNOWN,
     differences,
-    judged_on,
+    is_imported,
     level,
+    metric_name,
     number,
     unit_of,
     units,
@@ -26,11 +27,16 @@ def columns(summary: Summary) -> tuple[str, ...]:
     levels = _levels(summary)
     interval = f", {levels.pop()} interval" if len(levels) == 1 else ""
     gradients = ("gradients",) if costs(summary) else ()
-    return (
+    judged = (
         "entry",
         "n (units)" if summary["plan"].get("looks") else "n",
-        f"{judged_on(summary)} {summary['metric']}{unit}",
+        f"{metric_name(summary)}{unit}",
         f"difference to {summary['baseline']}{points}{interval}",
+    )
+    if is_imported(summary):
+        return (*judged, "failed")
+    return (
+        *judged,
         "steps to target",
         "seconds to target",
         "optimizer ms/step",
@@ -66,12 +72,12 @@ def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
         metric = number(summary, st.fmean(test)) + spread
     if entry["parameters"] and entry["state_bytes"] is not None:
         bytes_each = f"{entry['state_bytes'] / entry['parameters']:.1f}"
+    judged = [name, _count(summary, entry), metric, _difference(summary, name, entry)]
+    if is_imported(summary):
+        return [*judged, f"{entry['failed']}/{n}"]
     gradients = [f"{entry['gradients']:,.0f}" if entry.get("gradients") else UNKNOWN]
     return [
-        name,
-        _count(summary, entry),
-        metric,
-        _difference(summary, name, entry),
+        *judged,
         _reached(entry["steps_to_target"], "{:.0f}", [summary["plan"]["steps"]]),
         _reached(timing["seconds_to_target"], "{:.2f}", timing["training_seconds"]),
         UNKNOWN if timing["step_ms"] is None else f"{timing['step_ms']:.3f}",

@@ -51,6 +51,9 @@ class PlanRecord(TypedDict):
     """Whether tuning trials are halted early."""
     margin: float | None
     """A gain in the metric's unit that would be too small to matter; None if none was given."""
+    imported: NotRequired[bool]
+    """Whether the runs were made elsewhere and read from the file `task`. Lists and numbers that
+    such a file does not have are then empty, None or 0."""
 
 
 class TuningTrial(TypedDict):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from steepest.race.phrases import (
     capital,
     differences,
+    is_imported,
     judged_metric,
     level,
     number,
@@ -168,6 +169,9 @@ def _size(summary: Summary) -> str:
     """How many units each entry had, and what a unit is."""
     plan, entries = summary["plan"], summary["entries"].values()
     n, trials = spread([len(entry["units"]) for entry in entries]), plan["trials"]
+    if is_imported(summary):
+        what = f"the mean of {plan['repeats']} runs" if plan["repeats"] > 1 else "the run of a seed"
+        return f"Each entry had n={n} units; a unit is {what}."
     runs = f"{plan['repeats']} fresh {plural('run', plan['repeats'])}"
     what = f"one tuning of {trials} trials, then {runs}"
     if trials == 1:

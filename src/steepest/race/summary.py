@@ -83,7 +83,9 @@ def summarise(
         "test_size": task.test_size,
         "test_data": task.test_data,
         "plan": plan.record(),
-        "reproduce": reproduce(plan, proportion=task.proportion),
+        "reproduce": provenance["command"]
+        if plan.imported
+        else reproduce(plan, proportion=task.proportion),
         "entries": entries,
         "provenance": provenance,
         "lint": [],
@@ -96,7 +98,7 @@ def summarise(
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
     undecided = statements.statements(summary).undecided if complete and plan.looks else ()
-    if undecided:
+    if undecided and not plan.imported:
         finer = replace(
             plan,
             entries=tuple(e for e in plan.entries if e in undecided or e == plan.baseline),
@@ -111,7 +113,7 @@ def summarise(
 def _full_runs(plan: Plan, pairs: Pairs) -> float:
     """Optimizer steps of all runs, divided by the steps of a full run."""
     made = sum(r.calls or (r.steps[-1] if r.steps else 0) for _, r in pairs)
-    return made / plan.steps
+    return made / plan.steps if plan.steps else 0.0  # imported runs
 
 
 def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], list[str]]:
@@ -119,10 +121,12 @@ def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], 
 
     The batches of a run are compared with the baseline's, or with those of the first entry that
     trains on the task's own batches. If a race is older than the hashes of batches, an entry may be
-    in none of the three.
+    in none of the three; imported runs are in none.
     """
     unchecked: dict[str, str] = {}
     unpaired: dict[str, str] = {}
+    if plan.imported:
+        return unchecked, unpaired, []
     first: dict[int, tuple[Trial, Result]] = {}
     for entry in sorted(plan.entries, key=lambda e: e != plan.baseline):
         runs = [(t, r) for t, r in pairs if t.entry == entry]
@@ -280,7 +284,9 @@ def _width(task: Task, groups: Sequence[Pairs]) -> RateWidth | None:
 def _space(
     plan: Plan, name: str, stored: Mapping[str, Mapping[str, tuple[float, float]]]
 ) -> dict[str, list[float]] | None:
-    """The search ranges; None if the code that defines the entry no longer exists."""
+    """The search ranges; None if the code that defines the entry no longer exists or is unknown."""
+    if plan.imported:  # the name may be that of one of our rules, or of a module
+        return None
     try:
         space = stored[name] if name in stored else plan.space(name)
         return {knob: list(ends) for knob, ends in space.items()}

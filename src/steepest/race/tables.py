@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steepest.race.protocol import Result, Trial
+from steepest.race.protocol import FRESH, Plan, Result, Trial
 from steepest.race.scores import final, tested
 from steepest.race.summary import target_index
 from steepest.report.tables import csv_text
@@ -13,6 +13,7 @@ from steepest.tasks import Task
 Pairs = Sequence[tuple[Trial, Result]]
 KEY = ("phase", "entry", "index", "seed")
 RUN = (
+    "unit",
     "final_validation",
     "best_validation",
     "test",
@@ -30,12 +31,13 @@ RUN = (
 )
 
 
-def runs(task: Task, pairs: Pairs) -> str:
+def runs(task: Task, plan: Plan, pairs: Pairs) -> str:
     """One row for each run, as CSV; times are in seconds.
 
     The columns `hyper.NAME` have the hyperparameters, and the columns `measure.NAME` the other
     numbers that were reported. If a run diverged, `diverged` has the reason, and its final metrics
-    are the worst metric, as in the verdict. A cell is empty if its value was not measured, or if
+    are the worst metric, as in the verdict. `unit` numbers the tunings of an entry; a fresh run has
+    the number of the tuning that it follows. A cell is empty if its value was not measured, or if
     the target was not reached.
     """
     knobs = sorted({knob for trial, _ in pairs for knob in trial.hyper})
@@ -48,6 +50,7 @@ def runs(task: Task, pairs: Pairs) -> str:
             [
                 *_key(trial),
                 *(trial.hyper.get(knob) for knob in knobs),
+                trial.index // (plan.repeats if trial.phase == FRESH else plan.trials),
                 final(task, result),
                 better(result.validation, default=None),
                 tested(task, trial, result) if task.test_data else None,

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steepest.race.notes import caveats
-from steepest.race.phrases import UNKNOWN, counted, number, units
+from steepest.race.phrases import UNKNOWN, counted, fresh, is_imported, number, units
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, Tuning
 from steepest.race.results_table import columns, rows
 from steepest.race.rounds import Round
@@ -241,7 +241,7 @@ def show(summary: Summary) -> None:
 
 
 def _table(summary: Summary, width: int) -> Table:
-    title = f"{summary['task']}, {counted(summary, 'test', 'fresh seed')}"
+    title = f"{summary['task']}, {counted(summary, 'test', fresh(summary, 'seed'))}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
     heads = columns(summary)
@@ -249,6 +249,8 @@ def _table(summary: Summary, width: int) -> Table:
         "mean ± sd; to target: median (seeds that reached it); "
         "failed: fresh runs that failed (tuning trials that diverged)"
     )
+    if is_imported(summary):
+        caption = "mean ± sd"
     if "gradients" in heads:
         caption += "; gradients: of one usual batch"
     table = Table(box=box.SIMPLE, title=Text(title), caption=caption)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from steepest.race.phrases import (
     capital,
     differences,
+    fresh,
+    is_imported,
     judged_metric,
     level,
     number,
@@ -82,15 +84,26 @@ def no_verdict(summary: Summary) -> str | None:
         return f"No verdict: {runs['finished']} of {most}{runs['planned']} runs are finished."
     if not differences(summary):
         ran = len(summary["entries"][base]["test"])
+        seeds = f"n={ran} {fresh(summary, plural('seed', ran))}"
+        if is_imported(summary):
+            return f"{base} is the only entry in the file ({seeds}): there is nothing to compare."
         return (
-            f"{base} ran alone (n={ran} fresh {plural('seed', ran)}): there is nothing to compare "
-            f"it to; name more entries in --optimizers, or another entry as --baseline."
+            f"{base} ran alone ({seeds}): there is nothing to compare it to; name more entries in "
+            f"--optimizers, or another entry as --baseline."
         )
     if all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values()):
         ran = spread([len(entry["test"]) for entry in summary["entries"].values()])
+        text = (
+            f"Nothing was compared: every {fresh(summary, 'run')} (n={ran} per entry) diverged or "
+            f"ended no better than a run that diverges"
+        )
+        cure = "give lower ranges with --search, or more --steps"
+        return f"{text}." if is_imported(summary) else f"{text}; {cure}."
+    if n < LEAST and is_imported(summary):
+        one = "unit" if plan["repeats"] > 1 else "seed"
         return (
-            f"Nothing was compared: every fresh run (n={ran} per entry) diverged or ended no "
-            f"better than a run that diverges; give lower ranges with --search, or more --steps."
+            f"Not enough {one}s: n={n} {plural(one, n)} per entry, but a verdict needs at least "
+            f"{LEAST}; run more of them."
         )
     if n < LEAST and not looks:
         seeds = (
@@ -120,6 +133,8 @@ def _claims(summary: Summary, better: Differences, worse: Differences) -> list[s
 def _size(summary: Summary) -> str:
     """The number of fresh seeds and of tuning trials, as text."""
     n, trials = summary["plan"]["seeds"], summary["plan"]["trials"]
+    if is_imported(summary):
+        return f"n={n} seeds"
     tuned = ", untuned" if trials == 1 else f" with {trials} tuning trials each"
     return f"n={n} fresh seeds{tuned}"
 
@@ -204,13 +219,20 @@ def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
     n, needed, seed = plan["seeds"], least_pairs(comparisons), plan["seed"] + 1
     exact = [name for name, d in unclaimed.items() if d.exact]
     if exact and n < needed:
+        cure = f"give --seeds {needed} --seed {seed}"
+        if is_imported(summary):
+            cure = "run so many new ones, and judge them without these"
         return (
-            f"The exact test ({', '.join(exact)}) needs n={needed} fresh seeds or more for a claim "
-            f"over {comparisons} {plural('comparison', comparisons)}: give --seeds {needed} "
-            f"--seed {seed}."
+            f"The exact test ({', '.join(exact)}) needs n={needed} {fresh(summary, 'seeds')} or "
+            f"more for a claim over {comparisons} {plural('comparison', comparisons)}: {cure}."
         )
-    if all(d.low is None for d in unclaimed.values()) or plan["trials"] < LEAST_TRIALS:
+    if all(d.low is None for d in unclaimed.values()) or too_little(plan):
         return ""  # with too little tuning, more seeds would not help
+    if is_imported(summary):
+        return (
+            f"With n={HALF * n} new seeds, judged without these, the intervals would be about half "
+            f"as wide."
+        )
     return (
         f"A new race with --seeds {HALF * n} --seed {seed} would have intervals about half as wide."
     )
@@ -219,7 +241,7 @@ def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
 def too_little(plan: PlanRecord) -> str:
     """A text that tuning is too little for a verdict, and what would be enough; else empty."""
     trials = plan["trials"]
-    if trials >= LEAST_TRIALS:
+    if trials >= LEAST_TRIALS or plan.get("imported"):
         return ""
     cure = f"--trials {LEAST_TRIALS} or more"
     enough = plan.get("enough")
@@ -272,7 +294,7 @@ def failures(summary: Summary, names: Sequence[str]) -> str:
             )
         else:
             phrases.append(
-                f"{count or 'none'} of n={n} fresh {plural('run', n)} of {who} failed "
+                f"{count or 'none'} of n={n} {fresh(summary, plural('run', n))} of {who} failed "
                 f"(a failure rate of up to {bound} is possible)"
             )
     return ", ".join(phrases)
