@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 
 from steepest.errors import BadCall
-from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
+from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part, Script
 
 
 class Clip(Part):
@@ -30,3 +30,15 @@ class Clip(Part):
             torch.nn.utils.clip_grad_norm_(params, norm)
 
         fitting.optimizer.register_step_pre_hook(clip)
+
+    def code(self, script: Script) -> list[str]:
+        norm = self.value(script.hyper, "norm")
+        return [
+            "",
+            "",
+            "def clip(*_):",
+            f"    torch.nn.utils.clip_grad_norm_(model.parameters(), {norm!r})",
+            "",
+            "",
+            "optimizer.register_step_pre_hook(clip)",
+        ]
