@@ -62,6 +62,8 @@ BAD = {
     "bench --threads 0": ("--threads 0", "1 or more"),
     "report": ("DIR",),
     "report nowhere": ("nowhere", "study.db"),
+    "export nowhere --to latex": ("nowhere", "study.db"),
+    "export nowhere --to excel": ("--to excel", "tensorboard, wandb"),
 }
 
 
@@ -201,7 +203,7 @@ def test_a_missing_extra_is_named_with_its_command(capsys, monkeypatch):
         assert "pip install 'steepest[race]'" in line
 
 
-@pytest.mark.parametrize("verb", ["race", "report", "list", "show", "bench", "check"])
+@pytest.mark.parametrize("verb", ["race", "report", "export", "list", "show", "bench", "check"])
 def test_every_help_has_an_example(verb, capsys):
     assert cli.main([verb, "--help"]) == 0
     assert f"Example: steepest {verb} " in capsys.readouterr().out

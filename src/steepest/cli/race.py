@@ -1,4 +1,4 @@
-"""The verbs for races: race, report, profile."""
+"""The verbs for races: race, report, export, profile."""
 
 from __future__ import annotations
 
@@ -259,6 +259,32 @@ def report(
     from steepest.race import driver
 
     _show(driver.rebuild(folder, storage), folder)
+    return 0
+
+
+@app.command(epilog="Example: steepest export my-race --to latex --out table.tex")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder of a race.", metavar="DIR")],
+    to: Annotated[
+        str, typer.Option(help="The format: tensorboard, wandb or latex.", metavar="FORMAT")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="File or folder to write.",
+            show_default="tensorboard, wandb.jsonl or table.tex in DIR",
+        ),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="As for steepest report.", metavar="URL")
+    ] = None,
+) -> int:
+    """Write a race as TensorBoard's event files, as runs for Weights & Biases, or as LaTeX."""
+    need_race()
+    from steepest.race import driver, exports
+
+    exports.check(to)
+    print(exports.export(driver.load(folder, storage), to, folder, out))
     return 0
 
 

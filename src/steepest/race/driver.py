@@ -16,6 +16,7 @@ from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
 from steepest.race import location, planning, protocol, report, rounds, scores, tables, trials
+from steepest.race.exports import Race
 from steepest.race.folder import NO_RACE, has_race, locked, write
 from steepest.race.location import Location
 from steepest.race.outcomes import settle
@@ -146,8 +147,8 @@ def _open(
     return store
 
 
-def rebuild(folder: Path, storage: str | None = None) -> Summary:
-    """Write all files of `folder` again from the store; returns the summary."""
+def load(folder: Path, storage: str | None = None) -> Race:
+    """The race in `folder`, as its store has it. Writes nothing."""
     store = Store(location.of_race(folder, storage))
     stored = store.results()
     now = rounds.current(store.task, store.plan, stored)
@@ -160,6 +161,13 @@ def rebuild(folder: Path, storage: str | None = None) -> Summary:
     summary = summarise(task, store.plan, pairs, made_with, store.spaces, now)
     for name, entry in summary["entries"].items():
         entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
+    return Race(task, pairs, summary)
+
+
+def rebuild(folder: Path, storage: str | None = None) -> Summary:
+    """Write all files of `folder` again from the store; returns the summary."""
+    race = load(folder, storage)
+    task, pairs, summary = race.task, race.pairs, race.summary
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write(folder / "report.html", report.page(summary))
     write(folder / "runs.csv", tables.runs(task, store.plan, pairs))

@@ -164,6 +164,8 @@ class EntrySummary(TypedDict):
     hyperparameters: dict[str, list[float]] | None
     """Knob -> [lowest, median, highest] of the chosen values."""
     best: BestTrial | None
+    code: NotRequired[str | None]
+    """The optimizer with the values of `best`, as Python to paste; None before tuning is done."""
     trials: int
     """Tuning trials that have finished."""
     tuning: list[TuningTrial]
@@ -263,8 +265,13 @@ class Summary(Share):
     test_data: bool
     """Whether there is test data; if not, `test` has validation metrics."""
     plan: PlanRecord
+    use: NotRequired[list[str]]
+    """Entries that the race recommends: the better ones, the largest gain first, or else the
+    baseline. Empty if the race has shown too little."""
     next: NotRequired[str]
-    """A command line for a race that would decide more; only after a race in looks."""
+    """A command line for the race to run next; absent if nothing is open."""
+    next_purpose: NotRequired[str]
+    """What `next` is for, after "To": "decide more"."""
     reproduce: str
     """A command line that runs the same trials."""
     entries: dict[str, EntrySummary]

@@ -129,7 +129,13 @@ class Store:
             params={knob: trial.hyper[knob] for knob in ranges},
             distributions={k: FloatDistribution(*ranges[k], log=True) for k in ranges},
             intermediate_values=dict(zip(result.steps, result.validation, strict=True)),
-            user_attrs={"trial": asdict(trial), "result": asdict(result)},
+            # the first two are columns in a dashboard
+            user_attrs={
+                "entry": trial.entry,
+                "phase": trial.phase,
+                "trial": asdict(trial),
+                "result": asdict(result),
+            },
         )
         with self.location.readable_errors(AGAIN):
             self._study.add_trial(frozen)

@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from steepest.errors import BadCall
-from steepest.race import pairing, searching, statements, verdicts
+from steepest.race import advice, pairing, searching, statements, verdicts
 from steepest.race.judging import judge
 from steepest.race.lint import lint, untuned_because
 from steepest.race.notes import OWN
@@ -37,8 +37,6 @@ from steepest.statistics.inference import failure_bound
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
-FINER = 4
-"""Four times the units make an interval about half as wide."""
 Pairs = Sequence[tuple[Trial, Result]]
 
 
@@ -97,15 +95,13 @@ def summarise(
         share = st.fmean(entries[plan.baseline]["test"])
         summary["test_standard_error"] = proportion_error(share, task.test_size)
     summary["lint"] = lint(summary)
-    undecided = statements.statements(summary).undecided if complete and plan.looks else ()
-    if undecided and not plan.imported:
-        finer = replace(
-            plan,
-            entries=tuple(e for e in plan.entries if e in undecided or e == plan.baseline),
-            looks=tuple(FINER * units for units in plan.looks),
-            seed=plan.seed + 1,
-        )
-        summary["next"] = reproduce(finer, proportion=task.proportion)
+    if coming := advice.next_race(summary, plan):
+        summary["next_purpose"], other = coming
+        summary["next"] = reproduce(other, proportion=task.proportion)
+        if not complete:
+            data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
+            summary["next"] = f"steepest race {shlex.quote(plan.task)}{data} --out DIR --resume"
+    summary["use"] = advice.to_use(summary)
     summary["verdict"] = (statements if plan.looks else verdicts).verdict(summary)
     return summary
 
@@ -189,12 +185,16 @@ def _entry(
     ]
     halted = any(trial["halted"] for trial in tuning)
     units, failed_units = unit_means(task, plan, fresh, name)
+    best_trial = _best(task, tuned, chosen) if chosen else None
     return {
         "space": space,
         "untuned": untuned_because(tuning) if chosen else None,
         "chosen": [trial.index for trial in chosen] if chosen else None,
         "hyperparameters": _spread([trial.hyper for trial in chosen]) if chosen else None,
-        "best": _best(task, tuned, chosen) if chosen else None,
+        "best": best_trial,
+        "code": advice.code(task, plan, name, best_trial, len(chosen))
+        if chosen and best_trial
+        else None,
         "trials": len(tuned),
         "tuning": tuning,
         "expected_best": []

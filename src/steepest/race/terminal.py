@@ -235,7 +235,10 @@ def show(summary: Summary) -> None:
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
     if "next" in summary:
-        console.print(Text(f"To decide more: {summary['next']}"), soft_wrap=True)
+        purpose = summary.get("next_purpose", "decide more")
+        console.print(Text(f"To {purpose}: {summary['next']}"), soft_wrap=True)
+    for name in summary.get("use", [])[:1]:
+        console.print(Text(f"\n{summary['entries'][name].get('code')}"), soft_wrap=True)
     for line in caveats(summary):
         console.print(Text(line), soft_wrap=True)
 

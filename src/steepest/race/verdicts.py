@@ -37,7 +37,7 @@ def verdict(summary: Summary) -> str:
         return reason
     judged = differences(summary)
     claimed = {name: d for name, d in judged.items() if d.claim}
-    unclaimed = {name: d for name, d in judged.items() if not d.claim}
+    unclaimed = _unclaimed(summary)
     better = {name: d for name, d in claimed.items() if (d.mean > 0) == summary["maximize"]}
     worse = {name: d for name, d in claimed.items() if name not in better}
     few = too_little(plan)
@@ -91,7 +91,7 @@ def no_verdict(summary: Summary) -> str | None:
             f"{base} ran alone ({seeds}): there is nothing to compare it to; name more entries in "
             f"--optimizers, or another entry as --baseline."
         )
-    if all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values()):
+    if nothing_compared(summary):
         ran = spread([len(entry["test"]) for entry in summary["entries"].values()])
         text = (
             f"Nothing was compared: every {fresh(summary, 'run')} (n={ran} per entry) diverged or "
@@ -105,7 +105,7 @@ def no_verdict(summary: Summary) -> str | None:
             f"Not enough {one}s: n={n} {plural(one, n)} per entry, but a verdict needs at least "
             f"{LEAST}; run more of them."
         )
-    if n < LEAST and not looks:
+    if less_seeds(summary):
         seeds = (
             f"Not enough seeds: n={n} fresh {plural('seed', n)} per entry, but a verdict needs at "
             f"least {LEAST}; give --seeds {LEAST} or more."
@@ -113,6 +113,25 @@ def no_verdict(summary: Summary) -> str | None:
         few = too_little(plan)
         return f"{seeds} {few}." if few else seeds
     return None
+
+
+def nothing_compared(summary: Summary) -> bool:
+    """Whether every fresh run of the race failed."""
+    return all(entry["failed"] == len(entry["test"]) for entry in summary["entries"].values())
+
+
+def less_seeds(summary: Summary) -> bool:
+    """Whether a race without looks has too few fresh seeds for a verdict."""
+    return summary["plan"]["seeds"] < LEAST and not summary["plan"].get("looks")
+
+
+def is_kept(summary: Summary) -> bool:
+    """Whether the verdict of a race without looks is to keep the baseline."""
+    return bool(_keep(summary, _unclaimed(summary)))
+
+
+def _unclaimed(summary: Summary) -> Differences:
+    return {name: d for name, d in differences(summary).items() if not d.claim}
 
 
 def _claims(summary: Summary, better: Differences, worse: Differences) -> list[str]:
@@ -216,26 +235,32 @@ def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
     too uncertain for that, and may have the wrong sign.
     """
     plan, comparisons = summary["plan"], len(differences(summary))
-    n, needed, seed = plan["seeds"], least_pairs(comparisons), plan["seed"] + 1
+    seeds, seed = more_seeds(summary, unclaimed), plan["seed"] + 1
     exact = [name for name, d in unclaimed.items() if d.exact]
-    if exact and n < needed:
-        cure = f"give --seeds {needed} --seed {seed}"
+    if exact and plan["seeds"] < least_pairs(comparisons):
+        cure = f"give --seeds {seeds} --seed {seed}"
         if is_imported(summary):
             cure = "run so many new ones, and judge them without these"
         return (
-            f"The exact test ({', '.join(exact)}) needs n={needed} {fresh(summary, 'seeds')} or "
+            f"The exact test ({', '.join(exact)}) needs n={seeds} {fresh(summary, 'seeds')} or "
             f"more for a claim over {comparisons} {plural('comparison', comparisons)}: {cure}."
         )
-    if all(d.low is None for d in unclaimed.values()) or too_little(plan):
+    if not seeds or too_little(plan):
         return ""  # with too little tuning, more seeds would not help
     if is_imported(summary):
         return (
-            f"With n={HALF * n} new seeds, judged without these, the intervals would be about half "
-            f"as wide."
+            f"With n={seeds} new seeds, judged without these, the intervals would be about half as "
+            f"wide."
         )
-    return (
-        f"A new race with --seeds {HALF * n} --seed {seed} would have intervals about half as wide."
-    )
+    return f"A new race with --seeds {seeds} --seed {seed} would have intervals about half as wide."
+
+
+def more_seeds(summary: Summary, unclaimed: Differences) -> int | None:
+    """How many fresh seeds a race needs that would decide more; None if seeds would not help."""
+    n, needed = summary["plan"]["seeds"], least_pairs(len(differences(summary)))
+    if n < needed and any(d.exact for d in unclaimed.values()):
+        return needed
+    return None if all(d.low is None for d in unclaimed.values()) else HALF * n
 
 
 def too_little(plan: PlanRecord) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from steepest.errors import BadCall
-from steepest.training.makers import Maker, make_class
+from steepest.training.makers import Maker, creation, make_class
 from steepest.training.parts.part import Advance, Knob, Knobs, check_samples
 from steepest.training.steps import Training, check_finite
 
@@ -56,6 +56,17 @@ class FullBatch(Maker):
         method: Any = getattr(methods, self.called)
         drawn = {"seed": seed} if "seed" in signature(method).parameters else {}
         return make_class(method, params, {**hyper, **self.arguments, **drawn}, entry)
+
+    def code(self, hyper: Mapping[str, float]) -> list[str]:
+        from steepest import full_batch as methods
+
+        drawn = {"seed": 0} if "seed" in signature(getattr(methods, self.called)).parameters else {}
+        what = "the residuals" if self.residuals else "the loss"
+        pulls = " after backward()" if self.called == "LBFGS" else ""
+        return [
+            creation(f"steepest.full_batch.{self.called}(", {**hyper, **self.arguments, **drawn}),
+            f"# each step: optimizer.step(closure); closure() returns {what} of all data{pulls}",
+        ]
 
     def check(self, entry: str, task: Task) -> None:
         """Raise BadCall if the task lacks what the method needs, or if its model is too large."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import steepest
+from steepest.classes import class_of
 from steepest.errors import BadCall
 from steepest.families import families
 from steepest.tasks.task import turn
@@ -40,6 +41,10 @@ range and the defaults of the package's rule."""
 
 NO_PARAMETERS = ("optimizer", "base_optimizer", "model", "module", "net")
 """Names of a first argument that is not the parameters."""
+
+
+LINE = 100
+"""Characters in a line of code to paste."""
 
 
 class Maker(ABC):
@@ -79,6 +84,13 @@ class Maker(ABC):
     ) -> torch.optim.Optimizer:
         """Make the optimizer. seed: for its random draws. entry: the entry's name, for errors."""
 
+    @abstractmethod
+    def code(self, hyper: Mapping[str, float]) -> list[str]:
+        """Lines of Python to paste that make the optimizer of `model`: imports, `optimizer = ...`.
+
+        This needs none of the user's code.
+        """
+
     def try_out(self, hyper: Mapping[str, float]) -> None:
         """Make the optimizer with these values, so that bad values raise the optimizer's errors."""
         self.make([torch.nn.Parameter(torch.ones(2, 2))], hyper, 0, self.name)
@@ -116,6 +128,17 @@ class RuleMaker(Maker):
         self, params: Iterable[Any], hyper: Mapping[str, float], seed: int, entry: str
     ) -> torch.optim.Optimizer:
         return steepest.optimizer(self.name, params, **hyper)
+
+    def code(self, hyper: Mapping[str, float]) -> list[str]:
+        cls = class_of(self.name) if self.name in steepest.rules else None
+        if cls is None or getattr(steepest, cls.__name__, None) is not cls:
+            why = f"# {self.name} is a rule of your own: import the module that defines it first"
+            return [why, creation(f'steepest.optimizer("{self.name}", ', hyper)]
+        if not cls.family.arguments.keys() >= hyper.keys():  # one number of a pair, such as beta2
+            return [creation(f'steepest.optimizer("{self.name}", ', hyper)]
+        averaged = ["# optimizer.eval() before each evaluation, optimizer.train() after it"]
+        evaluated = averaged if hasattr(cls, "eval") else []
+        return [creation(f"steepest.{cls.__name__}(", hyper), *evaluated]
 
 
 @dataclass(frozen=True)
@@ -185,6 +208,15 @@ class ClassMaker(Maker):
     ) -> torch.optim.Optimizer:
         return make_class(self.cls, params, hyper, entry)
 
+    def code(self, hyper: Mapping[str, float]) -> list[str]:
+        module, _, attribute = self.name.partition(":")
+        own = ['if hasattr(optimizer, "train"):  # then also eval() before each evaluation']
+        return [
+            f"from {module} import {attribute.partition('.')[0]}",
+            creation(f"{attribute}(", hyper),
+            *([] if module.startswith("torch.") else [*own, "    optimizer.train()"]),
+        ]
+
     def try_out(self, hyper: Mapping[str, float]) -> None:
         super().try_out(hyper)
         error = self._first_step(hyper)
@@ -214,6 +246,14 @@ def make_class(
         raise BadCall(
             f"entry {entry!r} cannot be made with {given or 'its defaults'} ({why}){hint}"
         ) from None
+
+
+def creation(call: str, options: Mapping[str, Any]) -> str:
+    """`optimizer = ...` as Python. call: how the call begins, such as "steepest.Adam("."""
+    given = ["model.parameters()", *(f"{name}={value!r}" for name, value in options.items())]
+    line = f"optimizer = {call}{', '.join(given)})"
+    broken = "\n".join([f"optimizer = {call.rstrip()}", *(f"    {each}," for each in given), ")"])
+    return line if len(line) <= LINE else broken
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,7 +25,7 @@ from steepest.shell import RuleOptimizer
 from steepest.training.full_batch import METHODS, FullBatch
 from steepest.training.makers import ClassMaker, Maker, RuleMaker
 from steepest.training.parts import PARTS, Knob, Part
-from steepest.training.parts.part import NOTHING, Fitting
+from steepest.training.parts.part import NOTHING, Fitting, Script
 from steepest.training.parts.rates import guard
 from steepest.training.wants import Wants
 from steepest.wrapper import innermost
@@ -248,9 +248,7 @@ class Recipe:
                 f"entry {self.name!r}: +{needy.name} needs a learning rate, and the optimizer has "
                 f"no option lr: expected an optimizer with lr, or an entry without +{needy.name}"
             )
-        lead = sum(part.lead for part in self.parts)
-        warmup = min(max(1, round(lead * steps)), steps) if lead else 0
-        fitting = Fitting(self.name, optimizer, steps, hyper, seed, warmup)
+        fitting = Fitting(self.name, optimizer, steps, hyper, seed, self._warmup(steps))
         for part in reversed(self.parts):
             part.on_optimizer(fitting)
         if schedule := fitting.schedule:
@@ -259,6 +257,50 @@ class Recipe:
                 setting = [p.name for p in self.parts if p.any_loop and p.needs_rate]
                 guard(self.name, f"+{'+'.join(setting)}", optimizer)
         return fitting.schedule
+
+    def _warmup(self, steps: int) -> int:
+        """The number of warm-up steps in a run."""
+        lead = sum(part.lead for part in self.parts)
+        return min(max(1, round(lead * steps)), steps) if lead else 0
+
+    def code(
+        self, hyper: Mapping[str, float], steps: int, mode: Literal["max", "min"] = "max"
+    ) -> str:
+        """What `optimizer` and `equip` make, as Python to paste; values are rounded by `shorten`.
+
+        The code uses the names that `Part.code` lists. A schedule steps by itself, after each
+        `optimizer.step()`. mode: whether a larger or a smaller metric is better, for parts that
+        react to it. This needs none of the user's code, so it works for stored races too.
+        """
+        rounded = {knob: shorten(value) for knob, value in hyper.items()}
+        maker = self.full_batch or (ClassMaker if ":" in self.base else RuleMaker)(self.base)
+        lines = maker.code({knob: value for knob, value in rounded.items() if "." not in knob})
+        scheduled = any(part.kind == "rate" for part in self.parts)
+        warmup = self._warmup(steps)
+        script = Script(
+            steps, rounded, mode, warmup, scheduled, any(part.closure for part in self.parts)
+        )
+        first = next((i for i, part in enumerate(self.parts) if part.wraps), len(self.parts))
+        lines += [line for part in reversed(self.parts[:first]) for line in part.code(script)]
+        if scheduled or warmup:
+            lines.append("optimizer.register_step_post_hook(lambda *_: scheduler.step())")
+        lines += [line for part in self.parts[first:] for line in part.code(script)]
+        body = [line for line in lines if not line.startswith("from ")]
+        run = "".join(line.partition("#")[0] for line in body)
+        used = {module for module in ("copy", "steepest", "torch") if f"{module}." in run}
+        imports = [f"import {module}" for module in sorted(used)]
+        imports += [line for line in lines if line.startswith("from ")]
+        return "\n".join([*imports, "", *body]) + "\n"
+
+
+def shorten(value: float) -> float:
+    """The value with 3 digits, or with more where 3 would move it, or 1 - it, by over 0.5 %.
+
+    The second bound is for values just below 1, such as beta2.
+    """
+    error = 0.005 * min(abs(value), abs(1 - value))
+    tried = (float(f"{value:.{digits}g}") for digits in range(3, 18))
+    return next((short for short in tried if abs(short - value) <= error), value)
 
 
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 import steepest
 from steepest.errors import BadCall
 from steepest.tasks.task import turn, two_points
-from steepest.training.parts.part import CLOSURE, NOTHING, Knob, Knobs, Part
+from steepest.training.parts.part import CLOSURE, NOTHING, Knob, Knobs, Part, Script
 
 
 class Sam(Part):
@@ -34,6 +34,13 @@ class Sam(Part):
             )
         kind = TwoPointSAM if two_points(optimizer) else steepest.SAM
         return kind(optimizer, rho=self.value(hyper, "rho"), adaptive=self.adaptive)
+
+    def code(self, script: Script) -> list[str]:
+        adaptive = ", adaptive=True" if self.adaptive else ""
+        return [
+            f"optimizer = steepest.SAM(optimizer, rho={self.value(script.hyper, 'rho')!r}{adaptive})",
+            "# each step needs optimizer.step(closure); the closure runs twice on the same batch",
+        ]
 
 
 class Asam(Sam):
@@ -62,6 +69,13 @@ class Lookahead(Part):
                 f"optimizer without them, or an entry without +{self.name}"
             )
         return SlowAtEvaluation(optimizer, alpha=self.value(hyper, "alpha"))
+
+    def code(self, script: Script) -> list[str]:
+        alpha = self.value(script.hyper, "alpha")
+        return [
+            f"optimizer = steepest.Lookahead(optimizer, alpha={alpha!r})",
+            "# evaluate the slow weights: with optimizer.slow(): ...",
+        ]
 
 
 class TwoPointSAM(steepest.SAM):

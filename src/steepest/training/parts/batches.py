@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from steepest.errors import BadCall
-from steepest.training.parts.part import Advance, Part, check_samples
+from steepest.training.parts.part import Advance, Part, Script, check_samples
 from steepest.training.parts.rates import Step
 from steepest.training.steps import Training, counted, over_batches
 
@@ -30,6 +30,10 @@ class Batch(Part):
     def on_batches(self, training: Training) -> Advance | None:
         loader = training.loader(self.size)
         return over_batches(training, counted(loader, training.samples.batch))
+
+    def code(self, script: Script) -> list[str]:
+        size = {None: "batch_size", "all": '"all"'}.get(self.size, self.size)
+        return [f"loader = steepest.strategies.Loader(dataset, {size}, seed=0)"]
 
 
 class FullBatch(Batch):
@@ -56,6 +60,14 @@ class BatchGrowth(Batch):
         growth = strategies.BatchGrowth(falling, loader)
         optimizer.register_step_post_hook(lambda *_: growth.step())
         return over_batches(training, counted(loader, training.samples.batch))
+
+    def code(self, script: Script) -> list[str]:
+        return [
+            *super().code(script),
+            f"falling = {Step().call(script.steps, script.hyper)}",
+            "growth = steepest.strategies.BatchGrowth(falling, loader)",
+            "optimizer.register_step_post_hook(lambda *_: growth.step())",
+        ]
 
 
 class AdaptiveBatch(Batch):
@@ -94,3 +106,10 @@ class AdaptiveBatch(Batch):
             return adaptive.samples / samples.batch
 
         return advance
+
+    def code(self, script: Script) -> list[str]:
+        return [
+            f"loader = steepest.strategies.Loader(dataset, min({FIRST}, batch_size), seed=0)",
+            "adaptive = steepest.strategies.AdaptiveBatch(model, loss, optimizer, loader)",
+            "# each step: adaptive.step(), which computes the loss and the gradients itself",
+        ]

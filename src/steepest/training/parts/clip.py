@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
+from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part, Script
 
 
 class Clip(Part):
@@ -26,3 +26,13 @@ class Clip(Part):
             torch.nn.utils.clip_grad_norm_(params, norm)
 
         on_gradients(fitting.optimizer, lambda: clip)
+
+    def code(self, script: Script) -> list[str]:
+        norm = self.value(script.hyper, "norm")
+        clip = f"    torch.nn.utils.clip_grad_norm_(model.parameters(), {norm!r})"
+        if script.closure:
+            use = "on_gradients(optimizer, lambda: clip)"
+            above = ["from steepest.strategies.hooks import on_gradients"]
+            return [*above, "", "", "def clip():", clip, "", "", use]
+        use = "optimizer.register_step_pre_hook(clip)"
+        return ["", "", "def clip(*_):", clip, "", "", use]

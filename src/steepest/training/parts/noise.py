@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
+from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part, Script
 
 
 class Noise(Part):
@@ -18,3 +18,7 @@ class Noise(Part):
 
         eta = self.value(fitting.hyper, "eta")
         GradientNoise(fitting.optimizer, eta, seed=fitting.seed)
+
+    def code(self, script: Script) -> list[str]:
+        eta = self.value(script.hyper, "eta")
+        return [f"steepest.strategies.GradientNoise(optimizer, eta={eta!r}, seed=0)"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.tasks.task import evaluating
-from steepest.training.parts.part import Advance, Knob, Knobs, Part, check_samples
+from steepest.training.parts.part import Advance, Knob, Knobs, Part, Script, check_samples
 from steepest.training.steps import Training, counted, make_step, over_batches
 
 if TYPE_CHECKING:
@@ -49,6 +49,22 @@ class Curriculum(Part):
         sampler = strategies.Curriculum(scores, pace, size, first=self.first, seed=training.seed)
         loader = training.loader(size, sampler)
         return over_batches(training, counted(loader, samples.batch), spent)
+
+    def code(self, script: Script) -> list[str]:
+        start, length = self.value(script.hyper, "start"), max(1, script.steps // OPENED)
+        copied = max(1, script.steps // SCORED)
+        scored = [
+            f"trained = copy.deepcopy(model)  # then train this copy for {copied} steps",
+            "scores = steepest.strategies.difficulty(trained, loss, dataset)",
+        ]
+        return [
+            *(["scores = torch.zeros(len(dataset))"] if self.first == "random" else scored),
+            f"pace = steepest.strategies.pacing.linear({start!r}, {length})",
+            "order = steepest.strategies.Curriculum(",
+            f'    scores, pace, batch_size, first="{self.first}", seed=0',
+            ")",
+            "loader = steepest.strategies.Loader(dataset, batch_size, sampler=order, seed=0)",
+        ]
 
 
 class AntiCurriculum(Curriculum):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -61,6 +61,23 @@ class Fitting:
     warmup: int = 0
     """The number of warm-up steps, before the schedule of the learning rate begins."""
     schedule: LRScheduler | None = None
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a part has to know to write itself as code: see `Part.code`."""
+
+    steps: int
+    """How many steps the run has."""
+    hyper: Mapping[str, float]
+    mode: Literal["max", "min"]
+    """Whether the metric is better when it is larger ("max") or smaller ("min")."""
+    warmup: int = 0
+    """The number of warm-up steps."""
+    scheduled: bool = False
+    """Whether a schedule of the learning rate follows the warm-up."""
+    closure: bool = False
+    """Whether a step of the entry needs a closure."""
 
 
 class Part:
@@ -129,6 +146,15 @@ class Part:
 
     def on_evaluation(self, training: Training) -> Stop | None:
         """Return a function that is called at each evaluation, or None."""
+
+    def code(self, script: Script) -> list[str]:
+        """The part as lines of Python to paste behind `optimizer = ...`.
+
+        The lines may use the names `model`, `optimizer`, `dataset`, `batch_size` and `loss`, a
+        function of a model and a batch. A schedule of the learning rate is called `scheduler`.
+        What does not fit into lines of code is said in a comment.
+        """
+        return [f"# +{self.name}: {self.about} ({self.source})"]
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler as torchs
 from torch.optim.lr_scheduler import LRScheduler
 
 from steepest.errors import BadCall
-from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part
+from steepest.training.parts.part import NOTHING, Fitting, Knob, Knobs, Part, Script
 
 WARMUP = 0.1
 """Share of the steps over which `+warmup` raises the learning rate from near 0, linearly."""
@@ -29,6 +29,8 @@ the triangles falls to this share."""
 PERIODS = 7
 """`+sgdr` has periods of 1, 2 and 4 sevenths of the run, so the last period ends with the run."""
 SGDR, CYCLIC = "arXiv:1608.03983", "arXiv:1506.01186"
+PEAK = 'peak = [group["lr"] for group in optimizer.param_groups]'
+"""The learning rate of each group, as code: see `rates`."""
 
 Hyper = Mapping[str, float]
 
@@ -52,6 +54,13 @@ class Warmup(Part):
             first, length = 1 / (fitting.warmup + 1), fitting.warmup
             fitting.schedule = torchs.LinearLR(fitting.optimizer, first, 1.0, length)
 
+    def code(self, script: Script) -> list[str]:
+        length = script.warmup
+        if script.scheduled:
+            return [f"scheduler = steepest.schedules.WarmupLR(scheduler, steps={length})"]
+        first = f"start_factor=1 / {length + 1}, total_iters={length}"
+        return [f"scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, {first})"]
+
 
 class Rate(Part):
     """A learning rate schedule over the whole run, or over the steps that follow a warm-up."""
@@ -66,6 +75,14 @@ class Rate(Part):
     def schedule(self, optimizer: torch.optim.Optimizer, steps: int, hyper: Hyper) -> LRScheduler:
         raise NotImplementedError
 
+    def call(self, steps: int, hyper: Hyper) -> str:
+        """The call that makes the schedule, as code. In it, `peak` is the rate of each group."""
+        raise NotImplementedError
+
+    def code(self, script: Script) -> list[str]:
+        call = self.call(max(1, script.steps - script.warmup), script.hyper)
+        return [*([PEAK] if "peak" in call else []), *f"scheduler = {call}".splitlines()]
+
 
 class Cosine(Rate):
     name, about, source = "cosine", "lr falls as half a cosine, to 0", SGDR
@@ -73,13 +90,23 @@ class Cosine(Rate):
     def schedule(self, optimizer, steps, hyper):
         return torchs.CosineAnnealingLR(optimizer, steps)
 
+    def call(self, steps, hyper):
+        return f"torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max={steps})"
+
 
 class Step(Rate):
     name, about, source = "step", "lr times 0.2 after 30, 60, 80 % of the steps", SGDR
 
     def schedule(self, optimizer, steps, hyper):
-        milestones = [max(1, round(share * steps)) for share in MILESTONES]
-        return torchs.MultiStepLR(optimizer, milestones, DROP)
+        return torchs.MultiStepLR(optimizer, self.milestones(steps), DROP)
+
+    def call(self, steps, hyper):
+        at = f"milestones={self.milestones(steps)}, gamma={DROP}"
+        return f"torch.optim.lr_scheduler.MultiStepLR(optimizer, {at})"
+
+    def milestones(self, steps: int) -> list[int]:
+        """The steps after which lr falls."""
+        return [max(1, round(share * steps)) for share in MILESTONES]
 
 
 class Exponential(Rate):
@@ -87,6 +114,9 @@ class Exponential(Rate):
 
     def schedule(self, optimizer, steps, hyper):
         return torchs.ExponentialLR(optimizer, END ** (1 / steps))
+
+    def call(self, steps, hyper):
+        return f"torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma={END} ** (1 / {steps}))"
 
 
 class Polynomial(Rate):
@@ -96,12 +126,20 @@ class Polynomial(Rate):
     def schedule(self, optimizer, steps, hyper):
         return torchs.PolynomialLR(optimizer, steps, self.value(hyper, "power"))
 
+    def call(self, steps, hyper):
+        shape = f"total_iters={steps}, power={self.value(hyper, 'power')!r}"
+        return f"torch.optim.lr_scheduler.PolynomialLR(optimizer, {shape})"
+
 
 class Sgdr(Rate):
     name, about, source = "sgdr", "cosines over 1, 2 and 4 sevenths of the run", SGDR
 
     def schedule(self, optimizer, steps, hyper):
         return torchs.CosineAnnealingWarmRestarts(optimizer, math.ceil(steps / PERIODS), 2)
+
+    def call(self, steps, hyper):
+        periods = f"T_0={math.ceil(steps / PERIODS)}, T_mult=2"
+        return f"torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, {periods})"
 
 
 class Triangular(Rate):
@@ -118,6 +156,20 @@ class Triangular(Rate):
             mode=self.mode,
             gamma=END ** (1 / steps),
             cycle_momentum=False,
+        )
+
+    def call(self, steps, hyper):
+        gamma = f"    gamma={END} ** (1 / {steps}),\n" if self.mode == "exp_range" else ""
+        return (
+            f"torch.optim.lr_scheduler.CyclicLR(\n"
+            f"    optimizer,\n"
+            f"    base_lr=[lr / {DEPTH:g} for lr in peak],\n"
+            f"    max_lr=peak,\n"
+            f"    step_size_up={math.ceil(steps / (2 * CYCLES))},\n"
+            f'    mode="{self.mode}",\n'
+            f"{gamma}"
+            f"    cycle_momentum=False,\n"
+            f")"
         )
 
 
@@ -140,6 +192,13 @@ class OneCycle(Rate):
             optimizer, rates(optimizer), total_steps=steps + 1, cycle_momentum=False
         )
 
+    def call(self, steps, hyper):
+        return (
+            f"torch.optim.lr_scheduler.OneCycleLR(\n"
+            f"    optimizer, max_lr=peak, total_steps={steps + 1}, cycle_momentum=False\n"
+            f")"
+        )
+
 
 class Noam(Rate):
     name, about, source = "noam", "lr rises for a tenth, then 1/sqrt(step)", "arXiv:1706.03762"
@@ -148,9 +207,21 @@ class Noam(Rate):
     def schedule(self, optimizer, steps, hyper):
         from steepest.schedules import NoamLR
 
-        warm = max(1, round(WARMUP * steps))  # at this step lr peaks, at the optimizer's own lr
+        warm = self.rising(steps)
         peak = [lr * warm**0.5 for lr in rates(optimizer)]
         return NoamLR(optimizer, width=1, warmup=warm, factor=peak)
+
+    def call(self, steps, hyper):
+        warm = self.rising(steps)
+        return (
+            f"steepest.schedules.NoamLR(\n"
+            f"    optimizer, width=1, warmup={warm}, factor=[lr * {warm}**0.5 for lr in peak]\n"
+            f")"
+        )
+
+    def rising(self, steps: int) -> int:
+        """The step at which lr peaks, at the optimizer's own lr."""
+        return max(1, round(WARMUP * steps))
 
 
 def rates(optimizer: torch.optim.Optimizer) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steepest.errors import BadCall
-from steepest.training.parts.part import Part, Stop, first_setup
+from steepest.training.parts.part import Part, Script, Stop, first_setup
 
 if TYPE_CHECKING:
     from steepest.tasks.task import Task
@@ -46,6 +46,13 @@ class EarlyStopping(Stopping):
 
         return stop
 
+    def code(self, script: Script) -> list[str]:
+        options = f'patience={PATIENCE}, mode="{script.mode}"'
+        return [
+            f"stopping = steepest.strategies.EarlyStopping(model, {options})",
+            "# at each evaluation: stop if stopping.step(metric); at the end: stopping.restore()",
+        ]
+
 
 class Restarts(Stopping):
     name, about = "restarts", "back to the best weights, with half the lr"
@@ -65,3 +72,11 @@ class Restarts(Stopping):
             return best.stopped
 
         return restart
+
+    def code(self, script: Script) -> list[str]:
+        return [
+            "restarts = steepest.schedules.RestartFromBest(",
+            f'    optimizer, model, mode="{script.mode}", patience={PATIENCE}',
+            ")",
+            "# at each evaluation: restarts.step(metric), then stop if restarts.stopped",
+        ]

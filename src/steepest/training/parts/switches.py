@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from steepest.errors import BadCall
-from steepest.training.parts.part import Knob, Knobs, Part
+from steepest.training.parts.part import Knob, Knobs, Part, Script
 
 if TYPE_CHECKING:
     from steepest.tasks.task import Task
@@ -31,6 +31,9 @@ class BatchNorm(Switch):
     about, source = "batch normalisation in the task's model", "arXiv:1502.03167"
     conflicts, why = ("one-sample", "adaptive-batch"), "needs several samples at once"
 
+    def code(self, script: Script) -> list[str]:
+        return ["# the model: with torch.nn.BatchNorm1d or BatchNorm2d before each activation"]
+
 
 class Dropout(Switch):
     name, kind = "dropout", "dropout"
@@ -39,3 +42,7 @@ class Dropout(Switch):
 
     def model_options(self, hyper: Mapping[str, float]) -> dict[str, float]:
         return {self.name: self.value(hyper, "p")}
+
+    def code(self, script: Script) -> list[str]:
+        p = self.value(script.hyper, "p")
+        return [f"# the model: with torch.nn.Dropout({p!r}) before its last layer"]
