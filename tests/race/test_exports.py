@@ -29,7 +29,7 @@ LOST = [(FRESH, "adamw", 1), ("tuning", "adamw", 3)]
 
 def made(plan=PLAN, task=DIGITS, lost=LOST, count=None):
     found = pairs(plan, task, lost=lost)[:count]
-    return Race(task, found, summarise(task, plan, found, PROVENANCE))
+    return Race(task, plan, found, summarise(task, plan, found, PROVENANCE))
 
 
 def stored(folder, found, plan=PLAN):
@@ -194,7 +194,7 @@ def test_a_number_that_json_has_not_is_null():
     trial, result = pairs(PLAN)[0]
     bad = Result(**{**vars(result), "validation": [float("nan")] * 20, "diverged": "loss is nan",
                     "measures": {"norm": float("inf")}})  # fmt: skip
-    (line,) = exports.wandb_runs(Race(DIGITS, [(trial, bad)], {})).splitlines()
+    (line,) = exports.wandb_runs(Race(DIGITS, PLAN, [(trial, bad)], {})).splitlines()
     run = json.loads(line, parse_constant=lambda text: pytest.fail(text))
     assert run["summary"]["measure/norm"] is None
     assert run["summary"]["validation/accuracy"] == 0.0  # as the race counts it

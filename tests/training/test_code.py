@@ -71,10 +71,20 @@ def advanced(model, optimizer, steps):
     """The learning rate at each step, on batches that are the same for everybody."""
     found, batches = [], endless(Samples(rows(), SIZE).batched(0))
     for _ in range(steps):
-        optimizer.zero_grad()
-        loss(model, next(batches)).backward()
+        batch = next(batches)
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            value = loss(model, batch)
+            value.backward()
+            return value
+
         found.append([group.get("lr") for group in optimizer.param_groups])
-        optimizer.step()
+        if isinstance(optimizer, steepest.SAM):
+            optimizer.step(closure)
+        else:
+            closure()
+            optimizer.step()
     return found
 
 
@@ -100,7 +110,15 @@ def test_every_method_on_the_whole_loss_as_code(method):
 
 @pytest.mark.parametrize("steps", LENGTHS)
 @pytest.mark.parametrize(
-    "words", [*IN_THE_STEP, "warmup+cosine+noise+clip", "warmup+triangular", "warmup+step+clip"]
+    "words",
+    [
+        *IN_THE_STEP,
+        "warmup+cosine+noise+clip",
+        "warmup+triangular",
+        "warmup+step+clip",
+        "cosine+noise+clip+sam+lookahead",
+        "clip+asam",
+    ],
 )
 def test_every_part_of_the_step_has_the_same_rates_and_the_same_weights(words, steps):
     entry = f"momentum+{words}"
@@ -108,6 +126,7 @@ def test_every_part_of_the_step_has_the_same_rates_and_the_same_weights(words, s
     ours, theirs = build(0).model, build(0).model
     optimizer = Recipe.read(entry).optimizer(theirs.parameters(), hyper)
     Recipe.read(entry).equip(optimizer, steps, hyper, 0)
+    optimizer = Recipe.read(entry).wrap(optimizer, hyper)
     made = pasted(entry, hyper, steps, model=ours)["optimizer"]
     assert advanced(ours, made, steps) == advanced(theirs, optimizer, steps)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

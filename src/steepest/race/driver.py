@@ -161,7 +161,7 @@ def load(folder: Path, storage: str | None = None) -> Race:
     summary = summarise(task, store.plan, pairs, made_with, store.spaces, now)
     for name, entry in summary["entries"].items():
         entry["measures"] = [r.measures for t, r in pairs if (t.phase, t.entry) == (FRESH, name)]
-    return Race(task, pairs, summary)
+    return Race(task, store.plan, pairs, summary)
 
 
 def rebuild(folder: Path, storage: str | None = None) -> Summary:
@@ -170,7 +170,7 @@ def rebuild(folder: Path, storage: str | None = None) -> Summary:
     task, pairs, summary = race.task, race.pairs, race.summary
     write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     write(folder / "report.html", report.page(summary))
-    write(folder / "runs.csv", tables.runs(task, store.plan, pairs))
+    write(folder / "runs.csv", tables.runs(task, race.plan, pairs))
     write(folder / "curves.csv", tables.curves(pairs))
     return summary
 

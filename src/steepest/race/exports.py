@@ -15,7 +15,7 @@ from urllib.parse import quote
 from steepest.errors import BadCall
 from steepest.race.folder import write
 from steepest.race.phrases import counted, judged_metric, number, units
-from steepest.race.protocol import FRESH, Result, Trial
+from steepest.race.protocol import FRESH, Plan, Result, Trial
 from steepest.race.results_table import columns, rows
 from steepest.race.schema import Summary
 from steepest.race.scores import final, tested
@@ -46,6 +46,7 @@ class Race:
     """What an export needs of a race."""
 
     task: Task
+    plan: Plan
     pairs: Sequence[tuple[Trial, Result]]
     summary: Summary
 

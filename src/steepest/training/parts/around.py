@@ -36,9 +36,10 @@ class Sam(Part):
         return kind(optimizer, rho=self.value(hyper, "rho"), adaptive=self.adaptive)
 
     def code(self, script: Script) -> list[str]:
-        adaptive = ", adaptive=True" if self.adaptive else ""
+        options = f"rho={self.value(script.hyper, 'rho')!r}"
+        options += ", adaptive=True" if self.adaptive else ""
         return [
-            f"optimizer = steepest.SAM(optimizer, rho={self.value(script.hyper, 'rho')!r}{adaptive})",
+            f"optimizer = steepest.SAM(optimizer, {options})",
             "# each step needs optimizer.step(closure); the closure runs twice on the same batch",
         ]
 
