@@ -52,6 +52,15 @@ def race(
             show_default="the declared ranges",
         ),
     ] = None,
+    spaces: Annotated[
+        str | None,
+        typer.Option(
+            help="Tune over a published search space instead: lr-only (the learning rate alone) "
+            "or algoperf (adamw, momentum, nesterov, lamb). --search adds to it.",
+            metavar="NAME",
+            show_default="the declared ranges",
+        ),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(help="Tuning trials per entry and seed.", show_default="8")
     ] = None,
@@ -151,6 +160,7 @@ def race(
         looks,
         fixed or None,
         margin,
+        spaces,
     )
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:

@@ -19,7 +19,6 @@ from steepest.errors import BadCall
 from steepest.race import searching
 from steepest.race.field import BASELINE
 from steepest.race.schema import PlanRecord
-from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
@@ -78,6 +77,8 @@ class Plan:
     """Whether tuning trials are halted at `rungs`."""
     margin: float | None = None
     """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
+    spaces: str | None = None
+    """Name of the search space that takes the place of the declared ranges."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "looks", tuple(self.looks))  # a list in JSON
@@ -155,17 +156,11 @@ class Plan:
 
     def space(self, entry: str) -> dict[str, tuple[float, float]]:
         """Hyperparameter -> (low, high) of its log-uniform search range in this race."""
-        asked = self.search.get(entry, {})
-        return Recipe.read(entry).space | {knob: (low, high) for knob, (low, high) in asked.items()}
+        return searching.space(entry, self.spaces, self.search)
 
     def defaults(self, entry: str) -> dict[str, float]:
         """The optimizer's default of every hyperparameter that is searched in this race."""
-        declared = Recipe.read(entry).defaults
-        return declared | {
-            knob: searching.default(entry, knob)
-            for knob in self.search.get(entry, {})
-            if knob not in declared
-        }
+        return searching.defaults(entry, self.space(entry))
 
 
 @dataclass(frozen=True)

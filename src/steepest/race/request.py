@@ -48,6 +48,7 @@ class Request:
     looks: str | None = None
     fixed: bool | None = None
     margin: float | None = None
+    spaces: str | None = None
 
     def units(self) -> tuple[int, ...]:
         """Units at each look; empty for a race of a fixed number of seeds.
@@ -115,14 +116,14 @@ class Request:
     def check(self, *, resume: bool = False) -> None:
         """BadCall for the first option that cannot be right.
 
-        With `resume`, --search is not checked here; `check_same_race` checks it.
+        With `resume`, --search and --spaces are not checked here; `check_same_race` checks them.
         """
         task = tasks.get(self.task, self.data)  # first: its file may define rules
         names = self.entry_names()
         for name in names:
             Recipe.read(name).check(task)
         if not resume:
-            searching.parse(self.search, names)
+            searching.check_spaces(self.spaces, names, searching.parse(self.search, names))
         self.units()
         self.smallest_gain()
         for option in ("trials", "seeds", "steps"):

@@ -51,6 +51,8 @@ class PlanRecord(TypedDict):
     """Whether tuning trials are halted early."""
     margin: float | None
     """A gain in the metric's unit that would be too small to matter; None if none was given."""
+    spaces: str | None
+    """Name of the search space in the place of the declared ranges, as --spaces gave it."""
 
 
 class TuningTrial(TypedDict):

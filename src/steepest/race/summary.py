@@ -336,6 +336,8 @@ def reproduce(plan: Plan, *, proportion: bool = False) -> str:
     where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(names)}"
     if plan.baseline != replace(plan, baseline="").baseline:
         where += f" --baseline {shlex.quote(plan.baseline)}"
+    if plan.spaces:
+        where += f" --spaces {plan.spaces}"
     if ranges := searching.as_option(plan.search):
         where += f" --search {shlex.quote(ranges)}"
     return f"steepest race {where} {numbers}"
