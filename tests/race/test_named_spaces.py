@@ -75,12 +75,7 @@ def test_ranges_of_search_take_precedence():
             "--spaces algoperf has no space for lion: .*leave lion ou",
         ),
         ("algoperf", "adamw,torch.optim:AdamW", None, "no space for torch.optim:AdamW"),
-        (
-            "lr-only",
-            "adamw,genetic",
-            None,
-            "--spaces lr-only has no space for genetic: ",
-        ),
+        ("lr-only", "adamw,genetic", None, "--spaces lr-only has no space for genetic: "),
         ("algoprf", "adamw", None, "algoprf: expected one of lr-only, algoperf; did you mean algo"),
         ("", "adamw", None, "--spaces : expected one of"),
         ("Größe", "adamw", None, "--spaces Größe: expected one of lr-only, algoperf$"),

@@ -127,6 +127,15 @@ def race(
     data: Annotated[
         str | None, typer.Option(help="Folder with the data files of the task.", metavar="DIR")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the model and the data are, such as cuda or cuda:1 or mps. A function of "
+            "your file has to take it: task(seed, device).",
+            metavar="DEVICE",
+            show_default="the CPU, or as your file says",
+        ),
+    ] = None,
     plan: Annotated[
         bool,
         typer.Option(
@@ -161,6 +170,7 @@ def race(
         fixed or None,
         margin,
         spaces,
+        device,
     )
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:

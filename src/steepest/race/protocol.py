@@ -79,6 +79,8 @@ class Plan:
     """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
     spaces: str | None = None
     """Name of the search space that takes the place of the declared ranges."""
+    device: str | None = None
+    """Where the task's model and data are, as the caller gave it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "looks", tuple(self.looks))  # a list in JSON
@@ -175,6 +177,7 @@ class Trial:
     steps: int
     hyper: dict[str, float]
     data: str | None = None
+    device: str | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -314,6 +317,7 @@ def tuning(
             plan.steps,
             hyper,
             plan.data,
+            plan.device,
         )
         for i in units
         for k, points_k in enumerate(zip(*(hypers(e, i) for e in entries), strict=True))
@@ -367,6 +371,7 @@ def fresh(
             plan.steps,
             chosen[entry][i].hyper,
             plan.data,
+            plan.device,
         )
         for i in (range(plan.seeds) if units is None else units)
         for k in range(plan.repeats)

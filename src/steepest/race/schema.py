@@ -53,6 +53,9 @@ class PlanRecord(TypedDict):
     """A gain in the metric's unit that would be too small to matter; None if none was given."""
     spaces: str | None
     """Name of the search space in the place of the declared ranges, as --spaces gave it."""
+    device: str | None
+    """Where the task's model and data were, as --device gave it; None: on the CPU, or where the
+    user's file put them."""
 
 
 class TuningTrial(TypedDict):

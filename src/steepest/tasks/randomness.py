@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-# (read, write) of torch, numpy and `random`
-STATES: tuple[tuple[Any, Any], ...] = (
-    (torch.get_rng_state, torch.set_rng_state),
-    (np.random.get_state, np.random.set_state),
-    (random.getstate, random.setstate),
-)
+Accessors = tuple[tuple[Any, Any], ...]
+"""(read, write) of each random state."""
+NUMPY = (np.random.get_state, np.random.set_state)
+
+
+def states_of_torch(device: str | None = None) -> Accessors:
+    """The state of torch on the CPU, and that of the device, if it is an accelerator."""
+    cpu = ((torch.get_rng_state, torch.set_rng_state),)
+    if device is None or torch.device(device).type == "cpu":
+        return cpu
+    module: Any = torch.get_device_module(device)
+    return (*cpu, (module.get_rng_state, module.set_rng_state))
+
+
+def states_of_process(device: str | None = None) -> Accessors:
+    """The states of torch, numpy and `random`."""
+    return (*states_of_torch(device), NUMPY, (random.getstate, random.setstate))
 
 
 def begin(seed: int) -> None:
@@ -26,11 +37,12 @@ def begin(seed: int) -> None:
 
 
 @contextmanager
-def put_back() -> Iterator[None]:
+def put_back(device: str | None = None) -> Iterator[None]:
     """Restore the random states when the block ends, so that its draws change no later draws."""
-    before = [get() for get, _ in STATES]
+    states = states_of_process(device)
+    before = [get() for get, _ in states]
     try:
         yield
     finally:
-        for (_, put), state in zip(STATES, before, strict=True):
+        for (_, put), state in zip(states, before, strict=True):
             put(state)
