@@ -62,6 +62,15 @@ def race(
             show_default="the declared ranges",
         ),
     ] = None,
+    spaces: Annotated[
+        str | None,
+        typer.Option(
+            help="Tune over a published search space instead: lr-only (the learning rate alone) "
+            "or algoperf (adamw, momentum, nesterov, lamb). --search adds to it.",
+            metavar="NAME",
+            show_default="the declared ranges",
+        ),
+    ] = None,
     trials: Annotated[
         int | None, typer.Option(help="Tuning trials per entry and seed.", show_default="8")
     ] = None,
@@ -127,6 +136,15 @@ def race(
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Folder with the data files of the task.", metavar="DIR")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the model and the data are, such as cuda or cuda:1 or mps. A function of "
+            "your file has to take it: task(seed, device).",
+            metavar="DEVICE",
+            show_default="the CPU, or as your file says",
+        ),
     ] = None,
     plan: Annotated[
         bool,
@@ -214,6 +232,8 @@ def race(
         looks,
         fixed or None,
         margin,
+        spaces,
+        device,
     )
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:

@@ -18,6 +18,7 @@ from steepest.race.protocol import LEAST_TRIALS
 from steepest.race.schema import EntrySummary, Finding, Summary, TuningTrial
 from steepest.statistics.inference import ALPHA, LEAST, compare, paired
 from steepest.training.recipe import Recipe
+from steepest.training.spaces import COMPLEMENT, options, twin
 
 Found = tuple[str, str]
 """(entry, sentence)"""
@@ -119,8 +120,8 @@ def border(summary: Summary) -> Iterator[Found]:
                 text = (
                     f"The best {knob} of {name} was the {side} value in {count} of {n} "
                     f"{plural('tuning', n)}, but chance would give {n / trials:.2g}; give "
-                    f"--search {name}.{knob}={_widened(low, high, side)} (the range was {low:g} to "
-                    f"{high:g}), or more --trials if the range was wide enough"
+                    f"--search {name}.{knob}={_widened(knob, low, high, side)} (the range was "
+                    f"{low:g} to {high:g}), or more --trials if the range was wide enough"
                 )
                 yield name, text
 
@@ -211,7 +212,7 @@ def inclusion(summary: Summary) -> Iterator[Found]:
         knob, how = steepest.rules[general].includes[special]
         a, b = (st.fmean(values[name]) for name in (general, special))
         if d.claim and (d.mean < 0) == summary["maximize"]:
-            searched = knob in (entries[general]["hyperparameters"] or ())
+            searched = {knob, twin(knob)} & (entries[general]["hyperparameters"] or {}).keys()
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
                 f"{general} ({shown(a)}) loses to {special} ({shown(b)}) at n={d.n}, although "
@@ -229,7 +230,7 @@ def schedule(summary: Summary) -> Iterator[Found]:
             continue
         chosen = {k: middle for k, (_, middle, _) in (entry["hyperparameters"] or {}).items()}
         for knob, clock in rule.clocks.items():
-            value = {**rule.defaults, **chosen}[knob]
+            value = {**rule.defaults, **options(chosen)}[knob]
             if clock.step(value) > steps:
                 low, high = sorted(clock.value(share * steps) for share in (0.1, 0.5))
                 text = (
@@ -305,8 +306,11 @@ def _lower(entry: EntrySummary, name: str) -> str:
     return f"--search {name}.lr={low / 10:.4g}:{high / 10:.4g}"
 
 
-def _widened(low: float, high: float, side: str) -> str:
-    return f"{low / 100:.4g}:{high:.4g}" if side == "lowest" else f"{low:.4g}:{high * 100:.4g}"
+def _widened(knob: str, low: float, high: float, side: str) -> str:
+    if side == "lowest":
+        return f"{low / 100:.4g}:{high:.4g}"
+    most = 1.0 if knob.startswith(COMPLEMENT) else math.inf  # one minus an option of at least 0
+    return f"{low:.4g}:{min(100 * high, most):.4g}"
 
 
 def _shown(summary: Summary) -> Callable[[float], str]:

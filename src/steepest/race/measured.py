@@ -6,6 +6,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -75,6 +76,9 @@ class _Run:
 
     def _train(self) -> None:
         trial, result, task = self.trial, self.result, self.task
+        device = torch.device(trial.device or "cpu")
+        if device.index:  # what follows means the current device
+            torch.accelerator.set_device_index(device.index)
         begin(trial.seed)
         try:
             if task.train:
@@ -130,12 +134,13 @@ class _Run:
             self._refuse(f"make_optimizer({described(params)}): expected a module or parameters")
         tensors = list(params.parameters() if isinstance(params, nn.Module) else params)
         try:
-            with put_back():
+            with put_back(self.trial.device):
                 own = self.recipe.optimizer(tensors, self.trial.hyper, self.trial.seed)
                 optimizer = self.recipe.wrap(own, self.trial.hyper)
         except Exception as error:
             self._wrong = error  # even if the task catches it
             raise
+        self._check_device(_parameters([optimizer]))
         for tensor in _parameters([optimizer]):
             raw = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8)
             self._initial.update(raw.numpy().tobytes())
@@ -148,6 +153,17 @@ class _Run:
         self.recipe.equip(own, trial.steps, trial.hyper, trial.seed + which, guarded=own_loop)
         self._mark = perf_counter()
         return optimizer
+
+    def _check_device(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Refuse parameters that are not on the device of --device."""
+        asked = torch.device(self.trial.device) if self.trial.device else None
+        for parameter in parameters if asked else ():
+            at = parameter.device
+            if asked and (at.type != asked.type or asked.index not in (None, at.index or 0)):
+                self._refuse(
+                    f"--device {asked}, but a parameter of the model is on {at}: expected all of "
+                    f"them on {asked}; put the model on `device`, the parameter of your function"
+                )
 
     def _watch(self, optimizer: Any) -> None:
         """Note whether eval() has been called since the last step.
@@ -167,7 +183,8 @@ class _Run:
         inner, times, entry, needy = optimizer.step, [], self.trial.entry, self.recipe.needy
         self._stepping.append(times)
         self._training.append(False)
-        apart, wants = OwnRandomness(optimizer, self.trial.seed + which), self.recipe.wants
+        apart = OwnRandomness(optimizer, self.trial.seed + which, self.trial.device)
+        wants, wait = self.recipe.wants, waiting(_parameters([optimizer]))
         # a loop may evaluate the fast weights of Lookahead; with eval() it evaluates the slow ones
         both = two_points(optimizer) and not isinstance(optimizer, SlowAtEvaluation)
 
@@ -183,14 +200,17 @@ class _Run:
 
             def timed_closure() -> Any:  # time in the closure is not time of the optimizer
                 nonlocal inside
+                wait()
                 start = perf_counter()
                 try:
                     assert closure
                     with apart.active():
                         return closure()
                 finally:
+                    wait()
                     inside += perf_counter() - start
 
+            wait()  # for the gradients: their time is not the optimizer's
             before = perf_counter()
             with apart.active():
                 start = perf_counter()
@@ -208,6 +228,7 @@ class _Run:
                         f"loop made them without a graph ({error}): call "
                         f"backward(create_graph=True), or race entries without {needy}"
                     )
+                wait()
                 end = perf_counter()
             times.append(end - start - inside)
             if end >= self._next_note:
@@ -230,7 +251,7 @@ class _Run:
     def _evaluates(self) -> None:
         """Keep the random states before an evaluation, because the evaluation may draw, too."""
         if self._new:
-            self._drawn = states(tasks.generators(self.task))
+            self._drawn = states(tasks.generators(self.task), self.trial.device)
 
     def report(self, step: int, **metrics: Any) -> None:
         """`report(step, validation=..., test=..., anything=...)`: takes metrics, may end the run.
@@ -366,6 +387,16 @@ class _Run:
         if self.task.train:
             result.unread = OWN_LOOP
         result.backends = sorted({name for o in optimizers for name in backends(o)})
+
+
+def waiting(parameters: Iterable[torch.Tensor]) -> Callable[[], None]:
+    """A function that waits until the parameters' accelerator has done its work.
+
+    An accelerator works while the program goes on, so a clock that does not wait stops too early.
+    On the CPU the function does nothing.
+    """
+    device = next((p.device for p in parameters if p.device.type != "cpu"), None)
+    return partial(torch.accelerator.synchronize, device) if device else lambda: None
 
 
 def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:

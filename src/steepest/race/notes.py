@@ -22,6 +22,7 @@ from steepest.race.protocol import LEAST_TRIALS, Plan
 from steepest.race.schema import PlanRecord, Summary
 from steepest.race.verdicts import failures, over_budget
 from steepest.statistics.inference import Difference
+from steepest.training.spaces import NAMES
 
 OWN = "choose their own"
 """Why the batches of some entries are not compared, after "which"."""
@@ -253,7 +254,18 @@ def _tuned(summary: Summary) -> list[str]:
         f"{' and '.join(knobs) or 'nothing'} of {', '.join(names)}"
         for knobs, names in by_knobs.items()
     ]
-    return [f"Tuned: {'; '.join(phrases)}. Everything else stayed at its default."]
+    tuned = f"Tuned: {'; '.join(phrases)}. Everything else stayed at its default."
+    return [f"{tuned} {_spaces(summary)}".rstrip()]
+
+
+def _spaces(summary: Summary) -> str:
+    """Whose search space it is; empty for the declared ranges."""
+    name = summary["plan"].get("spaces")
+    if name is None:
+        return ""
+    who = NAMES[name] if name == "lr-only" else f"the ranges of {NAMES[name]}"
+    other = "; --search gave other ranges" if summary["plan"]["search"] else ""
+    return f"The search space is {name}: {who}{other}."
 
 
 def _same(summary: Summary) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from steepest.tasks.randomness import STATES
+from steepest.tasks.randomness import NUMPY, states_of_torch
 
 MOST = 2000
 """Most objects of a batch that are hashed, outermost first: a batch may refer to its dataset."""
@@ -167,14 +167,16 @@ _SPARSE = {
 }
 
 
-def states(generators: Iterable[Any] = ()) -> str:
+def states(generators: Iterable[Any] = (), device: str | None = None) -> str:
     """A hash of the random states of torch, of numpy and of these generators.
+
+    device: an accelerator whose state of torch is included.
 
     The state of Python's `random` is left out: some modules draw from it when they are imported,
     and only the first run in a process imports them.
     """
     seen = Seen()
-    seen.add([get() for get, _ in STATES[:2]])
+    seen.add([get() for get, _ in (*states_of_torch(device), NUMPY)])
     for generator in generators:
         if isinstance(generator, torch.Generator):
             seen.add(generator.get_state())

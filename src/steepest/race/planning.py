@@ -54,6 +54,8 @@ def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         repeats=protocol.REPEATS if units else 1,
         halving=bool(units),
         margin=request.smallest_gain(),
+        spaces=request.spaces,
+        device=request.device,
     ).compared_to(request.baseline_name())
     if request.budget is None:
         return _check_size(plan)
@@ -95,6 +97,7 @@ def _pilot_trials(plan: Plan, names: Sequence[str], count: int) -> list[Trial]:
             plan.steps,
             Recipe.read(name).defaults,
             plan.data,
+            plan.device,
         )
         for i in range(count)
         for name in names

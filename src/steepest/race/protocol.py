@@ -19,7 +19,6 @@ from steepest.errors import BadCall
 from steepest.race import searching
 from steepest.race.field import BASELINE
 from steepest.race.schema import PlanRecord
-from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
@@ -81,6 +80,10 @@ class Plan:
     imported: bool = False
     """Whether the runs were made elsewhere and read from the file `task`. Nothing is known of
     tuning then: `trials` and `steps` are 0, and an entry may have any name."""
+    spaces: str | None = None
+    """Name of the search space that takes the place of the declared ranges."""
+    device: str | None = None
+    """Where the task's model and data are, as the caller gave it."""
 
     def __post_init__(self) -> None:
         for name in ("entries", "looks"):  # lists in JSON
@@ -159,17 +162,11 @@ class Plan:
 
     def space(self, entry: str) -> dict[str, tuple[float, float]]:
         """Hyperparameter -> (low, high) of its log-uniform search range in this race."""
-        asked = self.search.get(entry, {})
-        return Recipe.read(entry).space | {knob: (low, high) for knob, (low, high) in asked.items()}
+        return searching.space(entry, self.spaces, self.search)
 
     def defaults(self, entry: str) -> dict[str, float]:
         """The optimizer's default of every hyperparameter that is searched in this race."""
-        declared = Recipe.read(entry).defaults
-        return declared | {
-            knob: searching.default(entry, knob)
-            for knob in self.search.get(entry, {})
-            if knob not in declared
-        }
+        return searching.defaults(entry, self.space(entry))
 
 
 @dataclass(frozen=True)
@@ -184,6 +181,7 @@ class Trial:
     steps: int
     hyper: dict[str, float]
     data: str | None = None
+    device: str | None = None
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -323,6 +321,7 @@ def tuning(
             plan.steps,
             hyper,
             plan.data,
+            plan.device,
         )
         for i in units
         for k, points_k in enumerate(zip(*(hypers(e, i) for e in entries), strict=True))
@@ -376,6 +375,7 @@ def fresh(
             plan.steps,
             chosen[entry][i].hyper,
             plan.data,
+            plan.device,
         )
         for i in (range(plan.seeds) if units is None else units)
         for k in range(plan.repeats)

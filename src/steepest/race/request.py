@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from steepest.errors import BadCall
 from steepest.race import budgets, field, searching
 from steepest.race.schema import Provenance
 from steepest.statistics import looks
-from steepest.tasks import user_modules
+from steepest.tasks import devices, user_modules
 from steepest.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Request:
     looks: str | None = None
     fixed: bool | None = None
     margin: float | None = None
+    spaces: str | None = None
+    device: str | None = None
 
     def units(self) -> tuple[int, ...]:
         """Units at each look; empty for a race of a fixed number of seeds.
@@ -115,14 +117,15 @@ class Request:
     def check(self, *, resume: bool = False) -> None:
         """BadCall for the first option that cannot be right.
 
-        With `resume`, --search is not checked here; `check_same_race` checks it.
+        With `resume`, --search and --spaces are not checked here; `check_same_race` checks them.
         """
         task = tasks.get(self.task, self.data)  # first: its file may define rules
+        devices.on(task, self.device)
         names = self.entry_names()
         for name in names:
             Recipe.read(name).check(task)
         if not resume:
-            searching.parse(self.search, names)
+            searching.check_spaces(self.spaces, names, searching.parse(self.search, names))
         self.units()
         self.smallest_gain()
         for option in ("trials", "seeds", "steps"):
@@ -146,7 +149,7 @@ def check_same_race(request: Request, store: Store, option: str, where: str) -> 
     For the message: `option` is the option that names the stored race, `where` is its place.
     """
     _check_options(request, store, option, where)
-    now, before = provenance(request), store.provenance
+    now, before = provenance(replace(request, device=store.plan.device)), store.provenance
     modules = before.get("modules_sha256", {})
     for name, sha256 in now["modules_sha256"].items():
         if modules.get(name, sha256) != sha256:
@@ -214,6 +217,7 @@ def provenance(request: Request) -> Provenance:
             "processor": _processor(),
             "system": f"{platform.system()} {platform.machine()}",
             "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+            **({"device": devices.title(request.device)} if request.device else {}),
         },
         "task_sha256": task.source_hash,
         "modules_sha256": user_modules.modules(request.task, request.optimizers),

@@ -54,6 +54,11 @@ class PlanRecord(TypedDict):
     imported: NotRequired[bool]
     """Whether the runs were made elsewhere and read from the file `task`. Lists and numbers that
     such a file does not have are then empty, None or 0."""
+    spaces: str | None
+    """Name of the search space in the place of the declared ranges, as --spaces gave it."""
+    device: str | None
+    """Where the task's model and data were, as --device gave it; None: on the CPU, or where the
+    user's file put them."""
 
 
 class TuningTrial(TypedDict):

@@ -1,12 +1,17 @@
-"""`--search ENTRY.KNOB=LOW:HIGH`: more knobs to tune, and other ranges for the declared knobs."""
+"""What is tuned over what: the declared ranges, or those of `--spaces NAME`; and `--search`.
+
+`--search ENTRY.KNOB=LOW:HIGH` tunes one more knob, or a knob over another range.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 
 from steepest.errors import BadCall
+from steepest.training import spaces
 from steepest.training.recipe import Recipe
 
 Ranges = dict[str, dict[str, list[float]]]
@@ -20,8 +25,8 @@ FORM = "expected ENTRY.KNOB=LOW:HIGH, as in adamw.weight_decay=1e-4:1"
 def parse(text: str | None, entries: Sequence[str]) -> Ranges:
     """The ranges in `text`, which commas separate; BadCall for a wrong range.
 
-    A knob is any number that the entry's optimizer takes, or that a part of the entry takes
-    (`noise.eta`).
+    A knob is any number that the entry's optimizer takes (`beta1`), one minus such a number
+    (`1-beta1`), or any number that a part of the entry takes (`noise.eta`).
     """
     ranges: Ranges = {}
     for item in map(str.strip, text.split(",") if text else ()):
@@ -37,7 +42,7 @@ def parse(text: str | None, entries: Sequence[str]) -> Ranges:
                 f"ENTRY is one of {', '.join(entries)}"
             )
         knob = target[len(entry) + 1 :]
-        if knob in ranges.get(entry, {}):
+        if ranges.get(entry, {}).keys() & {knob, spaces.twin(knob)}:
             raise BadCall(f"--search {item!r}: {target} is given twice: give one range for it")
         ranges.setdefault(entry, {})[knob] = _read_range(item, low, high)
         _check(item, entry, knob, ranges[entry][knob])
@@ -54,9 +59,50 @@ def as_option(ranges: Ranges) -> str | None:
     return ",".join(items) or None
 
 
-def default(entry: str, knob: str) -> float:
-    """The optimizer's default of `knob`; KeyError if there is no such option with a number."""
-    return Recipe.read(entry).options[knob]
+def check_spaces(name: str | None, entries: Iterable[str], asked: Ranges) -> None:
+    """BadCall if there is no space called `name`, or if it does not cover an entry.
+
+    asked: the ranges that `--search` gives; an entry in them needs no other.
+    """
+    if name is None:
+        return
+    if name not in spaces.NAMES:
+        near = get_close_matches(name, spaces.NAMES, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise BadCall(f"--spaces {name}: expected one of {', '.join(spaces.NAMES)}{hint}")
+    for entry in entries:
+        if _named(name, Recipe.read(entry)) is None and entry not in asked:
+            raise BadCall(
+                f"--spaces {name} has no space for {entry}: expected entries that it covers; leave "
+                f"{entry} out, or give --search {entry}.KNOB=LOW:HIGH"
+            )
+
+
+def space(entry: str, name: str | None, asked: Ranges) -> dict[str, tuple[float, float]]:
+    """Knob -> (low, high): what is tuned, log-uniform.
+
+    name: the space of `--spaces`, in the place of the declared ranges; None for those. asked: the
+    ranges of `--search`, which take precedence.
+    """
+    recipe, own = Recipe.read(entry), asked.get(entry, {})
+    start = recipe.space if name is None else _named(name, recipe) or {}
+    kept = {knob: ends for knob, ends in start.items() if spaces.twin(knob) not in own}
+    return kept | {knob: (low, high) for knob, (low, high) in own.items()}
+
+
+def defaults(entry: str, knobs: Iterable[str]) -> dict[str, float]:
+    """The default of each of these knobs; KeyError for what is no option with a number."""
+    recipe = Recipe.read(entry)
+    declared, found = recipe.defaults, {}
+    for knob in knobs:
+        option = spaces.option_of(knob)
+        value = declared[option] if option in declared else recipe.options[option]
+        found[knob] = value if option == knob else 1 - value
+    return found
+
+
+def _named(name: str, recipe: Recipe) -> Mapping[str, tuple[float, float]] | None:
+    return spaces.named(name, recipe.base, recipe.space)
 
 
 def _read_range(item: str, low: str, high: str) -> list[float]:
@@ -74,7 +120,8 @@ def _read_range(item: str, low: str, high: str) -> list[float]:
 def _check(item: str, entry: str, knob: str, ends: Sequence[float]) -> None:
     """BadCall if the entry has no such knob, or if the knob does not accept the range."""
     recipe = Recipe.read(entry)
-    if knob not in recipe.options:
+    option = spaces.option_of(knob)
+    if option not in recipe.options or (option in recipe.knobs and option != knob):
         raise BadCall(
             f"--search {item!r}: {entry} has no knob called {knob!r}: expected one of "
             f"{', '.join(recipe.options) or 'none, as it has no knobs'}"

@@ -339,9 +339,12 @@ def reproduce(plan: Plan, *, proportion: bool = False) -> str:
     numbers = f"--trials {plan.trials} {size} --steps {plan.steps} --seed {plan.seed}"
     names = ",".join(plan.entries)
     data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
+    data += f" --device {plan.device}" if plan.device else ""
     where = f"{shlex.quote(plan.task)}{data} --optimizers {shlex.quote(names)}"
     if plan.baseline != replace(plan, baseline="").baseline:
         where += f" --baseline {shlex.quote(plan.baseline)}"
+    if plan.spaces:
+        where += f" --spaces {plan.spaces}"
     if ranges := searching.as_option(plan.search):
         where += f" --search {shlex.quote(ranges)}"
     return f"steepest race {where} {numbers}"

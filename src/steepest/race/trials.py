@@ -60,7 +60,7 @@ def run(
     """
     trial = item.trials[0] if isinstance(item, Tuning) else item
     with nullcontext() if source is None else held(Path(trial.task), source):
-        task = tasks.get(trial.task, trial.data)
+        task = tasks.get(trial.task, trial.data, trial.device)
         if imported:
             _ = Recipe.read(trial.entry).defaults  # imports its class
             user_modules.agree(imported)
@@ -83,7 +83,7 @@ def _quiet(trial: Trial, task: Task) -> AbstractContextManager[None]:
 
 def _run(trial: Trial, on_report: halving.OnReport | None = None) -> Result:
     torch.set_num_threads(1)
-    task = tasks.get(trial.task, trial.data)
+    task = tasks.get(trial.task, trial.data, trial.device)
     with _quiet(trial, task):
         start = perf_counter()
         _warm_up(trial)  # compilation is not the entry's step time
@@ -106,9 +106,9 @@ def _warm_up(trial: Trial) -> None:
 
     def build(seed: int, **_: Any) -> Setup:
         square = lambda model, batch: model(batch[0]).square()  # noqa: E731
-        samples = Samples((torch.ones(4, 4),), 4)
+        samples = Samples((torch.ones(4, 4, device=trial.device),), 4)
         return Setup(
-            model=nn.Linear(4, 4, bias=False),
+            model=nn.Linear(4, 4, bias=False, device=trial.device),
             batches=samples.batched(seed),
             loss=lambda *a: square(*a).mean(),
             evaluate=lambda *_: 0.0,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from steepest.errors import BadCall
-from steepest.tasks import gan, images, sparse, tables, text, user_file
+from steepest.tasks import devices, gan, images, sparse, tables, text, user_file
 from steepest.tasks.seeding import generators_of
 from steepest.tasks.task import Setup, Task
 from steepest.tasks.task import facts as facts
@@ -71,13 +71,18 @@ def edited(name: str) -> str | None:
     )
 
 
-def get(name: str, data: str | None = None) -> Task:
+def get(name: str, data: str | None = None, device: str | None = None) -> Task:
     """Return the task called `name`, or the task in the file `name`.
 
-    Raises BadCall if there is no such task.
+    Raises BadCall if there is no such task, or if it cannot be on the device.
 
-    data: the folder of a task in `DATA_TASKS`.
+    data: the folder of a task in `DATA_TASKS`. device: where its model and data are, such as cuda;
+    None: on the CPU, or where the user's file puts them.
     """
+    return devices.on(_get(name, data), device)
+
+
+def _get(name: str, data: str | None) -> Task:
     if name in DATA_TASKS:
         if data is None:
             raise BadCall(

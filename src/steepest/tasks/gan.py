@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.tasks.images import BATCH, digits, hash_of
-from steepest.tasks.task import Make, Reporter, Samples, Task, evaluating
+from steepest.tasks.task import CPU, Make, Reporter, Samples, Task, evaluating
 
 NOISE = 16
 """How many inputs the generator has."""
@@ -102,14 +102,16 @@ def _make_critic() -> nn.Module:
     )
 
 
-def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None:
+def _train(
+    make_optimizer: Make, report: Reporter, seed: int, steps: int, device: torch.device = CPU
+) -> None:
     torch.manual_seed(seed)
-    generator, critic = _make_generator(), _make_critic()
+    generator, critic = _make_generator().to(device), _make_critic().to(device)
     generator_optimizer, critic_optimizer = make_optimizer(generator), make_optimizer(critic)
-    images = digits()["train"][0].flatten(1)
+    images = digits()["train"][0].flatten(1).to(device)
     batches = Samples((images,), BATCH).batched(seed)
     noise = torch.Generator().manual_seed(seed)
-    fixed = torch.randn(SAMPLES, NOISE, generator=noise)
+    fixed = torch.randn(SAMPLES, NOISE, generator=noise).to(device)
 
     def cost(pixels: Tensor, real: bool) -> Tensor:
         scores = critic(2 * pixels - 1)
@@ -118,7 +120,7 @@ def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> Non
 
     for step in range(1, steps + 1):
         (real,) = next(batches)
-        fake = generator(torch.randn(len(real), NOISE, generator=noise))
+        fake = generator(torch.randn(len(real), NOISE, generator=noise).to(device))
         critic_optimizer.zero_grad()
         (cost(real, True) + cost(fake.detach(), False)).backward()
         critic_optimizer.step()
@@ -127,7 +129,7 @@ def _train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> Non
         generator_optimizer.step()
         if step % EVERY == 0 or step == steps:
             with torch.no_grad(), evaluating(generator_optimizer, critic_optimizer):
-                drawn = generator.eval()(fixed)
+                drawn = generator.eval()(fixed).cpu()  # where the judge is
             generator.train()
             validation, modes = judged(drawn, "validation")
             report(step, validation=validation, test=judged(drawn, "test")[0], modes=modes)

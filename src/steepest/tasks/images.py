@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import BadCall
-from steepest.tasks.task import Samples, Setup, Task
+from steepest.tasks.task import CPU, Samples, Setup, Task
 
 Split = dict[str, tuple[Tensor, Tensor]]
 
@@ -90,10 +90,12 @@ def _setup(
     seed: int,
     batchnorm: bool = False,
     dropout: float = 0.0,
+    device: torch.device = CPU,
 ) -> Setup:
     torch.manual_seed(seed)
-    data = splits()
-    model = _network(data["train"][0].shape[-1], hidden, batchnorm, dropout)
+    data = {split: (x.to(device), y.to(device)) for split, (x, y) in splits().items()}
+    # made on the CPU: so its initial weights are the same on every device
+    model = _network(data["train"][0].shape[-1], hidden, batchnorm, dropout).to(device)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
@@ -104,7 +106,7 @@ def _setup(
         scores = torch.cat([model(chunk) for chunk in images.split(EVALUATED)])
         if not scores.isfinite().all():
             return float("nan")
-        return (scores.argmax(1) == labels).double().mean().item()
+        return (scores.argmax(1) == labels).sum().item() / len(labels)
 
     samples = Samples(data["train"], batch)
     return Setup(model, samples.batched(seed), loss, evaluate, samples=samples)

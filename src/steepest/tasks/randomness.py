@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-# (read, write) of torch, numpy and `random`
-STATES: tuple[tuple[Any, Any], ...] = (
-    (torch.get_rng_state, torch.set_rng_state),
-    (np.random.get_state, np.random.set_state),
-    (random.getstate, random.setstate),
-)
+Accessors = tuple[tuple[Any, Any], ...]
+"""(read, write) of each random state."""
+NUMPY = (np.random.get_state, np.random.set_state)
+
+
+def states_of_torch(device: str | None = None) -> Accessors:
+    """The state of torch on the CPU, and that of the device, if it is an accelerator."""
+    cpu = ((torch.get_rng_state, torch.set_rng_state),)
+    if device is None or torch.device(device).type == "cpu":
+        return cpu
+    module: Any = torch.get_device_module(device)
+    return (*cpu, (module.get_rng_state, module.set_rng_state))
+
+
+def states_of_process(device: str | None = None) -> Accessors:
+    """The states of torch, numpy and `random`."""
+    return (*states_of_torch(device), NUMPY, (random.getstate, random.setstate))
 
 
 def begin(seed: int) -> None:
@@ -25,12 +36,13 @@ def begin(seed: int) -> None:
     random.seed(seed)
 
 
-def remember(generators: Iterable[Any] = ()) -> Callable[[], None]:
+def remember(generators: Iterable[Any] = (), device: str | None = None) -> Callable[[], None]:
     """Return a function that sets the random states to what they are now.
 
-    generators: generators of torch, numpy and `random`, whose states are included.
+    generators: generators of torch, numpy and `random`, whose states are included. device: of the
+    model, if it is an accelerator.
     """
-    accessors = (*STATES, *map(_accessor, generators))
+    accessors = (*states_of_process(device), *map(_accessor, generators))
     kept = [(put, get()) for get, put in accessors]
 
     def restore() -> None:
@@ -41,9 +53,9 @@ def remember(generators: Iterable[Any] = ()) -> Callable[[], None]:
 
 
 @contextmanager
-def put_back() -> Iterator[None]:
+def put_back(device: str | None = None) -> Iterator[None]:
     """Restore the random states when the block ends, so that its draws change no later draws."""
-    restore = remember()
+    restore = remember(device=device)
     try:
         yield
     finally:

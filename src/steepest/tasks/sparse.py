@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.tasks.task import Make, Reporter, Task, evaluating
+from steepest.tasks.task import CPU, Make, Reporter, Task, evaluating
 
 LENGTH, BATCH = 12, 32
 """The number of words in a passage, and the number of passages in a batch."""
@@ -87,7 +87,8 @@ def _model(data: Passages) -> nn.Module:
 @torch.no_grad()
 def evaluate(model: nn.Module, split: str) -> float:
     """The share of passages with the right topic predicted; nan if a score is not finite."""
-    words, topics = documentation().splits[split]
+    device = next(model.parameters()).device
+    words, topics = (each.to(device) for each in documentation().splits[split])
     scores = model(words)
     right = (scores.argmax(1) == topics).float().mean().item()
     return right if bool(scores.isfinite().all()) else math.nan
@@ -127,12 +128,14 @@ class Stepper:
         self.optimizer.step()
 
 
-def train(make_optimizer: Make, report: Reporter, seed: int, steps: int) -> None:
+def train(
+    make_optimizer: Make, report: Reporter, seed: int, steps: int, device: torch.device = CPU
+) -> None:
     """The training loop, on sparse gradients if the optimizer takes them."""
     torch.manual_seed(seed)
     data = documentation()
-    words, topics = data.splits["train"]
-    model = _model(data)
+    words, topics = (each.to(device) for each in data.splits["train"])
+    model = _model(data).to(device)
     stepper = Stepper(make_optimizer(model))
     generator = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steepest.tasks.task import Samples, Setup, Task
+from steepest.tasks.task import CPU, Samples, Setup, Task
 
 TRAIN, VALIDATION, TEST = 222, 110, 110
 """How many patients each split has. All splits together have 442."""
@@ -38,8 +38,11 @@ def _hash_data() -> str:
     return digest.hexdigest()
 
 
-def _setup(seed: int, batchnorm: bool = False, dropout: float = 0.0) -> Setup:
+def _setup(
+    seed: int, batchnorm: bool = False, dropout: float = 0.0, device: torch.device = CPU
+) -> Setup:
     torch.manual_seed(seed)
+    data = {split: (x.to(device), y.to(device)) for split, (x, y) in diabetes().items()}
     layers: list[nn.Module] = []
     for width in (10, 32):
         layers.append(nn.Linear(width, 32))
@@ -48,20 +51,19 @@ def _setup(seed: int, batchnorm: bool = False, dropout: float = 0.0) -> Setup:
         layers.append(nn.Tanh())
         if dropout > 0:
             layers.append(nn.Dropout(dropout))
-    model = nn.Sequential(*layers, nn.Linear(32, 1), nn.Flatten(0))
+    model = nn.Sequential(*layers, nn.Linear(32, 1), nn.Flatten(0)).to(device)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.mse_loss(model(batch[0]), batch[1])
 
     @torch.no_grad()
     def evaluate(model: nn.Module, split: str) -> float:
-        features, targets = diabetes()[split]
-        return loss(model, (features, targets)).item()
+        return loss(model, data[split]).item()
 
     def residuals(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return model(batch[0]) - batch[1]
 
-    samples = Samples(diabetes()["train"], BATCH)
+    samples = Samples(data["train"], BATCH)
     return Setup(model, samples.batched(seed), loss, evaluate, residuals=residuals, samples=samples)
 
 

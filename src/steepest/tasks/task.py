@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+CPU = torch.device("cpu")
+
 
 class Reporter(Protocol):
     """A training loop calls `report(step, validation=..., test=..., anything=...)`.
@@ -137,9 +139,10 @@ class Task:
     """Whether the metric is a share of the test cases. Such a metric is shown in %, with its
     binomial standard error."""
     build: Callable[..., Setup] | None = None
-    """(seed, **options) -> the setup. An entry may pass the options that `switches` names."""
+    """(seed, **options) -> the setup. An entry may pass the options that `switches` names. If it
+    takes `device`, a torch.device, the model and the batches are there (see `devices`)."""
     train: Callable[[Make, Reporter, int, int], object] | None = None
-    """(make_optimizer, report, seed, steps): runs the whole training."""
+    """(make_optimizer, report, seed, steps): runs the whole training. It may take `device` too."""
     data_hash: Callable[[], str | None] = lambda: None
     """() -> sha256 of the data; None if unknown."""
     test_data: bool = True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.errors import BadCall
-from steepest.tasks.task import Setup, Task
+from steepest.tasks.task import CPU, Setup, Task
 
 EVALUATED = 16_384
 """An evaluation reads the first characters of the validation or test data, up to this many."""
@@ -81,11 +81,12 @@ class Size:
     batch: int
 
 
-def _setup(read: Callable[[], Text], size: Size, seed: int) -> Setup:
+def _setup(read: Callable[[], Text], size: Size, seed: int, device: torch.device = CPU) -> Setup:
     torch.manual_seed(seed)
     text = read()
-    train = text.splits["train"]
-    window = torch.arange(size.length + 1)
+    splits = {name: numbers.to(device) for name, numbers in text.splits.items()}
+    train = splits["train"]
+    window = torch.arange(size.length + 1)  # on the CPU, as all indices
 
     def batches() -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -99,12 +100,12 @@ def _setup(read: Callable[[], Text], size: Size, seed: int) -> Setup:
 
     @torch.no_grad()
     def evaluate(model: nn.Module, split: str) -> float:
-        characters = text.splits[split]
+        characters = splits[split]
         count = min(EVALUATED, len(characters) - 1) // size.length
         rows = characters[torch.arange(count)[:, None] * size.length + window]
         return loss(model, rows).item() / math.log(2)
 
-    model = Characters(text.characters, size.width, size.hidden)
+    model = Characters(text.characters, size.width, size.hidden).to(device)
     return Setup(model, batches(), loss, evaluate)
 
 

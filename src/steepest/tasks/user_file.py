@@ -15,6 +15,10 @@ train(make_optimizer, report, seed)
     report(step, validation=..., test=...) with the metric after `step` optimizer steps; test may be
     left out.
 
+Either function may take one more parameter, `device`, a torch.device: put the model and the batches
+there. It is what --device says, or the CPU. A file whose function has no such parameter is refused
+with --device. If the parameter has a default, this default is used without --device.
+
 These constants at the top of the file describe the task. Only the first is required:
 
 MAXIMIZE or MINIMIZE   The name of the metric, such as MAXIMIZE = "accuracy".
@@ -55,6 +59,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -65,6 +70,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from steepest.errors import BadCall, TaskError
+from steepest.tasks import devices
 from steepest.tasks.seeding import remember_generators, seed_everything
 from steepest.tasks.task import Make, Reporter, Samples, Setup, Task
 
@@ -212,8 +218,9 @@ def _read_task(module: ModuleType, path: Path, digest: str) -> Task:
         )
     (form,) = defined
     signature = inspect.signature(getattr(module, form))
+    takes_device = "device" in signature.parameters
     try:
-        signature.bind(*ARGUMENTS[form])
+        signature.bind(*ARGUMENTS[form], **({"device": None} if takes_device else {}))
     except TypeError as error:
         expected = ", ".join(ARGUMENTS[form])
         raise bad(f"{form}{signature}: expected {form}({expected}) ({error})") from None
@@ -228,6 +235,8 @@ def _read_task(module: ModuleType, path: Path, digest: str) -> Task:
     worst = finite("WORST")
     if worst is not None and abs(worst) > MOST_WORST:
         raise bad(f"WORST = {worst!r}: expected a number between -1e100 and 1e100")
+    whole: Any = partial({"task": _build, "train": _train}[form], module, path)
+    run = whole if takes_device else lambda *a: whole(*a)  # `devices.on` asks for the parameter
     return Task(
         name=path.stem,
         metric=getattr(module, directions[0]),
@@ -238,26 +247,32 @@ def _read_task(module: ModuleType, path: Path, digest: str) -> Task:
         every=whole_number("EVERY") or max(1, steps // EVALUATIONS),
         test_size=cases,
         proportion=cases > 0,
-        build=(lambda seed: _build(module, path, seed)) if form == "task" else None,
-        train=(lambda *a: _train(module, path, *a)) if form == "train" else None,
+        build=run if form == "task" else None,
+        train=run if form == "train" else None,
         source_hash=digest,
         file=str(path),
     )
 
 
 def _train(
-    module: ModuleType, path: Path, make: Make, report: Reporter, seed: int, steps: int
+    module: ModuleType,
+    path: Path,
+    make: Make,
+    report: Reporter,
+    seed: int,
+    steps: int,
+    device: torch.device | None = None,
 ) -> None:
     seed_everything(seed, module)
     vars(module)["STEPS"] = steps
     with told(path, "train()", (ArithmeticError,)):
-        module.train(make, report, seed)
+        module.train(make, report, seed, **devices.given(module.train, device))
 
 
-def _build(module: ModuleType, path: Path, seed: int) -> Setup:
+def _build(module: ModuleType, path: Path, seed: int, device: torch.device | None = None) -> Setup:
     seed_everything(seed, module)
     with told(path, "task()"):
-        returned = module.task(seed)
+        returned = module.task(seed, **devices.given(module.task, device))
         if not isinstance(returned, tuple) or len(returned) != 4:
             is_tuple = isinstance(returned, tuple)
             given = f"{len(returned)} things" if is_tuple else f"a {type(returned).__name__}"

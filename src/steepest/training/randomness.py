@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from steepest.shell import RuleOptimizer
-from steepest.tasks.randomness import STATES
+from steepest.tasks.randomness import states_of_process, states_of_torch
 from steepest.wrapper import innermost
 
 
@@ -23,12 +23,16 @@ class OwnRandomness:
     draw only from torch, so for them only torch's state is replaced.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, seed: int, device: str | None = None
+    ) -> None:
         base = innermost(optimizer)  # what is around it draws nothing
         torch_alone = isinstance(base, RuleOptimizer) or type(base).__module__.startswith("torch.")
-        self._accessors = STATES[:1] if torch_alone else STATES
+        of_torch = states_of_torch(device)
+        at_each = ("cpu", device)[: len(of_torch)]
+        self._accessors = of_torch if torch_alone else states_of_process(device)
         self._other: list[Any] = [
-            torch.Generator().manual_seed(seed).get_state(),
+            *(torch.Generator(at).manual_seed(seed).get_state() for at in at_each),
             np.random.RandomState(seed % 2**32).get_state(),
             random.Random(seed).getstate(),
         ]

@@ -22,6 +22,7 @@ import steepest
 from steepest.classes import class_of
 from steepest.errors import BadCall
 from steepest.shell import RuleOptimizer
+from steepest.training import spaces
 from steepest.training.full_batch import METHODS, FullBatch
 from steepest.training.makers import ClassMaker, Maker, RuleMaker
 from steepest.training.parts import PARTS, Knob, Part
@@ -132,12 +133,12 @@ class Recipe:
         if knob in self.knobs:
             if not self.knobs[knob].allows(value):
                 raise ValueError(f"expected a number in {self.knobs[knob].domain}")
-        elif knob in self.maker.whole_numbers:
+        elif spaces.option_of(knob) in self.maker.whole_numbers:
             raise ValueError(
                 "it is a whole number, but a search also tries fractions; expected another knob"
             )
         else:
-            self.maker.try_out({**self.maker.defaults, knob: value})
+            self.maker.try_out({**self.maker.defaults, **spaces.options({knob: value})})
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -210,7 +211,7 @@ class Recipe:
     ) -> torch.optim.Optimizer:
         """The optimizer over `params`, without the parts. seed: for methods that draw numbers."""
         own = {knob: value for knob, value in hyper.items() if "." not in knob}
-        return self.maker.make(params, own, seed, self.name)
+        return self.maker.make(params, spaces.options(own), seed, self.name)
 
     def wrap(
         self, optimizer: torch.optim.Optimizer, hyper: Mapping[str, float]

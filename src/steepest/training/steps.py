@@ -153,7 +153,7 @@ def make_step(
         def closure() -> Tensor:
             nonlocal restore
             if restore is None:
-                restore = remember(draws)
+                restore = remember(draws, str(params[0].device))
                 return gradient(batch, step)
             restore()
             buffers = [(b, b.clone()) for b in model.buffers()]

@@ -92,5 +92,5 @@ def difficulty(training: Training) -> tuple[Tensor, float]:
     with torch.no_grad(), evaluating(optimizer):
         losses = [setup.loss(model, samples.rows(torch.tensor([i]))) for i in range(len(samples))]
     # a sample is the hardest if its loss is not finite; a forward pass costs a third of a gradient
-    scores = torch.stack(losses).double().nan_to_num(math.inf).clamp(-1e300, 1e300)
+    scores = torch.stack(losses).cpu().double().nan_to_num(math.inf).clamp(-1e300, 1e300)
     return scores, spent + len(samples) / samples.batch / 3

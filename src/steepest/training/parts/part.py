@@ -120,7 +120,8 @@ class Part:
         return type(self).around is not Part.around
 
     def value(self, hyper: Mapping[str, float], knob: str) -> float:
-        return hyper[f"{self.name}.{knob}"]
+        """The value of a knob; its default if the race does not tune the knob."""
+        return hyper.get(f"{self.name}.{knob}", self.knobs[knob].default)
 
     def check(self, entry: str, task: Task) -> None:
         """Raise BadCall if the task does not offer what the part needs."""

@@ -1,0 +1,58 @@
+"""Published search spaces by name, and knobs that set one minus an option.
+
+A knob called `1-beta1` sets `beta1`: the optimizer gets one minus its value. So a range of such a
+knob is log-uniform in the distance of `beta1` from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+Space = Mapping[str, tuple[float, float]]
+"""Knob -> (low, high) of its log-uniform search range."""
+COMPLEMENT = "1-"
+
+_SGD: Space = {"lr": (2e-2, 5.0), "1-momentum": (5e-3, 0.3), "weight_decay": (1e-7, 5e-5)}
+_ALGOPERF: Mapping[str, Space] = {
+    "adamw": {"lr": (1e-4, 1e-2), "1-beta1": (2e-2, 0.5), "weight_decay": (5e-3, 1.0)},
+    "lamb": {"lr": (1e-4, 1e-2), "1-beta1": (5e-2, 0.3), "weight_decay": (1e-3, 1.0)},
+    "momentum": _SGD,
+    "nesterov": _SGD,
+}
+"""Rule -> its space: tuning_search_space.json of the paper's baselines, in the repository
+mlcommons/algorithmic-efficiency. Of `adamw` (commit 479835b), `lamb` (eafea99) and `nesterov`
+(6634043) under reference_algorithms/paper_baselines, of `momentum` (dabc749) under baselines.
+Left out are the baselines whose rule differs from ours (NAdamW and Adafactor, there with other
+terms) or is none of ours (Shampoo, SAM), and what is no option of an optimizer (the schedule, label
+smoothing, dropout)."""
+
+NAMES: Mapping[str, str] = {
+    "lr-only": "the learning rate alone, over the range that the entry declares",
+    "algoperf": "the baselines of AlgoPerf (Dahl et al. 2023, arXiv:2306.07179)",
+}
+"""Name of a space -> what it tunes, or whose ranges it has."""
+
+
+def named(name: str, base: str, declared: Space) -> Space | None:
+    """The space called `name` for the optimizer `base`; None if it does not cover the optimizer.
+
+    declared: the ranges that the entry declares.
+    """
+    if name == "lr-only":
+        return {"lr": declared["lr"]} if "lr" in declared else None
+    return _ALGOPERF.get(base)
+
+
+def option_of(knob: str) -> str:
+    """The option that a knob sets: `beta1` for `beta1` and for `1-beta1`."""
+    return knob.removeprefix(COMPLEMENT)
+
+
+def twin(knob: str) -> str:
+    """The other knob that sets the same option."""
+    return option_of(knob) if knob.startswith(COMPLEMENT) else COMPLEMENT + knob
+
+
+def options(hyper: Mapping[str, float]) -> dict[str, float]:
+    """Knob -> value as option -> value: `1-beta1` of 0.1 becomes `beta1` of 0.9."""
+    return {option_of(k): 1 - v if k.startswith(COMPLEMENT) else v for k, v in hyper.items()}
