@@ -37,7 +37,7 @@ def watched(*, plan=PLAN, task=DIGITS, done=(), width=80, live=True, clock=None)
 
 def drawn(progress, width=80):
     console = Console(file=io.StringIO(), width=width)
-    console.print(progress._render())
+    console.print(progress._render(width))
     return console.file.getvalue()
 
 
