@@ -1,6 +1,7 @@
 """The race on a terminal: what is drawn, what is printed where there is none."""
 
 import io
+import json
 import math
 import os
 import pty
@@ -11,15 +12,18 @@ import sys
 import time
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from steepest.race import protocol, terminal
 from steepest.race.phrases import UNKNOWN
 from steepest.race.protocol import Plan, Result, Trial, Tuning
+from steepest.race.results_table import columns, rows
 from steepest.race.summary import summarise
 from tests.race.invented import DIGITS, LOSS, PROVENANCE, pairs, race
 
@@ -41,7 +45,7 @@ def watched(*, plan=PLAN, task=DIGITS, done=(), width=80, live=True, clock=None)
 
 def drawn(progress, width=80):
     console = Console(file=io.StringIO(), width=width)
-    console.print(progress._render())
+    console.print(progress._render(width))
     return console.file.getvalue()
 
 
@@ -228,15 +232,95 @@ def test_in_a_real_terminal_it_never_writes_past_the_edge():
     assert max(len(line) for line in plain.replace("\r", "\n").splitlines()) <= 60
 
 
-@pytest.mark.parametrize("width", [80, 99, 100, 120])
-def test_a_narrow_terminal_keeps_names_whole_and_leaves_out_the_times(width):
-    summary = race()
+LONG = (
+    "adamw", "momentum", "eadam", "adam", "adabelief", "nadam+warmup+cosine+clip",
+    "torch.optim.rmsprop:RMSprop", "radam+warmup+cosine", "rmsprop+cosine",
+)  # fmt: skip
+
+
+def big(number):
+    """A race of long names in which every kind of number has many digits."""
+    summary = race(LONG)
+    for i, entry in enumerate(summary["entries"].values()):
+        entry["gradients"] = number + i
+        entry["steps_to_target"] = [number + i] * len(entry["test"])
+        entry["timing"]["train_step_ms"] = number + i
+        if entry["difference"]:
+            entry["difference"] |= {"mean": -number, "low": -number - i, "high": number + i}
+    return summary
+
+
+def printed(summary, width):
     console = Console(file=io.StringIO(), width=width)
     console.print(terminal._table(summary, width))
-    text = console.file.getvalue()
-    assert all(f" {name} " in text for name in summary["entries"])
-    assert ("seconds to" in text) == ("ms/step" in text) == (width >= 100)
-    assert max(map(len, text.splitlines())) <= width
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("what", ["usual", "loss", "12 digits", "stored"])
+def test_at_every_width_each_number_that_is_shown_is_whole(what):
+    if what == "stored":
+        summary = json.loads((Path(__file__).parent / "summary.json").read_text())
+    else:
+        summary = {
+            "usual": race,
+            "loss": lambda: race(LONG, LOSS),
+            "12 digits": lambda: big(123456789012),
+        }[what]()
+    heads, cells = columns(summary), rows(summary)
+    for width in range(40, 201):
+        text = printed(summary, width)
+        assert max(map(cell_len, text.splitlines())) <= width, width
+        left_out = " ".join(text.split()).partition("in report.html: ")[2].split(", ")
+        for row in cells:
+            for head, cell in zip(heads[1:], row[1:], strict=True):
+                if head in left_out:
+                    continue
+                for number in cell.split():
+                    assert number in text.split(), (width, head, number)
+        if "─" in text:  # a table
+            broken = max(map(len, heads[:1] + tuple(row[0] for row in cells))) > terminal.NAME
+            assert broken or all(row[0] in text.split() for row in cells), width
+
+
+def test_columns_leave_in_the_stated_order_and_are_named():
+    summary = race()
+    heads, order = columns(summary), [*terminal.FIRST, *terminal.LAST]
+    left_before = len(heads)
+    for width in range(40, 201):
+        said = " ".join(printed(summary, width).split()).partition("in report.html: ")[2]
+        left_out = said.split(", ") if said else []
+        assert left_out == [h for h in reversed(order) if h in left_out]
+        assert left_out == [h for h in reversed(order) if h in heads][-len(left_out) or 99 :]
+        assert len(left_out) <= left_before  # more room, no fewer columns
+        left_before = len(left_out)
+    assert left_before == 0
+    assert set(order) >= set(heads) - {heads[0], *(h for h in heads if " accuracy" in h)} - {
+        h for h in heads if h.startswith("difference")
+    }
+
+
+def test_a_name_in_another_script_keeps_the_columns_aligned():
+    summary = race()
+    summary["entries"] = {
+        {"adam": "最適化[bold]", "eadam": "e\u0301"}.get(name, name): entry
+        for name, entry in summary["entries"].items()
+    }
+    lines = printed(summary, 120).splitlines()
+    assert any("最適化[bold]" in line for line in lines)
+    assert len({cell_len(line) for line in lines if "/6 (0/36)" in line}) == 1
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_live_table_cuts_no_number(width):
+    plan = replace(PLAN, entries=(*PLAN.entries, "torch.optim.rmsprop:RMSprop"))
+    progress, *_ = watched(plan=plan, task=LOSS)
+    for trial, result in pairs(plan, LOSS):
+        progress.advance(trial, result)
+    text = drawn(progress, width)
+    for entry, best in progress._best.items():
+        assert f"{best:.4g}" in text.split(), entry
+    assert text.split().count("25/25") == 4
+    assert ("━" in text) == (width >= 100)
 
 
 def test_a_summary_without_a_target_and_an_unfinished_one_are_shown(capsys):

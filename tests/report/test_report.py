@@ -1,8 +1,12 @@
 """report.html: what it says and draws, and how a real browser shows it."""
 
+import csv
+import io
 import math
 import os
 import re
+import time
+import urllib.request
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from steepest.race import figures, report
 from steepest.race.protocol import Plan
@@ -22,6 +27,10 @@ from tests.report.page import Page
 
 EVIL = "<script>alert(1)</script>$x$"
 LOST = (("fresh", "adam", 1), ("fresh", "adam", 4), ("tuning", "momentum", 0))
+TWELVE = (
+    *FIELD, "nadam+warmup+cosine+clip", "torch.optim.rmsprop:RMSprop", "radam+warmup+cosine",
+    "rmsprop+cosine", "adabound+one-cycle", "adan+noise", "schedule_free_adamw",
+)  # fmt: skip
 TITLES = ["Difference to adamw, seed by seed", "By step", "By second", "By trials", "Sensitivity"]
 
 
@@ -70,7 +79,7 @@ def straight(x, y):
 # --- what it says
 
 
-def test_it_opens_with_the_verdict_and_every_figure_has_its_n_and_its_command():
+def test_it_opens_with_the_verdict_every_figure_has_its_n_and_the_page_its_command():
     summary = race(lost=LOST)
     html = report.page(summary)
     text = Page(html).text
@@ -83,7 +92,8 @@ def test_it_opens_with_the_verdict_and_every_figure_has_its_n_and_its_command():
         assert set(re.findall(r"n=(\d+)", caption)) == (
             {str(n), "4"} if title == TITLES[2] else {str(n)}
         )
-        assert summary["reproduce"] in caption
+    assert html.count(f'<code tabindex="0">{summary["reproduce"]}</code>') == 1
+    assert text.count(summary["reproduce"]) == 1
 
 
 def test_it_loads_nothing_and_holds_no_script():
@@ -106,11 +116,82 @@ def test_a_hostile_name_is_text():
 def test_a_long_race_of_many_stays_small():
     names = [*FIELD, "nadam", "radam", "rmsprop", "adabound", *(f"{name}+cosine" for name in FIELD)]
     html = report.page(race(names, evaluations=5000, steps=5000, trials=2))
-    assert len(html.encode()) < 1_000_000
+    assert len(html.encode()) < 2_000_000
 
 
 def test_the_same_race_gives_the_same_bytes():
     assert report.page(race()) == report.page(race())
+
+
+def test_every_table_and_every_drawing_can_be_saved():
+    summary = race(lost=LOST)
+    summary["entries"]["adam"]["measures"] = [{"modes": 3.0}, {"modes": 4.0}]
+    saves = Page(report.page(summary)).saves
+    tables = {"field.csv", "measures.csv", "configurations.csv"}
+    drawn = ["difference-to-adamw-seed-by-seed", "by-trials", "sensitivity"]
+    drawn += [f"by-{x}-{axes}" for x in ("step", "second") for axes in ("linear", "log")]
+    assert set(saves) == tables | {f"{name}.{kind}" for name in drawn for kind in ("svg", "png")}
+    for name, url in saves.items():
+        with urllib.request.urlopen(url) as answer:
+            content = answer.read()
+        if name.endswith("png"):
+            with Image.open(io.BytesIO(content)) as image:
+                image.verify()
+        elif name.endswith("svg"):
+            assert {"adamw", "momentum"} & {*ElementTree.fromstring(content).itertext()}
+            assert b"var(" not in content
+        else:
+            assert len(list(csv.reader(io.StringIO(content.decode())))) == 1 + len(FIELD)
+
+
+def test_the_saved_table_has_plain_numbers():
+    summary = race(lost=LOST)
+    with urllib.request.urlopen(Page(report.page(summary)).saves["field.csv"]) as answer:
+        found = {row["entry"]: row for row in csv.DictReader(io.StringIO(answer.read().decode()))}
+    assert list(found) == ["adamw", "momentum", "eadam", "adabelief", "adam"]  # the best first
+    for name, entry in summary["entries"].items():
+        row, test, difference = found[name], entry["test"], entry["difference"]
+        assert float(row["mean"]) == pytest.approx(np.mean(test))
+        assert float(row["standard_deviation"]) == pytest.approx(np.std(test, ddof=1))
+        assert int(row["fresh_runs"]) == len(test) == 6
+        assert int(row["failed"]) == (2 if name == "adam" else 0)
+        assert int(row["diverged_tuning_trials"]) == (1 if name == "momentum" else 0)
+        ends = [row["difference"], row["difference_low"], row["difference_high"]]
+        assert ends == (
+            ["", "", ""]
+            if difference is None
+            else [str(difference[end]) for end in ("mean", "low", "high")]
+        )
+    steps = summary["entries"]["adamw"]["steps_to_target"]
+    assert float(found["adamw"]["steps_to_target"]) == np.median(steps)
+    assert found["adam"]["steps_to_target"] == ""  # the target was never reached
+    assert found["adam"]["reached_target"] == "0"
+
+
+def test_an_unfinished_race_has_tables_to_save():
+    plan = Plan("digits", FIELD[:2], 5, 6, 100, 0)
+    for done in (0, 1, 61):
+        summary = summarise(DIGITS, plan, pairs(plan)[:done], PROVENANCE)
+        with urllib.request.urlopen(Page(report.page(summary)).saves["field.csv"]) as answer:
+            rows = list(csv.DictReader(io.StringIO(answer.read().decode())))
+        assert [row["fresh_runs"] for row in rows] == [str(max(0, done - 60)), "0"]
+
+
+@pytest.mark.parametrize("task", [DIGITS, LOSS])
+def test_every_drawing_has_the_titles_of_its_axes(task):
+    score = "validation accuracy (%)" if task is DIGITS else "validation perplexity"
+    xlabels = {
+        "Difference": "better is to the", "By step": "step", "By second": "training time (s)",
+        "By trials": "number of tuning trials", "Sensitivity": "learning rate",
+    }  # fmt: skip
+    found = figures.figures(race(task=task))
+    for figure in found:
+        (xlabel,) = (text for title, text in xlabels.items() if figure.title.startswith(title))
+        drawn = [x.svg for x in (*figure.drawings, *figure.panels)]
+        for svg in [*drawn, *([figure.together.file] if figure.together else [])]:
+            said = " ".join(" ".join(ElementTree.fromstring(svg).itertext()).split())
+            assert xlabel in said
+            assert score in said or figure.title.startswith("Difference")
 
 
 def test_diverged_runs_are_shown():
@@ -350,7 +431,7 @@ def schemes():
     """(paper, ink, grey, colours) of the page in light and in dark."""
     light, dark = report.page(race()).split("@media screen and (prefers-color-scheme: dark)")[:2]
     for css in (light, dark):
-        known = dict(re.findall(r"--(paper|ink|untuned|c\d): (#\w+)", css[:1200]))
+        known = dict(re.findall(r"--(paper|ink|untuned|c\d+): (#\w+)", css[:1200]))
         long = {
             k: v if len(v) == 7 else "#" + "".join(2 * c for c in v[1:]) for k, v in known.items()
         }
@@ -359,7 +440,7 @@ def schemes():
 
 def test_colours_are_told_apart_by_every_eye_in_light_and_in_dark():
     for paper, colors in schemes():
-        assert len(colors) == 8
+        assert len(colors) == 13  # ink and grey, and 11 that do not repeat up to 12 entries
         assert all(contrast(paper, color) >= 3 for color in colors.values())
         for name, matrix in VISION.items():
             lab = {
@@ -368,13 +449,14 @@ def test_colours_are_told_apart_by_every_eye_in_light_and_in_dark():
             }
             for a, b in combinations(lab, 2):
                 distance = np.linalg.norm(lab[a] - lab[b])
-                assert distance > 0.09, (name, colors[a], colors[b], distance)
+                assert distance > 0.08, (name, colors[a], colors[b], distance)
 
 
 def test_no_two_entries_look_the_same():
     names = [*FIELD, "nadam", "radam", "rmsprop", "adabound", "sgd", "lion", "adamax", "adagrad"]
     looks = [(x.color, str(x.dashes), x.marker) for x in styles.choose_styles(names, "adamw")]
     assert len(set(looks)) == len(names)
+    assert len({color for color, *_ in looks[:12]}) == 12
     assert len({(dashes, marker) for _, dashes, marker in looks}) == len(
         names
     )  # in black and white
@@ -396,9 +478,9 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Name -> a file: a usual race and a hostile one."""
+    """Name -> a file: a usual race, a hostile one, and one of twelve with long names."""
     folder = tmp_path_factory.mktemp("pages")
-    made = {"usual": race(lost=LOST), "hostile": hostile()}
+    made = {"usual": race(lost=LOST), "hostile": hostile(), "twelve": race(TWELVE, lost=LOST)}
     for name, summary in made.items():
         (folder / f"{name}.html").write_text(report.page(summary), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in made}
@@ -490,6 +572,46 @@ def test_light_and_dark(browser, pages, dark):
         assert found is None or contrast(paper, rgb(found)) > 4.5
 
 
+CLIPPED = """[...document.querySelectorAll('td, th, figure svg text, code, .verdict')].filter(x => {
+  const box = x.getBoundingClientRect()
+  return box.width && (box.left < -1 || box.right > document.documentElement.clientWidth + 1)
+}).map(x => x.textContent)"""
+SMALLEST = """Math.min(...[...document.querySelectorAll('figure svg text')]
+  .filter(x => x.getClientRects().length)
+  .map(x => parseFloat(getComputedStyle(x).fontSize) * x.getScreenCTM().d
+    / Math.cos(Math.atan2(x.getScreenCTM().b, x.getScreenCTM().a))).map(Math.abs))"""
+
+
+@pytest.mark.parametrize("name", ["usual", "twelve"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_nothing_is_cut_and_every_label_is_legible(browser, pages, name, width):
+    browser.open(pages[name], width=width)
+    assert browser.ask(CLIPPED) == []
+    assert browser.ask(SMALLEST) >= 9
+    inside = "[...document.querySelectorAll('.wide')].every(x => x.scrollWidth <= x.clientWidth)"
+    assert browser.ask(inside)
+    assert browser.ask(f"{STYLE.format('td', 'display')} === 'flex'") == (width == 390)
+
+
+@pytest.mark.parametrize("name", ["usual", "hostile"])
+def test_what_is_saved_arrives_as_a_file(browser, pages, name, tmp_path):
+    browser.open(pages[name])
+    browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    links = browser.ask("[...document.querySelectorAll('a[download]')].map(x => x.download)")
+    for wanted in ("field.csv", "by-step-linear.svg", "sensitivity.png"):
+        browser.ask(f"document.querySelectorAll('a[download]')[{links.index(wanted)}].click()")
+        end = time.monotonic() + chromium.PATIENCE
+        while not (tmp_path / wanted).exists():
+            assert time.monotonic() < end, wanted
+            browser.ask("1")
+    assert (tmp_path / "field.csv").read_text().startswith("entry,fresh_runs,mean")
+    assert ElementTree.parse(tmp_path / "by-step-linear.svg").getroot().tag.endswith("svg")
+    assert browser.complaints() == []
+    browser.open(tmp_path / "by-step-linear.svg", dark=True)  # alone, it has its colours
+    line = browser.ask(STYLE.format('[id="e1-slin"] path', "stroke"))
+    assert rgb(line) == styles.LIGHT[0]
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_print_is_light_and_fits_the_paper(browser, pages, dark, tmp_path):
     browser.open(pages["usual"], width=718, media="print", dark=dark)  # A4 less its margins
@@ -497,7 +619,7 @@ def test_print_is_light_and_fits_the_paper(browser, pages, dark, tmp_path):
     assert rgb(browser.ask(STYLE.format("body", "color"))) == "#1b1f24"
     assert browser.ask("[...document.querySelectorAll('input')].every(x => !x.offsetHeight)")
     assert browser.ask(WIDTH) <= 718
-    boxes = "[...document.querySelectorAll('.wide, figcaption code')]"
+    boxes = "[...document.querySelectorAll('.wide')]"
     assert not browser.ask(f"{boxes}.some(x => x.scrollWidth > x.clientWidth + 1)")
     browser.pdf(tmp_path / "page.pdf")
     paper = (tmp_path / "page.pdf").read_bytes()

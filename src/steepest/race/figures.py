@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 import statistics as st
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
 
 from steepest.race.phrases import counted, fresh, is_imported, metric_name, spread
 from steepest.race.schema import EntrySummary, Summary
-from steepest.report.drawing import SIZE, Series, draw, draw_lines, shorten
-from steepest.report.pages import Drawing, Figure, Panel
+from steepest.report.drawing import SIZE, Drawing, Series, draw, draw_lines, draw_svg, shorten, wrap
+from steepest.report.pages import Figure, Panel
 from steepest.report.styles import INK, Style, choose_styles
 
-PANEL = (2.5, 1.9)
+PANEL = (2.5, 2.1)
 """Inches."""
+PANEL_TITLE = 22
+"""A line of an axis title of a panel has at most this many characters."""
+PANELS = 4
+"""Panels in a row of the drawing that has all of them."""
+RATE = "learning rate"
 FAR = 4.0
 """If a value is farther from the best than this many median distances, it is drawn at the edge."""
 
@@ -99,7 +108,8 @@ def _draw_differences(summary: Summary) -> Figure | None:
     edge = 1.08 * (min(max(widest), FAR * st.median(widest) or max(widest)) or 1.0)
     styles = styles_of(summary)
 
-    def paint(axes: Axes) -> None:
+    def paint(figure: Canvas) -> None:
+        axes = figure.add_subplot()
         axes.axvline(0, color=INK, lw=1.5)
         axes.set(xlim=(-edge, edge), ylim=(-0.6, len(rivals) - 0.4), yticks=[])
         for y, name in enumerate(rivals):
@@ -135,7 +145,8 @@ def _draw_differences(summary: Summary) -> Figure | None:
             )
         side = "right" if summary["maximize"] else "left"
         unit = " (points)" if summary["proportion"] else ""
-        axes.set_xlabel(f"difference in {metric_name(summary)}{unit}\nbetter is to the {side}")
+        title = wrap(f"difference in {metric_name(summary)}{unit}", 45)
+        axes.set_xlabel(f"{title}\nbetter is to the {side}")
 
     looks = summary["plan"].get("looks")
     each, n = "seed", counted(summary, "test", fresh(summary, "seed"))
@@ -146,7 +157,7 @@ def _draw_differences(summary: Summary) -> Figure | None:
         text=f"Small marks: the entry's result minus that of {base} on the same {each}, "
         f"n={n}. Large marks and bars: mean and interval of "
         f"these differences, as in the table. Arrowheads at the edge: values beyond the scale.",
-        drawings=[Drawing(draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d"))],
+        drawings=[draw((SIZE[0], 1.1 + 0.36 * len(rivals)), paint, "d")],
     )
 
 
@@ -175,10 +186,10 @@ def _draw_training(summary: Summary) -> list[Figure]:
     def draw_both(series: Sequence[Series], xlabel: str, key: str) -> list[Drawing]:
         drawings = []
         for axes in ("linear", "log"):
-            svg = _draw_entries(
+            drawing = _draw_entries(
                 summary, series, xlabel=xlabel, limits=limits, key=key + axes[:3], log=axes == "log"
             )
-            drawings.append(Drawing(svg, axes))
+            drawings.append(replace(drawing, axes=axes))
         return drawings
 
     return [
@@ -191,7 +202,7 @@ def _draw_training(summary: Summary) -> list[Figure]:
             title="By second",
             text=f"Median of n={n} against {_describe_seconds(entries)} on one thread, "
             f"without the time of evaluations.",
-            drawings=draw_both(by_second, "seconds of training", "t"),
+            drawings=draw_both(by_second, "training time (s)", "t"),
         ),
     ]
 
@@ -204,7 +215,7 @@ def _draw_entries(
     limits: tuple[float, float],
     key: str,
     log: bool,
-) -> str:
+) -> Drawing:
     """A curve of the validation metric for each entry.
 
     log: the x axis is logarithmic, and for a loss the y axis too.
@@ -230,13 +241,15 @@ def _draw_expected_best(summary: Summary) -> Figure | None:
     curves = [_shown(summary, values) for values in expected]
     series = [Series(list(range(1, len(c) + 1)), c) for c in curves]
     limits = _choose_limits(summary, (v for c in curves for v in c))
-    svg = _draw_entries(summary, series, xlabel="tuning trials", limits=limits, key="k", log=True)
+    drawing = _draw_entries(
+        summary, series, xlabel="number of tuning trials", limits=limits, key="k", log=True
+    )
     return Figure(
         title="By trials",
         text=f"The expected best {_name_score(summary)} of k tuning trials (x axis: k), chosen at "
         f"random from the n={counted(summary, 'tuning')} trials of the entry "
         f"(Dodge et al. 2019, arXiv:1909.03004).",
-        drawings=[Drawing(svg)],
+        drawings=[drawing],
     )
 
 
@@ -255,13 +268,14 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
     rates = [rate for trials in points for rate, *_ in trials]
     if not rates:
         return None
+    ylabel = _name_score(summary)
     limits = _choose_limits(
         summary, (v for trials in points for _, v, lost, *_ in trials if not lost)
     )
     halted = ""
     if any(stopped for trials in points for *_, stopped in trials):
         halted = "Hollow marks: halted early, at the metric that they had then. "
-    panels = []
+    panels, paints = [], {}
     for i, (name, style) in enumerate(zip(summary["entries"], styles_of(summary), strict=True)):
         paint = partial(
             _paint_panel,
@@ -275,7 +289,9 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
         diverged = sum(lost for _, _, lost, *_ in points[i])
         note = f", {diverged} diverged" if diverged else ""
         heading = f"{name} (n={len(points[i])}{note})"
-        panels.append(Panel(draw(PANEL, paint, f"l{i}"), f"e{i}-panel", heading))
+        svg = draw_svg(PANEL, partial(_paint_alone, paint=paint, ylabel=ylabel), f"l{i}")
+        panels.append(Panel(svg, f"e{i}-panel", heading))
+        paints[name] = paint
     return Figure(
         title="Sensitivity",
         text=f"{_name_score(summary).capitalize()} of every tuning trial against its learning "
@@ -284,7 +300,33 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
         f"seed. {halted}Crosses at the edge: diverged. Arrowheads at the edge: values beyond the "
         f"scale.",
         panels=panels,
+        together=_draw_together(paints, ylabel),
     )
+
+
+def _paint_alone(figure: Canvas, *, paint: Callable[[Axes], None], ylabel: str) -> None:
+    axes = figure.add_subplot()
+    paint(axes)
+    axes.set(xlabel=RATE, ylabel=wrap(ylabel, PANEL_TITLE))
+
+
+def _draw_together(paints: Mapping[str, Callable[[Axes], None]], ylabel: str) -> Drawing:
+    """All panels as one drawing; the axis titles stand once."""
+    wide = min(len(paints), PANELS)
+    high = math.ceil(len(paints) / wide)
+
+    def paint(figure: Canvas) -> None:
+        grid = figure.subplots(high, wide, sharex=True, sharey=True, squeeze=False).flat
+        for axes, name in zip_longest(grid, paints):
+            if name is None:
+                axes.remove()
+                continue
+            paints[name](axes)
+            axes.set_title(shorten(name), fontsize="medium")
+        figure.supxlabel(RATE, fontsize="medium")
+        figure.supylabel(wrap(ylabel), fontsize="medium")
+
+    return draw((PANEL[0] * wide, 0.4 + 1.7 * high), paint, "l")
 
 
 def _paint_panel(
@@ -298,24 +340,23 @@ def _paint_panel(
     gid: str,
 ) -> None:
     """Paint one entry's tuning trials. `limits`: ends of the y axis; `rates`: of the x axis."""
-    edge = 0.05 if maximize else 0.95
-    for rate, score, lost, chosen, halted in points:
-        if lost or not limits[0] <= score <= limits[1]:
-            arrowhead = "v" if maximize else "^"
-            axes.plot(
-                rate,
-                edge,
-                "x" if lost else arrowhead,
-                color=style.color,
-                ms=6,
-                gid=gid,
-                transform=axes.get_xaxis_transform(),
-            )
-            continue
-        face = "none" if halted else style.color
-        axes.plot(rate, score, style.marker, color=style.color, ms=4.5, gid=gid, mfc=face)
-        if chosen:
-            axes.plot(rate, score, "o", ms=11, mfc="none", mec=INK, mew=1.2)
+    edge, arrowhead = (0.05, "v") if maximize else (0.95, "^")
+
+    def mark(where: Sequence[tuple[float, float]], marker: str, **options: Any) -> None:
+        if where:
+            axes.plot(*zip(*where, strict=True), marker, **options)
+
+    lost = [(rate, edge) for rate, _, lost, *_ in points if lost]
+    rest = [(rate, score, *of) for rate, score, lost, *of in points if not lost]
+    beyond = [(rate, edge) for rate, score, *_ in rest if not limits[0] <= score <= limits[1]]
+    shown = [point for point in rest if limits[0] <= point[1] <= limits[1]]
+    at_edge = {"ms": 6, "transform": axes.get_xaxis_transform()}
+    mine = {"color": style.color, "gid": gid}
+    mark(lost, "x", **mine, **at_edge)
+    mark(beyond, arrowhead, **mine, **at_edge)
+    mark([p[:2] for p in shown if not p[3]], style.marker, **mine, ms=4.5)
+    mark([p[:2] for p in shown if p[3]], style.marker, **mine, ms=4.5, mfc="none")
+    mark([p[:2] for p in shown if p[2]], "o", ms=11, mfc="none", mec=INK, mew=1.2)
     axes.set_xscale("log")
     axes.set_xlim(*rates)
     axes.xaxis.set_major_locator(ticker.LogLocator(numticks=5))

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from steepest.race.figures import figures, styles_of
 from steepest.race.notes import beside, care, caveats, ranges
 from steepest.race.phrases import UNKNOWN, counted, number, units
-from steepest.race.results_table import columns, rows
-from steepest.race.schema import Summary
-from steepest.report.pages import render
+from steepest.race.results_table import columns, numbers, rows
+from steepest.race.schema import EntrySummary, Summary
+from steepest.report.pages import Table, render
 from steepest.report.styles import Key, make_legend
+from steepest.report.tables import csv_text
 
 
 def page(summary: Summary) -> str:
@@ -25,37 +26,67 @@ def page(summary: Summary) -> str:
         s=summary,
         plan=summary["plan"],
         caveats=caveats(summary),
-        columns=columns(summary),
-        rows=rows(summary),
+        field=Table(
+            "field",
+            columns(summary),
+            rows(summary),
+            csv=csv_text(*numbers(summary)),
+            marked=summary["baseline"],
+        ),
         tested=summary.get("test_data", True),
-        bests={
-            name: number(summary, entry["best"]["validation"]) + units(summary)[0]
-            if entry["best"]
-            else UNKNOWN
-            for name, entry in summary["entries"].items()
-        },
         target=target is not None and number(summary, target) + units(summary)[0],
         seeds=counted(summary, "test"),
-        measures=_describe_measures(summary),
+        measures=_tabulate_measures(summary),
         beside=_describe_entries(beside, summary),
-        care=_describe_entries(care, summary),
-        ranges=_describe_entries(ranges, summary),
+        configurations=_tabulate_configurations(summary),
         figures=figures(summary),
     )
 
 
-def _describe_measures(summary: Summary) -> dict[str, dict[str, str]]:
-    """Measure -> entry -> mean and standard deviation over the fresh runs that reported it."""
-    measures: dict[str, dict[str, str]] = {}
+def _tabulate_measures(summary: Summary) -> Table | None:
+    """Mean and standard deviation of each measure over the fresh runs that reported it."""
+    entries = summary["entries"]
+    # the gradients are in the main table
+    names = {m for entry in entries.values() for run in entry.get("measures", []) for m in run}
+    measures = sorted(names - {"gradients"})
+    if not measures:
+        return None
+
+    def describe(entry: EntrySummary, measure: str) -> str:
+        values = [run[measure] for run in entry.get("measures", []) if measure in run]
+        if not values:
+            return UNKNOWN
+        deviation = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
+        return f"{st.fmean(values):.4g}{deviation} (n={len(values)})"
+
+    cells = [[name, *(describe(e, m) for m in measures)] for name, e in entries.items()]
+    return Table("measures", ("entry", *measures), cells)
+
+
+def _tabulate_configurations(summary: Summary) -> Table:
+    """The best tuning trial of each entry, and what was chosen for the fresh seeds."""
+    tuned, cared = _describe_entries(ranges, summary), _describe_entries(care, summary)
+    columns = [
+        "entry",
+        "best tuning trial",
+        f"its validation {summary['metric']}",
+        f"chosen for the n={counted(summary, 'test')} fresh seeds",
+        "tuned over",
+        *(["sensitivity to the learning rate"] if cared else ()),
+    ]
+    cells = []
     for name, entry in summary["entries"].items():
-        runs = entry.get("measures", [])
-        # the gradients are in the main table
-        for measure in sorted({measure for run in runs for measure in run} - {"gradients"}):
-            values = [run[measure] for run in runs if measure in run]
-            deviation = f" ± {st.stdev(values):.4g}" if len(values) > 1 else ""
-            text = f"{st.fmean(values):.4g}{deviation} (n={len(values)})"
-            measures.setdefault(measure, {})[name] = text
-    return measures
+        best, validation = "", UNKNOWN
+        if entry["best"]:
+            best = ", ".join(f"{k}={v:.3g}" for k, v in entry["best"]["hyperparameters"].items())
+            validation = number(summary, entry["best"]["validation"]) + units(summary)[0]
+        chosen = ", ".join(
+            f"{knob} {low:.3g}" + (f" to {high:.3g}" if low != high else "")
+            for knob, (low, _, high) in (entry["hyperparameters"] or {}).items()
+        )
+        row = [name, best, validation, chosen, tuned.get(name, UNKNOWN)]
+        cells.append([*row, *([cared.get(name, UNKNOWN)] if cared else ())])
+    return Table("configurations", columns, cells)
 
 
 def _describe_entries(

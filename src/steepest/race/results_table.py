@@ -64,6 +64,55 @@ def rows(summary: Summary) -> list[list[str]]:
     return [_row(summary, *item) for item in sorted(summary["entries"].items(), key=order)]
 
 
+def numbers(summary: Summary) -> tuple[Sequence[str], list[list[object]]]:
+    """Heads and rows of the same table as plain numbers, for a CSV; the units are those of a task.
+
+    A cell is None if its value is not known, and a time to target also if half of the fresh runs
+    did not reach the target.
+    """
+    heads = (
+        "entry",
+        "fresh_runs",
+        *("mean", "standard_deviation"),
+        *("difference", "difference_low", "difference_high", "confidence_level"),
+        *("steps_to_target", "seconds_to_target", "reached_target"),
+        *("optimizer_ms_per_step", "training_ms_per_step", "gradients"),
+        *("state_bytes", "parameters", "failed", "diverged_tuning_trials", "tuning_trials"),
+    )
+    found = []
+    for name, *_ in rows(summary):
+        entry = summary["entries"][name]
+        test, timing, steps = entry["test"], entry["timing"], entry["steps_to_target"]
+        d = entry["difference"]
+        found.append(
+            [
+                name,
+                len(test),
+                st.fmean(test) if test else None,
+                st.stdev(test) if len(test) > 1 else None,
+                *((d["mean"], d["low"], d["high"], d["level"]) if d else [None] * 4),
+                _median(steps),
+                _median(timing["seconds_to_target"]),
+                sum(step is not None for step in steps),
+                timing["step_ms"],
+                timing["train_step_ms"],
+                entry.get("gradients"),
+                entry["state_bytes"],
+                entry["parameters"],
+                entry["failed"],
+                entry["diverged"]["tuning"],
+                entry["trials"],
+            ]
+        )
+    return heads, found
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """The median, in which None is infinite; None if that is infinite or if there is no value."""
+    middle = st.median(math.inf if v is None else v for v in values) if values else math.inf
+    return None if math.isinf(middle) else middle
+
+
 def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
     test, timing, n = entry["test"], entry["timing"], len(entry["test"])
     metric = bytes_each = UNKNOWN

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from textwrap import fill
+from textwrap import fill, indent
 
 from rich import box
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -25,15 +27,24 @@ from steepest.race.schema import Summary
 from steepest.race.scores import failed
 from steepest.tasks import Task
 
-LEFT_OUT = ("training ms/step", "state bytes/parameter")
-"""Columns that only report.html shows: a terminal has no room for them."""
-TIMES = ("seconds to target", "optimizer ms/step")
-NARROW = 100
-"""A terminal with fewer characters in a line shows neither TIMES nor bars."""
+FIRST = (
+    "state bytes/parameter",
+    "training ms/step",
+    "optimizer ms/step",
+    "seconds to target",
+    "gradients",
+)
+"""Columns that leave the table first, in this order, until it fits into its terminal."""
+LAST = ("steps to target", "n (units)", "n", "failed")
+"""Columns that leave it if it is still too wide after the intervals got lines of their own."""
+NAME = 16
+"""A name with more characters is broken, unless there is room for it."""
+MARGIN, GAP = 4, 3
+"""Characters beside a table and between two of its columns, with rich's box.SIMPLE."""
 WIDTH = 120
 """Characters in a line of output that is not a terminal."""
 HEAD = 15
-"""Characters at which a column's head is wrapped, so that the table fits into 100."""
+"""Characters at which a column's head is wrapped, and a difference with its interval."""
 REFRESH = 4
 """How often per second the live table is drawn: more often might flicker."""
 BAR = 12
@@ -91,7 +102,7 @@ class Progress:
         self._live = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(
-                get_renderable=self._render,
+                get_renderable=lambda: self._render(self._console.width),
                 console=self._console,
                 refresh_per_second=REFRESH,
                 transient=True,
@@ -198,18 +209,11 @@ class Progress:
             f"{f', {failures} failed' if failures else ''}, {left}"
         )
 
-    def _render(self) -> Group:
-        table = Table(box=box.SIMPLE, pad_edge=False)
+    def _render(self, width: int) -> Group:
         unit = " (%)" if self._task.proportion else ""
-        table.add_column("entry", no_wrap=True, max_width=28)
-        table.add_column("runs", justify="right", no_wrap=True)
-        wide = self._console.width >= NARROW
-        if wide:
-            table.add_column("", width=BAR)
-        table.add_column("under way", no_wrap=True, max_width=22)
-        # the name of a metric is the user's, so it must not be read as markup
-        table.add_column(Text(f"best validation {self._task.metric}{unit}"), justify="right")
-        table.add_column("failed", justify="right")
+        best_of = f"best validation {self._task.metric}{unit}"
+        heads = ["entry", "runs", "under way", best_of, "failed"]
+        cells, bars = [], []
         for entry, count in self._counts.items():
             closed = entry not in self._now.entries
             runs = count["runs"] if closed else self._plan.seeds * self._plan.unit_runs
@@ -217,14 +221,24 @@ class Progress:
             shown = UNKNOWN
             if best is not None:
                 shown = number({"proportion": self._task.proportion}, best)
-            table.add_row(
-                Text(entry),
-                f"{count['runs']}/{runs}",
-                *([ProgressBar(runs, count["runs"] + self._part(entry), BAR)] if wide else []),
-                Text(self._running(entry)),
-                shown,
-                str(count["failed"]),
+            cells.append(
+                [
+                    entry,
+                    f"{count['runs']}/{runs}",
+                    self._running(entry),
+                    shown,
+                    str(count["failed"]),
+                ]
             )
+            bars.append(ProgressBar(runs, count["runs"] + self._part(entry), BAR))
+        for leaving in ("failed", "under way"):  # the line has the sum of the failed runs
+            if not _fits(heads, cells, width):
+                i = heads.index(leaving)
+                heads, cells = (
+                    heads[:i] + heads[i + 1 :],
+                    [row[:i] + row[i + 1 :] for row in cells],
+                )
+        table = _make_table(heads, cells, width, bars)
         # the line comes first, since a window with few rows cuts off the end
         return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
 
@@ -243,25 +257,95 @@ def show(summary: Summary) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def _table(summary: Summary, width: int) -> Table:
+def _table(summary: Summary, width: int) -> Table | Group:
+    """The table, or a list if the terminal is too narrow for a table with whole numbers."""
     title = f"{summary['task']}, {counted(summary, 'test', fresh(summary, 'seed'))}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
-    heads = columns(summary)
-    caption = (
-        "mean ± sd; to target: median (seeds that reached it); "
-        "failed: fresh runs that failed (tuning trials that diverged)"
-    )
-    if is_imported(summary):
-        caption = "mean ± sd"
+    heads, cells = list(columns(summary)), rows(summary)
+    dropped = []
+
+    def drop(leaving: Sequence[str]) -> None:
+        for head in leaving:
+            if head in heads and not _fits(heads, cells, width):
+                i = heads.index(head)
+                dropped.append(heads.pop(i))
+                for row in cells:
+                    del row[i]
+
+    drop(FIRST)
+    if not _fits(heads, cells, width):
+        (at,) = (i for i, head in enumerate(heads) if head.startswith("difference to"))
+        for row in cells:
+            row[at] = _fold(row[at], HEAD)
+    drop(LAST)
+    notes = ["mean ± sd"]
+    if any("to target" in head for head in heads):
+        notes.append("to target: median (seeds that reached it)")
+    if "failed" in heads and not is_imported(summary):
+        notes.append("failed: fresh runs that failed (tuning trials that diverged)")
     if "gradients" in heads:
-        caption += "; gradients: of one usual batch"
-    table = Table(box=box.SIMPLE, title=Text(title), caption=caption)
-    left_out = LEFT_OUT if width >= NARROW else LEFT_OUT + TIMES
-    shown = [i for i, head in enumerate(heads) if head not in left_out]
-    for i in shown:
-        justify = "right" if i else "left"
-        table.add_column(Text(fill(heads[i], HEAD)), justify=justify, no_wrap=i == 0)
-    for row in rows(summary):
-        table.add_row(*(Text(row[i]) for i in shown))
+        notes.append("gradients: of one usual batch")
+    if dropped:
+        notes.append(f"in report.html: {', '.join(reversed(dropped))}")
+    caption = "; ".join(notes)
+    if not _fits(heads, cells, width):
+        lines = [title]
+        for name, *texts in cells:
+            lines.append(name)
+            for head, text in zip(heads[1:], texts, strict=True):
+                lines += [indent(_fold(f"{head}:", width - 2), "  ")]
+                lines += [indent(_fold(text, width - 4), "    ")]
+        return Group(*(Text(line, overflow="fold") for line in [*lines, caption, ""]))
+    table = _make_table(heads, cells, width)
+    table.title, table.caption = Text(title), Text(caption)
     return table
+
+
+def _make_table(
+    heads: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    width: int,
+    bars: Sequence[ProgressBar] = (),
+) -> Table:
+    """A table of at most `width` characters, in which only names and heads are broken.
+
+    bars: a bar for each row, for the third column; left out if there is no room.
+    """
+    names, *others = _measure(heads, cells)
+    free = width - MARGIN - sum(GAP + other for other in others)
+    columns: list[tuple[str, int]] = [
+        *zip((fill(head, HEAD) for head in heads), (max(1, min(names, free)), *others), strict=True)
+    ]
+    shown: list[list[RenderableType]] = [
+        [Text(name, overflow="fold"), *map(Text, texts)] for name, *texts in cells
+    ]
+    if bars and free >= names + GAP + BAR:
+        columns.insert(2, ("", BAR))
+        for row, bar in zip(shown, bars, strict=True):
+            row.insert(2, bar)
+    table = Table(box=box.SIMPLE)
+    for i, (head, each) in enumerate(columns):
+        # a head may have the user's words, so it must not be read as markup
+        table.add_column(Text(head), justify="right" if i else "left", width=each)
+    for row in shown:
+        table.add_row(*row)
+    return table
+
+
+def _fits(heads: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:
+    names, *others = _measure(heads, cells)
+    return MARGIN + min(names, NAME) + sum(GAP + other for other in others) <= width
+
+
+def _measure(heads: Sequence[str], cells: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column."""
+    texts = zip((fill(head, HEAD) for head in heads), *cells, strict=True)
+    return [max(cell_len(line) for text in column for line in text.split("\n")) for column in texts]
+
+
+def _fold(text: str, width: int) -> str:
+    """Break a text into lines of `width` characters, but break no number and no interval."""
+    held = re.sub(r"\[.*?\]", lambda interval: interval[0].replace(" ", "\xa0"), text)
+    lines = fill(held, width, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\xa0", " ")

@@ -1,12 +1,14 @@
-"""SVG figures, drawn by matplotlib. The style sheet of the page decides the colours."""
+"""Figures, drawn by matplotlib: as SVG for a page, and as SVG and PNG to save."""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -14,8 +16,9 @@ import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
-from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from steepest.report.styles import INK, PAGE, Style
 
@@ -24,10 +27,16 @@ SIZE = (5.0, 3.4)
 the text keeps its size of 10 points on a phone."""
 GAP = 0.065
 """The least distance between two labels, as a share of the figure's height."""
+PIXELS = 2
+"""Pixels per point of a PNG: sharp on a screen with two pixels per CSS pixel."""
+SHADES = 128
+"""Colours of a PNG: these drawings need no more, and the file has a third of the size."""
 POINTS = 200
 """A curve has at most this many points. More points could not be seen, but make the page large."""
 LONGEST = 22
 """A name in a figure has at most this many characters."""
+TITLE = 30
+"""A line of an axis title has at most this many characters."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -45,6 +54,20 @@ STYLE: dict[Any, Any] = {
     "grid.alpha": 0.12,
 }
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing for a page and as files."""
+
+    svg: str
+    """SVG for a page, whose style sheet decides the colours."""
+    file: str
+    """SVG that stands alone, in the colours for light paper."""
+    png: bytes
+    """PNG on white, with PIXELS pixels per point."""
+    axes: str = ""
+    """"linear" or "log": the page's switch chooses which of the two is shown. "": always shown."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +91,8 @@ def draw_lines(
     key: str,
     log_x: bool = False,
     log_y: bool = False,
-) -> str:
-    """Draw curves as SVG, each with its name at its end.
+) -> Drawing:
+    """Draw curves, each with its name at its end.
 
     limits: lowest and highest value of the y axis. key: a short text that no other figure of the
     page has. The curve of `names[i]` is the SVG group "e{i}-{key}". log_x, log_y: make that axis
@@ -78,8 +101,9 @@ def draw_lines(
     finite = [v for curve in series for v in curve.y if math.isfinite(v)]
     log_y = log_y and min(finite, default=0) > 0
 
-    def paint(axes: Axes) -> None:
-        axes.set(xlabel=xlabel, ylabel=ylabel)
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.set(xlabel=wrap(xlabel), ylabel=wrap(ylabel))
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
         axes.set_ylim(*limits)
         if log_x:
@@ -110,28 +134,63 @@ def draw_lines(
     return draw(SIZE, paint, key)
 
 
-def draw(size: tuple[float, float], paint: Callable[[Axes], None], key: str) -> str:
-    """Return the SVG of what `paint` draws on a pair of axes.
+def draw(size: tuple[float, float], paint: Callable[[Figure], None], key: str) -> Drawing:
+    """Return what `paint` draws on an empty figure.
 
     size: width and height in inches. key: a text that no other figure of the page has. `key` is the
     salt from which the SVG's ids are made. So the same figure always has the same bytes, and no two
     figures of a page share an id.
     """
+    with _painted(size, paint, key) as figure:
+        file = _write_svg(figure)
+        figure.set_layout_engine("none")  # it has been laid out for the SVG
+        figure.set_dpi(72 * PIXELS)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        buffer = io.BytesIO()
+        pixels.quantize(SHADES).save(buffer, "png", optimize=True)
+    return Drawing(_color_by_page(file), file, buffer.getvalue())
+
+
+def draw_svg(size: tuple[float, float], paint: Callable[[Figure], None], key: str) -> str:
+    """Return the SVG for a page alone; the arguments are those of `draw`."""
+    with _painted(size, paint, key) as figure:
+        return _color_by_page(_write_svg(figure))
+
+
+@contextmanager
+def _painted(
+    size: tuple[float, float], paint: Callable[[Figure], None], key: str
+) -> Iterator[Figure]:
+    """A painted figure; in the context, matplotlib has our settings."""
     with (
         matplotlib.rc_context({**STYLE, "svg.hashsalt": f"steepest-{key}"}),
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has them
         figure = Figure(size, layout="constrained")
-        FigureCanvasSVG(figure)
-        paint(figure.add_subplot())
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+        FigureCanvasAgg(figure)
+        paint(figure)
+        yield figure
+
+
+def _write_svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    return svg[svg.index("<svg") :]
+
+
+def _color_by_page(svg: str) -> str:
     for drawn, shown in PAGE.items():
         svg = svg.replace(drawn, shown)
     return svg
+
+
+def wrap(label: str, longest: int = TITLE) -> str:
+    """Break the title of an axis into lines of at most `longest` characters."""
+    return fill(" ".join(label.split()), longest)
 
 
 def _make_logarithmic(axis: XAxis | YAxis) -> None:
@@ -199,7 +258,9 @@ def spread_labels(heights: Sequence[float]) -> list[float]:
     return placed
 
 
-def shorten(name: str) -> str:
-    """Cut `name` to one line of at most LONGEST characters."""
+def shorten(name: str, longest: int = LONGEST) -> str:
+    """Cut the middle out of a `name` of more than `longest` characters, and make it one line."""
     name = " ".join(name.split())
-    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+    if len(name) <= longest:
+        return name
+    return f"{name[: (longest - 1) // 2]}…{name[-(longest // 2) :]}"

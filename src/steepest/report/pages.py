@@ -1,27 +1,24 @@
 """HTML pages without scripts or requests: they open offline and print.
 
 A template in another folder extends `page.html.jinja`, which has the head and the style sheet. It
-imports the macros `figure` and `legend` from `parts.html.jinja`.
+imports the macros `figure`, `legend` and `table` from `parts.html.jinja`. What a page offers to
+save is in the page itself, so a page that is mailed alone is complete.
 """
 
 from __future__ import annotations
 
+import re
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
 
+from steepest.report.drawing import Drawing
 from steepest.report.styles import DARK, LIGHT, Key
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One SVG of a figure."""
-
-    svg: str
-    axes: str = ""
-    """"linear" or "log": the page's switch chooses which of the two is shown. "": always shown."""
+from steepest.report.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,26 @@ class Figure:
     text: str
     drawings: Sequence[Drawing] = ()
     panels: Sequence[Panel] = ()
+    together: Drawing | None = None
+    """All panels as one drawing, to save."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column has names, with the numbers to save."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    csv: str = ""
+    """The CSV to save. Default: the texts of the cells."""
+    marked: str = ""
+    """The row with this name gets a background of its own."""
+
+    @property
+    def saved(self) -> str:
+        """The CSV to save."""
+        return self.csv or csv_text(self.columns, self.rows)
 
 
 def render(
@@ -55,5 +72,20 @@ def render(
     column is. keys: the lines of the legend.
     """
     loader = ChoiceLoader([PackageLoader(package, ""), PackageLoader("steepest.report", "")])
-    page = Environment(autoescape=True, loader=loader).get_template(template)
+    environment = Environment(autoescape=True, loader=loader)
+    environment.filters |= {"data_url": _data_url, "file_name": _file_name}
+    page = environment.get_template(template)
     return page.render(light=LIGHT, dark=DARK, names=names, keys=keys, **values)
+
+
+def _data_url(content: str | bytes, kind: str) -> str:
+    """The content itself as an address. kind: its MIME type."""
+    if isinstance(content, bytes):
+        return f"data:{kind};base64,{b64encode(content).decode()}"
+    # in a quoted attribute these characters need no escape, which keeps the page small
+    return f"data:{kind};charset=utf-8,{quote(content, safe=' !$()*+,-./:;=?@[]^_|~')}"
+
+
+def _file_name(title: str) -> str:
+    """A title as the name of a file, without its ending."""
+    return re.sub(r"\W+", "-", title).strip("-").lower()[:80] or "figure"

@@ -6,20 +6,26 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LIGHT = ("#0075af", "#ef6b03", "#305863", "#d34bfe", "#726008", "#541679")
-DARK = ("#70bee1", "#d06a0b", "#5ef199", "#ae20bf", "#ffcc33", "#c568ff")
-"""The colours of lines: LIGHT on light paper, DARK on dark paper. A search chose colours that look
-different from each other and from ink, grey and paper, with normal sight and with every common
-colour blindness."""
+INK, MUTED = "#1b1f24", "#8a8f94"
+LIGHT = (
+    "#764a07", "#9e0bef", "#086658", "#0f9300", "#2814b1", "#bc0a56",
+    "#dd58fc", "#6c668e", "#5e0158", "#3c3821", "#ff5762",
+)  # fmt: skip
+DARK = (
+    "#ffbb00", "#cc0000", "#01734d", "#f16312", "#7333ff", "#99b5aa",
+    "#dfbefc", "#b37cff", "#3caa66", "#73fe9a", "#ba0798",
+)  # fmt: skip
+"""The colours of lines: LIGHT on light paper, DARK on dark paper. `scripts/colors.py` searched for
+colours that differ from each other, from ink and from grey, with normal sight and with every common
+colour blindness. The colours that differ most come first."""
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)))
 MARKERS = "os^DvPX"
-# Figures are drawn in these placeholder colours. `drawing.draw` replaces them by the values in
-# PAGE, so that the style sheet decides the colours for light, dark and print.
-INK, MUTED = "#010203", "#010204"
-COLORS = tuple(f"#01030{i}" for i in range(len(LIGHT)))
 PAGE = {INK: "currentColor", MUTED: "var(--untuned)"} | {
-    color: f"var(--c{i})" for i, color in enumerate(COLORS)
+    color: f"var(--c{i})" for i, color in enumerate(LIGHT)
 }
+"""Figures are drawn in ink, grey and LIGHT, so that a saved figure can be shown anywhere. On the
+page, these values take their place: the style sheet decides the colours for light, dark and
+print."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = 
     for name in names:
         color, dashes, marker, width = INK, DASHES[0], MARKERS[0], 2.4
         if name != baseline:
-            color, dashes = COLORS[rivals % len(COLORS)], DASHES[rivals % len(DASHES)]
+            color, dashes = LIGHT[rivals % len(LIGHT)], DASHES[rivals % len(DASHES)]
             marker, width = MARKERS[(rivals + 1) % len(MARKERS)], 1.6
             rivals += 1
         styles.append(Style(MUTED if name in muted else color, dashes, marker, width))
