@@ -85,6 +85,14 @@ def test_the_verdict_is_holms_over_paired_t_tests(tmp_path):
     assert "sgd by " in summary["verdict"]
 
 
+def test_runs_are_paired_by_seed_wherever_their_rows_are(tmp_path):
+    base, rival = noise(7, 0, 0.5)
+    head, *lines = table({"adamw": base, "adam": rival}).splitlines()
+    summary = summary_of("\n".join([head, *lines[:7], *reversed(lines[7:])]), tmp_path)
+    assert difference(summary, "adam")["p"] == pytest.approx(stats.ttest_rel(rival, base).pvalue)
+    assert summary["entries"]["adam"]["seeds"] == list(range(7))
+
+
 def test_a_diverged_run_counts_as_the_worst_and_every_sign_is_flipped(tmp_path):
     base, rival = noise(8, 5, 6.2)
     rival[3], worst = math.nan, max(*base, *rival[:3], *rival[4:])
