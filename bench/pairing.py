@@ -16,8 +16,8 @@ import torch
 
 from steepest import tasks
 from steepest.race import trials
-from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
+from steepest.training.pairing import Seen
 from steepest.training.randomness import OwnRandomness
 from steepest.training.recipe import Recipe
 

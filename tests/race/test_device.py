@@ -8,12 +8,13 @@ import torch
 
 from steepest import tasks
 from steepest.errors import BadCall
-from steepest.race import driver, measured, pairing, planning, protocol, report, trials
+from steepest.race import driver, measured, planning, protocol, report, trials
 from steepest.race.protocol import FRESH, Plan, Trial
 from steepest.race.request import Request
 from steepest.race.store import Store
 from steepest.race.summary import reproduce, summarise
 from steepest.tasks import devices, randomness
+from steepest.training import pairing
 from steepest.training.randomness import OwnRandomness
 from tests.race.invented import DIGITS, PROVENANCE, pairs
 
@@ -116,9 +117,9 @@ def test_a_race_cannot_go_on_where_its_device_is_missing(tmp_path, monkeypatch, 
 def test_waiting_is_for_an_accelerator_only(monkeypatch):
     waited = []
     monkeypatch.setattr(torch.accelerator, "synchronize", waited.append)
-    measured.waiting([torch.ones(1)])()
+    measured.synchronizer([torch.ones(1)])()
     assert waited == []
-    measured.waiting([torch.ones(1), torch.ones(1, device="meta")])()
+    measured.synchronizer([torch.ones(1), torch.ones(1, device="meta")])()
     assert waited == [torch.device("meta")]
 
 

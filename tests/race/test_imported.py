@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from steepest import cli
+from steepest import cli, profiles
 from steepest.errors import BadCall
-from steepest.race import imported, notes, profile, report, run_table, tables
+from steepest.race import imported, notes, report, run_table, tables
 from steepest.race.imported import Import
 from steepest.race.outcomes import settle
 from steepest.race.protocol import Plan, Trial
@@ -528,7 +528,7 @@ def test_the_command_prints_the_verdict_and_writes_two_files(tmp_path, capsys):
     command = "steepest race --import sweep.csv --metric acc --maximize"
     assert summary["reproduce"] == summary["provenance"]["command"] == command
     with pytest.raises(BadCall, match="were imported, so it is not known when they reached"):
-        profile.read(tmp_path / "race-sweep")
+        profiles.read(tmp_path / "race-sweep")
 
 
 def test_the_folder_of_a_race_is_left_alone(tmp_path, capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from steepest.cli import main
 from steepest.errors import BadCall
-from steepest.race.profile import _stairs, notes, profile, rows, score, share
+from steepest.profiles import _stairs, notes, profile, rows, score, share
 from tests.race import invented
 
 

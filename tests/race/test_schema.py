@@ -10,7 +10,7 @@ from typing import Any, NotRequired, get_args, get_origin, get_type_hints, is_ty
 
 import pytest
 
-from steepest.race.profile import Profile, profile
+from steepest.profiles import Profile, profile
 from steepest.race.protocol import Plan
 from steepest.race.schema import DifferenceRecord, PlanRecord, Summary
 from steepest.statistics.inference import Difference

@@ -25,10 +25,10 @@ from steepest.errors import BadCall
 from steepest.processes import Pool
 from steepest.race import driver, planning, trials
 from steepest.race.notes import caveats
-from steepest.race.pairing import Seen
 from steepest.race.protocol import FRESH, Trial
 from steepest.race.store import Store
 from steepest.tasks import seeding
+from steepest.training.pairing import Seen
 from steepest.training.randomness import OwnRandomness
 from steepest.training.recipe import Recipe
 

@@ -322,14 +322,14 @@ def profile(
     need_race()
     from rich.console import Console
 
+    from steepest import profiles
     from steepest.errors import BadCall
-    from steepest.race import profile
 
-    result = profile.profile([profile.read(folder) for folder in folders])
+    result = profiles.profile([profiles.read(folder) for folder in folders])
     result["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
     if out:
         try:
-            out.write_text(profile.page(result), encoding="utf-8")
+            out.write_text(profiles.page(result), encoding="utf-8")
         except OSError as error:
             raise BadCall(
                 f"cannot write '{out}' ({error.strerror}): choose another file with --out"
@@ -337,8 +337,8 @@ def profile(
     if as_json:
         print(json.dumps(result, indent=1))
         return 0
-    Console(file=sys.stdout).print(profile.table(result))
-    print("\n".join(profile.notes(result)))
+    Console(file=sys.stdout).print(profiles.table(result))
+    print("\n".join(profiles.notes(result)))
     if out:
         print(f"page: {out}")
     return 0

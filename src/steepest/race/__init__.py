@@ -18,6 +18,8 @@ _MOVED = {
     "BadCall": ("steepest.errors", "BadCall"),
     "descriptive": ("steepest.statistics.descriptive", None),
     "looks": ("steepest.statistics.looks", None),
+    "pairing": ("steepest.training.pairing", None),
+    "profile": ("steepest.profiles", None),
     "statistics": ("steepest.statistics.inference", None),
     "tasks": ("steepest.tasks", None),
     "workers": ("steepest.processes", None),

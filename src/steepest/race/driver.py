@@ -20,7 +20,6 @@ from steepest.race.exports import Race
 from steepest.race.folder import NO_RACE, has_race, locked, write
 from steepest.race.location import Location
 from steepest.race.outcomes import settle
-from steepest.race.pairing import field, is_array, parted
 from steepest.race.protocol import FRESH, TUNING, Plan, Result, Trial, Tuning
 from steepest.race.request import Request, check_same_race, provenance
 from steepest.race.schema import Provenance, Summary
@@ -29,6 +28,7 @@ from steepest.race.summary import summarise
 from steepest.race.terminal import Progress
 from steepest.report.waiting import waiting
 from steepest.tasks import Task
+from steepest.training.pairing import field, is_array, parted
 from steepest.training.recipe import Recipe
 
 

@@ -6,7 +6,6 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -20,16 +19,17 @@ from steepest import tasks
 from steepest.errors import BadCall, Diverged
 from steepest.processes import tell
 from steepest.race import halving
-from steepest.race.pairing import Seen, states
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.tasks.randomness import begin, put_back
 from steepest.tasks.task import Task, two_points
 from steepest.tasks.user_file import described, number, told
 from steepest.training.loop import train
+from steepest.training.pairing import Seen, states
 from steepest.training.parts.around import SlowAtEvaluation
 from steepest.training.parts.rates import Undone
 from steepest.training.randomness import OwnRandomness
 from steepest.training.recipe import Recipe, backends
+from steepest.training.timing import synchronizer
 
 ROUNDING = 1e-6
 """How far below 0 or above 1 rounding may move a share."""
@@ -184,7 +184,7 @@ class _Run:
         self._stepping.append(times)
         self._training.append(False)
         apart = OwnRandomness(optimizer, self.trial.seed + which, self.trial.device)
-        wants, wait = self.recipe.wants, waiting(_parameters([optimizer]))
+        wants, wait = self.recipe.wants, synchronizer(_parameters([optimizer]))
         # a loop may evaluate the fast weights of Lookahead; with eval() it evaluates the slow ones
         both = two_points(optimizer) and not isinstance(optimizer, SlowAtEvaluation)
 
@@ -387,16 +387,6 @@ class _Run:
         if self.task.train:
             result.unread = OWN_LOOP
         result.backends = sorted({name for o in optimizers for name in backends(o)})
-
-
-def waiting(parameters: Iterable[torch.Tensor]) -> Callable[[], None]:
-    """A function that waits until the parameters' accelerator has done its work.
-
-    An accelerator works while the program goes on, so a clock that does not wait stops too early.
-    On the CPU the function does nothing.
-    """
-    device = next((p.device for p in parameters if p.device.type != "cpu"), None)
-    return partial(torch.accelerator.synchronize, device) if device else lambda: None
 
 
 def _parameters(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.Tensor]:

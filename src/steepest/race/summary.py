@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from steepest.errors import BadCall
-from steepest.race import advice, pairing, searching, statements, verdicts
+from steepest.race import advice, searching, statements, verdicts
 from steepest.race.judging import judge
 from steepest.race.lint import lint, untuned_because
 from steepest.race.notes import OWN
@@ -35,6 +35,7 @@ from steepest.statistics.descriptive import (
 )
 from steepest.statistics.inference import failure_bound
 from steepest.tasks import Task
+from steepest.training import pairing
 from steepest.training.recipe import Recipe
 
 Pairs = Sequence[tuple[Trial, Result]]

@@ -251,7 +251,7 @@ def page(record: Profile) -> str:
     )
     notes_of_keys = ["baseline" if name == baseline else "" for name in names]
     return render(
-        "steepest.race",
+        "steepest.report",
         "profile.html.jinja",
         names=names,
         keys=make_legend(names, styles, notes_of_keys),
