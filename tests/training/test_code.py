@@ -134,8 +134,8 @@ def test_every_part_of_the_step_has_the_same_rates_and_the_same_weights(words, s
 
 
 @pytest.mark.parametrize("name", BATCHED)
-def test_a_part_that_chooses_batches_has_the_same_sizes_and_rates(name):
-    entry, steps, seen, now = f"sgd+{name}", 12, [], None
+def test_a_part_that_chooses_batches_has_the_same_sizes_and_rates(name, monkeypatch):
+    entry, steps, seen, now, ordered = f"sgd+{name}", 12, [], None, []
     hyper = defaults(entry, lr=0.01)
     recipe = Recipe.read(entry)
 
@@ -149,6 +149,13 @@ def test_a_part_that_chooses_batches_has_the_same_sizes_and_rates(name):
         recipe.equip(now, steps, hyper, 0)
         return now
 
+    order = steepest.strategies.Curriculum
+
+    def curriculum(scores, pace, size, *, first, seed):
+        ordered.append(([pace(t) for t in range(steps)], size, first, len(scores)))
+        return order(scores, pace, size, first=first, seed=seed)
+
+    monkeypatch.setattr(steepest.strategies, "Curriculum", curriculum)
     task = replace(TASK, build=lambda seed: replace(build(seed), loss=noted))
     train(task, recipe, hyper, 0, steps, lambda *_, **__: None, make_optimizer=make)
     # a curriculum's copy sees batches too, before the run, and then each sample alone
@@ -156,6 +163,8 @@ def test_a_part_that_chooses_batches_has_the_same_sizes_and_rates(name):
     model = build(0).model
     names = pasted(entry, hyper, steps, model=model)
     assert isinstance(names["loader"], steepest.strategies.Loader)
+    assert ordered[1:] == ordered[:1]  # the race's, and that of the code
+    assert bool(ordered) == ("curriculum" in name)
     if "adaptive" in names:
         for _ in range(steps):
             names["adaptive"].step()
