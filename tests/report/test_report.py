@@ -102,6 +102,7 @@ def test_it_loads_nothing_and_holds_no_script():
     assert page.loads == []
     assert "script" not in page.tags
     assert "@import" not in html
+    html = re.sub('href="data:[^"]*"', "", html)  # what is saved is not loaded
     assert all(part.startswith("#") for part in html.split("url(")[1:])
     assert "default-src 'none'" in html
 
@@ -577,9 +578,10 @@ CLIPPED = """[...document.querySelectorAll('td, th, figure svg text, code, .verd
   return box.width && (box.left < -1 || box.right > document.documentElement.clientWidth + 1)
 }).map(x => x.textContent)"""
 SMALLEST = """Math.min(...[...document.querySelectorAll('figure svg text')]
-  .filter(x => x.getClientRects().length)
-  .map(x => parseFloat(getComputedStyle(x).fontSize) * x.getScreenCTM().d
-    / Math.cos(Math.atan2(x.getScreenCTM().b, x.getScreenCTM().a))).map(Math.abs))"""
+  .filter(x => x.getClientRects().length).map(x => {
+    const matrix = x.getScreenCTM()
+    return parseFloat(getComputedStyle(x).fontSize) * Math.hypot(matrix.c, matrix.d)
+  }))"""
 
 
 @pytest.mark.parametrize("name", ["usual", "twelve"])
@@ -609,7 +611,7 @@ def test_what_is_saved_arrives_as_a_file(browser, pages, name, tmp_path):
     assert browser.complaints() == []
     browser.open(tmp_path / "by-step-linear.svg", dark=True)  # alone, it has its colours
     line = browser.ask(STYLE.format('[id="e1-slin"] path', "stroke"))
-    assert rgb(line) == styles.LIGHT[0]
+    assert rgb(line) == (styles.INK if name == "hostile" else styles.LIGHT[0])  # its baseline
 
 
 @pytest.mark.parametrize("dark", [False, True])

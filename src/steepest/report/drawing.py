@@ -17,6 +17,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -30,7 +31,7 @@ GAP = 0.065
 PIXELS = 2
 """Pixels per point of a PNG: sharp on a screen with two pixels per CSS pixel."""
 SHADES = 128
-"""Colours of a PNG: these drawings need no more, and the file has a third of the size."""
+"""Colours of a PNG: these drawings need no more, and the file has a quarter of the size."""
 POINTS = 200
 """A curve has at most this many points. More points could not be seen, but make the page large."""
 LONGEST = 22
@@ -40,6 +41,8 @@ TITLE = 30
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": INK,
@@ -143,13 +146,14 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], key: str) -
     """
     with _painted(size, paint, key) as figure:
         file = _write_svg(figure)
-        figure.set_layout_engine("none")  # it has been laid out for the SVG
-        figure.set_dpi(72 * PIXELS)
+        figure.set(dpi=72 * PIXELS, facecolor="white")
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
         buffer = io.BytesIO()
-        pixels.quantize(SHADES).save(buffer, "png", optimize=True)
+        # of Pillow's methods, the one that keeps the colours of thin lines
+        pixels = pixels.quantize(SHADES, Image.Quantize.FASTOCTREE)
+        pixels.save(buffer, "png", optimize=True)
     return Drawing(_color_by_page(file), file, buffer.getvalue())
 
 
@@ -169,15 +173,16 @@ def _painted(
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the browser has them
-        figure = Figure(size, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(size, dpi=72, layout="constrained")
         paint(figure)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout takes longer than the drawing: once is enough
         yield figure
 
 
 def _write_svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+    FigureCanvasSVG(figure).print_svg(buffer, metadata=NO_METADATA)
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
@@ -205,6 +210,7 @@ def _label_ends(
 ) -> None:
     """Write each name at the right edge, near the end of its line, without overlaps.
 
+    A name is in ink, since not every colour has the contrast that small text needs.
     ends: (index of the name, x, y, colour) of the last point of each line.
     """
     if not ends:
@@ -228,7 +234,6 @@ def _label_ends(
             (x, np.clip(y, *axes.get_ylim())),
             (1.03, height),
             textcoords="axes fraction",
-            color=color,
             va="center",
             annotation_clip=False,
             gid=f"e{i}-{key}-label",
