@@ -84,7 +84,6 @@ def _race(
                 print(f"steepest: {name}; join it with --storage and --study", file=sys.stderr)
             # the paths of this call: files may have moved, but have the same content
             plan, task = replace(store.plan, task=request.task, data=request.data), store.task
-            tasks.get(plan.task, plan.data, plan.device)  # a resumed race needs its device too
             while not (now := rounds.current(task, plan, store.results())).complete:
                 trials_now = protocol.tuning(plan, now.entries, now.units)
                 _run(pool, store, protocol.tuning_items(plan, trials_now), now)
