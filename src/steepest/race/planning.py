@@ -54,6 +54,7 @@ def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         repeats=protocol.REPEATS if units else 1,
         halving=bool(units),
         margin=request.smallest_gain(),
+        together=request.together or 0,
     ).compared_to(request.baseline_name())
     if request.budget is None:
         return _check_size(plan)

@@ -338,4 +338,6 @@ def reproduce(plan: Plan, *, proportion: bool = False) -> str:
         where += f" --baseline {shlex.quote(plan.baseline)}"
     if ranges := searching.as_option(plan.search):
         where += f" --search {shlex.quote(ranges)}"
+    if plan.looks:
+        numbers += f" --together {plan.together}"
     return f"steepest race {where} {numbers}"

@@ -145,6 +145,19 @@ class Recipe:
         return not self.full_batch and not any(part.own_batches for part in self.parts)
 
     @property
+    def stackable(self) -> bool:
+        """Whether runs of the recipe may share one batched computation of their gradients.
+
+        That needs the usual step on the task's own batches, on the task's own model, to the end.
+        """
+        return not self.full_batch and not any(
+            part.switches
+            or type(part).on_batches is not Part.on_batches
+            or type(part).on_evaluation is not Part.on_evaluation
+            for part in self.parts
+        )
+
+    @property
     def other_cost(self) -> bool:
         """Whether a step may take longer or shorter than one gradient of one batch."""
         return bool(self.full_batch) or not all(part.any_loop for part in self.parts)
