@@ -360,8 +360,8 @@ def test_threads_of_a_task_do_not_hang_its_next_runs(tmp_path):
         "        report(step, validation=float(w.mean()))\n"
     )
     made = Plan(str(file), ("adam",), 4, 3, 8, 0, looks=(3,), repeats=1, halving=True)
-    items = protocol.tuning_items(made, protocol.tuning(made))
-    runs = protocol.fresh_items(made, protocol.fresh(made, {"adam": list(items[0].trials)}))
+    items = trials.tuning_items(made, protocol.tuning(made))
+    runs = trials.fresh_items(made, protocol.fresh(made, {"adam": list(items[0].trials)}))
     with Pool(1, trials.runner(str(file))) as pool:
         found = [results for _, results in pool.map([items[0], runs[0], items[1]])]
     assert sorted(map(len, found)) == [1, 4, 4]

@@ -92,6 +92,15 @@ def race(
             show_default="none",
         ),
     ] = None,
+    together: Annotated[
+        int | None,
+        typer.Option(
+            help="Train the tuning trials of so many units of an entry at once, which is faster "
+            "for small models; 0: one by one.",
+            metavar="UNITS",
+            show_default="a measurement before the start decides",
+        ),
+    ] = None,
     fixed: Annotated[
         bool,
         typer.Option("--fixed", help="No looks: one tuning and one fresh run for each of --seeds."),
@@ -234,6 +243,7 @@ def race(
         margin,
         spaces,
         device,
+        together,
     )
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:

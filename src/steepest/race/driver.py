@@ -15,7 +15,17 @@ from time import perf_counter
 from steepest import tasks
 from steepest.errors import BadCall
 from steepest.processes import Pool
-from steepest.race import location, planning, protocol, report, rounds, scores, tables, trials
+from steepest.race import (
+    location,
+    planning,
+    protocol,
+    report,
+    rounds,
+    scores,
+    tables,
+    together,
+    trials,
+)
 from steepest.race.exports import Race
 from steepest.race.folder import NO_RACE, has_race, locked, write
 from steepest.race.location import Location
@@ -75,6 +85,8 @@ def _race(
                     plan = planning.make_plan(request, jobs, pool, started)
                     task = planning.add_worst(tasks.get(plan.task, plan.data), plan, pool)
                     protocol.tuning(plan)  # a plan that fails here is not stored
+                    if request.together is None:
+                        plan = together.choose(plan, task, pool, jobs)
                     store = Store.create(folder, plan, provenance(request), task, opened)
                     check_same_race(request, store, f"--study {opened.study}", opened.name)
                 else:
@@ -86,10 +98,10 @@ def _race(
             plan, task = replace(store.plan, task=request.task, data=request.data), store.task
             while not (now := rounds.current(task, plan, store.results())).complete:
                 trials_now = protocol.tuning(plan, now.entries, now.units)
-                _run(pool, store, protocol.tuning_items(plan, trials_now), now)
+                _run(pool, store, trials.tuning_items(plan, trials_now), now)
                 chosen = _choose(task, plan, store.results())
                 reported = protocol.fresh(plan, chosen, now.entries, now.units)
-                _run(pool, store, protocol.fresh_items(plan, reported), now)
+                _run(pool, store, trials.fresh_items(plan, reported), now)
         except KeyboardInterrupt:
             if store is None:
                 raise

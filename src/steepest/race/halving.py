@@ -96,6 +96,17 @@ def best(
     return chosen
 
 
+def apart(work: Callable[[Tuning], list[Result]], tuning: Tuning) -> list[Result]:
+    """What `work(tuning)` returns; where this system can fork, from a process of its own."""
+    if not can_fork():
+        return work(tuning)
+    child = _Forked(tuning, (), lambda item, _: work(item))
+    try:
+        return child.advance()
+    finally:
+        child.close()
+
+
 class _Paused(Protocol):
     """A run that stops at each rung."""
 
@@ -151,12 +162,12 @@ class _Repeated:
 class _Forked:
     """A child process that waits at each rung until it is told to go on."""
 
-    def __init__(self, trial: Trial, rungs: Sequence[int], train: Run) -> None:
+    def __init__(self, trial: Any, rungs: Sequence[int], train: Callable[..., Any]) -> None:
         self._trial, self._rungs, self._train = trial, rungs, train
         self._process: Any = None
         self._pipe: Connection
 
-    def advance(self) -> float | Result:
+    def advance(self) -> Any:
         return self._ask(True)
 
     def stop(self) -> Result:
@@ -187,7 +198,7 @@ class _Forked:
         self._process = process
         theirs.close()
 
-    def _ask(self, goes_on: bool) -> float | Result:
+    def _ask(self, goes_on: bool) -> Any:
         try:
             if self._process is None:
                 self._start()
@@ -199,13 +210,15 @@ class _Forked:
             raise SystemExit(f"the process of {self._trial} has died") from None
         if isinstance(message, float):
             return message
-        if not isinstance(message, Result):
+        if not isinstance(message, Result | list):
             raise Failed(message)
         self.close()  # a thread of the user's may still run in it
         return message
 
 
-def _train(trial: Trial, rungs: Sequence[int], train: Run, pipe: Connection, parent: int) -> None:
+def _train(
+    trial: Any, rungs: Sequence[int], train: Callable[..., Any], pipe: Connection, parent: int
+) -> None:
     """What a child process does."""
     _die_with(parent)
     left = list(rungs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -23,7 +23,7 @@ from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.tasks.randomness import begin, put_back
 from steepest.tasks.task import Task, two_points
 from steepest.tasks.user_file import described, number, told
-from steepest.training.loop import train
+from steepest.training.loop import Ask, turns
 from steepest.training.pairing import Seen, states
 from steepest.training.parts.around import SlowAtEvaluation
 from steepest.training.parts.rates import Undone
@@ -50,11 +50,16 @@ def measure(trial: Trial, task: Task, on_report: halving.OnReport | None) -> Res
 
     on_report: is called at each report, and may end the run.
     """
-    return _Run(trial, task, on_report).result
+    run = Run(trial, task, on_report)
+    for _ in run.turns():
+        pass
+    return run.result
 
 
-class _Run:
-    def __init__(self, trial: Trial, task: Task, on_report: halving.OnReport | None) -> None:
+class Run:
+    """A run that is measured. `turns` trains it."""
+
+    def __init__(self, trial: Trial, task: Task, on_report: halving.OnReport | None = None) -> None:
         self.trial, self.task, self.result = trial, task, Result()
         self._on_report, self._waited = on_report, 0.0
         self.recipe = Recipe.read(trial.entry)
@@ -69,12 +74,23 @@ class _Run:
         self._odd = ""
         self._wrong: Exception | None = None
         self._over = False
+
+    def turns(self, together: bool = False) -> Generator[Ask, float, None]:
+        """Train, and measure. together: as in `loop.turns`; then `wait` says how long it waited.
+
+        `Ended`, thrown where it waits, halts the run.
+        """
         started = perf_counter()
-        self._train()
+        yield from self._train(together)
         self._measure()
         self.result.wall_seconds = perf_counter() - started - self._waited
 
-    def _train(self) -> None:
+    def wait(self, seconds: float) -> None:
+        """Leave out of the run's times that it waited for other runs."""
+        self._waited += seconds
+        self._mark += seconds
+
+    def _train(self, together: bool) -> Generator[Ask, float, None]:
         trial, result, task = self.trial, self.result, self.task
         device = torch.device(trial.device or "cpu")
         if device.index:  # what follows means the current device
@@ -84,13 +100,14 @@ class _Run:
             if task.train:
                 task.train(self.make_optimizer, self.report, trial.seed, trial.steps)
             else:
-                train(
+                yield from turns(
                     task,
                     self.recipe,
                     trial.hyper,
                     trial.seed,
                     trial.steps,
                     self.report,
+                    together=together,
                     make_optimizer=self.make_optimizer,
                     untrained=trial.phase == PILOT,
                     test=trial.phase in (FRESH, PILOT),

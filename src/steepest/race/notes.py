@@ -111,9 +111,16 @@ def _units(summary: Summary, steps: str) -> str:
             f"--trials {LEAST_TRIALS} or more."
         )
     tuned = f"{trials} trials of {steps}"
-    if rungs := _rungs(plan):
+    if rungs := _plan(plan).rungs:
         on = " and ".join(f"the best {left} after step {at}" for at, left in rungs)
         tuned = f"{trials} trials start, {on} go on, up to {steps}"
+    if stacked := _plan(plan).stacked:
+        whose = "" if len(stacked) == len(plan["entries"]) else f" of {', '.join(stacked)}"
+        tuned += (
+            f". The tuning trials{whose} were trained at once, up to "
+            f"{plan.get('together', 0) * trials} of an entry, with gradients that are the same up "
+            f"to rounding"
+        )
     counts = [len(entry["units"]) for entry in summary["entries"].values()]
     so_far = "" if summary["complete"] else " so far"
     return (
@@ -126,10 +133,10 @@ def _units(summary: Summary, steps: str) -> str:
     )
 
 
-def _rungs(plan: PlanRecord) -> tuple[tuple[int, int], ...]:
-    """`Plan.rungs` of a plan as JSON."""
+def _plan(plan: PlanRecord) -> Plan:
+    """The plan of a record."""
     fields: dict[str, Any] = {**plan}
-    return Plan(**fields).rungs
+    return Plan(**fields)
 
 
 def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> list[str]:

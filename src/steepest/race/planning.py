@@ -56,6 +56,7 @@ def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
         margin=request.smallest_gain(),
         spaces=request.spaces,
         device=request.device,
+        together=request.together or 0,
     ).compared_to(request.baseline_name())
     if request.budget is None:
         return _check_size(plan)

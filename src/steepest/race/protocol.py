@@ -19,6 +19,7 @@ from steepest.errors import BadCall
 from steepest.race import searching
 from steepest.race.field import BASELINE
 from steepest.race.schema import PlanRecord
+from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
@@ -75,6 +76,8 @@ class Plan:
     """Fresh runs of a unit. Its result is their mean."""
     halving: bool = False
     """Whether tuning trials are halted at `rungs`."""
+    together: int = 0
+    """Units of an entry whose tunings are trained at once; 0: no trials are trained at once."""
     margin: float | None = None
     """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
     imported: bool = False
@@ -122,6 +125,13 @@ class Plan:
         return tuple(
             (math.ceil(at * self.steps), math.ceil(share * self.trials)) for at, share in RUNGS
         )
+
+    @property
+    def stacked(self) -> tuple[str, ...]:
+        """The entries whose tunings are trained at once, if they are halved."""
+        if not self.together or not self.rungs or self.device:
+            return ()
+        return tuple(entry for entry in self.entries if Recipe.read(entry).stackable)
 
     @property
     def tunings(self) -> int:
@@ -198,11 +208,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials of one tuning by halving, which a worker trains together; or one fresh run."""
+    """All trials of one tuning by halving, which a worker trains; or one fresh run. With `each`,
+    the trials of several tunings, whose gradients are computed together."""
 
     trials: tuple[Trial, ...]
     rungs: tuple[tuple[int, int], ...]
     """As `Plan.rungs`."""
+    each: int = 0
+    """Trials of each of the tunings that are trained at once; 0: the trials are trained one by
+    one."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -327,25 +341,6 @@ def tuning(
         for k, points_k in enumerate(zip(*(hypers(e, i) for e in entries), strict=True))
         for entry, hyper in zip(entries, points_k, strict=True)
     ]
-
-
-def tuning_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
-    """What workers train: the trials one by one, or where they are halved, those of a tuning
-    together.
-    """
-    if not plan.rungs:
-        return list(trials)
-    groups: dict[tuple[int, str], list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault((trial.index // plan.trials, trial.entry), []).append(trial)
-    return [Tuning(tuple(group), plan.rungs) for group in groups.values()]
-
-
-def fresh_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
-    """What workers train, for fresh runs. Where tunings are halved, each run gets a process of its
-    own too: a worker that has trained may have threads, which its next children would lack.
-    """
-    return [Tuning((trial,), ()) for trial in trials] if plan.rungs else list(trials)
 
 
 def by_seed(plan: Plan, tuned: Iterable[tuple[Trial, Result]]) -> list[list[tuple[Trial, Result]]]:

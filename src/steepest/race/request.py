@@ -50,6 +50,7 @@ class Request:
     margin: float | None = None
     spaces: str | None = None
     device: str | None = None
+    together: int | None = None
 
     def units(self) -> tuple[int, ...]:
         """Units at each look; empty for a race of a fixed number of seeds.
@@ -59,7 +60,8 @@ class Request:
         design = {"--fixed": self.fixed, "--seeds": self.seeds, "--budget": self.budget}
         fixed = [option for option, value in design.items() if value]
         if fixed:
-            for option, value in (("--looks", self.looks), ("--margin", self.margin)):
+            asked = {"looks": self.looks, "margin": self.margin, "together": self.together}
+            for option, value in ((f"--{name}", value) for name, value in asked.items()):
                 if value is not None:
                     raise BadCall(
                         f"{option} {value} with {fixed[0]}: {fixed[0]} asks for a race of a fixed "
@@ -128,6 +130,16 @@ class Request:
             searching.check_spaces(self.spaces, names, searching.parse(self.search, names))
         self.units()
         self.smallest_gain()
+        if self.together is not None and self.together < 0:
+            raise BadCall(
+                f"--together {self.together}: expected a number of units, or 0 to train the trials "
+                f"one by one"
+            )
+        if self.together and not task.build:
+            raise BadCall(
+                f"--together {self.together}: {task.name} has its own training loop, and only the "
+                f"race's loop trains several trials at once; leave --together out"
+            )
         for option in ("trials", "seeds", "steps"):
             value = getattr(self, option)
             if value is not None and value < 1:
@@ -191,6 +203,7 @@ def _check_options(request: Request, store: Store, option: str, where: str) -> N
         "fixed": not plan.looks,
         "seeds": None if plan.looks else plan.seeds,
         "margin": plan.request.get("margin"),
+        "together": plan.together,
     }
     for name, value in asked.items():
         # the task's file and its data may have moved: `check_same_race` compares their hashes

@@ -49,6 +49,8 @@ class PlanRecord(TypedDict):
     """Fresh runs of a unit."""
     halving: bool
     """Whether tuning trials are halted early."""
+    together: NotRequired[int]
+    """Units of an entry whose tunings were trained at once; 0: no trials were trained at once."""
     margin: float | None
     """A gain in the metric's unit that would be too small to matter; None if none was given."""
     imported: NotRequired[bool]

@@ -348,4 +348,6 @@ def reproduce(plan: Plan, *, proportion: bool = False) -> str:
         where += f" --spaces {plan.spaces}"
     if ranges := searching.as_option(plan.search):
         where += f" --search {shlex.quote(ranges)}"
+    if plan.looks:
+        numbers += f" --together {plan.together}"
     return f"steepest race {where} {numbers}"

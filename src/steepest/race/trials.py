@@ -1,9 +1,9 @@
-"""What a worker does with an item: one run, or the runs of a tuning."""
+"""The items of workers, and what a worker does with one: one run, or the runs of a tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,9 @@ from torch import nn
 
 from steepest import tasks
 from steepest.errors import BadCall, TaskError
-from steepest.race import halving
+from steepest.race import halving, together
 from steepest.race.measured import measure
-from steepest.race.protocol import PILOT, Result, Trial, Tuning
+from steepest.race.protocol import PILOT, Plan, Result, Trial, Tuning
 from steepest.tasks import user_modules
 from steepest.tasks.task import Samples, Setup, Task
 from steepest.tasks.user_file import held, silenced
@@ -26,6 +26,32 @@ from steepest.training.recipe import Recipe
 
 _warm: set[str] = set()
 """Entries that have made a step in this process."""
+
+
+def tuning_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
+    """What workers train: the trials one by one, or where they are halved, those of a tuning
+    together, or those of `plan.together` units.
+    """
+    if not plan.rungs:
+        return list(trials)
+    trials = list(trials)
+    first = min((trial.index // plan.trials for trial in trials), default=0)
+    sizes = dict.fromkeys(plan.entries, 1) | dict.fromkeys(plan.stacked, plan.together)
+    groups: dict[tuple[int, str], list[Trial]] = {}
+    for trial in trials:
+        number = (trial.index // plan.trials - first) // sizes[trial.entry]
+        groups.setdefault((number, trial.entry), []).append(trial)
+    return [
+        Tuning(tuple(group), plan.rungs, plan.trials if entry in plan.stacked else 0)
+        for (_, entry), group in groups.items()
+    ]
+
+
+def fresh_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
+    """What workers train, for fresh runs. Where tunings are halved, each run gets a process of its
+    own too: a worker that has trained may have threads, which its next children would lack.
+    """
+    return [Tuning((trial,), ()) for trial in trials] if plan.rungs else list(trials)
 
 
 def runner(task: str, optimizers: str | None = None) -> Callable[[Trial | Tuning], Any]:
@@ -73,6 +99,8 @@ def run(
             with suppress(Exception):  # the trials fail again, and report the error
                 task.data_hash()
                 _warm_up(trial)
+        if item.each:
+            return halving.apart(_run_together, item)
         return halving.run(item, _run, task.better)
 
 
@@ -81,21 +109,32 @@ def _quiet(trial: Trial, task: Task) -> AbstractContextManager[None]:
     return silenced() if task.file and trial.phase != PILOT else nullcontext()
 
 
-def _run(trial: Trial, on_report: halving.OnReport | None = None) -> Result:
+@contextmanager
+def _prepared(trial: Trial) -> Iterator[tuple[Task, float]]:
+    """On one thread, with the entry compiled. Yields the task, and the seconds of compilation."""
     torch.set_num_threads(1)
     task = tasks.get(trial.task, trial.data, trial.device)
     with _quiet(trial, task):
         start = perf_counter()
         _warm_up(trial)  # compilation is not the entry's step time
-        warm = perf_counter() - start
         try:
-            result = measure(trial, task, on_report)
+            yield task, perf_counter() - start
         except BadCall as error:
             if not task.file or isinstance(error, TaskError):
                 raise
             raise TaskError(f"{Path(task.file).name}: {error}") from None
+
+
+def _run(trial: Trial, on_report: halving.OnReport | None = None) -> Result:
+    with _prepared(trial) as (task, warm):
+        result = measure(trial, task, on_report)
     result.warm_seconds = warm
     return result
+
+
+def _run_together(tuning: Tuning) -> list[Result]:
+    with _prepared(tuning.trials[0]) as (task, _):
+        return together.run(tuning, task)
 
 
 def _warm_up(trial: Trial) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,15 @@ import torch
 from steepest.errors import BadCall
 from steepest.tasks.task import Make, Reporter, Setup, Task, evaluating, turn
 from steepest.training.recipe import Recipe
-from steepest.training.steps import Training, endless, over_batches
+from steepest.training.steps import Training, check_finite, endless, over_batches
 
 EVALUATIONS = 10
 """If a run has fewer steps than the user's file asks for, it is evaluated about this many times, or
 fewer times if the file asks for fewer."""
+
+
+Ask = tuple[Setup, Any]
+"""The setup of a run, and the batch whose loss and gradients the run needs."""
 
 
 def train(
@@ -43,6 +47,43 @@ def train(
     called before each evaluation after step 0.
 
     Raises Diverged if the training loss is not finite.
+    """
+    for _ in turns(
+        task,
+        recipe,
+        hyper,
+        seed,
+        steps,
+        report,
+        make_optimizer=make_optimizer,
+        untrained=untrained,
+        test=test,
+        on_batch=on_batch,
+        before_evaluation=before_evaluation,
+    ):
+        pass
+
+
+def turns(
+    task: Task,
+    recipe: Recipe,
+    hyper: Mapping[str, float],
+    seed: int,
+    steps: int,
+    report: Reporter,
+    *,
+    together: bool = False,
+    make_optimizer: Make | None = None,
+    untrained: bool = False,
+    test: bool = False,
+    on_batch: Callable[[Any], None] = lambda batch: None,
+    before_evaluation: Callable[[], None] = lambda: None,
+) -> Generator[Ask, float, None]:
+    """`train` for several runs that take turns: each waits where it needs gradients.
+
+    together: at each step, yield the setup and the batch. The caller sets the gradients and sends
+    the loss. It needs `recipe.stackable`. Without `together` nothing is yielded, and the run
+    computes its own gradients.
     """
     setup = recipe.setup(task, hyper, seed)
 
@@ -74,14 +115,21 @@ def train(
             report(0, validation=evaluate("validation"))
     training = Training(task, recipe, setup, optimizer, hyper, seed, steps, show)
     hooks = [each.on_batches(training) for each in (recipe.full_batch, *recipe.parts) if each]
+    batches = endless(setup.batches)
     advance = next((hook for hook in hooks if hook), None) or over_batches(
-        training, ((batch, 1.0) for batch in endless(setup.batches))
+        training, ((batch, 1.0) for batch in batches)
     )
     stops = [stop for part in recipe.parts if (stop := part.on_evaluation(training))]
     spent, over = 0.0, False
     for step in range(1, steps + 1):
         last = step == steps
-        if not over:
+        if together:
+            batch = next(batches)
+            show(batch)
+            check_finite((yield setup, batch), step)
+            optimizer.step()
+            spent += 1.0
+        elif not over:
             spent = advance(step)
         if step % every and not last:
             continue

@@ -163,6 +163,21 @@ class Recipe:
         return next((f"+{part.name}" for part in self.parts if part.closure), self.base)
 
     @property
+    def stackable(self) -> bool:
+        """Whether runs of the recipe may share one batched computation of their gradients.
+
+        That needs the usual step on the task's own batches, on the task's own model, to the end. A
+        class of another package may want a closure, so it is left out.
+        """
+        return not (self.full_batch or ":" in self.base) and not any(
+            part.switches
+            or part.closure
+            or type(part).on_batches is not Part.on_batches
+            or type(part).on_evaluation is not Part.on_evaluation
+            for part in self.parts
+        )
+
+    @property
     def other_cost(self) -> bool:
         """Whether a step may take longer or shorter than one gradient of one batch."""
         return (
