@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-import steepest
+from steepest import wrappers
 from steepest.errors import BadCall
 from steepest.tasks.task import turn, two_points
 from steepest.training.parts.part import CLOSURE, NOTHING, Knob, Knobs, Part
@@ -32,7 +32,7 @@ class Sam(Part):
                 f"{type(optimizer).__name__} has no argument closure: expected an optimizer with "
                 f"step(closure=None), or an entry without +{self.name}"
             )
-        kind = TwoPointSAM if two_points(optimizer) else steepest.SAM
+        kind = TwoPointSAM if two_points(optimizer) else wrappers.SAM
         return kind(optimizer, rho=self.value(hyper, "rho"), adaptive=self.adaptive)
 
 
@@ -64,7 +64,7 @@ class Lookahead(Part):
         return SlowAtEvaluation(optimizer, alpha=self.value(hyper, "alpha"))
 
 
-class TwoPointSAM(steepest.SAM):
+class TwoPointSAM(wrappers.SAM):
     """SAM around an optimizer that has eval() and train(), such as Schedule-Free."""
 
     def eval(self) -> None:
@@ -76,7 +76,7 @@ class TwoPointSAM(steepest.SAM):
         turn(self.optimizer, "train")
 
 
-class SlowAtEvaluation(steepest.Lookahead):
+class SlowAtEvaluation(wrappers.Lookahead):
     """Lookahead with eval() and train(), as the race and loops for Schedule-Free call them.
 
     Between eval() and train() the parameters are the slow weights, as in `slow()`.
