@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from steepest import tasks
-from steepest.race import driver, trials
+from steepest.race import driver, measured, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.race.request import Request
 from steepest.strategies import adaptive
