@@ -68,10 +68,11 @@ def next_race(summary: Summary, plan: Plan) -> tuple[str, Plan] | None:
         if lower := _lowered(summary, fresh, diverged):
             return "try lower learning rates", lower
         return "train for longer", replace(fresh, steps=LONGER * plan.steps)
+    seeds, trials = max(plan.seeds, LEAST_SEEDS), max(plan.trials, LEAST_TRIALS)
     if len(plan.entries) == 1:
         other = BASELINE if base != BASELINE else "momentum"
-        return f"compare {base} with another optimizer", replace(fresh, entries=(base, other))
-    seeds, trials = max(plan.seeds, LEAST_SEEDS), max(plan.trials, LEAST_TRIALS)
+        both = replace(fresh, entries=(base, other), seeds=seeds, trials=trials)
+        return f"compare {base} with another optimizer", both
     if less_seeds(summary):
         return "get a verdict", replace(fresh, seeds=seeds, trials=trials)
     if trials > plan.trials:

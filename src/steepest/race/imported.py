@@ -123,9 +123,9 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
         measured=None if request.worst else worst,
     )
     pairs = [
-        (Trial(plan.task, FRESH, entry, i, _seed(row, i), 0, {}), _result(row))
+        (Trial(plan.task, FRESH, entry, i, seed, 0, {}), _result(row))
         for entry, rows in by_entry.items()
-        for i, row in enumerate(rows)
+        for i, (row, seed) in enumerate(zip(rows, _seeds(rows), strict=True))
     ]
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
     versions = {"steepest": steepest.__version__, "python": platform.python_version(), **versions}
@@ -148,12 +148,12 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
     return summary
 
 
-def _seed(row: Row, index: int) -> int:
-    """The seed of a run; its place among the runs of the entry if the seed is no number."""
+def _seeds(rows: Sequence[Row]) -> Sequence[int]:
+    """The seeds of the runs; their places among these runs if a seed is no whole number."""
     try:
-        return int(row.seed)
+        return [int(row.seed) for row in rows]
     except ValueError:
-        return index
+        return range(len(rows))
 
 
 def _result(row: Row) -> Result:
@@ -186,7 +186,7 @@ def _worst(request: Import, runs: Runs) -> float:
         except ValueError:
             worst, percent = math.nan, False
         share = 0 <= worst <= 1 if runs.proportion else not percent
-        if not (math.isfinite(worst) and share):
+        if not (abs(worst) <= run_table.MOST_WORST and share):
             kind = "a share of 0 to 1, or 0% to 100%" if runs.proportion else "a number"
             raise BadCall(
                 f"--worst {request.worst}: expected the metric that a diverged run counts as, "

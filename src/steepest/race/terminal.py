@@ -49,7 +49,7 @@ REFRESH = 4
 """How often per second the live table is drawn: more often might flicker."""
 BAR = 12
 """Characters of a progress bar."""
-LEAST_RAN = 0.1
+LEAST_RAN = 0.5
 """Full runs after which the time left is estimated."""
 QUIET = 30.0
 """Least seconds between two lines if there is no terminal. So a short race prints no line."""
@@ -248,7 +248,7 @@ def show(summary: Summary) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
-    if "next" in summary:
+    if summary["complete"] and "next" in summary:  # after Ctrl-C, the command line names the folder
         purpose = summary.get("next_purpose", "decide more")
         console.print(Text(f"To {purpose}: {summary['next']}"), soft_wrap=True)
     for name in summary.get("use", [])[:1]:
