@@ -16,7 +16,7 @@ from steepest.cli.app import INTERRUPTED, app, say
 if TYPE_CHECKING:
     from steepest.race.schema import Summary
 
-RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
+RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "PIL", "jinja2")
 IMPORT = "Options with --import"
 """The heading of these options in the help."""
 ONLY_IMPORT = {"imported", "metric", "maximize", "proportion", "worst"}
