@@ -255,7 +255,7 @@ def _row(source: Source, line: int, cells: dict[str, str], decimal_comma: bool) 
             row = replace(row, value=value, percent=percent)
         elif reason is None and (value > 0) is source.maximize and not math.isnan(value):
             raise source.wrong(
-                f"{row.text} is better than any metric with "
+                f"{row.text} is better than any number with "
                 f"--{'maximize' if source.maximize else 'minimize'}: expected a number between "
                 f"-1e100 and 1e100, or nan if the run diverged",
                 line,
