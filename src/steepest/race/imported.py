@@ -24,6 +24,7 @@ from steepest.race import report, run_table
 from steepest.race.field import BASELINE
 from steepest.race.folder import locked, write
 from steepest.race.protocol import FRESH, Plan, Result, Trial
+from steepest.race.request import gain_of
 from steepest.race.run_table import TEST, Row, Runs, Source, listed, plain
 from steepest.race.schema import Summary
 from steepest.race.summary import summarise
@@ -90,12 +91,9 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
     """The summary of the race that the runs of a file are."""
     source, worst = request.source, _worst(request, runs)
     by_entry, repeats = _paired(source, runs)
-    n, margin = len(next(iter(by_entry.values()))) // repeats, request.margin
-    if margin is not None and not 0 < margin < math.inf:
-        raise BadCall(
-            f"--margin {margin:g}: expected a number above 0, in the unit in which differences are "
-            f"shown: points of a share, or the metric's own unit"
-        )
+    n, margin = len(next(iter(by_entry.values()))) // repeats, None
+    if request.margin is not None:
+        margin = gain_of(request.margin, lambda: runs.proportion)
     plan = Plan(
         task=str(source.file),
         entries=tuple(by_entry),
@@ -107,7 +105,7 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
         baseline=_baseline(request, list(by_entry)),
         looks=(n,) if n >= LEAST and (repeats > 1 or margin) else (),
         repeats=repeats,
-        margin=margin / 100 if margin and runs.proportion else margin,
+        margin=margin,
         imported=True,
     )
     task = Task(
