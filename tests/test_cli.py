@@ -177,7 +177,7 @@ def test_what_a_race_imports_is_declared_and_looked_for():
 
     def modules(lines):
         names = [re.split("[<>=]", line)[0] for line in lines]
-        return {"sklearn" if name == "scikit-learn" else name for name in names}
+        return {{"scikit-learn": "sklearn", "pillow": "PIL"}.get(name, name) for name in names}
 
     base = modules(project["dependencies"])
     extra = modules(project["optional-dependencies"]["race"])

@@ -66,7 +66,7 @@ class InProcess:
     """A pool without processes: what the pilot run of a bad file says, at once."""
 
     def __init__(self, jobs, work):
-        self.map = lambda items: ((item, work(item)) for item in items)
+        self.map = lambda items, on_note=None: ((item, work(item)) for item in items)
 
     def __enter__(self):
         return self

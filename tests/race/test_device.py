@@ -149,7 +149,7 @@ def test_the_clock_waits_for_work_that_is_still_going_on(closure, monkeypatch):
             report(step, validation=1.0)
 
     monkeypatch.setattr(measured, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(measured, "waiting", lambda parameters: wait)
+    monkeypatch.setattr(measured, "synchronizer", lambda parameters: wait)
     monkeypatch.setattr(
         measured.Recipe, "optimizer", lambda self, params, hyper, seed: Slow(params, lr=0.1)
     )

@@ -430,7 +430,10 @@ BAD = {
     HEAD + 'a,0,1\n"b"c,1,2\n': ("line 3", "no CSV"),
     HEAD + f"{'a' * 200_000},0,1\n": ("line 2", "field limit"),
     "entry,seed,test,diverged\na,0,1,nan\n": ("line 2: nan in the column 'diverged'",),
-    "entry,seed,test,phase\na,0,1,train\n": ("no row has 'fresh'", "take the column out"),
+    "entry,unit,seed,test,phase,final_validation\na,0,0,1,tuning,1\n": (
+        "no row has 'fresh'", "expected the runs.csv of a race",
+    ),
+    "entry,seed,test\na,0,1e200\n": ("1e200 is better than any number", "between -1e100 and 1e100"),
     "entry,seed,test,steps\na,0,1,many\n": ("'many'", "column 'steps'"),
 }  # fmt: skip
 
@@ -561,3 +564,29 @@ def test_options_that_exclude_each_other(words, said, tmp_path, capsys):
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.csv"]
+
+
+def test_a_column_of_another_file_that_is_called_phase_leaves_no_run_out(tmp_path):
+    lines = [
+        f"{e},{i},{v!r},{'fresh' if i < 3 else 'rerun'}"
+        for e in FIVE
+        for i, v in enumerate(FIVE[e])
+    ]
+    path = tmp_path / "sweep.csv"
+    path.write_text("\n".join(["entry,seed,test,phase", *lines]))
+    runs = run_table.read(Source(path, "test", True, False))
+    assert len(runs.rows) == 10
+    assert runs.unread == ["phase"]
+
+
+def test_a_loss_beyond_any_number_has_diverged(tmp_path):
+    values = {"adamw": [1.0, 2.0, 1.5, 1.2, 1.1], "sgd": [1e200, 2.0, 3.0, 1.0, 2.5]}
+    summary = summary_of(table(values), tmp_path, maximize=False)
+    assert summary["entries"]["sgd"]["failed"] == 1
+    json.dumps(summary, allow_nan=False)
+
+
+def test_seeds_that_are_no_numbers_are_counted(tmp_path):
+    lines = [f"{e},{seed},{i}" for e in FIVE for i, seed in enumerate("a0x7b")]
+    summary = summary_of("\n".join(["entry,seed,test", *lines]), tmp_path)
+    assert summary["entries"]["sgd"]["seeds"] == [0, 1, 2, 3, 4]

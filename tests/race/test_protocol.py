@@ -246,13 +246,16 @@ def test_what_is_left_is_looked_for_in_time_that_grows_with_it(monkeypatch):
     looked, key = [], Trial.key.fget
     monkeypatch.setattr(Trial, "key", property(lambda trial: looked.append(1) or key(trial)))
     planned = protocol.tuning(replace(PLAN, entries=("adamw",), trials=100))
-    stored, shown = [], SimpleNamespace(advance=lambda *_: None)
+    nothing = dict.fromkeys(("advance", "note", "ended"), lambda *_: None)
+    stored, shown = [], SimpleNamespace(**nothing)
     store = SimpleNamespace(
         task=DIGITS, plan=PLAN, results=list, add=lambda *pair: stored.append(pair),
         leases=lambda: nullcontext(Unshared()),
     )  # fmt: skip
     monkeypatch.setattr(driver, "Progress", lambda *_, **__: nullcontext(shown))
-    pool = SimpleNamespace(map=lambda items: ((t, Result([1], [0.5], [0.0])) for t in items))
+    pool = SimpleNamespace(
+        map=lambda items, on_note: ((t, Result([1], [0.5], [0.0])) for t in items)
+    )
     driver._run(pool, store, planned, Round(PLAN.entries, range(PLAN.seeds)))
     assert [trial for trial, _ in stored] == planned
     assert len(looked) < 20 * len(planned)

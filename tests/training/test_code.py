@@ -80,7 +80,8 @@ def advanced(model, optimizer, steps):
             return value
 
         found.append([group.get("lr") for group in optimizer.param_groups])
-        if isinstance(optimizer, steepest.SAM):
+        around = optimizer, getattr(optimizer, "optimizer", None)
+        if any(isinstance(each, steepest.SAM) for each in around):
             optimizer.step(closure)
         else:
             closure()
@@ -186,6 +187,24 @@ def test_a_curriculum_orders_by_the_loss_of_a_copy():
     assert "train this copy for 10 steps" in Recipe.read("adam+curriculum").code(
         defaults("adam+curriculum"), 40
     )
+
+
+@pytest.mark.parametrize("entry", ["adamw", "torch.optim:SGD+cosine"])
+def test_a_knob_that_is_a_distance_from_1_is_the_option(entry):
+    knob, option = ("1-beta1", "beta1") if entry == "adamw" else ("1-momentum", "momentum")
+    made = pasted(entry, {"lr": 0.01, knob: 0.123456}, 5, model=build(0).model)["optimizer"]
+    group = made.param_groups[0]
+    assert (group["betas"][0] if entry == "adamw" else group[option]) == 0.877
+
+
+@pytest.mark.parametrize("entry", ["schedule_free_adamw+sam", "schedule_free_sgd+asam"])
+def test_what_the_code_says_of_evaluation_is_there(entry):
+    code = Recipe.read(entry).code(defaults(entry), 5)
+    optimizer = pasted(entry, defaults(entry), 5, model=build(0).model)["optimizer"]
+    calls = re.findall(r"(optimizer[.a-z]*)\.(eval|train)\(", code)
+    assert calls
+    for name, method in calls:
+        getattr(eval(name, {"optimizer": optimizer}), method)()
 
 
 METRICS = [5.0, 4.0, 4.5, 4.6, 4.7, 3.0, 3.5, 3.6, 3.7, 3.8, 3.9, 4.0, 4.1]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from steepest import tasks
-from steepest.race import driver, trials
+from steepest.race import driver, measured, trials
 from steepest.race.protocol import FRESH, TUNING, Trial
 from steepest.race.request import Request
 from steepest.strategies import adaptive
@@ -200,9 +200,10 @@ def test_noise_has_its_variance_and_is_not_clipped():
 def test_the_first_steps_imports_and_compilers_are_no_training(monkeypatch):
     monkeypatch.setattr(trials, "_warm", set())
     seen, original = [], trials.train
-    monkeypatch.setattr(
-        trials, "train", lambda *a, **k: seen.append(a[1].name) or original(*a, **k)
-    )
+    for module in (trials, measured):  # before the training, and the training
+        monkeypatch.setattr(
+            module, "train", lambda *a, **k: seen.append(a[1].name) or original(*a, **k)
+        )
     for entry in ("momentum+adaptive-batch", "levenberg-marquardt", "momentum+batchnorm"):
         seen.clear()
         monkeypatch.setattr(trials, "suppress", lambda *_: nullcontext())  # nothing is hidden

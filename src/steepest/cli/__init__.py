@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from steepest.cli import race as race  # each file adds its verbs to `app`, in this order
+from steepest.cli import results as results
 from steepest.cli import rules as rules
 from steepest.cli.app import INTERRUPTED, app, say
 

@@ -1,10 +1,8 @@
-"""The verbs for races: race, report, export, profile."""
+"""The verb `race`."""
 
 from __future__ import annotations
 
-import json
 import shlex
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +14,7 @@ from steepest.cli.app import INTERRUPTED, app, say
 if TYPE_CHECKING:
     from steepest.race.schema import Summary
 
-RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "jinja2")
+RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "PIL", "jinja2")
 IMPORT = "Options with --import"
 """The heading of these options in the help."""
 ONLY_IMPORT = {"imported", "metric", "maximize", "proportion", "worst"}
@@ -212,7 +210,7 @@ def race(
 
         folder = out or Path(f"race-{imported.stem}")
         source = Source(imported, metric, bool(maximize), proportion)
-        _show(judge(Import(source, worst, baseline, margin), folder), folder)
+        show_summary(judge(Import(source, worst, baseline, margin), folder), folder)
         return 0
     assert task is not None
     import os
@@ -229,21 +227,21 @@ def race(
     ranges = ",".join(search) if search else None
     request = Request(
         task,
-        optimizers,
-        trials,
-        seeds,
-        steps,
-        budget,
-        seed,
-        data,
-        baseline,
-        ranges,
-        looks,
-        fixed or None,
-        margin,
-        spaces,
-        device,
-        together,
+        optimizers=optimizers,
+        trials=trials,
+        seeds=seeds,
+        steps=steps,
+        budget=budget,
+        seed=seed,
+        data=data,
+        baseline=baseline,
+        search=ranges,
+        looks=looks,
+        fixed=fixed or None,
+        margin=margin,
+        spaces=spaces,
+        device=device,
+        together=together,
     )
     jobs = (os.cpu_count() or 1) if jobs is None else jobs
     if jobs < 1:
@@ -264,93 +262,12 @@ def race(
             summary, interrupted = driver.race(
                 request, folder, jobs=jobs, pool=pool, resume=resume, storage=storage, study=study
             )
-    _show(summary, folder)
+    show_summary(summary, folder)
     if interrupted:
         where = ["--data", data] if data else []
         again = shlex.join(["steepest", "race", task, *where, "--out", str(folder), "--resume"])
         say(f"interrupted; to continue: {again}")
         return INTERRUPTED
-    return 0
-
-
-@app.command(epilog="Example: steepest report my-race")
-def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a race.", metavar="DIR")],
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of the race's database, if it has moved or if the URL holds the password.",
-            metavar="URL",
-        ),
-    ] = None,
-) -> int:
-    """Rebuild report.html and summary.json of a race from its trials in study.db or a database."""
-    need_race()
-    from steepest.race import driver
-
-    _show(driver.rebuild(folder, storage), folder)
-    return 0
-
-
-@app.command(epilog="Example: steepest export my-race --to latex --out table.tex")
-def export(
-    folder: Annotated[Path, typer.Argument(help="Folder of a race.", metavar="DIR")],
-    to: Annotated[
-        str, typer.Option(help="The format: tensorboard, wandb or latex.", metavar="FORMAT")
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="File or folder to write.",
-            show_default="tensorboard, wandb.jsonl or table.tex in DIR",
-        ),
-    ] = None,
-    storage: Annotated[
-        str | None, typer.Option(help="As for steepest report.", metavar="URL")
-    ] = None,
-) -> int:
-    """Write a race as TensorBoard's event files, as runs for Weights & Biases, or as LaTeX."""
-    need_race()
-    from steepest.race import driver, exports
-
-    exports.check(to)
-    print(exports.export(driver.load(folder, storage), to, folder, out))
-    return 0
-
-
-@app.command(epilog="Example: steepest profile race-digits race-diabetes --out profile.html")
-def profile(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Folders of finished races.", metavar="DIR DIR...")
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Also write an HTML page with the figure to this file.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> int:
-    """Compare optimizers across several races by a performance profile of the steps to target."""
-    need_race()
-    from rich.console import Console
-
-    from steepest import profiles
-    from steepest.errors import BadCall
-
-    result = profiles.profile([profiles.read(folder) for folder in folders])
-    result["reproduce"] = shlex.join(["steepest", "profile", *map(str, folders)])
-    if out:
-        try:
-            out.write_text(profiles.page(result), encoding="utf-8")
-        except OSError as error:
-            raise BadCall(
-                f"cannot write '{out}' ({error.strerror}): choose another file with --out"
-            ) from None
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return 0
-    Console(file=sys.stdout).print(profiles.table(result))
-    print("\n".join(profiles.notes(result)))
-    if out:
-        print(f"page: {out}")
     return 0
 
 
@@ -395,7 +312,7 @@ def _check_kind(context: typer.Context) -> None:
         )
 
 
-def _show(summary: Summary, folder: Path) -> None:
+def show_summary(summary: Summary, folder: Path) -> None:
     """Print the table, the verdict and the paths of the files."""
     from steepest.race import terminal
 

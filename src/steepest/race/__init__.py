@@ -1,10 +1,12 @@
 """A fair comparison of optimizers on one task: equal tuning, paired seeds, an honest verdict.
 
 Before a race: `request` and `planning` make the plan; the pure functions of `protocol` turn the
-plan into trials. During the race: `driver` runs it; `trials` runs one training; `store` keeps the
-results at a `location`; `leases` shares the trials among processes. After it: `outcomes`, `judging`
+plan into trials. During the race: `driver` runs it; `trials` is what a worker does, `halving` a
+tuning and `measured` one run; `store` keeps the results at a `location`; `leases` shares the trials
+among processes. After it: `outcomes`, `judging`
 and `summary` judge the results (`schema` lists the fields of a summary); `statements`, `verdicts`,
-`notes` and `results_table` put them into words; `terminal` and `report` show them. The tasks are in
+`notes`, `advice` and `results_table` put them into words; `terminal`, `report` and `exports` show
+them. `imported` makes a race of runs from a file. The tasks are in
 `steepest.tasks`, the training loop is in `steepest.training`, the tests in `steepest.statistics`.
 """
 

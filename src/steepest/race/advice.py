@@ -6,17 +6,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from steepest.race.field import BASELINE
+from steepest.race.lint import LOWER
 from steepest.race.protocol import LEAST_SEEDS, LEAST_TRIALS, Plan
 from steepest.race.schema import BestTrial, Summary
 from steepest.race.statements import statements
-from steepest.race.verdicts import is_kept, less_seeds, more_seeds, nothing_compared
+from steepest.race.verdicts import HALF, is_kept, less_seeds, more_seeds, nothing_compared
 from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
-FINER = 4
-"""Four times the units make an interval about half as wide."""
-LOWER = 10
-"""After a divergence, both ends of the range of lr are divided by this."""
 LONGER = 4
 """Where no run was better than chance, the next race has this many times the steps."""
 DECIDE, FINISH = "decide more", "finish this race"
@@ -68,10 +65,11 @@ def next_race(summary: Summary, plan: Plan) -> tuple[str, Plan] | None:
         if lower := _lowered(summary, fresh, diverged):
             return "try lower learning rates", lower
         return "train for longer", replace(fresh, steps=LONGER * plan.steps)
+    seeds, trials = max(plan.seeds, LEAST_SEEDS), max(plan.trials, LEAST_TRIALS)
     if len(plan.entries) == 1:
         other = BASELINE if base != BASELINE else "momentum"
-        return f"compare {base} with another optimizer", replace(fresh, entries=(base, other))
-    seeds, trials = max(plan.seeds, LEAST_SEEDS), max(plan.trials, LEAST_TRIALS)
+        both = replace(fresh, entries=(base, other), seeds=seeds, trials=trials)
+        return f"compare {base} with another optimizer", both
     if less_seeds(summary):
         return "get a verdict", replace(fresh, seeds=seeds, trials=trials)
     if trials > plan.trials:
@@ -85,7 +83,7 @@ def next_race(summary: Summary, plan: Plan) -> tuple[str, Plan] | None:
     search = {entry: knobs for entry, knobs in plan.search.items() if entry in names}
     fewer = replace(fresh, entries=names, search=search)
     if plan.looks:
-        return DECIDE, replace(fewer, looks=tuple(FINER * units for units in plan.looks))
+        return DECIDE, replace(fewer, looks=tuple(HALF * units for units in plan.looks))
     needed = more_seeds(summary, made.undecided)
     return (DECIDE, replace(fewer, seeds=needed)) if needed else None
 

@@ -82,11 +82,14 @@ def latex(summary: Summary) -> str:
     shown = [i for i, head in enumerate(heads) if head not in ON_PAPER]
     stacks = [r"\\".join(map(escape, wrap(heads[i], HEAD))) for i in shown]
     plan, target = summary["plan"], summary["target"]
+    tuned = "Nothing was tuned"
+    if plan["trials"] > 1:
+        each = "unit" if plan.get("looks") else "fresh seed"
+        tuned = f"Every entry had {plan['trials']} tuning trials for each {each}"
     caption = (
         f"{summary['task']}: {judged_metric(summary)}{unit and f' ({unit.strip()})'} after "
         f"{plan['steps']} steps, mean ± standard deviation over "
-        f"n={counted(summary, 'test', 'fresh seed')}. Every entry had {plan['trials']} tuning "
-        f"trials for each {'unit' if plan.get('looks') else 'fresh seed'}. "
+        f"n={counted(summary, 'test', 'fresh seed')}. {tuned}. "
     )
     if target is not None:
         caption += (

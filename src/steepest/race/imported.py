@@ -24,6 +24,7 @@ from steepest.race import report, run_table
 from steepest.race.field import BASELINE
 from steepest.race.folder import locked, write
 from steepest.race.protocol import FRESH, Plan, Result, Trial
+from steepest.race.request import gain_of
 from steepest.race.run_table import TEST, Row, Runs, Source, listed, plain
 from steepest.race.schema import Summary
 from steepest.race.summary import summarise
@@ -90,12 +91,9 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
     """The summary of the race that the runs of a file are."""
     source, worst = request.source, _worst(request, runs)
     by_entry, repeats = _paired(source, runs)
-    n, margin = len(next(iter(by_entry.values()))) // repeats, request.margin
-    if margin is not None and not 0 < margin < math.inf:
-        raise BadCall(
-            f"--margin {margin:g}: expected a number above 0, in the unit in which differences are "
-            f"shown: points of a share, or the metric's own unit"
-        )
+    n, margin = len(next(iter(by_entry.values()))) // repeats, None
+    if request.margin is not None:
+        margin = gain_of(request.margin, lambda: runs.proportion)
     plan = Plan(
         task=str(source.file),
         entries=tuple(by_entry),
@@ -107,7 +105,7 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
         baseline=_baseline(request, list(by_entry)),
         looks=(n,) if n >= LEAST and (repeats > 1 or margin) else (),
         repeats=repeats,
-        margin=margin / 100 if margin and runs.proportion else margin,
+        margin=margin,
         imported=True,
     )
     task = Task(
@@ -123,9 +121,9 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
         measured=None if request.worst else worst,
     )
     pairs = [
-        (Trial(plan.task, FRESH, entry, i, _seed(row, i), 0, {}), _result(row))
+        (Trial(plan.task, FRESH, entry, i, seed, 0, {}), _result(row))
         for entry, rows in by_entry.items()
-        for i, row in enumerate(rows)
+        for i, (row, seed) in enumerate(zip(rows, _seeds(rows), strict=True))
     ]
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "scipy")}
     versions = {"steepest": steepest.__version__, "python": platform.python_version(), **versions}
@@ -148,12 +146,12 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
     return summary
 
 
-def _seed(row: Row, index: int) -> int:
-    """The seed of a run; its place among the runs of the entry if the seed is no number."""
+def _seeds(rows: Sequence[Row]) -> Sequence[int]:
+    """The seeds of the runs; their places among these runs if a seed is no whole number."""
     try:
-        return int(row.seed)
+        return [int(row.seed) for row in rows]
     except ValueError:
-        return index
+        return range(len(rows))
 
 
 def _result(row: Row) -> Result:
@@ -186,7 +184,7 @@ def _worst(request: Import, runs: Runs) -> float:
         except ValueError:
             worst, percent = math.nan, False
         share = 0 <= worst <= 1 if runs.proportion else not percent
-        if not (math.isfinite(worst) and share):
+        if not (abs(worst) <= run_table.MOST_WORST and share):
             kind = "a share of 0 to 1, or 0% to 100%" if runs.proportion else "a number"
             raise BadCall(
                 f"--worst {request.worst}: expected the metric that a diverged run counts as, "

@@ -24,6 +24,8 @@ Found = tuple[str, str]
 """(entry, sentence)"""
 TRIALS_TO_JUDGE = 3
 """With fewer tuning trials the best one is always the lowest or the highest."""
+LOWER = 10
+"""After a divergence, both ends of the range of lr are divided by this."""
 COSTLY = 1.5
 """`cost` reports an entry that computes more than this many times the baseline's gradients."""
 POINTS_PER_KNOB = 4
@@ -303,7 +305,7 @@ def _lower(entry: EntrySummary, name: str) -> str:
     if ends is None:
         return "it another --search range"
     low, high = ends
-    return f"--search {name}.lr={low / 10:.4g}:{high / 10:.4g}"
+    return f"--search {name}.lr={low / LOWER:.4g}:{high / LOWER:.4g}"
 
 
 def _widened(knob: str, low: float, high: float, side: str) -> str:

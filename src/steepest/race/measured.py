@@ -6,10 +6,11 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from types import MethodType, new_class
+from types import MethodType
 from typing import Any, NoReturn
 
 import torch
@@ -21,7 +22,7 @@ from steepest.processes import tell
 from steepest.race import halving
 from steepest.race.protocol import FRESH, PILOT, Result, Trial
 from steepest.tasks.randomness import begin, put_back
-from steepest.tasks.task import Task, two_points
+from steepest.tasks.task import Task, on_eval, two_points
 from steepest.tasks.user_file import described, number, told
 from steepest.training.loop import Ask, turns
 from steepest.training.pairing import Seen, states
@@ -165,7 +166,7 @@ class Run:
         trial, which = self.trial, len(self._optimizers)  # each optimizer draws noise of its own
         optimizer.step = MethodType(self._timed(optimizer, which), optimizer)
         if two_points(optimizer):
-            self._watch(optimizer)
+            on_eval(optimizer, partial(operator.setitem, self._training, which - 1, False))
         own_loop = self.task.train is not None
         self.recipe.equip(own, trial.steps, trial.hyper, trial.seed + which, guarded=own_loop)
         self._mark = perf_counter()
@@ -181,20 +182,6 @@ class Run:
                     f"--device {asked}, but a parameter of the model is on {at}: expected all of "
                     f"them on {asked}; put the model on `device`, the parameter of your function"
                 )
-
-    def _watch(self, optimizer: Any) -> None:
-        """Note whether eval() has been called since the last step.
-
-        The optimizer gets a subclass for this: Lightning's wrapper calls methods of the class.
-        """
-        cls, training, which = type(optimizer), self._training, len(self._training) - 1
-
-        def switch(self: Any) -> None:
-            cls.eval(self)
-            training[which] = False
-
-        own = {"eval": switch, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-        optimizer.__class__ = new_class(cls.__name__, (cls,), {}, lambda space: space.update(own))
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
         inner, times, entry, needy = optimizer.step, [], self.trial.entry, self.recipe.needy
@@ -400,9 +387,8 @@ class Run:
         )
         result.parameters = sum(p.numel() for p in _parameters(optimizers))
         result.initial = self._initial.hexdigest()
-        result.first, result.unread = self._seen.first, self._seen.unread
-        if self.task.train:
-            result.unread = OWN_LOOP
+        result.first = self._seen.first
+        result.unread = OWN_LOOP if self.task.train else self._seen.unread
         result.backends = sorted({name for o in optimizers for name in backends(o)})
 
 

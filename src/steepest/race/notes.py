@@ -143,15 +143,15 @@ def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> lis
     """How differences of units are paired and tested."""
     exact = [name for name, d in compared.items() if d.exact]
     at_each, spent = (
-        " and at each look,",
+        ", of each entry and at each look,",
         "spent over the looks as in O'Brien and Fleming's test, and ",
     )
     if is_imported(summary):
-        at_each, spent = "", ""
+        at_each, spent = " of each entry", ""
     lines = [
         f"Differences are paired by seed, unit by unit: {_same(summary)}. If the differences of "
-        f"units are roughly normal, then with a probability of 95 % every interval, of each entry"
-        f"{at_each} contains the true difference. So the chance of even one false claim in this "
+        f"units are roughly normal, then with a probability of 95 % every interval{at_each} "
+        f"contains the true difference. So the chance of even one false claim in this "
         f"race is at most 5 %. (The level is {spent}shared by Bonferroni among "
         f"{len(compared)} {plural('comparison', len(compared))}.)"
     ]

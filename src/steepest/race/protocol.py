@@ -380,10 +380,8 @@ def fresh(
 
 def __getattr__(name: str) -> Any:
     """Old names, which the next release removes."""
-    for module in ("scores", "budgets"):
-        value = getattr(import_module(f"steepest.race.{module}"), name, None)
-        if value is not None and not name.startswith("_"):
-            new = f"steepest.race.{module}.{name}"
-            warn(f"steepest.race.protocol.{name} is now {new}", DeprecationWarning, stacklevel=2)
-            return value
+    if name in ("best", "clamped", "failed", "final", "tested"):
+        new = f"steepest.race.scores.{name}"
+        warn(f"steepest.race.protocol.{name} is now {new}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module("steepest.race.scores"), name)
     raise AttributeError(f"module 'steepest.race.protocol' has no attribute {name!r}")

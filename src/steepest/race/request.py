@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,12 +88,7 @@ class Request:
         """The margin in the metric's own unit; a share is given in points (0.5 is 0.005)."""
         if self.margin is None:
             return None
-        if not 0 < self.margin < math.inf:
-            raise BadCall(
-                f"--margin {self.margin:g}: expected a number above 0, in the unit in which "
-                f"differences are shown: points of a share, or the metric's own unit"
-            )
-        return self.margin / 100 if tasks.get(self.task, self.data).proportion else self.margin
+        return gain_of(self.margin, lambda: tasks.get(self.task, self.data).proportion)
 
     def entry_names(self) -> tuple[str, ...]:
         """The entries: those of --optimizers, and the baseline if it is not among them."""
@@ -153,6 +149,16 @@ class Request:
                     f"--budget {self.budget} and --trials {self.trials}: expected one of them; "
                     f"a budget decides the number of trials"
                 )
+
+
+def gain_of(margin: float, proportion: Callable[[], bool]) -> float:
+    """--margin in the metric's own unit. proportion: whether the metric is a share."""
+    if not 0 < margin < math.inf:
+        raise BadCall(
+            f"--margin {margin:g}: expected a number above 0, in the unit in which differences are "
+            f"shown: points of a share, or the metric's own unit"
+        )
+    return margin / 100 if proportion() else margin
 
 
 def check_same_race(request: Request, store: Store, option: str, where: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from steepest.errors import BadCall
 from steepest.race.protocol import FRESH
+from steepest.tasks.user_file import MOST_WORST
 
 MOST = 10_000
 """The largest number of runs."""
@@ -91,6 +92,9 @@ def read(source: Source) -> Runs:
     text, sha256 = _text(source)
     separator, head = _head(source, text)
     columns = _columns(source, head)
+    names = {name.casefold() for name in head}
+    if not names >= OWN:
+        columns.pop("phase", None)
     rows: list[Row] = []
     others = False
     for line, cells in _lines(source, text, separator, len(head)):
@@ -106,12 +110,11 @@ def read(source: Source) -> Runs:
         rows.append(_row(source, line, named, separator == ";"))
     if not rows and others:
         raise source.wrong(
-            f"no row has {FRESH!r} in the column 'phase', and only such rows are judged: take the "
-            f"column out if there is one row for each run"
+            f"no row has {FRESH!r} in the column 'phase', and only such rows are judged: expected "
+            f"the runs.csv of a race that has come to its fresh runs"
         )
     if not rows:
         raise source.wrong("a header without rows: expected one row for each run")
-    names = {name.casefold() for name in head}
     unread = [name for i, name in enumerate(head) if name and i not in columns.values()]
     share = source.proportion or any(row.percent for row in rows)
     _check_numbers(source, rows, share)
@@ -248,13 +251,13 @@ def _row(source: Source, line: int, cells: dict[str, str], decimal_comma: bool) 
     row = Row(line, entry, _label(unit), _label(seed), cells["metric"], diverged=reason)
     if reason is None or row.text:
         value, percent = number("metric", source.metric)
-        if math.isfinite(value):
+        if abs(value) <= MOST_WORST:
             row = replace(row, value=value, percent=percent)
-        elif reason is None and value == (math.inf if source.maximize else -math.inf):
+        elif reason is None and (value > 0) is source.maximize and not math.isnan(value):
             raise source.wrong(
                 f"{row.text} is better than any number with "
-                f"--{'maximize' if source.maximize else 'minimize'}: expected a number, or nan if "
-                f"the run diverged",
+                f"--{'maximize' if source.maximize else 'minimize'}: expected a number between "
+                f"-1e100 and 1e100, or nan if the run diverged",
                 line,
             )
         elif reason is None:

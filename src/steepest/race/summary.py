@@ -34,7 +34,7 @@ from steepest.statistics.descriptive import (
     proportion_error,
 )
 from steepest.statistics.inference import failure_bound
-from steepest.tasks import Task
+from steepest.tasks import Task, folder_name
 from steepest.training import pairing
 from steepest.training.recipe import Recipe
 
@@ -98,7 +98,8 @@ def summarise(
     summary["lint"] = lint(summary)
     if coming := advice.next_race(summary, plan):
         summary["next_purpose"], other = coming
-        summary["next"] = reproduce(other, proportion=task.proportion)
+        folder = shlex.quote(f"race-{folder_name(plan.task)}-seed{other.seed}")
+        summary["next"] = f"{reproduce(other, proportion=task.proportion)} --out {folder}"
         if not complete:
             data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
             summary["next"] = f"steepest race {shlex.quote(plan.task)}{data} --out DIR --resume"

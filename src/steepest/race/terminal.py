@@ -49,7 +49,7 @@ REFRESH = 4
 """How often per second the live table is drawn: more often might flicker."""
 BAR = 12
 """Characters of a progress bar."""
-LEAST_RAN = 0.1
+LEAST_RAN = 0.5
 """Full runs after which the time left is estimated."""
 QUIET = 30.0
 """Least seconds between two lines if there is no terminal. So a short race prints no line."""
@@ -231,13 +231,7 @@ class Progress:
                 ]
             )
             bars.append(ProgressBar(runs, count["runs"] + self._part(entry), BAR))
-        for leaving in ("failed", "under way"):  # the line has the sum of the failed runs
-            if not _fits(heads, cells, width):
-                i = heads.index(leaving)
-                heads, cells = (
-                    heads[:i] + heads[i + 1 :],
-                    [row[:i] + row[i + 1 :] for row in cells],
-                )
+        _leave_out(heads, cells, ("failed", "under way"), width)  # the line has the sum of failed
         table = _make_table(heads, cells, width, bars)
         # the line comes first, since a window with few rows cuts off the end
         return Group(Text(self._line(), no_wrap=True, overflow="ellipsis"), table)
@@ -248,7 +242,7 @@ def show(summary: Summary) -> None:
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
-    if "next" in summary:
+    if summary["complete"] and "next" in summary:  # after Ctrl-C, the command line names the folder
         purpose = summary.get("next_purpose", "decide more")
         console.print(Text(f"To {purpose}: {summary['next']}"), soft_wrap=True)
     for name in summary.get("use", [])[:1]:
@@ -263,22 +257,12 @@ def _table(summary: Summary, width: int) -> Table | Group:
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
     heads, cells = list(columns(summary)), rows(summary)
-    dropped = []
-
-    def drop(leaving: Sequence[str]) -> None:
-        for head in leaving:
-            if head in heads and not _fits(heads, cells, width):
-                i = heads.index(head)
-                dropped.append(heads.pop(i))
-                for row in cells:
-                    del row[i]
-
-    drop(FIRST)
+    dropped = _leave_out(heads, cells, FIRST, width)
     if not _fits(heads, cells, width):
         (at,) = (i for i, head in enumerate(heads) if head.startswith("difference to"))
         for row in cells:
             row[at] = _fold(row[at], HEAD)
-    drop(LAST)
+    dropped += _leave_out(heads, cells, LAST, width)
     notes = ["mean ± sd"]
     if any("to target" in head for head in heads):
         notes.append("to target: median (seeds that reached it)")
@@ -331,6 +315,20 @@ def _make_table(
     for row in shown:
         table.add_row(*row)
     return table
+
+
+def _leave_out(
+    heads: list[str], cells: Sequence[list[str]], leaving: Sequence[str], width: int
+) -> list[str]:
+    """Take columns out, in the order of `leaving`, until the table fits; returns their heads."""
+    out = []
+    for head in leaving:
+        if head in heads and not _fits(heads, cells, width):
+            i = heads.index(head)
+            out.append(heads.pop(i))
+            for row in cells:
+                del row[i]
+    return out
 
 
 def _fits(heads: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> bool:

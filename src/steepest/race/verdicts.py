@@ -27,7 +27,7 @@ NEGLIGIBLE = 0.25
 """An improvement below this does not matter. Its unit: the standard deviation of the baseline's
 fresh runs."""
 HALF = 4
-"""Four times the seeds make an interval about half as wide."""
+"""Four times the seeds, or units, make an interval about half as wide."""
 
 
 def verdict(summary: Summary) -> str:

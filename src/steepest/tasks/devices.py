@@ -67,5 +67,5 @@ def given(function: Callable[..., Any], device: torch.device | None) -> dict[str
 
 def title(name: str) -> str:
     """The name that the maker of a device gives to it."""
-    device = torch.device(name)
+    device = found(name)
     return getattr(torch.get_device_module(device), "get_device_name", str)(device)

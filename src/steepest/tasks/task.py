@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from types import new_class
 from typing import Any, Literal, Protocol
 
 import torch
@@ -34,6 +35,21 @@ def two_points(optimizer: torch.optim.Optimizer) -> bool:
     parameters between the two sets.
     """
     return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))
+
+
+def on_eval(optimizer: Any, call: Callable[[], None]) -> None:
+    """Call a function after each eval() of the optimizer.
+
+    The optimizer gets a subclass for this: Lightning's wrapper calls methods of the class.
+    """
+    cls = type(optimizer)
+
+    def switch(self: Any) -> None:
+        cls.eval(self)
+        call()
+
+    own = {"eval": switch, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    optimizer.__class__ = new_class(cls.__name__, (cls,), {}, lambda space: space.update(own))
 
 
 def turn(optimizer: Any, to: Literal["eval", "train"]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -288,15 +289,16 @@ class Recipe:
         `optimizer.step()`. mode: whether a larger or a smaller metric is better, for parts that
         react to it. This needs none of the user's code, so it works for stored races too.
         """
-        rounded = {knob: shorten(value) for knob, value in hyper.items()}
+        rounded = {option: shorten(value) for option, value in spaces.options(hyper).items()}
         maker = self.full_batch or (ClassMaker if ":" in self.base else RuleMaker)(self.base)
         lines = maker.code({knob: value for knob, value in rounded.items() if "." not in knob})
         scheduled = any(part.kind == "rate" for part in self.parts)
         warmup = self._warmup(steps)
-        script = Script(
-            steps, rounded, mode, warmup, scheduled, any(part.closure for part in self.parts)
-        )
+        script = Script(steps, rounded, mode, warmup, scheduled)
         first = next((i for i, part in enumerate(self.parts) if part.wraps), len(self.parts))
+        if first < len(self.parts):  # SAM has no eval() of its own
+            inner = re.compile(r"optimizer\.(?=(eval|train)\()")
+            lines = [inner.sub("optimizer.optimizer.", line) for line in lines]
         lines += [line for part in reversed(self.parts[:first]) for line in part.code(script)]
         if scheduled or warmup:
             lines.append("optimizer.register_step_post_hook(lambda *_: scheduler.step())")

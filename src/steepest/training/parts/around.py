@@ -41,6 +41,8 @@ class Sam(Part):
         return [
             f"optimizer = steepest.SAM(optimizer, {options})",
             "# each step needs optimizer.step(closure); the closure runs twice on the same batch",
+            "# in the race both passes had the same dropout masks, and only the first changed the",
+            "# statistics of batch normalisation: help(steepest.SAM) says how",
         ]
 
 

@@ -29,10 +29,13 @@ class Clip(Part):
 
     def code(self, script: Script) -> list[str]:
         norm = self.value(script.hyper, "norm")
-        clip = f"    torch.nn.utils.clip_grad_norm_(model.parameters(), {norm!r})"
-        if script.closure:
-            use = "on_gradients(optimizer, lambda: clip)"
-            above = ["from steepest.strategies.hooks import on_gradients"]
-            return [*above, "", "", "def clip():", clip, "", "", use]
-        use = "optimizer.register_step_pre_hook(clip)"
-        return ["", "", "def clip(*_):", clip, "", "", use]
+        return [
+            "from steepest.strategies.hooks import on_gradients",
+            "",
+            "",
+            "def clip():",
+            f"    torch.nn.utils.clip_grad_norm_(model.parameters(), {norm!r})",
+            "",
+            "",
+            "on_gradients(optimizer, lambda: clip)  # also if step() is given a closure",
+        ]

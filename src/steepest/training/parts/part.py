@@ -76,8 +76,6 @@ class Script:
     """The number of warm-up steps."""
     scheduled: bool = False
     """Whether a schedule of the learning rate follows the warm-up."""
-    closure: bool = False
-    """Whether a step of the entry needs a closure."""
 
 
 class Part:
