@@ -153,7 +153,7 @@ def test_runs_of_a_unit_count_as_their_mean(tmp_path):
 
 
 @pytest.mark.parametrize(("shift", "margin", "said"), [
-    (0.0, 0.1, "Undecided: adam may gain 0.10 points or more"),
+    (0.0, 0.1, "Keep adamw for now: adam may gain 0.10 points or more"),
     (0.0, 40.0, "Keep adamw: no other entry gains 40.00 points or more"),
     (0.2, 5.0, "Use adam: it is better than adamw"),
 ])  # fmt: skip

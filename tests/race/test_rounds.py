@@ -190,7 +190,7 @@ def test_several_winners_are_not_compared_with_each_other():
 def test_nobody_is_better():
     found = raced()
     assert found["verdict"].startswith(
-        "No entry is shown to be better than adamw in test accuracy. None gains more than "
+        "Keep adamw for now: no entry is shown to be better in test accuracy. None gains more than "
     )
     gains = [statements.gains(found, d)[1] for d in statements.statements(found).undecided.values()]
     assert f"more than {100 * max(gains):.2f} points (98.3 % intervals)" in found["verdict"]
@@ -217,17 +217,27 @@ def test_a_margin_that_is_too_small_is_undecided():
     made = statements.statements(found)
     assert made.undecided
     who = ", ".join(made.undecided)
-    assert found["verdict"].startswith(f"Undecided: {who} may gain 0.00 points")
+    assert found["verdict"].startswith(f"Keep adamw for now: {who} may gain 0.00 points")
 
 
 def test_a_diverging_baseline_is_beaten_and_its_failures_are_told():
     lost = [(FRESH, "adamw", i) for i in (0, 7)]
     found = raced({"adam": 0.02, "momentum": 0.02, "eadam": 0.02}, lost)
     assert found["verdict"].startswith("Use one of ")
+    assert "2 of n=12 units of adamw had a run that failed, which counts as" in found["verdict"]
     assert found["entries"]["adam"]["difference"]["exact"]
     assert len(found["entries"]["adam"]["units"]) == 12
     assert any("the exact sign-flip test" in line for line in caveats(found))
     assert any("2 of n=12 units of adamw had a run that failed" in x for x in caveats(found))
+
+
+def test_a_failing_baseline_is_not_to_be_kept():
+    found = raced(lost=[(FRESH, "adamw", i) for i in (0, 7)])
+    assert found["verdict"].startswith(
+        "Undecided: no entry is shown to be better than adamw in test accuracy. 2 of n=8 units of "
+        "adamw had a run that failed, which counts as accuracy 0.00 %; this"
+    )
+    assert found["use"] == []
 
 
 def test_less_is_better_for_a_loss():

@@ -104,7 +104,7 @@ def _better(summary: Summary, made: Statements, few: bool) -> list[str]:
             f"Use one of {', '.join(made.better)}: each is better than {base} in {metric}, "
             f"{', '.join(each)}. The race does not compare them with each other."
         )
-    return [first, f"{capital(failures(summary, list(made.better)))}."]
+    return [first, _failing(summary), f"{capital(failures(summary, list(made.better)))}."]
 
 
 def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
@@ -117,29 +117,48 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
             return [f"Keep {base}: every other entry {others} in {metric}."]
         size = number(summary, margin) + unit
         return [f"Keep {base}: no other entry gains {size} or more over it in {metric}."]
+    failed = summary["entries"][base]["failed"]
+    keep = "Undecided" if few or failed else f"Keep {base} for now"
     if margin is not None and made.undecided:
         names, size = ", ".join(made.undecided), number(summary, margin) + unit
-        return [f"Undecided: {names} may gain {size} or more over {base} in {metric}."]
-    text = f"No entry is shown to be better than {base} in {metric}."
+        first = f"{keep}: {names} may gain {size} or more over {base} in {metric}, but this is not "
+        return [f"{first}shown.", _failing(summary)]
+    than = "" if base in keep else f" than {base}"
+    sentences = [f"{keep}: no entry is shown to be better{than} in {metric}."]
+    sentences.append(_failing(summary))
     known = {name: e[1] for name, d in made.undecided.items() if (e := gains(summary, d))}
-    unknown = [name for name in made.undecided if name not in known]
-    sentences = [text]
     if known:
         most = max(known, key=lambda name: known[name])
         gain = number(summary, max(0.0, known[most])) + unit
         who = f"None gains more than {gain}" if len(known) > 1 else f"{most} gains at most {gain}"
-        if unknown:
+        if len(known) < len(made.undecided):
             who = f"{', '.join(known)}: no gain of more than {gain}"
         interval = f"{level(made.undecided[most])} {plural('interval', len(known))}"
         sentences.append(f"{who} ({interval}).")
-        if not (few or unknown):
-            sentences.append(f"If so small a gain would not matter to you, keep {base}.")
-    if unknown:
-        sentences.append(
-            f"How much {', '.join(unknown)} may gain is not known: there are too few units for an "
-            f"interval, or the difference is the same on every unit."
-        )
+        if not few:
+            sentences.append(
+                "If so small a gain would not matter to you, stop here; if it would, compare again "
+                "with more units."
+            )
+    unknown = {name: d for name, d in made.undecided.items() if name not in known}
+    if few_units := [name for name, d in unknown.items() if d.exact]:
+        sentences.append(f"Too few units for an interval: {', '.join(few_units)}.")
+    if same := [name for name, d in unknown.items() if not d.exact]:
+        sentences.append(f"No interval, as the units differ equally: {', '.join(same)}.")
     return sentences
+
+
+def _failing(summary: Summary) -> str:
+    """That runs of the baseline failed; else empty."""
+    base = summary["entries"][summary["baseline"]]
+    if not base["failed"] or summary["worst"] is None:
+        return ""
+    count = f"{base['failed_units']} of n={len(base['units'])} units of {summary['baseline']}"
+    worst = number(summary, summary["worst"]) + units(summary)[0]
+    return (
+        f"{count} had a run that failed, which counts as {summary['metric']} {worst}; this makes "
+        f"the differences and their intervals large."
+    )
 
 
 def _rest(summary: Summary, made: Statements) -> list[str]:
@@ -160,7 +179,8 @@ def _rest(summary: Summary, made: Statements) -> list[str]:
         sentences.append(f"The same as {base} within the margin{size}: {', '.join(made.same)}.")
     if made.less:
         sentences.append(f"Gains less than the margin{size}: {', '.join(made.less)}.")
-    if made.undecided and (made.better or margin is None):
+    others = len(made.undecided) < len(differences(summary))
+    if made.undecided and others and (made.better or margin is None):
         sentences.append(f"Not told apart from {base}: {', '.join(made.undecided)}.")
     return sentences
 

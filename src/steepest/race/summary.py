@@ -99,7 +99,7 @@ def summarise(
     if coming := advice.next_race(summary, plan):
         summary["next_purpose"], other = coming
         folder = shlex.quote(f"race-{folder_name(plan.task)}-seed{other.seed}")
-        summary["next"] = f"{reproduce(other, proportion=task.proportion)} --out {folder}"
+        summary["next"] = f"{command(other, proportion=task.proportion)} --out {folder}"
         if not complete:
             data = f" --data {shlex.quote(plan.data)}" if plan.data else ""
             summary["next"] = f"steepest race {shlex.quote(plan.task)}{data} --out DIR --resume"
@@ -332,7 +332,15 @@ def _curve(task: Task, results: Sequence[Result]) -> Curve:
 
 
 def reproduce(plan: Plan, *, proportion: bool = False) -> str:
-    """The command line that runs the same trials again, also if a budget chose their number."""
+    """The command line that runs the same trials again, also if a budget or a measurement chose
+    how.
+    """
+    line = command(plan, proportion=proportion)
+    return f"{line} --together {plan.together}" if plan.looks else line
+
+
+def command(plan: Plan, *, proportion: bool = False) -> str:
+    """The command line of a race of this plan's size."""
     size = f"--seeds {plan.seeds}"
     if plan.looks:
         size = f"--looks {','.join(map(str, plan.looks))}"
@@ -349,6 +357,4 @@ def reproduce(plan: Plan, *, proportion: bool = False) -> str:
         where += f" --spaces {plan.spaces}"
     if ranges := searching.as_option(plan.search):
         where += f" --search {shlex.quote(ranges)}"
-    if plan.looks:
-        numbers += f" --together {plan.together}"
     return f"steepest race {where} {numbers}"
