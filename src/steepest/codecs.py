@@ -222,12 +222,12 @@ def _compose(second: Callable[[Any], Any], first: Callable[[Any], Any]) -> Calla
 
 
 def element_numbers(p: Tensor, first: int, rows: tuple[Tensor, ...] = ()) -> Tensor:
-    """Returns the numbers of a parameter's elements.
+    """Returns the index of each element of a parameter.
 
-    The first element in memory has the number `first`. The others are numbered in memory order, or
-    in row-major order if the memory has gaps.
-    rows: if given, only the elements of these rows are numbered. There is a tensor of indices for
-        each leading dimension, as in a sparse tensor.
+    The first element in memory has the index `first`. The others follow in memory order, or in
+    row-major order if the memory has gaps.
+    rows: if given, only the elements of these rows get an index. Give a tensor of indices for each
+        leading dimension, as in a sparse tensor.
     """
     dense = torch.empty_like(p, device="meta").stride() == p.stride()
     strides = p.stride() if dense else torch.empty(p.shape, device="meta").stride()

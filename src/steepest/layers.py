@@ -191,8 +191,8 @@ def decide_decay(
     if any(decays) and not all(decays):
         names = " and ".join(f"{x.name!r} ({r})" for x, r in zip(occurrences, roles, strict=True))
         raise ValueError(
-            f"{names} are one tied parameter, and only some of them would decay, expected all or "
-            "none; name it in decay or no_decay"
+            f"{names} are one tied parameter, but only some of these names would decay; put one of "
+            "them in decay or in no_decay"
         )
     return decays[0], roles[0]
 

@@ -199,7 +199,7 @@ def merge_options(
     """Returns the saved options for a group, and complaints.
 
     The options come from the saved groups that the group's parameters come from. If these saved
-    groups differ, `strict` raises ValueError. Otherwise the options that differ are left out.
+    groups differ, `strict` raises ValueError; without `strict`, differing options are left out.
     """
     first, *others = [groups[i] for i in sources] or [{}]
     keys = {k: None for g in (first, *others) for k in g if k not in ("params", "param_names")}

@@ -256,13 +256,13 @@ class RuleOptimizer(torch.optim.Optimizer):
         `state_dict`. The elements of states are not checked.
 
         strict=False loads what matches, and the returned report lists what does not match. A
-        parameter without a match starts with an empty state. Without names the groups must have
-        equal sizes. Matching then stops in each group at the first parameter of another shape,
-        because the positions of the parameters after it may have changed.
+        parameter without a match starts with an empty state. Without names, each group must have as
+        many parameters as the saved group. In each group, parameters are matched in order up to the
+        first one of another shape; those after it may have moved.
 
         Raises ValueError or TypeError for a checkpoint that is damaged, of another model, or of
-        another optimizer. Another optimizer is recognised by its states, or by options that this
-        class lacks and another class has. A load that raises changes nothing.
+        another optimizer. Another optimizer is recognised by its states, or by options that only
+        another class has. A load that raises changes nothing.
         """
         if not isinstance(state_dict, Mapping):
             read(self._called, state_dict)

@@ -159,8 +159,8 @@ class Wrapper(torch.optim.Optimizer):
         if wrapper != expected:
             given = f"a {wrapper}" if layers else "no wrapper"
             raise ValueError(
-                f"{called}: a checkpoint of {given} was given, expected one of {expected}; load it "
-                "into an optimizer like the one that saved it, or into the wrapped one, .optimizer"
+                f"{called}: the checkpoint is of {given}, expected {expected}; load it into an "
+                "optimizer like the one that saved it, or into .optimizer, which is inside this one"
             )
         new = self._read(layers[-1], self._pairs(groups, rows))
         if layers[:-1]:

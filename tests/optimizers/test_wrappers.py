@@ -595,9 +595,9 @@ def damaged():
         return lambda saved: saved.pop(key)
 
     return {
-        "plain": (pop("wrappers"), "a checkpoint of no wrapper was given, expected one of Look"),
-        "sam": (lambda s: s["wrappers"].pop(), "a checkpoint of a SAM was given, expected one of"),
-        "bare": (lambda s: s["wrappers"].pop(0), "SAM: a checkpoint of no wrapper was given"),
+        "plain": (pop("wrappers"), "the checkpoint is of no wrapper, expected Look"),
+        "sam": (lambda s: s["wrappers"].pop(), "the checkpoint is of a SAM, expected "),
+        "bare": (lambda s: s["wrappers"].pop(0), "SAM: the checkpoint is of no wrapper"),
         "text": (lambda s: s.update(wrappers="SAM"), "'wrappers' of the checkpoint is not a"),
         "state": (pop("state"), "expected an optimizer's state_dict"),
         "groups": (lambda s: s["param_groups"].clear(), "a different number of groups: 0, exp"),

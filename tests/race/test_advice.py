@@ -40,13 +40,13 @@ CASES = {
     "undecided": (
         lambda: made_up({"adamw": EVEN, "adam": UNEVEN}, SIX),
         ["adamw"],
-        "decide more",
+        "decide what is still open",
         "--optimizers adamw,adam --trials 5 --seeds 24 --steps 2 --seed 1",
     ),
     "undecided in looks": (
         lambda: raced({"eadam": -0.05}, margin=1e-6),
         ["adamw"],
-        "decide more",
+        "decide what is still open",
         "--looks 20,32,48",
     ),
     "unfinished": (unfinished, [], "finish this race", "digits --out DIR --resume"),
@@ -61,7 +61,7 @@ CASES = {
     "a baseline that diverges": (
         lambda: race(NAMES, lost=[(FRESH, "adamw", 0), (FRESH, "adamw", 1)]),
         [],
-        "compare with adamw at lower learning rates, where it may not diverge",
+        "see how adamw does at lower learning rates, where it may not diverge",
         "--search adamw.lr=1e-06:0.01 --trials 6",
     ),
     "all diverged": (
@@ -176,5 +176,5 @@ def test_a_summary_of_before_is_shown_without_code(capsys):
     for entry in old["entries"].values():
         del entry["code"]
     terminal.show({**old, "next": "steepest race x"})
-    assert "To decide more: steepest race x" in capsys.readouterr().out
+    assert "To decide what is still open: steepest race x" in capsys.readouterr().out
     assert "as code" not in report.page(old)

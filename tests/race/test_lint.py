@@ -360,7 +360,7 @@ def test_an_entry_that_loses_to_its_own_special_case():
     summary = race(adam=entry(GOOD, test=LOSS), momentum=entry(GOOD, test=TEST))
     found = findings(summary, "inclusion")
     assert set(found) == {"adam"}  # adamw ties with momentum
-    assert "adam (93.47) loses to momentum (95.40) at n=6" in found["adam"]
+    assert "adam (93.47) loses to momentum (95.40) over n=6 seeds" in found["adam"]
     assert "give --search adam.eps=LOW:HIGH before" in found["adam"]
     searched = {**LR, "eps": [1e-8, 1.0]}
     tuning = [
@@ -460,7 +460,7 @@ def test_a_claim_smaller_than_what_the_test_cases_may_make_of_it():
     d = np.mean(shifted) - np.mean(TEST)
     error = np.sqrt((wrong - d**2) / 597)
     found = findings(summary, "test-noise")
-    assert "adam differs by 0.11 over the seeds, but the standard error" in found["adam"]
+    assert "adam differs by 0.11, but with only n=" in found["adam"]
     assert "of only n=597 test cases" in found["adam"]
     assert f"may be as large as {100 * error:.2f}, so" in found["adam"]
     assert findings({**summary, "test_size": 200_000}, "test-noise") == {}
@@ -652,11 +652,11 @@ def test_what_is_better_comes_with_how_often_it_may_fail():
     summary = race(adam=entry(GOOD, test=better))
     said = verdict(summary)
     bound = 100 * (1 - 0.05 ** (1 / 6))
-    assert f"None of n=6 fresh runs of adam failed (a failure rate of up to {bound:.0f} %" in said
+    assert f"adam: 0 of n=6 fresh runs failed (the true rate may be up to {bound:.0f} %" in said
     lines = caveats(summary)
-    assert any(line.startswith("None of n=6 fresh runs of any entry failed") for line in lines)
+    assert any(line.startswith("every entry: 0 of n=6 fresh runs each failed") for line in lines)
     some = caveats(race(adam=entry(GOOD, test=[0.0, *better[1:]], lost=1)))
-    assert any("adam failed (a failure rate of up to 58 %" in line for line in some)
+    assert any("failed (the true rate may be up to 58 %" in line for line in some)
 
 
 def test_a_verdict_without_test_data_says_so():
@@ -669,6 +669,7 @@ def test_what_stands_beside_a_difference():
     summary = race(adam=entry(GOOD, test=LOSS))
     text = beside(summary, "adam")
     assert "better than adamw on 0 % of n=6 seeds (95 % interval 0 to 46 %)" in text
+    assert "effect size" in text
     assert "standard deviations of the differences (Hedges)" in text
     assert beside(summary, "adamw") is None
 

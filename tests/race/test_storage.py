@@ -470,7 +470,7 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
             ["--storage", "foo://u@h/x"],
             "--storage with 'foo': expected a URL that SQLAlchemy knows",
         ),
-        (["--storage", "sqlite://"], "this database is not stored; expected a file"),
+        (["--storage", "sqlite://"], "this database is in memory only; expected a file"),
         (["--storage", "sqlite:///no/such/folder/x.db"], "unable to open database file"),
         (["--storage", "postgresql+pg8000://u@127.0.0.1:1/x"], "Connection refused"),
         (["--storage", "postgresql+pg8000://u@127.0.0.1:1/x?zz=1"], "argument 'zz'"),

@@ -371,9 +371,9 @@ def test_failure_is_counted_as_it_is_tested():
     assert found["diverged"]["fresh_rate_up_to"] == pytest.approx(0.394, abs=1e-3)
     said = " ".join(caveats(summary))
     assert "A run failed (adam failed on 1 of 10), so the exact" in said
-    assert "1 of n=10 fresh runs of adam failed" in said
+    assert "adam: 1 of n=10 fresh runs failed" in said
     both = " ".join(caveats(made_up({"adamw": [0.0, *BASE[1:]], "adam": [0.0, *BETTER[1:]]}, TEN)))
-    assert "1 of n=10 fresh runs of each of adamw, adam failed" in both
+    assert "adamw, adam: 1 of n=10 fresh runs each failed" in both
 
 
 def test_one_number_of_failed_runs_is_shown_everywhere():

@@ -179,7 +179,7 @@ def test_bad_input_is_refused():
     schedule = lrs.ExponentialLR(made, 0.9)
     with pytest.raises(TypeError, match="a SGD was given, expected a scheduler"):
         BatchGrowth(made, stand_in(1))
-    with pytest.raises(ValueError, match="no largest was given"):
+    with pytest.raises(ValueError, match="so `largest` has no default; give"):
         BatchGrowth(schedule, stand_in(1))
     with pytest.raises(ValueError, match="largest=7 was given, expected a whole number of 8"):
         BatchGrowth(schedule, stand_in(8), 7)

@@ -21,8 +21,8 @@ from .report import summary
 def passport(name: Any, findings: Sequence[Finding] | None = None) -> str:
     """Return the passport of a class as a Markdown section.
 
-    The section has the oracle, the largest deviations from the oracle, a summary of the
-    examinations, and the differences from the paper.
+    The section names the oracle (the implementation that the class is compared with) and gives the
+    largest deviations from it, a summary of the examinations, and the differences from the paper.
 
     name: a rule or a class of this package.
     findings: the result of `examine`. By default `examine` runs now.

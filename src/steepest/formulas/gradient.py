@@ -104,8 +104,8 @@ def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
 def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1), mu=carried(1)):
     """Averaged SGD. Polyak and Juditsky 1992, doi:10.1137/0330046; as in torch.optim.ASGD.
 
-    Gradient descent with a falling rate that also keeps the running mean of the parameters in the
-    state `ax`. The mean is for the user; the descent does not use it. Use it on convex problems,
+    Gradient descent with a falling rate. The state `ax` is the running mean of the parameters. The
+    mean is for the user; the descent does not use it. Use it on convex problems,
     where the mean of the iterates is better than the last iterate.
     Differs from the paper: averaging begins at step t0 (as in Bottou's code), and the rate and the
     averaging weight of a step are computed at the end of the step before.

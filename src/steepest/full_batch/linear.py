@@ -52,7 +52,7 @@ def least_squares(x: Any, y: Any = None, ridge: float = 0.0, intercept: bool = T
     would square the condition number (Golub & Van Loan, Matrix Computations, sections 5.3 and 5.5).
 
     A singular value below eps * max(n, p) * (the largest singular value) counts as zero. If X is
-    rank-deficient, w is the minimum-norm solution, and `rank` is below p.
+    rank-deficient, w has minimum norm, and `rank` of the result is below p.
 
     Raises TypeError or ValueError for empty data, numbers that are not finite, shapes that do not
     match, and a ridge below 0.

@@ -16,7 +16,7 @@ from steepest.training.recipe import Recipe
 
 LONGER = 4
 """Where no run was better than chance, the next race has this many times the steps."""
-DECIDE, FINISH = "decide more", "finish this race"
+DECIDE, FINISH = "decide what is still open", "finish this race"
 """Purposes of `next`."""
 
 
@@ -75,7 +75,10 @@ def next_race(summary: Summary, plan: Plan) -> tuple[str, Plan] | None:
     if trials > plan.trials:
         return "tune enough for a verdict", replace(fresh, trials=trials)
     if base in diverged and (lower := _lowered(summary, fresh, [base])):
-        return f"compare with {base} at lower learning rates, where it may not diverge", lower
+        return (
+            f"see whether {base} is as good at lower learning rates, where it may not diverge",
+            lower,
+        )
     made = statements(summary)
     if not made.undecided or not (plan.looks or made.better or not is_kept(summary)):
         return None

@@ -296,8 +296,8 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
         title="Sensitivity",
         text=f"{_name_score(summary).capitalize()} of every tuning trial against its learning "
         f"rate (n={counted(summary, 'tuning')} per entry, one seed each). All hyperparameters of a "
-        f"trial vary at once. All panels have the same scales. Rings: chosen for a fresh "
-        f"seed. {halted}Crosses at the edge: diverged. Arrowheads at the edge: values beyond the "
+        f"trial vary at once. All panels have the same scales. Rings: chosen for fresh "
+        f"runs. {halted}Crosses at the edge: diverged. Arrowheads at the edge: values beyond the "
         f"scale.",
         panels=panels,
         together=_draw_together(paints, ylabel),

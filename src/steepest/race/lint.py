@@ -204,6 +204,7 @@ def inclusion(summary: Summary) -> Iterator[Found]:
     }
     # how many units an entry has depends on its results; those of the first look do not
     units = next(iter(summary["plan"].get("looks", ())), None)
+    unit = "unit" if units else "seed"
     values = {name: entry.get("units", entry["test"])[:units] for name, entry in entries.items()}
     judged = compare(
         {key: paired(values[a], values[b]) for key, (a, b) in pairs.items()},
@@ -217,8 +218,9 @@ def inclusion(summary: Summary) -> Iterator[Found]:
             searched = {knob, twin(knob)} & (entries[general]["hyperparameters"] or {}).keys()
             cure = "give more --trials" if searched else f"give --search {general}.{knob}=LOW:HIGH"
             text = (
-                f"{general} ({shown(a)}) loses to {special} ({shown(b)}) at n={d.n}, although "
-                f"the two are equal with {how}; {cure} before you blame the method"
+                f"{general} ({shown(a)}) loses to {special} ({shown(b)}) over n={d.n} "
+                f"{plural(unit, d.n)}, although it equals {special} with {how}; {cure} before you "
+                f"blame the method"
             )
             yield general, text
 
@@ -260,12 +262,12 @@ def cost(summary: Summary) -> Iterator[Found]:
 
 
 def test_noise(summary: Summary) -> Iterator[Found]:
-    """A claimed difference is smaller than the error that the choice of the test cases may cause.
+    """Warn of a claimed difference below the error that the choice of the test cases may cause.
 
     A test case contributes a difference of -1, 0 or 1. It is 0 if both entries are right or both
-    are wrong. So the variance per case is at most the sum of both error rates minus the squared
-    difference, also for a mean over seeds. If both entries are wrong on the same cases, the
-    variance is less; the summary does not tell how much less.
+    are wrong. So the variance per case, also of a mean over seeds, is at most
+    a + b - (a - b)^2, with a and b the error rates. If both entries are wrong on the same cases,
+    the variance is less; the summary does not tell how much less.
     """
     shown, size = _shown(summary), summary["test_size"]
     base = summary["entries"][summary["baseline"]]["test"]
@@ -279,9 +281,9 @@ def test_noise(summary: Summary) -> Iterator[Found]:
         noise = math.sqrt(max(0.0, errors - d["mean"] ** 2) / size)
         if abs(d["mean"]) < noise:
             text = (
-                f"{name} differs by {shown(abs(d['mean']))} over the seeds, but the standard error "
-                f"of this from the choice of only n={size} test cases may be as large as "
-                f"{shown(noise)}, so another test set might not show it; take more test data"
+                f"{name} differs by {shown(abs(d['mean']))}, but with only n={size} test cases the "
+                f"standard error of this may be as large as {shown(noise)}, so another test set "
+                f"might not show it; take more test data"
             )
             yield name, text
 

@@ -201,7 +201,7 @@ def _parsed(storage: str) -> URL:
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise BadCall(
-                f"--storage {storage}: this database is not stored; expected a file, {EXAMPLE}"
+                f"--storage {storage}: this database is in memory only; expected a file, {EXAMPLE}"
             )
         return url.set(database=os.path.abspath(str(url.database)))
     if dialect.driver == "pg8000" and not url.username:

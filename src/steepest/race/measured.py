@@ -285,9 +285,9 @@ class Run:
             self._refuse(f"report({step}): {error}")
         if any(self._training):
             self._refuse(
-                f"report({step}): the model has the weights that {trial.entry} trains: expected "
-                f"the averaged weights; call optimizer.eval() before evaluating and "
-                f"optimizer.train() after it, if hasattr(optimizer, 'eval')"
+                f"report({step}): the model has the training weights of {trial.entry}, expected "
+                f"the averaged ones; if hasattr(optimizer, 'eval'), call optimizer.eval() before "
+                f"evaluating and optimizer.train() after it"
             )
         for name in ("validation", "test"):
             value = values.get(name, 0.0)

@@ -47,7 +47,7 @@ def caveats(summary: Summary) -> list[str]:
     lines += _failed(summary)
     if summary["complete"]:
         rates = failures(summary, list(summary["entries"]))
-        lines.append(f"{capital(rates)}. What is possible: exact one-sided 95 % bounds.")
+        lines.append(f"{rates}. These are exact one-sided 95 % bounds.")
         lines += [] if is_imported(summary) else _tuned(summary)
     return lines + [f"{finding['text']}." for finding in findings]
 
@@ -112,8 +112,8 @@ def _units(summary: Summary, steps: str) -> str:
         )
     tuned = f"{trials} trials of {steps}"
     if rungs := _plan(plan).rungs:
-        on = " and ".join(f"the best {left} after step {at}" for at, left in rungs)
-        tuned = f"{trials} trials start, {on} go on, up to {steps}"
+        on = " and ".join(f"the best {left} go on after step {at}" for at, left in rungs)
+        tuned = f"{trials} trials start, {on}, up to {steps}"
     if stacked := _plan(plan).stacked:
         whose = "" if len(stacked) == len(plan["entries"]) else f" of {', '.join(stacked)}"
         tuned += (
@@ -127,9 +127,9 @@ def _units(summary: Summary, steps: str) -> str:
         f"A unit begins with one tuning: {tuned}. The settings of the trial with the best "
         f"validation {summary['metric']} are then run {repeats} times with fresh seeds; the "
         f"result of the unit is the mean of these runs. The race looked at its results after "
-        f"{listed(plan['looks'])} units. An entry ended at a look if its comparison was settled, "
-        f"or unlikely to be settled later. Entries ran {spread(counts)} units{so_far}. Tuning and "
-        f"fresh runs together had as many steps as {summary['full_runs']:,.0f} runs of {steps}."
+        f"{listed(plan['looks'])} units. An entry stopped at a look if its result was clear, or "
+        f"unlikely to become clear. Entries ran {spread(counts)} units{so_far}. Tuning and fresh "
+        f"runs took as many steps as {summary['full_runs']:,.0f} runs of {steps}."
     )
 
 
@@ -142,25 +142,24 @@ def _plan(plan: PlanRecord) -> Plan:
 def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> list[str]:
     """How differences of units are paired and tested."""
     exact = [name for name, d in compared.items() if d.exact]
-    at_each, spent = (
-        ", of each entry and at each look,",
+    of_all, spent = (
+        "all entries, all looks",
         "spent over the looks as in O'Brien and Fleming's test, and ",
     )
     if is_imported(summary):
-        at_each, spent = " of each entry", ""
+        of_all, spent = "all entries", ""
     lines = [
-        f"Differences are paired by seed, unit by unit: {_same(summary)}. If the differences of "
-        f"units are roughly normal, then with a probability of 95 % every interval{at_each} "
-        f"contains the true difference. So the chance of even one false claim in this "
-        f"race is at most 5 %. (The level is {spent}shared by Bonferroni among "
-        f"{len(compared)} {plural('comparison', len(compared))}.)"
+        f"Differences are paired by unit: {_same(summary)}. If they are roughly normal, then all "
+        f"intervals together ({of_all}) contain the true differences with a probability of 95 %. "
+        f"So the chance of even one false claim in this race is at most 5 %. (The level is "
+        f"{spent}shared by Bonferroni among {len(compared)} {plural('comparison', len(compared))}.)"
     ]
     last = summary["plan"]["looks"][-1]
     early = [name for name, d in compared.items() if d.claim and d.n < last]
     if early:
         lines.append(
-            f"{', '.join(early)}: decided before the last look, so the mean difference is probably "
-            f"larger than the true one. The interval allows for this."
+            f"{', '.join(early)}: decided before the last look, so the mean difference probably "
+            f"overstates the true one. The interval allows for this."
         )
     if exact:
         lines.append(
@@ -310,7 +309,7 @@ def beside(summary: Summary, name: str) -> str | None:
     phrases = []
     if d.effect is not None:
         phrases.append(
-            f"mean difference {d.effect:+.2f} standard deviations of the differences (Hedges)"
+            f"effect size {d.effect:+.2f} standard deviations of the differences (Hedges)"
         )
     if d.improved is not None and d.improved_low is not None and d.improved_high is not None:
         phrases.append(
@@ -331,9 +330,9 @@ def care(summary: Summary, name: str) -> str | None:
         return None
     tunings = width["tunings"]
     return (
-        f"learning rates with a metric within 1 % of the best cover {width['seen']:.1f} decades "
+        f"the metric is within 1 % of the best over {width['seen']:.1f} decades of learning rates "
         f"({'median of' if tunings > 1 else 'from'} n={tunings} {plural('tuning', tunings)} "
-        f"with up to {width['points']} rates each; the true range may be wider or narrower)"
+        f"with up to {width['points']} rates each: a rough estimate)"
     )
 
 

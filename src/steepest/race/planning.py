@@ -35,9 +35,9 @@ PILOT_PAIRS = 4
 
 
 def make_plan(request: Request, jobs: int, pool: Pool, started: float) -> Plan:
-    """The plan of a request; if it has a budget, pilot runs in `pool` measure what that buys.
+    """The plan of a request. Pilot runs in `pool` measure how much fits into a budget.
 
-    `started`: the value of `perf_counter` at which the time of the budget began.
+    started: the value of `perf_counter` when the budget began.
     """
     names, units = request.entry_names(), request.units()
     plan = Plan(

@@ -164,7 +164,7 @@ def gain_of(margin: float, proportion: Callable[[], bool]) -> float:
 def check_same_race(request: Request, store: Store, option: str, where: str) -> None:
     """BadCall unless the stored race has the requested options, and the same code and data.
 
-    For the message: `option` is the option that names the stored race, `where` is its place.
+    For the message: the user gave the stored race by `option`, and it is at `where`.
     """
     _check_options(request, store, option, where)
     now, before = provenance(replace(request, device=store.plan.device)), store.provenance

@@ -278,7 +278,7 @@ class Summary(Share):
     next: NotRequired[str]
     """A command line for the race to run next; absent if nothing is open."""
     next_purpose: NotRequired[str]
-    """What `next` is for, after "To": "decide more"."""
+    """What `next` is for, after "To": "decide what is still open"."""
     reproduce: str
     """A command line that runs the same trials."""
     entries: dict[str, EntrySummary]

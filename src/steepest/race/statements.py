@@ -7,10 +7,10 @@ margin: Goeman, Solari and Stijnen (2010), Statistics in Medicine 29, 2117-2125.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from steepest.race.phrases import (
-    capital,
     differences,
     is_imported,
     judged_metric,
@@ -101,10 +101,15 @@ def _better(summary: Summary, made: Statements, few: bool) -> list[str]:
         first = f"Use {name}: it is better than {base} in {metric}{each[0].removeprefix(name)}."
     else:
         first = (
-            f"Use one of {', '.join(made.better)}: each is better than {base} in {metric}, "
-            f"{', '.join(each)}. The race does not compare them with each other."
+            f"Use {_any_of(made.better)}: each is better than {base} in {metric}, "
+            f"{', '.join(each)}. Pick one; they are not compared with each other."
         )
-    return [first, _failing(summary), f"{capital(failures(summary, list(made.better)))}."]
+    return [first, _failing(summary), f"{failures(summary, list(made.better))}."]
+
+
+def _any_of(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
@@ -130,19 +135,17 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
     if known:
         most = max(known, key=lambda name: known[name])
         gain = number(summary, max(0.0, known[most])) + unit
-        who = f"None gains more than {gain}" if len(known) > 1 else f"{most} gains at most {gain}"
-        if len(known) < len(made.undecided):
-            who = f"{', '.join(known)}: no gain of more than {gain}"
+        who = f"{_any_of(known)} may gain" if len(known) > 1 else f"{most} may gain"
         interval = f"{level(made.undecided[most])} {plural('interval', len(known))}"
-        sentences.append(f"{who} ({interval}).")
+        sentences.append(f"{who} up to {gain} ({interval}).")
         if not few:
             sentences.append(
-                "If so small a gain would not matter to you, stop here; if it would, compare again "
-                "with more units."
+                "If a gain of this size does not matter to you, stop here; if it does, compare "
+                "again with more units."
             )
     unknown = {name: d for name, d in made.undecided.items() if name not in known}
     if few_units := [name for name, d in unknown.items() if d.exact]:
-        sentences.append(f"Too few units for an interval: {', '.join(few_units)}.")
+        sentences.append(f"Too few units to judge: {', '.join(few_units)}.")
     if same := [name for name, d in unknown.items() if not d.exact]:
         sentences.append(f"No interval, as the units differ equally: {', '.join(same)}.")
     return sentences
@@ -156,8 +159,8 @@ def _failing(summary: Summary) -> str:
     count = f"{base['failed_units']} of n={len(base['units'])} units of {summary['baseline']}"
     worst = number(summary, summary["worst"]) + units(summary)[0]
     return (
-        f"{count} had a run that failed, which counts as {summary['metric']} {worst}; this makes "
-        f"the differences and their intervals large."
+        f"In {count} a run failed; each failed run counts as {summary['metric']} {worst}, which "
+        f"makes differences and intervals large."
     )
 
 
@@ -176,12 +179,13 @@ def _rest(summary: Summary, made: Statements) -> list[str]:
     if made.equal:
         sentences.append(f"The same as {base} on every unit: {', '.join(made.equal)}.")
     if made.same:
-        sentences.append(f"The same as {base} within the margin{size}: {', '.join(made.same)}.")
+        names = ", ".join(made.same)
+        sentences.append(f"Better or worse than {base} by less than the margin{size}: {names}.")
     if made.less:
         sentences.append(f"Gains less than the margin{size}: {', '.join(made.less)}.")
     others = len(made.undecided) < len(differences(summary))
     if made.undecided and others and (made.better or margin is None):
-        sentences.append(f"Not told apart from {base}: {', '.join(made.undecided)}.")
+        sentences.append(f"Not shown to differ from {base}: {', '.join(made.undecided)}.")
     return sentences
 
 
@@ -193,7 +197,7 @@ def _size(summary: Summary) -> str:
         what = f"the mean of {plan['repeats']} runs" if plan["repeats"] > 1 else "the run of a seed"
         return f"Each entry had n={n} units; a unit is {what}."
     runs = f"{plan['repeats']} fresh {plural('run', plan['repeats'])}"
-    what = f"one tuning of {trials} trials, then {runs}"
+    what = f"one tuning of {trials} trials, then {runs} of the best"
     if trials == 1:
         what = f"{runs} with the defaults"
     return f"Each entry had n={n} units; a unit is {what}."

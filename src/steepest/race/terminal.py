@@ -243,7 +243,7 @@ def show(summary: Summary) -> None:
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
     if summary["complete"] and "next" in summary:  # after Ctrl-C, the command line names the folder
-        purpose = summary.get("next_purpose", "decide more")
+        purpose = summary.get("next_purpose", "decide what is still open")
         console.print(Text(f"To {purpose}: {summary['next']}"), soft_wrap=True)
     for name in summary.get("use", [])[:1]:
         console.print(Text(f"\n{summary['entries'][name].get('code')}"), soft_wrap=True)

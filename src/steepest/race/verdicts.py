@@ -145,7 +145,7 @@ def _claims(summary: Summary, better: Differences, worse: Differences) -> list[s
         text = f"{who} {word} than {summary['baseline']} in {judged_metric(summary)}: {each}."
         sentences.append(capital(text) if sentences else f"At {_size(summary)}, {text}")
         if claimed is better:
-            sentences.append(f"{capital(failures(summary, list(better)))}.")
+            sentences.append(f"{failures(summary, list(better))}.")
     return sentences
 
 
@@ -308,18 +308,12 @@ def failures(summary: Summary, names: Sequence[str]) -> str:
         by_count.setdefault(count or (entry["failed"], len(entry["test"])), []).append(name)
     phrases = []
     for (count, n), group in sorted(by_count.items()):
-        who, bound = ", ".join(group), f"{100 * failure_bound(count, n):.0f} %"
-        if len(group) > 1:
-            every = len(group) == len(summary["entries"]) and not count
-            who = "any entry" if every else f"each of {who}"
+        every = len(group) == len(summary["entries"]) > 1
+        who, each = "every entry" if every else ", ".join(group), " each" if len(group) > 1 else ""
+        bound = f"the true rate may be up to {100 * failure_bound(count, n):.0f} %"
         if looks:
-            phrases.append(
-                f"{count or 'none'} of n={n} units of {who} had a run that failed (up to {bound} "
-                f"of all units is possible)"
-            )
+            phrases.append(f"{who}: {count} of n={n} units{each} had a failed run ({bound})")
         else:
-            phrases.append(
-                f"{count or 'none'} of n={n} {fresh(summary, plural('run', n))} of {who} failed "
-                f"(a failure rate of up to {bound} is possible)"
-            )
-    return ", ".join(phrases)
+            runs = fresh(summary, plural("run", n))
+            phrases.append(f"{who}: {count} of n={n} {runs}{each} failed ({bound})")
+    return "; ".join(phrases)

@@ -36,15 +36,15 @@ class BatchGrowth(LRScheduler):
 
     schedule: any scheduler object of torch.optim.lr_scheduler. lr_0 is the `initial_lr` that
     schedulers keep in each group. f must be the same for all groups. So if the schedule has an
-    absolute limit such as eta_min, all groups need the same lr. A warm-up becomes a large batch
-    size that shrinks.
+    absolute limit such as eta_min, all groups need the same lr. In a
+    warm-up, the batch size starts above B_0 and shrinks.
     loader: a `Loader`, or anything with a `batch_size` that can be set. B_0 is the current batch
-    size. If the schedule begins below lr_0, the first batch size is above B_0.
+    size.
     largest: at least B_0; by default the number of samples.
 
     Call `step(...)` instead of `schedule.step(...)`, with the same arguments. If `schedule` is a
-    ReduceLROnPlateau, this object is itself an instance of ReduceLROnPlateau. If the schedule also
-    sets the momentum, the momentum stays as the schedule sets it.
+    ReduceLROnPlateau, this object is itself an instance of ReduceLROnPlateau. A momentum
+    that the schedule sets is not changed.
 
     Raises ValueError if the groups have different schedules, if param groups are added later, if
     lr_0 is 0, or if `largest` is below B_0 or above the number of samples.
@@ -67,8 +67,8 @@ class BatchGrowth(LRScheduler):
         samples = len(data) if data is not None else None
         if largest is None and samples is None:
             raise ValueError(
-                "BatchGrowth: no largest was given, expected a whole number, because this loader "
-                "has no dataset; give largest=NUMBER"
+                "BatchGrowth: this loader has no dataset, so `largest` has no default; give "
+                "largest=NUMBER"
             )
         largest = samples if largest is None else largest
         self.largest = whole("BatchGrowth", "largest", largest, self.batch_size)

@@ -30,8 +30,8 @@ class Loader(DataLoader[Any]):
     shuffle: draw a new order for each epoch. The order depends on (seed, epoch) only.
     sampler: a sampler to use instead of shuffle, such as `Curriculum`, `Levels` or torch's
     DistributedSampler. It must have `set_epoch(epoch)`, because a resumed run asks for the same
-    order again. The loader itself calls `set_epoch`. If you call `loader.sampler.set_epoch(epoch)`
-    between two iterations, the next iteration is that epoch.
+    order again. The loader itself calls `set_epoch`. After
+    `loader.sampler.set_epoch(epoch)` between two passes, the next pass is that epoch.
     drop_last and all other options are those of DataLoader; workers persist unless
     `persistent_workers=False`.
 
@@ -46,14 +46,14 @@ class Loader(DataLoader[Any]):
     Random draws in the data or in `collate_fn` depend on (seed, epoch, position) only, if they come
     from the global generators of Python, numpy and torch (on the CPU). So these draws are the same
     for any number of workers, and after a resume. The global generators of your process keep their
-    states. Without workers, each batch must save and restore these three states. Generators that
+    states. Without workers, each batch saves and restores these three states. Generators that
     belong to the data are not saved.
 
-    If loading can be random, `loader.dataset` is a wrapper with the samples and attributes of your
-    data, and `loader.dataset.data` is the data.
+    If the data or `collate_fn` may draw random numbers, `loader.dataset` wraps your data: it has
+    the same samples and attributes, and `loader.dataset.data` is the data itself.
 
     `accelerate.prepare(loader)` makes a new DataLoader from the parts of this loader. The new
-    DataLoader also advances the order and the counts of this loader. If `load_state_dict` is called
+    DataLoader also advances `epoch` and `position` of this loader. If `load_state_dict` is called
     on this loader before an epoch, the new DataLoader continues from the loaded position. With
     several processes, `position` may be up to one batch per process ahead. accelerate may fill up a
     batch with repeated samples, so that all processes get equally many samples. The random draws in
@@ -62,8 +62,8 @@ class Loader(DataLoader[Any]):
     Iterating over `loader.batch_sampler` begins an epoch, as iterating over the loader does.
 
     Raises ValueError for empty data, unequal lengths, a size below 1, or a sampler without
-    set_epoch. Raises RuntimeError if an iteration continues after another iteration began or a
-    state was loaded.
+    set_epoch. Raises RuntimeError if an iterator is used after a newer iterator began or a state
+    was loaded.
     """
 
     def __init__(

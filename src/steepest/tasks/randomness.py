@@ -37,10 +37,10 @@ def begin(seed: int) -> None:
 
 
 def remember(generators: Iterable[Any] = (), device: str | None = None) -> Callable[[], None]:
-    """Return a function that sets the random states to what they are now.
+    """Save the random states, and return a function that restores them.
 
-    generators: generators of torch, numpy and `random`, whose states are included. device: of the
-    model, if it is an accelerator.
+    generators: further generators of torch, numpy and `random` to save. device: the model's device,
+    if it is an accelerator.
     """
     accessors = (*states_of_process(device), *map(_accessor, generators))
     kept = [(put, get()) for get, put in accessors]

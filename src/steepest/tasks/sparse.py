@@ -41,8 +41,8 @@ class Passages:
 def documentation() -> Passages:
     """Python's own documentation. Each topic is 80 % training, 10 % validation and 10 % test data.
 
-    A paragraph that is in several topics is used only in the first of these topics. The paragraphs
-    of a topic are in a random order that is always the same.
+    A paragraph that is in several topics is used only in the first of these topics. The order of
+    the paragraphs of a topic is random, but fixed.
     """
     from pydoc_data.topics import topics  # 0.7 MB
 

@@ -136,7 +136,7 @@ class Recipe:
                 raise ValueError(f"expected a number in {self.knobs[knob].domain}")
         elif spaces.option_of(knob) in self.maker.whole_numbers:
             raise ValueError(
-                "it is a whole number, but a search also tries fractions; expected another knob"
+                "it takes whole numbers, but a search also tries fractions; search another option"
             )
         else:
             self.maker.try_out({**self.maker.defaults, **spaces.options({knob: value})})

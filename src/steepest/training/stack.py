@@ -31,8 +31,8 @@ class _WithLoss(nn.Module):
 class Stack:
     """Models of one architecture whose parameters are slices of stacked tensors.
 
-    Each model stays usable alone: its parameters and their gradients are views of the stacks, so
-    that an optimizer of its own steps it in place.
+    Each model stays usable alone. Its parameters and gradients are views of the stacks, so its own
+    optimizer updates it in place.
 
     Raises BadCall for models that cannot be stacked: with buffers, of different shapes, or of more
     than LARGEST parameters.

@@ -116,13 +116,13 @@ def make_step(
     """Return a function that makes a step on a batch, and returns the cost.
 
     The unit of the cost is one gradient of this batch. A product with the Hessian counts as two.
-    The function's second argument is the number of the step, for the error if the loss is not
-    finite; None: the loss is not checked.
+    The function's second argument is the number of the step, which is named in the error if the
+    loss is not finite. With None, the loss is not checked.
 
-    All calls of a closure within a step see the same loss: the batch and the random states, and so
-    the masks of dropout, are the same. Only the first call changes the model's buffers, such as the
-    running statistics of batch normalisation. So a step leaves random states and buffers as a step
-    without a closure does.
+    All calls of a closure within a step compute the same function: the batch and the random states,
+    and so the masks of dropout, are the same. Only the first call changes the model's buffers, such
+    as the running statistics of batch normalisation. So random states and buffers are the same
+    after a step with a closure and after one without.
     """
     model, spent = setup.model, 0.0
     params = [p for group in optimizer.param_groups for p in group["params"]]

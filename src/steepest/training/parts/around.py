@@ -67,9 +67,9 @@ class Lookahead(Part):
     ) -> torch.optim.Optimizer:
         if two_points(optimizer):
             raise BadCall(
-                f"entry {entry!r}: +{self.name} keeps slow weights for evaluation, and the "
-                f"optimizer has weights of its own for it, by eval() and train(): expected an "
-                f"optimizer without them, or an entry without +{self.name}"
+                f"entry {entry!r}: +{self.name} and the optimizer's eval() and train() would both "
+                f"exchange the weights for evaluation: use another optimizer, or leave "
+                f"+{self.name} out"
             )
         return SlowAtEvaluation(optimizer, alpha=self.value(hyper, "alpha"))
 
