@@ -253,7 +253,7 @@ NET = Net()
         ({"model": nn.Linear(2, 2)}, "parameters that the model does not have"),
         ({"loss": lambda m, b: 1.0}, "a tensor of one element"),
         ({"loss": lambda m, b: m(b[0])}, "a tensor of one element"),
-        ({"loss": lambda m, b: loss_of(NET, b)}, "a copy of yours"),
+        ({"loss": lambda m, b: loss_of(NET, b)}, "copy of the model that is"),
     ],
 )  # fmt: skip
 def test_a_range_test_refuses(options, words):

@@ -416,7 +416,7 @@ def test_a_state_from_before_the_seed_was_saved_is_taken():
         (lambda: Loader(7, 1), "a int was given, expected a map-style dataset"),
         (lambda: Loader((ROWS,), 1, seed=-1), "seed=-1"),
         (lambda: Loader((ROWS,), 1, sampler=RandomSampler(ROWS)), "cannot be resumed"),
-        (lambda: Loader((ROWS,), 1, in_order=False), "expected batches in order"),
+        (lambda: Loader((ROWS,), 1, in_order=False), "leave in_order out"),
         (lambda: Loader((ROWS,), 1).load_state_dict({}), "load what Loader.state_dict"),
         (lambda: Loader((ROWS,), 1).load_state_dict([1]), "a state of list was given"),
         (lambda: Shuffled(0), "samples=0"),

@@ -49,7 +49,7 @@ def on_meta(monkeypatch):
         ("cpu:0", None),
         ("cpu:1", "--device cpu:1: torch finds no such device on this machine: expected one of c"),
         ("meta", "--device meta: torch finds no such device"),
-        ("gpu", "--device 'gpu' is no device of torch: expected one of .*: cpu"),
+        ("gpu", "--device 'gpu' is no device of torch: expected one of cpu"),
         ("", "--device '' is no device of torch"),
         ("Größe", "--device 'Größe' is no device of torch"),
         ("cuda:-1", "--device 'cuda:-1' is no device of torch"),

@@ -422,7 +422,7 @@ class Two(torch.optim.SGD):
         ("strange:Bare+sam", r"step\(\) of Bare has no argument closure"),
         ("momentum+adaptive-batch+sam", r"\+adaptive-batch computes .* and \+sam needs a closure"),
         ("torch.optim:LBFGS+adaptive-batch", r"and torch.optim:LBFGS needs a closure: expected no"),
-        ("momentum+sam+asam", r"\+sam and \+asam do the same: expected one of them"),
+        ("momentum+sam+asam", r"\+sam and \+asam exclude each other: keep one of them"),
         ("momentum+sam+cosine", r"expected each part once, in the order \+cosine\+sam"),
         ("bfgs+sam", r"bfgs takes no \+sam: expected bfgs alone"),
         ("genetic+lookahead", r"genetic takes no \+lookahead"),

@@ -1,4 +1,4 @@
-"""The learning rate range test: at which rates the loss falls, and at which it rises."""
+"""The learning rate range test finds the rates at which the loss falls, and at which it rises."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class RangeTest:
 
     @property
     def fall(self) -> Interval | None:
-        """The rate at which the smoothed loss falls fastest. None if it falls for no seed."""
+        """The rate at which the smoothed loss falls fastest. None if it never falls."""
         return _interval(self.falls)
 
     @property
     def rise(self) -> Interval | None:
-        """The rate at which the smoothed loss begins to rise. None if it rises for no seed."""
+        """The rate at which the smoothed loss begins to rise. None if it never rises."""
         return _interval(self.rises)
 
     def __str__(self) -> str:
@@ -104,16 +104,16 @@ def range_test(
 
     For each seed a copy of model and optimizer makes `steps` steps. A run stops early when the loss
     is not finite, or when its moving mean exceeds `diverged` times the lowest moving mean so far.
-    If the lowest moving mean is negative, the run stops when the current moving mean is more than
-    (diverged - 1) * abs(lowest) above it. Moving means are over about a tenth of the steps. The
-    curve of the loss is smoothed in the same way. A seed changes the order of the batches and the
-    model's own randomness. The interval over seeds shows how much the answer depends on the seed.
-    It is not a confidence interval.
+    If that lowest mean is negative, the run stops when the current moving mean is more than
+    (diverged - 1) * abs(lowest mean) above the lowest mean. Moving means are over about a tenth of
+    the steps. The loss curve is smoothed in the same way. A seed changes the order of the batches
+    and the model's own randomness. The interval over seeds shows how much the rates depend on the
+    seed. It is not a confidence interval.
 
     model: its copies keep its mode, so call train() or eval() before range_test.
     optimizer: an optimizer over the model's parameters. Its step() gets a closure, so SAM works
     too. The optimizer's hooks are not copied. If groups have different lr, the ratios between their
-    lr are kept, and the lr in the result is that of the group with the largest lr.
+    lr are kept, and the result gives the lr of the group with the largest lr.
     loss: `loss(model, batch)` returns the loss, a tensor of one element. The function must use the
     model that is passed to it, which is a copy.
     batches: anything that can be iterated repeatedly. A list is iterated in a new order each time.
@@ -124,9 +124,9 @@ def range_test(
 
     Nothing that you pass in is changed, even after an error or Ctrl-C: weights, buffers, gradients,
     modes, the optimizer and its lr, and the random generators of torch, numpy, Python and the
-    DataLoader all keep their state. Only a data set's own state may change. Raises TypeError or
-    ValueError for invalid arguments, and for a model that cannot be copied. Call range_test before
-    you wrap the model in DDP or the like.
+    DataLoader all keep their state. The only exception is state inside your data set. Raises
+    TypeError or ValueError for invalid arguments, and for a model that cannot be copied. Call
+    range_test before you wrap the model in DDP or the like.
     """
     optimizer = unwrapped(optimizer)
     if not isinstance(model, torch.nn.Module) or not isinstance(optimizer, torch.optim.Optimizer):
@@ -136,8 +136,8 @@ def range_test(
         )
     if isinstance(optimizer, torch.optim.LBFGS):  # its copy has no parameters
         raise TypeError(
-            "range_test: an LBFGS was given, expected an optimizer that can be copied; let its "
-            'line_search_fn="strong_wolfe" find the rate'
+            "range_test: an LBFGS was given, which range_test cannot copy; with "
+            'line_search_fn="strong_wolfe", an LBFGS needs no range test'
         )
     seeds, steps = plain(seeds), plain(steps)
     numbers = list(range(seeds)) if isinstance(seeds, int) else [*map(plain, seeds)]
@@ -166,8 +166,8 @@ def range_test(
     known = {id(p) for p in model.parameters()}
     if not all(id(p) in known for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
-            "range_test: the optimizer has parameters that the model does not have, expected an "
-            "optimizer over the model's parameters; pass the module that holds them all"
+            "range_test: the optimizer has parameters that the model does not have; pass the "
+            "module that contains all parameters of the optimizer"
         )
     lrs = [low * (high / low) ** (k / (steps - 1)) for k in range(steps)]
     width = max(3, 2 * (steps // (2 * _WINDOWS)) + 1)
@@ -208,7 +208,7 @@ def _run(
     best = inf
     for lr, batch in zip(lrs, batches, strict=False):
         for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
-            # base_lr too: AdaBound then behaves like one that was made with this lr
+            # base_lr too, so that AdaBound behaves as if it was made with this lr
             for key in {"lr", "base_lr"} & group.keys():
                 if isinstance(group[key], Tensor):
                     group[key].fill_(lr * ratio)
@@ -236,7 +236,7 @@ def _compute_loss(
     value.backward()
     if all(p.grad is None for p in model.parameters()):
         raise ValueError(
-            "range_test: the loss does not depend on the model that is trained, a copy of yours; "
+            "range_test: the loss does not depend on the copy of the model that is trained; "
             "compute the loss from the model that the loss function gets as its first argument"
         )
     return value.detach()
@@ -331,5 +331,5 @@ def _save_position(batches: Any, inner: Any) -> Callable[[], None]:
         return restore_both
     try:
         return partial(batches.load_state_dict, batches.state_dict())
-    except AttributeError:  # accelerate's loader has both methods, even if the inner one lacks them
+    except AttributeError:  # accelerate's loader has both, even if the loader inside it has neither
         return lambda: None

@@ -18,8 +18,8 @@ class RestartFromBest(ReduceLROnPlateau):
     Call `step(metric)` after each evaluation. A restart comes when `patience` evaluations in a row
     have not improved on the best metric. The model then gets back the weights and buffers of its
     best evaluation, the optimizer's state is reset, and every group's lr is multiplied by `factor`.
-    When patience runs out again after `restarts` restarts, the model gets back the best weights and
-    `stopped` becomes True. Further calls of `step` change nothing.
+    After `restarts` restarts, instead of another restart, the model gets back the best weights and
+    `stopped` becomes True. Further calls of `step` then change nothing.
     Train `while not scheduler.stopped`.
 
     model: the module that the optimizer trains. The scheduler keeps one copy of the best weights. A
@@ -34,8 +34,8 @@ class RestartFromBest(ReduceLROnPlateau):
     restarts: the number of restarts. With 0, the scheduler only stops early, with the best weights.
 
     A reset gives the optimizer the state that it had when the scheduler was made, including the
-    state of wrappers. The options of the param groups other than lr do not change. Raises TypeError
-    or ValueError for invalid arguments.
+    state of wrappers. It changes no option of the param groups except lr. Raises TypeError or
+    ValueError for invalid arguments.
     """
 
     def __init__(

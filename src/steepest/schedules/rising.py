@@ -41,7 +41,7 @@ class NoamLR(LRScheduler):
     warmup: the number of warm-up steps.
     factor: a number, or a list with one number per param group.
 
-    Call `step()` after every optimizer step. The lr that the optimizer was made with is replaced.
+    Call `step()` after every optimizer step. NoamLR replaces the lr that the optimizer had before.
     AdaBound scales its bounds by the current lr divided by the lr that it was made with. So make
     AdaBound with the peak lr. Raises TypeError or ValueError for invalid arguments.
     """
@@ -92,8 +92,8 @@ class WarmupLR(LRScheduler):
     after: a scheduler that has not been stepped yet. It may consist of other schedulers
     (ChainedScheduler, SequentialLR). It may also be a ReduceLROnPlateau, which torch's SequentialLR
     does not support.
-    steps: the length of the warm-up, at least 1. One call of `step` is one step, so the unit is
-    that in which `after` is stepped.
+    steps: the length of the warm-up, at least 1, in the unit in which `after` is stepped, such as
+    batches or epochs.
     start: the factor of lr0 at step 0, in [0, 1]. The default is 1 / (steps + 1), because at lr 0
     the first step would be wasted.
 
@@ -108,9 +108,9 @@ class WarmupLR(LRScheduler):
     If `after` is a ReduceLROnPlateau or an object of a subclass, the WarmupLR is itself an instance
     of ReduceLROnPlateau, so trainers pass it a metric. If only `step(metric)` is called, as
     Lightning and transformers' Trainer do, each call counts as a warm-up step. Calls after the
-    warm-up go to `after`. As soon as `step()` is called without a metric, the two kinds of calls
-    are separate. From then on, `step()` counts the warm-up, and does nothing after the warm-up.
-    `step(metric)` is ignored during the warm-up, and goes to `after` later.
+    warm-up go to `after`. From the first `step()` without a metric on, `step()` makes the warm-up
+    steps, and does nothing after the warm-up. `step(metric)` is then ignored during the warm-up,
+    and goes to `after` once the warm-up is over.
 
     state_dict() includes the state of `after`, so save and load only the WarmupLR. Raises TypeError
     or ValueError for invalid arguments, and TypeError for a metric if `after` takes no metric.
@@ -138,7 +138,7 @@ class WarmupLR(LRScheduler):
         LRScheduler.__init__(self, after.optimizer)
 
     def _initial_step(self) -> None:
-        if self._last_lr:  # the caller is not __init__, but a SequentialLR that begins with this
+        if self._last_lr:  # called by a SequentialLR that begins with this one, not by __init__
             self._restart_after()
         LRScheduler._initial_step(self)
 
@@ -169,7 +169,7 @@ class WarmupLR(LRScheduler):
         if added and (name := _find_fixed(self.after)):
             raise ValueError(
                 f"WarmupLR: the optimizer now has {len(lrs)} param groups, expected "
-                f"{len(self.targets)}: {name}, which follows the warm-up, takes no groups later; "
+                f"{len(self.targets)}: {name}, which follows the warm-up, accepts no new groups; "
                 "add all groups before making the schedulers"
             )
         self.targets += added
@@ -262,7 +262,7 @@ def set_option(group: dict[str, Any], key: str, value: Any) -> None:
 def _find_fixed(scheduler: Any) -> str | None:
     """Return the class name of the first scheduler to which no group can be added later.
 
-    Looks at this scheduler, then at its parts. Returns None if all of them allow it.
+    Looks at this scheduler, then at its parts. Returns None if groups can be added to all of them.
     """
     if isinstance(scheduler, _FIXED_GROUPS):
         return type(scheduler).__name__

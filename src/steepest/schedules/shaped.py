@@ -20,8 +20,8 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda x: (1 - cos(pi * x)) / 2,
     "1-sqrt": sqrt,
 }
-"""Name of a shape -> function f. When the fraction x of the steps of a decay is done, the fraction
-f(x) of the decay is done.
+"""Name of a shape -> function f. After the fraction x of the steps, the value has made the fraction
+f(x) of its total change.
 """
 
 Floor = float | Sequence[float]
@@ -38,9 +38,9 @@ class _ScaledLR(LRScheduler):
     floors: list[float]
 
     def share(self, step: int, floor: float) -> float:
-        """Return what the initial lr of a group is multiplied by at `step`; the first step is 0.
+        """Return the factor of a group's initial lr at `step`; the first step is 0.
 
-        floor: the floor of the group.
+        floor: the group's final or lowest lr, as a fraction of its initial lr.
         """
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ class WSDLR(_ScaledLR):
         return super().get_lr()
 
     def share(self, step: int, floor: float) -> float:
-        """What the initial lr of a group is multiplied by at `step`; the first step is 0."""
+        """Return the factor of a group's initial lr at `step`; the first step is 0."""
         if step < self.warmup:
             return self.start + (1 - self.start) * step / self.warmup
         fraction = min((step - self.steps + self.decay) / self.decay, 1.0)
@@ -191,7 +191,7 @@ class CosineLR(_ScaledLR):
         super().__init__(optimizer, last_epoch)
 
     def share(self, step: int, floor: float) -> float:
-        """What the initial lr of a group is multiplied by at `step`; the first step is 0."""
+        """Return the factor of a group's initial lr at `step`; the first step is 0."""
         period, length = 0, self.steps
         if self.factor == 1:
             period, step = divmod(step, length)
@@ -285,7 +285,7 @@ class OptionSchedule(LRScheduler):
     def value(self, step: int) -> float:
         """Return the value at `step`; the first step is 0.
 
-        If `relative` is set, the value is a factor of the value that the group was made with.
+        If `relative` is set, this is the factor by which each group's original value is multiplied.
         """
         if callable(self._values):
             return real(self._values(step))
@@ -344,7 +344,7 @@ class OptionSchedule(LRScheduler):
             group["betas"] = tuple(betas)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step, and the values of the option that the groups were made with."""
+        """Return the step, and the original value of the option in each group."""
         state = super().state_dict()
         del state["_values"]
         return state

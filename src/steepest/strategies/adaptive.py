@@ -19,7 +19,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class _SampleLoss(nn.Module):
-    """The loss of one sample, as a batch of one. functional_call needs it to be a module."""
+    """A module that returns the loss of one sample. torch's functional_call needs a module."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -33,13 +33,14 @@ def per_sample(model: nn.Module, loss: Loss, batch: Any) -> tuple[Tensor, dict[s
     """The loss and the gradient of each sample in a batch.
 
     loss(model, batch): the mean loss over a batch, a tensor without dimensions. batch: tensors in
-    any nesting of tuples, lists and dicts. The first dimension of each tensor is the m samples.
+    any nesting of tuples, lists and dicts. The first dimension of each tensor has size m, the
+    number of samples.
 
     Returns the losses, shape [m], and a dict from parameter name to gradients, shape
     [m, *p.shape], for the parameters that require a gradient. Dropout drops different units for
     each sample. Uses torch.func (vmap of grad), so the gradients take m times the memory of the
-    parameters. If vmap does not support the model or the loss (a GRU, `.item()`), samples run one
-    by one, m times slower, and the logger "steepest" says so once.
+    parameters. If vmap does not support the model or the loss, as with a GRU or `.item()`, samples
+    run one by one, m times slower. The logger "steepest" reports this once.
 
     Raises ValueError if the loss is not a single number. Raises ValueError also if the model has
     batch normalisation in training mode or changes another buffer when called, because the loss of
@@ -94,12 +95,13 @@ def _loop_over_samples(
 
 
 def expected_loss(loss: float, gain: float, deviation: float, m: float) -> float:
-    """E|S'|, where S' is the loss after a step with m samples: the mean of a folded normal.
+    """The expected absolute loss E|S'| after a step with m samples.
 
-    S is the loss before the step. S' is normal with mean S - gain and variance deviation**2 / m.
-    To first order S' = S - lr * g.(mean gradient of m samples), where g is the true gradient. So
-    `gain` is lr * |g|**2, and `deviation` is lr * sqrt(g.Cg), where C is the covariance of one
-    sample's gradient. The normal S' can be negative, but a loss cannot, so |S'| is used instead.
+    S is the loss before the step. S' is normal with mean S - gain and variance deviation**2 / m, so
+    |S'| has a folded normal distribution. To first order S' = S - lr * g.(mean gradient of m
+    samples), where g is the true gradient. So `gain` is lr * |g|**2, and `deviation` is
+    lr * sqrt(g.Cg), where C is the covariance of one sample's gradient. The normal S' can be
+    negative, but a loss cannot, so |S'| is used instead.
     """
     return loss - _progress(loss, gain, deviation, m)
 
@@ -231,9 +233,10 @@ class AdaptiveBatch:
         squares: dict[str, Tensor],
         count: int,
     ) -> int:
-        """Return m*. `count`: how many samples gave their gradients so far.
+        """Return m*.
 
-        mean: the mean of these gradients. squares: the sum of their squared deviations from it.
+        count: the number of gradients that have been computed, one per sample. mean: their mean.
+        squares: the sum of their squared deviations from the mean.
         """
         names = {p: name for name, p in params.items()}
         gain = variance = 0.0
@@ -252,7 +255,7 @@ class AdaptiveBatch:
         return best_batch(loss, gain, math.sqrt(variance), self.largest)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts. It holds no state of the loader or the optimizer."""
+        """`samples`, `batch_size` and `wanted`, without the states of the loader and optimizer."""
         return {"samples": self.samples, "batch_size": self.batch_size, "wanted": self.wanted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

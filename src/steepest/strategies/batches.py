@@ -1,4 +1,4 @@
-"""The batch sampler of a Loader: which samples come in which batch."""
+"""The batch sampler of a Loader, which chooses the samples of each batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECOND_ITERATION = (
 class Indices(list[int]):
     """The sample indices of one batch, with a seed for the randomness in the batch.
 
-    A slice of it gets a seed of its own, because accelerate gives each process a slice.
+    Each slice gets a different seed, because accelerate gives each process a slice.
     """
 
     def __init__(self, indices: Iterable[int], seed: int) -> None:
@@ -44,7 +44,7 @@ class Indices(list[int]):
 
 
 class LoaderEpoch(int):
-    """The number of an epoch, marked to show that a Loader set it on the sampler, not the user."""
+    """An epoch number. Its type shows that a Loader, not the user, set it on the sampler."""
 
 
 class Batches(Sampler[list[int]]):
@@ -52,8 +52,8 @@ class Batches(Sampler[list[int]]):
 
     `epoch` and `position` are those of the next batch to hand out. An iteration begins at this
     position if a state was loaded or the last epoch has ended. Otherwise it begins the next epoch.
-    Any DataLoader iterates over this object to draw batches. Each new iteration begins an epoch,
-    and ends the iteration that is running.
+    Any DataLoader iterates over this object to draw batches. A new iteration ends the iteration
+    that is running.
 
     Raises TypeError if no seed is given. Lightning gives no seed when it tries to replace the
     order.
@@ -64,9 +64,9 @@ class Batches(Sampler[list[int]]):
     ) -> None:
         if seed is None:
             raise TypeError(
-                f"Loader: a {type(order).__name__} was given in place of the Loader's own sampler, "
-                "expected no replacement; in Lightning predict with a DataLoader, overfit with "
-                "shuffle=False, and on several devices use "
+                f"Loader: a {type(order).__name__} was given as a replacement for the Loader's own "
+                "sampler, which a Loader does not allow; in Lightning predict with a DataLoader, "
+                "overfit with shuffle=False, and on several devices use "
                 "Loader(..., sampler=DistributedSampler(...)) or use_distributed_sampler=False"
             )
         self.order, self.drop_last, self.seed = order, drop_last, seed
@@ -103,9 +103,9 @@ class Batches(Sampler[list[int]]):
 
         An epoch that has begun already is ignored, so that no order is repeated. Trainers call
         this method before each epoch with an epoch number of their own. After a state was loaded,
-        the trainer's number may differ from this object's. So a call changes nothing if its `epoch`
-        is that of the last call, or one more. A call between load_state_dict and the next iteration
-        changes nothing either.
+        the trainer's number may differ from the loaded number. So a call changes nothing if its
+        `epoch` equals that of the last call or is one more. A call between load_state_dict and the
+        next iteration changes nothing either.
         """
         epoch = whole("Loader", "epoch", epoch, 0)
         last = self.last_set_epoch
@@ -157,7 +157,7 @@ class Batches(Sampler[list[int]]):
     def begin_iteration(self) -> object:
         """Begin an iteration, and return a new `token` for it.
 
-        The iteration may continue only until another one replaces this token.
+        The iteration may continue only until another iteration replaces this token.
         """
         if not self.starts_here or (self.position and self._epoch_is_over()):
             self.epoch, self.position = self.epoch + 1, 0

@@ -1,4 +1,4 @@
-"""The dataset wrappers of a Loader: whole batches of tensors, and reproducible randomness."""
+"""Dataset wrappers for a Loader: for whole batches of tensors, and for reproducible randomness."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Collated:
 
     def __getitem__(self, _: Any) -> Any:
         raise TypeError(
-            "Loader: a DataLoader with a Loader's dataset and batch_sampler was given another "
-            "collate_fn, expected the Loader's; give collate_fn=loader.collate_fn too"
+            "Loader: a DataLoader was given the dataset and the batch_sampler of a Loader, but "
+            "another collate_fn; give collate_fn=loader.collate_fn too"
         )
 
 

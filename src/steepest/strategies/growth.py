@@ -28,23 +28,23 @@ class BatchGrowth(LRScheduler):
     """Change the batch size where a schedule would change the learning rate.
 
     Smith, Kindermans, Ying and Le 2017, arXiv:1711.00489. If the schedule asks for lr_0 * f, the
-    learning rate stays lr_0 and the batch size becomes B_0 / f, rounded, so lr / B follows the
-    schedule. If B_0 / f is above `largest` or below 1, the batch size B stays at `largest` or at 1,
-    and the learning rate becomes lr_0 * f * B / B_0: the paper's hybrid.
+    learning rate stays lr_0 and the batch size B becomes B_0 / f, rounded, so lr / B follows the
+    schedule. If B_0 / f is above `largest` or below 1, B stays at `largest` or at 1, and the
+    learning rate becomes lr_0 * f * B / B_0: the paper's hybrid.
     `BatchGrowth(MultiStepLR(optimizer, [60, 120, 160], 0.2), loader)` multiplies the batch size by
     5 at each milestone.
 
     schedule: any scheduler object of torch.optim.lr_scheduler. lr_0 is the `initial_lr` that
     schedulers keep in each group. f must be the same for all groups. So if the schedule has an
-    absolute limit such as eta_min, all groups need the same lr. In a
-    warm-up, the batch size starts above B_0 and shrinks.
+    absolute limit such as eta_min, all groups need the same lr. In a warm-up, the batch size starts
+    above B_0 and shrinks.
     loader: a `Loader`, or anything with a `batch_size` that can be set. B_0 is the current batch
     size.
     largest: at least B_0; by default the number of samples.
 
     Call `step(...)` instead of `schedule.step(...)`, with the same arguments. If `schedule` is a
-    ReduceLROnPlateau, this object is itself an instance of ReduceLROnPlateau. A momentum
-    that the schedule sets is not changed.
+    ReduceLROnPlateau, this object is itself an instance of ReduceLROnPlateau. A momentum that the
+    schedule sets is not changed.
 
     Raises ValueError if the groups have different schedules, if param groups are added later, if
     lr_0 is 0, or if `largest` is below B_0 or above the number of samples.
@@ -119,7 +119,7 @@ class BatchGrowth(LRScheduler):
         self._apply()
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's state and the settings, without those of the loader and the optimizer."""
+        """The state of the schedule and of this object, but not of the loader or the optimizer."""
         return {
             "schedule": self.schedule.state_dict(),
             "wrapped": [*self.wrapped],

@@ -16,8 +16,8 @@ def on_gradients(
 
     begin: is called once for each step, and returns the function that changes the gradients. With
     `step()`, that function runs before the step. With `step(closure)`, it runs after each call of
-    the closure, because only then are the gradients there. Of several such hooks, the one that was
-    registered first changes the gradients first.
+    the closure, because the closure computes the gradients. If several such hooks are registered,
+    they change the gradients in the order of their registration.
     """
 
     def before_step(

@@ -30,10 +30,10 @@ class Loader(DataLoader[Any]):
     shuffle: draw a new order for each epoch. The order depends on (seed, epoch) only.
     sampler: a sampler to use instead of shuffle, such as `Curriculum`, `Levels` or torch's
     DistributedSampler. It must have `set_epoch(epoch)`, because a resumed run asks for the same
-    order again. The loader itself calls `set_epoch`. After
-    `loader.sampler.set_epoch(epoch)` between two passes, the next pass is that epoch.
-    drop_last and all other options are those of DataLoader; workers persist unless
-    `persistent_workers=False`.
+    order again. The loader itself calls `set_epoch`. To choose the epoch of the next pass, call
+    `loader.sampler.set_epoch(epoch)` between two passes.
+    drop_last and all other options are those of DataLoader. Worker processes are kept between
+    epochs unless `persistent_workers=False`.
 
     `for batch in loader` starts a new epoch, as with any DataLoader, even after a `break` or an
     error. But after `load_state_dict` the next loop continues the saved epoch. So
@@ -59,7 +59,7 @@ class Loader(DataLoader[Any]):
     batch with repeated samples, so that all processes get equally many samples. The random draws in
     such a batch are not reproducible.
 
-    Iterating over `loader.batch_sampler` begins an epoch, as iterating over the loader does.
+    Iterating over `loader.batch_sampler` also begins an epoch.
 
     Raises ValueError for empty data, unequal lengths, a size below 1, or a sampler without
     set_epoch. Raises RuntimeError if an iterator is used after a newer iterator began or a state
@@ -96,8 +96,8 @@ class Loader(DataLoader[Any]):
             )
         if options.get("in_order") is False:
             raise ValueError(
-                "Loader: in_order=False was given, expected batches in order, because a resume "
-                "counts them"
+                "Loader: in_order=False was given, but resuming counts the batches in order; leave "
+                "in_order out"
             )
         self._batches = Batches(sampler, drop_last, whole("Loader", "seed", seed, 0))
         self._batches.resize(batch_size)
@@ -121,7 +121,7 @@ class Loader(DataLoader[Any]):
         self._batches.prefetched = self.num_workers * (self.prefetch_factor or 0)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "sampler":  # with a batch sampler, torch does not use this one
+        if name == "sampler":  # with a batch sampler, torch does not use `sampler`
             value = self._batches.order
         if name != "batch_size":
             super().__setattr__(name, value)
@@ -205,7 +205,7 @@ class Loader(DataLoader[Any]):
         if new["samples"] != samples:
             raise ValueError(
                 f"Loader: a state for {new['samples']} samples was given, expected {samples}; use "
-                "the data with which it was saved"
+                "the same data as when the state was saved"
             )
         for key in ("epoch", "position", "seed"):
             whole("Loader", key, new[key], 0)

@@ -1,4 +1,4 @@
-"""Orders of the data as torch Samplers: shuffled, a curriculum, levels of difficulty."""
+"""Samplers that order the data: shuffled, by a curriculum, or by levels of difficulty."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Order(Sampler[int]):
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration, counted from 0."""
         whole(type(self).__name__, "epoch", epoch, 0)
-        self.epoch = epoch  # unchanged, because a Loader recognises its own LoaderEpoch object
+        self.epoch = epoch  # not as an int, because a Loader recognises its own LoaderEpoch object
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -42,7 +42,7 @@ class Order(Sampler[int]):
 
 
 class Shuffled(Order):
-    """Yields every sample once per epoch, in a new random order. samples: their number."""
+    """Yields every index once per epoch, in a new random order. samples: the number of samples."""
 
     def __init__(self, samples: int, seed: int = 0) -> None:
         super().__init__(seed)
@@ -64,12 +64,12 @@ class Curriculum(Order):
 
     scores: the difficulty of each sample, shape [n], finite. A low score means easy. `difficulty`
     computes scores from a model's losses.
-    pace: a function from the step to a fraction in (0, 1]; see `pacing`. Steps count from 0, and go
-    on counting from epoch to epoch.
-    batch_size: samples per step. The part of the data always has at least this many samples. An
-    epoch has n // batch_size steps. A Loader with another batch size gets the same samples in the
-    same order.
-    first: the samples that come first: "easy", "hard" (the paper's anti-curriculum) or "random"
+    pace: a function from the step to a fraction in (0, 1]; see `pacing`. Steps are counted from 0
+    over all epochs.
+    batch_size: samples per step. If pace(t) * n is smaller, a step draws from the first batch_size
+    samples of the sorted data. An epoch has n // batch_size steps. A Loader with another batch size
+    gets the same samples in the same order.
+    first: which samples are used first: "easy", "hard" (the paper's anti-curriculum) or "random"
     (the paper's control, a random order drawn from the seed).
 
     Raises ValueError if `scores` is empty or not finite, or if batch_size exceeds n. Iteration
@@ -108,9 +108,9 @@ class Curriculum(Order):
         self.scores = -values if first == "hard" else values
 
     def ranking(self) -> np.ndarray:
-        """The indices of all samples, shape [n], in the order in which `pace` lets them in."""
+        """The indices of all samples, shape [n], in the order in which `pace` adds them."""
         if self.first == "random":
-            # the seed has three numbers; the seeds of steps have two, so they are different
+            # three numbers, so that this seed differs from the seeds of the steps, which have two
             return np.random.default_rng((self.seed, 0, 1)).permutation(len(self.scores))
         return np.argsort(self.scores, kind="stable")
 
@@ -188,7 +188,7 @@ class Levels(Order):
         """Report an evaluation at the current level. Returns whether the next level is due.
 
         The next level is due if the validation accuracy is above 0.95, or if the training accuracy
-        is below the training accuracy of five evaluations earlier. When a level is due, the
+        is below the training accuracy of five evaluations earlier. When the next level is due, the
         accuracies of earlier calls are forgotten. Accuracies are in [0, 1]; a nan never makes a
         level due.
         """
@@ -246,8 +246,8 @@ def difficulty(
     curriculum ("bootstrapping", also called self-taught scores).
 
     loss(model, batch): a number, the mean over a batch. Here each batch is one sample.
-    torch.func.vmap runs many of them together; if vmap does not support the model, the loss or the
-    data, they run one by one.
+    torch.func.vmap runs many samples together. If vmap does not support the model, the loss or the
+    data, the samples run one by one.
     data: as for `Loader`.
 
     The model is in evaluation mode during the call. Afterwards all its modules have their old mode

@@ -34,9 +34,9 @@ class EarlyStopping:
         self.least = number("EarlyStopping", "least", least, "[0, inf)")
         self.mode = choice("EarlyStopping", "mode", mode, ("min", "max"))
         self.best: float | None = None
-        """The best metric; None before the first finite one."""
+        """The best metric; None before the first finite metric."""
         self.evaluations = self.best_at = 0
-        """The number of evaluations so far, and which of them was the best, counted from 1."""
+        """How many evaluations were reported, and which of them was the best, counted from 1."""
         self._weights: dict[str, Any] = {}
 
     def step(self, metric: Any) -> bool:
@@ -64,7 +64,7 @@ class EarlyStopping:
         self.model.load_state_dict(self._weights)
 
     def state_dict(self) -> dict[str, Any]:
-        """The best metric, the weights of that evaluation, and the counts."""
+        """The best metric and its weights, `evaluations` and `best_at`."""
         return {
             "best": self.best,
             "best_at": self.best_at,

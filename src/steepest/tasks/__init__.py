@@ -41,7 +41,7 @@ def is_file(name: str) -> bool:
 
 
 def held(name: str) -> AbstractContextManager[bytes | None]:
-    """Keep the present source of a task's file in use until the block ends, even if it is edited.
+    """Use the present source of a task's file until the block ends, even if the file is edited.
 
     Yields that source, or None for a task that is not in a user's file.
     """
@@ -76,8 +76,8 @@ def get(name: str, data: str | None = None, device: str | None = None) -> Task:
 
     Raises BadCall if there is no such task, or if it cannot be on the device.
 
-    data: the folder of a task in `DATA_TASKS`. device: where its model and data are, such as cuda;
-    None: on the CPU, or where the user's file puts them.
+    data: the folder of a task in `DATA_TASKS`. device: the device for the task's model and data,
+    such as cuda. If it is None, they are on the CPU, or where the user's file puts them.
     """
     return devices.on(_get(name, data), device)
 

@@ -1,4 +1,4 @@
-"""`--device`: which devices there are, and tasks whose model and data are on one of them."""
+"""`--device`: finds the devices of this machine, and puts a task's model and data on one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steepest.tasks.task import CPU, Task
 
 
 def found(name: str) -> torch.device:
-    """The device called `name`, such as cpu, cuda, cuda:1 or mps; BadCall if it is not here."""
+    """Return the device `name`, such as cuda or cuda:1. Raises BadCall if this machine has none."""
     counts = {"cpu": 1}
     if torch.accelerator.is_available() and (here := torch.accelerator.current_accelerator()):
         counts[here.type] = torch.accelerator.device_count()
@@ -24,8 +24,8 @@ def found(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadCall(
-            f"--device {name!r} is no device of torch: expected one of those that torch finds on "
-            f"this machine: {', '.join(known)}"
+            f"--device {name!r} is no device of torch: expected one of {', '.join(known)}, which "
+            f"torch finds on this machine"
         ) from None
     if (device.index or 0) >= counts.get(device.type, 0):
         raise BadCall(
@@ -36,9 +36,9 @@ def found(name: str) -> torch.device:
 
 
 def on(task: Task, name: str | None) -> Task:
-    """The task with its model and data on the device called `name`; the same task for None.
+    """Return the task with its model and data on the device `name`; for None, the same task.
 
-    Raises BadCall if there is no such device, or if the task takes none.
+    Raises BadCall if there is no such device, or if the task's function takes no device.
     """
     if name is None:
         return task
@@ -47,17 +47,18 @@ def on(task: Task, name: str | None) -> Task:
     if "device" not in signature(function).parameters:
         form = "task(seed, device)" if task.build else "train(make_optimizer, report, seed, device)"
         raise BadCall(
-            f"--device {name}: {task.name} takes no device: expected a function {form} that puts "
-            f"its model and its batches on `device`; or leave --device out"
+            f"--device {name}: {task.name} takes no device: define {form} and put the model and "
+            f"the batches on `device`, or leave --device out"
         )
     bound = partial(function, device=device)
     return replace(task, build=bound) if task.build else replace(task, train=bound)
 
 
 def given(function: Callable[..., Any], device: torch.device | None) -> dict[str, torch.device]:
-    """`device` as an argument for a function of the user's, where it has such a parameter.
+    """Return the argument `device` for a user's function; {} if it has no such parameter.
 
-    device: what --device says; None: the parameter's default, or the CPU if it has none.
+    device: the value of --device. If it is None, the function gets the parameter's default, or the
+    CPU if the parameter has no default.
     """
     parameter = signature(function).parameters.get("device")
     if parameter is None or (device is None and parameter.default is not parameter.empty):
@@ -66,6 +67,6 @@ def given(function: Callable[..., Any], device: torch.device | None) -> dict[str
 
 
 def title(name: str) -> str:
-    """The name that the maker of a device gives to it."""
+    """The product name of a device; its name in torch if it has no product name."""
     device = found(name)
     return getattr(torch.get_device_module(device), "get_device_name", str)(device)

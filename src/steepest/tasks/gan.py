@@ -15,7 +15,7 @@ NOISE = 16
 """How many inputs the generator has."""
 SAMPLES, STEPS, EVERY = 1000, 1000, 100
 PRESENT = 0.02
-"""A digit counts as drawn if at least this share of the samples shows it. The average is 0.1."""
+"""A digit counts as drawn if at least this share of the samples shows it. The mean share is 0.1."""
 
 
 def _classifier() -> nn.Sequential:
@@ -28,8 +28,8 @@ def _classifier() -> nn.Sequential:
 def judge() -> nn.Sequential:
     """Train a classifier on the digits. Its last hidden layer gives the features.
 
-    It is trained by plain torch, for 400 steps and from a fixed seed, so every entry is judged by
-    the same classifier.
+    The classifier is trained by plain torch, for 400 steps and from a fixed seed, so every entry is
+    judged by the same classifier.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -129,7 +129,7 @@ def _train(
         generator_optimizer.step()
         if step % EVERY == 0 or step == steps:
             with torch.no_grad(), evaluating(generator_optimizer, critic_optimizer):
-                drawn = generator.eval()(fixed).cpu()  # where the judge is
+                drawn = generator.eval()(fixed).cpu()  # the judge is on the CPU
             generator.train()
             validation, modes = judged(drawn, "validation")
             report(step, validation=validation, test=judged(drawn, "test")[0], modes=modes)

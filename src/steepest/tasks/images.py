@@ -1,4 +1,4 @@
-"""Classification of images: scikit-learn's digits, and files of the IDX format of MNIST."""
+"""Classification of images: scikit-learn's digits, and files in the IDX format of MNIST."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ EVALUATED = 1000
 def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> Split:
     """scikit-learn's 1,797 digits: split -> (images [n, 1, 8, 8] in [0, 1], classes [n]).
 
-    train, validation: how many images these two splits have. `seed` draws these images, and all
-    other images are in the split "test". An empty split is left out.
+    train, validation: how many images these two splits have. They are drawn at random, from `seed`.
+    All other images are in the split "test". An empty split is left out.
     """
     from sklearn.datasets import load_digits  # slow to import
 
@@ -47,7 +47,7 @@ def digits(train: int = TRAIN, validation: int = VALIDATION, seed: int = 0) -> S
 
 
 def chance(data: Split) -> float:
-    """The best accuracy, on validation or test data, of predicting one class for all images."""
+    """The accuracy of always predicting the commonest class: the higher of validation and test."""
     evaluated = (data[split][1] for split in ("validation", "test"))
     return max(labels.bincount().max().item() / len(labels) for labels in evaluated)
 
@@ -94,7 +94,7 @@ def _setup(
 ) -> Setup:
     torch.manual_seed(seed)
     data = {split: (x.to(device), y.to(device)) for split, (x, y) in splits().items()}
-    # made on the CPU: so its initial weights are the same on every device
+    # made on the CPU, so that its initial weights are the same on every device
     model = _network(data["train"][0].shape[-1], hidden, batchnorm, dropout).to(device)
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -167,8 +167,8 @@ def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
         array = read_idx(path)
         if array.ndim != dimensions or len(array) == 0:
             raise BadCall(
-                f"'{path}' has the shape {array.shape}: expected {dimensions} dimensions, with a "
-                f"first one above 0; download the published file"
+                f"'{path}' has the shape {array.shape}: expected {dimensions} dimensions and at "
+                f"least one image or label; download the published file"
             )
         arrays.append(array)
     images, labels = arrays
@@ -183,7 +183,7 @@ def _read_pair(folder: Path, prefix: str) -> tuple[Tensor, Tensor]:
 
 
 def idx_task(name: str, folder: Path) -> Task:
-    """Make a task: a network of 106,000 parameters on the four published files in `folder`."""
+    """Make a task that trains 106,000 parameters on the four published files in `folder`."""
     images, labels = _read_pair(folder, "train")
     if len(images) <= IDX_VALIDATION:
         raise BadCall(

@@ -16,7 +16,7 @@ NUMPY = (np.random.get_state, np.random.set_state)
 
 
 def states_of_torch(device: str | None = None) -> Accessors:
-    """The state of torch on the CPU, and that of the device, if it is an accelerator."""
+    """Torch's random state on the CPU, and also on the device if it is an accelerator."""
     cpu = ((torch.get_rng_state, torch.set_rng_state),)
     if device is None or torch.device(device).type == "cpu":
         return cpu
@@ -25,7 +25,7 @@ def states_of_torch(device: str | None = None) -> Accessors:
 
 
 def states_of_process(device: str | None = None) -> Accessors:
-    """The states of torch, numpy and `random`."""
+    """The random states of torch, numpy and `random`."""
     return (*states_of_torch(device), NUMPY, (random.getstate, random.setstate))
 
 
@@ -59,7 +59,7 @@ class OwnStates:
     """Random states of one of several runs that take turns in a process."""
 
     def __init__(self) -> None:
-        # numpy's generator is exchanged as a whole: copying its state would take 0.1 ms
+        # numpy's generator object is exchanged, because copying its state would take 0.1 ms
         self._states = torch.get_rng_state(), np.random.MT19937(), random.getstate()
 
     @contextmanager

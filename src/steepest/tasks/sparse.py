@@ -25,12 +25,12 @@ EVERY = 25
 
 @dataclass(frozen=True)
 class Passages:
-    """Passages of several topics. Each word is a number."""
+    """Passages of several topics. Each word is stored as a number."""
 
     splits: dict[str, tuple[Tensor, Tensor]]
     """Split -> (words [n, LENGTH], topics [n])."""
     words: int
-    """How many different numbers the words have. 0 is any word that is not in the training data."""
+    """The size of the vocabulary. Word 0 stands for all words that are not in the training data."""
     topics: int
     """How many topics there are."""
     sha256: str
@@ -86,7 +86,7 @@ def _model(data: Passages) -> nn.Module:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: str) -> float:
-    """The share of passages with the right topic predicted; nan if a score is not finite."""
+    """The share of passages whose topic is predicted correctly; nan if a score is not finite."""
     device = next(model.parameters()).device
     words, topics = (each.to(device) for each in documentation().splits[split])
     scores = model(words)
@@ -115,7 +115,7 @@ class Stepper:
                 self.optimizer.step()
                 self.sparse = True
                 return
-            except Exception:  # each package has its own error; an unrelated one recurs below
+            except Exception:  # each package has its own error; an unrelated error recurs below
                 self.sparse = False
                 self.optimizer.state.clear()
                 with torch.no_grad():
@@ -131,7 +131,7 @@ class Stepper:
 def train(
     make_optimizer: Make, report: Reporter, seed: int, steps: int, device: torch.device = CPU
 ) -> None:
-    """The training loop, on sparse gradients if the optimizer takes them."""
+    """The training loop. It uses sparse gradients if the optimizer accepts them."""
     torch.manual_seed(seed)
     data = documentation()
     words, topics = (each.to(device) for each in data.splits["train"])

@@ -1,4 +1,4 @@
-"""What a task is made of."""
+"""The classes that describe a task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Reporter(Protocol):
 
 
 Make = Callable[[Any], torch.optim.Optimizer]
-"""`make_optimizer(params_or_model)` returns a new optimizer: the one that the race compares."""
+"""`make_optimizer(params_or_model)` returns a new optimizer of the entry that is trained."""
 
 
 def two_points(optimizer: torch.optim.Optimizer) -> bool:
@@ -40,7 +40,7 @@ def two_points(optimizer: torch.optim.Optimizer) -> bool:
 def on_eval(optimizer: Any, call: Callable[[], None]) -> None:
     """Call a function after each eval() of the optimizer.
 
-    The optimizer gets a subclass for this: Lightning's wrapper calls methods of the class.
+    The optimizer's class becomes a subclass, because Lightning's wrapper calls the class's methods.
     """
     cls = type(optimizer)
 
@@ -70,7 +70,7 @@ def evaluating(*optimizers: torch.optim.Optimizer) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Samples:
-    """The training data, of which any samples can be taken, and the task's batch size."""
+    """The training data, from which samples can be chosen by index, and the task's batch size."""
 
     data: Any
     """A tuple of tensors of the same length, or, with `collate`, a map-style dataset."""
@@ -80,7 +80,8 @@ class Samples:
     drop_last: bool = False
     """Leave out the last batch of an epoch if it is smaller than the others."""
     order: Callable[[], Sequence[int]] | None = None
-    """Draws the order of one epoch as the task's own batches do. None: `orders` uses its seed."""
+    """Draws the order that an epoch of the task's own batches would have. If it is None, `orders`
+    draws the order from its seed."""
 
     def __len__(self) -> int:
         return len(self.data[0] if self.collate is None else self.data)
@@ -124,7 +125,7 @@ class Setup:
     residuals: Callable[[nn.Module, Any], Tensor] | None = None
     """(model, batch) -> the residuals. The loss is their sum of squares, times a constant."""
     samples: Samples | None = None
-    """The samples that make up the batches. Some entries make batches of their own."""
+    """The samples that make up the batches. Some entries form other batches from them."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +133,18 @@ class Task:
     """A training problem and its metric.
 
     A task has either `build` or `train`. `build` makes a `Setup`, which `steepest.training` trains.
-    `train` is a whole training loop of the task's own.
+    `train` is the task's own training loop.
     """
 
     name: str
     metric: str
     maximize: bool
     worst: float | None
-    """A run that diverges, or ends worse than this metric, counts as this metric. None: a pilot run
-    before the race measures it."""
+    """A run that diverges, or ends worse than this metric, gets this metric. If it is None, a pilot
+    run before the race measures it."""
     target: float | None
-    """A validation metric. The race measures the time until a run first reaches it. None: the
-    target is the value that three quarters of the fresh runs (those on new seeds, after tuning)
+    """A validation metric. The race measures the time until a run first reaches it. If it is None,
+    the target is the value that three quarters of the fresh runs (those on new seeds, after tuning)
     reach or pass at their end. Diverged runs do not count."""
     steps: int
     """The number of optimizer steps of a run."""
@@ -155,10 +156,11 @@ class Task:
     """Whether the metric is a share of the test cases. Such a metric is shown in %, with its
     binomial standard error."""
     build: Callable[..., Setup] | None = None
-    """(seed, **options) -> the setup. An entry may pass the options that `switches` names. If it
-    takes `device`, a torch.device, the model and the batches are there (see `devices`)."""
+    """(seed, **options) -> the setup. An entry may pass the options that `switches` names. If
+    `build` has a parameter `device`, a torch.device, it puts the model and the batches on this
+    device (see `devices`)."""
     train: Callable[[Make, Reporter, int, int], object] | None = None
-    """(make_optimizer, report, seed, steps): runs the whole training. It may take `device` too."""
+    """(make_optimizer, report, seed, steps): runs the whole training. It may also take `device`."""
     data_hash: Callable[[], str | None] = lambda: None
     """() -> sha256 of the data; None if unknown."""
     test_data: bool = True
@@ -168,7 +170,7 @@ class Task:
     file: str | None = None
     """Path of the user's file."""
     measured: float | None = None
-    """What a pilot run measured for `worst`, if the file gave none. A later run may end worse."""
+    """What a pilot run measured for `worst`, if the file has no WORST. Later runs may end worse."""
     switches: tuple[str, ...] = ()
     """The options that `build` takes: "batchnorm" (True), "dropout" (its probability)."""
 
@@ -186,5 +188,5 @@ _CODE = ("build", "train", "data_hash")
 
 
 def facts(task: Task) -> dict[str, Any]:
-    """The fields that a race stores: all but code, so that a report needs no file of the user."""
+    """The fields that a race stores: all except code, so a report does not need the user's file."""
     return {f.name: getattr(task, f.name) for f in fields(Task) if f.name not in _CODE}

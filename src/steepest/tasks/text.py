@@ -18,8 +18,8 @@ from steepest.tasks.task import CPU, Setup, Task
 EVALUATED = 16_384
 """An evaluation reads the first characters of the validation or test data, up to this many."""
 LEAST = 20 * EVALUATED
-"""A text has at least this many characters. Its validation and test data, each a twentieth of it,
-then have EVALUATED characters or more."""
+"""A text must have at least this many characters, so that its validation and test data, a twentieth
+of the text each, have EVALUATED characters or more."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def topics() -> Text:
 class Characters(nn.Module):
     """Embedding, one LSTM layer, a linear layer: [batch, length] -> [batch, length, characters].
 
-    The output scores every character as the next one.
+    At each position, the output holds a score for every character that may come next.
     """
 
     def __init__(self, characters: int, width: int, hidden: int) -> None:
@@ -86,7 +86,7 @@ def _setup(read: Callable[[], Text], size: Size, seed: int, device: torch.device
     text = read()
     splits = {name: numbers.to(device) for name, numbers in text.splits.items()}
     train = splits["train"]
-    window = torch.arange(size.length + 1)  # on the CPU, as all indices
+    window = torch.arange(size.length + 1)  # on the CPU, like all indices
 
     def batches() -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(seed)

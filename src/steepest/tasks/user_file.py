@@ -15,9 +15,10 @@ train(make_optimizer, report, seed)
     report(step, validation=..., test=...) with the metric after `step` optimizer steps; test may be
     left out.
 
-Either function may take one more parameter, `device`, a torch.device: put the model and the batches
-there. It is what --device says, or the CPU. A file whose function has no such parameter is refused
-with --device. If the parameter has a default, this default is used without --device.
+Either function may have one more parameter, `device`, a torch.device. Put the model and the batches
+on this device. It is the device that --device names. Without --device, it is the parameter's
+default, or the CPU if there is no default. With --device, the race refuses a file whose function
+has no such parameter.
 
 These constants at the top of the file describe the task. Only the first is required:
 
@@ -106,7 +107,7 @@ def read(path: Path) -> bytes:
 def held(path: Path, source: bytes | None = None) -> Iterator[bytes]:
     """Make `load` use one source for the file until the block ends, even if the file is edited.
 
-    source: the source to use; None: the present source of the file. Yields the source in use.
+    source: the source to use. If it is None, the file's present source is used. Yields the source.
     """
     key = path.resolve()
     before = _held.get(key)
@@ -148,7 +149,7 @@ def _import(path: Path, source: bytes) -> ModuleType:
     try:
         with told(path, "the file itself"):
             code = compile(source, str(path), "exec")
-            # so a traceback shows the lines that ran: linecache keeps an entry that has no time
+            # linecache keeps an entry without a time, so a traceback shows the lines that ran
             lines = source.decode("utf-8", "replace").splitlines(keepends=True)
             linecache.cache[str(path)] = len(source), None, lines, str(path)
             exec(code, module.__dict__)
@@ -229,7 +230,7 @@ def _read_task(module: ModuleType, path: Path, digest: str) -> Task:
         given = "; ".join(f"{n} = {getattr(module, n)!r}" for n in directions)
         raise bad(
             f"{given or 'it defines neither MAXIMIZE nor MINIMIZE'}: expected one of the two, with "
-            f'the name of the metric: MAXIMIZE = "accuracy", or MINIMIZE = "loss"'
+            f'the name of the metric, such as MAXIMIZE = "accuracy" or MINIMIZE = "loss"'
         )
     steps, cases = whole_number("STEPS") or STEPS, whole_number("TEST_CASES") or 0
     worst = finite("WORST")

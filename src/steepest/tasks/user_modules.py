@@ -27,8 +27,8 @@ _hashes: dict[tuple[str, str], str] = {}
 def modules(task: str, optimizers: str | None = None, *, anew: bool = False) -> dict[str, str]:
     """Name -> sha256 of each of the user's modules that has been imported so far.
 
-    The user's modules are those below the folder of the task's file. If `optimizers` names one as
-    module:Class, modules below the current folder are included too. anew: forget earlier hashes,
+    The user's modules are those below the folder of the task's file. If `optimizers` names a class
+    as module:Class, modules below the current folder are included too. anew: forget earlier hashes,
     because a new race begins.
     """
     if anew:
@@ -78,7 +78,7 @@ def _hash_first_seen(name: str, path: Path) -> str | None:
 
 
 def agree(began: Mapping[str, str]) -> None:
-    """Raise TaskError if a module's file differs from the one that the race began with."""
+    """Raise TaskError if a module's hash differs from `began`, the hashes at the race's start."""
     for name, digest in began.items():
         file = getattr(sys.modules.get(name), "__file__", None)
         if isinstance(file, str) and _hash_first_seen(name, Path(file)) not in (digest, None):

@@ -1,4 +1,4 @@
-"""Methods on the full batch, as optimizers of a recipe: each step sees all training data.
+"""Methods on the full batch, as optimizers of a recipe: each step uses all training data.
 
 This module says which options of a method are tuned, makes the methods, and calls their steps. The
 methods themselves are in `steepest.full_batch`.
@@ -74,8 +74,8 @@ class FullBatch(Maker):
         if self.residuals and setup.residuals is None:
             raise BadCall(
                 f"entry {entry!r}: {task.name} has a loss, but {self.name} needs the residuals: "
-                f"expected a bundled regression task, where the loss is the mean of squared "
-                f"residuals, such as diabetes"
+                f"expected a bundled regression task, such as diabetes, where the loss is the mean "
+                f"of the squared residuals"
             )
         self.make(setup.model.parameters(), self.defaults, 0, entry)
 
@@ -133,7 +133,7 @@ METHODS = {
         FullBatch(
             "lbfgs",
             "LBFGS",
-            "the same from the last 100 gradients",
+            "inverse Hessian, from the last 100 gradients",
             "torch.optim",
             LENGTH,
             # by default, a step of torch's LBFGS makes up to 20 iterations

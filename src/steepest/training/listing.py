@@ -10,7 +10,7 @@ from steepest.training.parts import PARTS
 
 
 def listing() -> list[dict[str, Any]]:
-    """The facts of all parts, in the order that an entry's name has, and then of all methods."""
+    """The facts of all parts, in the order of an entry's name, then the facts of all methods."""
     rows = {**{f"+{name}": part for name, part in PARTS.items()}, **METHODS}
     return [
         {

@@ -79,10 +79,10 @@ def turns(
     on_batch: Callable[[Any], None] = lambda batch: None,
     before_evaluation: Callable[[], None] = lambda: None,
 ) -> Generator[Ask, float, None]:
-    """`train` for several runs that take turns: each waits where it needs gradients.
+    """Like `train`, for one of several runs that take turns. A run waits where it needs gradients.
 
     together: at each step, yield the setup and the batch. The caller sets the gradients and sends
-    the loss. It needs `recipe.stackable`. Without `together` nothing is yielded, and the run
+    the loss. The recipe must be `stackable`. Without `together` nothing is yielded, and the run
     computes its own gradients.
     """
     setup = recipe.setup(task, hyper, seed)
@@ -154,12 +154,12 @@ def _evaluate(setup: Setup, split: str) -> float:
 
 
 def _check_loss(setup: Setup, batch: Any, split: str, metric: float) -> None:
-    """For a metric that is not finite: raise BadCall if the training loss is finite."""
-    # with gradients, as in training: a loss may need them. Its draws are harmless: the run ends
+    """Raise BadCall if the training loss is finite although the metric is not."""
+    # with gradients, because a loss may need them; random draws do no harm, because the run ends
     loss = setup.loss(setup.model, batch).item()
     if math.isfinite(loss):
         raise BadCall(
             f"evaluate() returned {metric} on {split} data although training is fine (the training "
             f"loss is {loss:.4g}): expected a finite number; where the metric is not defined, "
-            f"return the worst possible one"
+            f"return the worst possible value"
         )

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from steepest.definition import Rule
 
 SPAN = 30.0
-"""If a class has no search range, its lr alone is tuned: from default / SPAN to default * SPAN.
+"""If a class has no search range, only its lr is tuned: from default / SPAN to default * SPAN.
 All other options keep their defaults. A rule that declares no range is tuned in the same way. If a
 class has the name of one of the package's classes, as torch.optim:SGD does, it gets the search
 range and the defaults of the package's rule."""
@@ -298,7 +298,7 @@ def _tuned(name: str, cls: type[torch.optim.Optimizer]) -> dict[str, float]:
         given = "none" if lr.default is Parameter.empty else repr(lr.default)
         raise BadCall(
             f"entry {name!r}: its default lr is {given}, but a race tunes lr around the default: "
-            f"expected a default above 0; derive a subclass with one"
+            f"derive a subclass whose default lr is above 0"
         )
     return {"lr": float(lr.default)}
 
@@ -315,7 +315,7 @@ def _check_arguments(name: str, cls: type[torch.optim.Optimizer]) -> None:
     ]
     given = first.name if first.name in NO_PARAMETERS else ", ".join(needed)
     if given:
-        cure = "derive a subclass that is made from parameters and sets the rest itself"
+        cure = "derive a subclass that needs only parameters, and sets the rest itself"
         part = cls.__name__.lower()
         if part in PARTS and PARTS[part].wraps:
             cure = f"did you mean 'adamw+{part}'?"
@@ -328,8 +328,8 @@ def _check_arguments(name: str, cls: type[torch.optim.Optimizer]) -> None:
 def _rule_of(cls: type[torch.optim.Optimizer]) -> Rule | None:
     """The package's rule with the name of `cls` or of a parent class; None if there is none.
 
-    A parent class counts only if its default lr is that of `cls`. If the name belongs to a family
-    of several rules, the defaults of `cls` decide which rule: SGD without momentum is `sgd`.
+    A parent class counts only if it has the same default lr as `cls`. If the name belongs to a
+    family of several rules, the defaults of `cls` decide which rule: SGD without momentum is `sgd`.
     """
     options = _options(cls)
     for base in cls.__mro__:

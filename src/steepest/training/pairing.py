@@ -20,11 +20,11 @@ import torch
 from steepest.tasks.randomness import NUMPY, states_of_torch
 
 MOST = 2000
-"""Most objects of a batch that are hashed, outermost first: a batch may refer to its dataset."""
+"""Only this many objects of a batch are hashed, outermost first: a batch may hold its dataset."""
 KEPT = 32
-"""Most objects of the first batch whose hashes are kept, so that a message can name one of them."""
+"""Hashes of at most this many objects of the first batch are kept, to name one in a message."""
 DIGITS = 12
-"""Hexadecimal digits that are kept of a hash: 48 bits."""
+"""The number of hexadecimal digits that are kept of a hash: 48 bits."""
 SIMPLE = (str, int, float, complex, bool, type(None))
 ARRAY = "array "
 
@@ -170,7 +170,7 @@ _SPARSE = {
 def states(generators: Iterable[Any] = (), device: str | None = None) -> str:
     """A hash of the random states of torch, of numpy and of these generators.
 
-    device: an accelerator whose state of torch is included.
+    device: an accelerator; torch's random state on it is included too.
 
     The state of Python's `random` is left out: some modules draw from it when they are imported,
     and only the first run in a process imports them.
@@ -196,8 +196,9 @@ def parted(ours: Sequence[str], theirs: Sequence[str]) -> int | None:
 
 
 def field(ours: Mapping[str, str], theirs: Mapping[str, str]) -> str | None:
-    """Path of the first array that differs in the first batches, or else of the first other
-    object.
+    """Path of the first array that differs between the first batches of two runs.
+
+    If no array differs, the path of the first other object that differs, or None.
     """
     names = [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]
     arrays = [n for n in names if is_array(ours, n) or is_array(theirs, n)]

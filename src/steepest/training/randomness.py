@@ -26,7 +26,7 @@ class OwnRandomness:
     def __init__(
         self, optimizer: torch.optim.Optimizer, seed: int, device: str | None = None
     ) -> None:
-        base = innermost(optimizer)  # what is around it draws nothing
+        base = innermost(optimizer)  # wrappers around it draw nothing
         torch_alone = isinstance(base, RuleOptimizer) or type(base).__module__.startswith("torch.")
         of_torch = states_of_torch(device)
         at_each = ("cpu", device)[: len(of_torch)]

@@ -73,7 +73,7 @@ class Recipe:
             same = [f"+{other.name}" for other in parts if other.kind == part.kind]
             if len(same) > 1:
                 raise BadCall(
-                    f"entry {name!r}: {' and '.join(same)} do the same: expected one of them"
+                    f"entry {name!r}: {' and '.join(same)} exclude each other: keep one of them"
                 )
             for other in parts:
                 if other.name in part.conflicts or other.kind in part.conflicts:
@@ -136,7 +136,8 @@ class Recipe:
                 raise ValueError(f"expected a number in {self.knobs[knob].domain}")
         elif spaces.option_of(knob) in self.maker.whole_numbers:
             raise ValueError(
-                "it takes whole numbers, but a search also tries fractions; search another option"
+                "the option takes whole numbers, but a search also tries fractions; search another "
+                "option"
             )
         else:
             self.maker.try_out({**self.maker.defaults, **spaces.options({knob: value})})
@@ -160,15 +161,15 @@ class Recipe:
 
     @property
     def needy(self) -> str:
-        """What needs a closure or a graph, such as "+sam"; else the optimizer's name."""
+        """The part that needs a closure, such as "+sam"; if there is none, the optimizer's name."""
         return next((f"+{part.name}" for part in self.parts if part.closure), self.base)
 
     @property
     def stackable(self) -> bool:
         """Whether runs of the recipe may share one batched computation of their gradients.
 
-        That needs the usual step on the task's own batches, on the task's own model, to the end. A
-        class of another package may want a closure, so it is left out.
+        Such a recipe makes the usual step on the task's own batches and model, and no part acts at
+        an evaluation. Classes named `module:Class` are excluded, because they may need a closure.
         """
         return not (self.full_batch or ":" in self.base) and not any(
             part.switches
@@ -180,7 +181,7 @@ class Recipe:
 
     @property
     def other_cost(self) -> bool:
-        """Whether a step may take longer or shorter than one gradient of one batch."""
+        """Whether a step may cost more or less than one gradient of one batch."""
         return (
             bool(self.full_batch)
             or not all(part.any_loop for part in self.parts)
@@ -225,7 +226,7 @@ class Recipe:
     def optimizer(
         self, params: Iterable[Any], hyper: Mapping[str, float], seed: int = 0
     ) -> torch.optim.Optimizer:
-        """The optimizer over `params`, without the parts. seed: for methods that draw numbers."""
+        """The optimizer over `params`, without the parts. seed: for its random draws."""
         own = {knob: value for knob, value in hyper.items() if "." not in knob}
         return self.maker.make(params, spaces.options(own), seed, self.name)
 
@@ -254,8 +255,8 @@ class Recipe:
     ) -> LRScheduler | None:
         """Attach the parts that act in step(). Returns the schedule of lr, or None.
 
-        optimizer: what the method `optimizer` returned, not what `wrap` made of it: +clip and
-        +noise act on the gradient that the entry's own optimizer gets. seed: the seed of the noise.
+        optimizer: the result of the method `optimizer`, not of `wrap`, because +clip and +noise act
+        on the gradient that the entry's own optimizer gets. seed: the seed of the noise.
         guarded: True if the task has its own training loop. A step then raises Undone if that loop
         has changed the learning rate that the schedule had set.
         """
@@ -287,7 +288,7 @@ class Recipe:
 
         The code uses the names that `Part.code` lists. A schedule steps by itself, after each
         `optimizer.step()`. mode: whether a larger or a smaller metric is better, for parts that
-        react to it. This needs none of the user's code, so it works for stored races too.
+        react to the metric. This needs none of the user's code, so it works for stored races too.
         """
         rounded = {option: shorten(value) for option, value in spaces.options(hyper).items()}
         maker = self.full_batch or (ClassMaker if ":" in self.base else RuleMaker)(self.base)
@@ -312,9 +313,10 @@ class Recipe:
 
 
 def shorten(value: float) -> float:
-    """The value with 3 digits, or with more where 3 would move it, or 1 - it, by over 0.5 %.
+    """Round the value to 3 digits, or to more digits if 3 would change it by more than 0.5 %.
 
-    The second bound is for values just below 1, such as beta2.
+    1 - value must not change by more than 0.5 % either. This matters for values just below 1, such
+    as beta2.
     """
     error = 0.005 * min(abs(value), abs(1 - value))
     tried = (float(f"{value:.{digits}g}") for digits in range(3, 18))
@@ -322,9 +324,9 @@ def shorten(value: float) -> float:
 
 
 def backends(optimizer: torch.optim.Optimizer) -> set[str]:
-    """Names what made the steps: the package's backends, or the class of another optimizer.
+    """The names of what made the steps: the package's backends, or another optimizer's class.
 
-    What is around the optimizer, such as SAM, is left out.
+    Wrappers around the optimizer, such as SAM, are left out.
     """
     optimizer = innermost(optimizer)
     if isinstance(optimizer, RuleOptimizer):

@@ -1,4 +1,4 @@
-"""Published search spaces by name, and knobs that set one minus an option.
+"""Published search spaces by name, and knobs such as `1-beta1`.
 
 A knob called `1-beta1` sets `beta1`: the optimizer gets one minus its value. So a range of such a
 knob is log-uniform in the distance of `beta1` from 1.
@@ -19,18 +19,18 @@ _ALGOPERF: Mapping[str, Space] = {
     "momentum": _SGD,
     "nesterov": _SGD,
 }
-"""Rule -> its space: tuning_search_space.json of the paper's baselines, in the repository
-mlcommons/algorithmic-efficiency. Of `adamw` (commit 479835b), `lamb` (eafea99) and `nesterov`
-(6634043) under reference_algorithms/paper_baselines, of `momentum` (dabc749) under baselines.
-Left out are the baselines whose rule differs from ours (NAdamW and Adafactor, there with other
-terms) or is none of ours (Shampoo, SAM), and what is no option of an optimizer (the schedule, label
-smoothing, dropout)."""
+"""Rule -> its space, from a file tuning_search_space.json in the paper's repository,
+mlcommons/algorithmic-efficiency. The files of `adamw` (commit 479835b), `lamb` (eafea99) and
+`nesterov` (6634043) are in reference_algorithms/paper_baselines, and the file of `momentum`
+(dabc749) is in baselines. Baselines are left out if their rule has other terms than the package's
+rule (NAdamW, Adafactor), or if the package has no such rule (Shampoo, SAM). Settings that are not
+options of an optimizer (the schedule, label smoothing, dropout) are left out too."""
 
 NAMES: Mapping[str, str] = {
     "lr-only": "the learning rate alone, over the range that the entry declares",
     "algoperf": "the baselines of AlgoPerf (Dahl et al. 2023, arXiv:2306.07179)",
 }
-"""Name of a space -> what it tunes, or whose ranges it has."""
+"""Name of a space -> what it tunes, or the source of its ranges."""
 
 
 def named(name: str, base: str, declared: Space) -> Space | None:
@@ -54,5 +54,5 @@ def twin(knob: str) -> str:
 
 
 def options(hyper: Mapping[str, float]) -> dict[str, float]:
-    """Knob -> value as option -> value: `1-beta1` of 0.1 becomes `beta1` of 0.9."""
+    """Convert values of knobs to values of options: `1-beta1` of 0.1 becomes `beta1` of 0.9."""
     return {option_of(k): 1 - v if k.startswith(COMPLEMENT) else v for k, v in hyper.items()}

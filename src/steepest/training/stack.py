@@ -14,7 +14,7 @@ from steepest.errors import BadCall
 from steepest.tasks.task import Setup
 
 LARGEST = 1_000_000
-"""The most parameters that a model may have. Large models gain nothing, and take memory."""
+"""A model may have at most this many parameters. Stacks of larger models save no time."""
 
 
 class _WithLoss(nn.Module):
@@ -65,9 +65,9 @@ class Stack:
                 self._slices.append((each[name], data, grad))
 
     def gradients(self, batches: Sequence[Any]) -> list[float]:
-        """Set the gradients of each model to those of its loss on its batch. Returns the losses.
+        """Compute each model's loss on its own batch, and set its gradients. Returns the losses.
 
-        The models compute one by one if their batches cannot be stacked.
+        If the batches cannot be stacked, the models are computed one by one.
         """
         self._attach()
         stacked = _stack(batches)
@@ -76,7 +76,8 @@ class Stack:
     def check(self, batches: Sequence[Any]) -> None:
         """Raise BadCall if the gradients of these batches cannot be computed together.
 
-        They have to be those of the models one by one, up to rounding. The models do not change.
+        They must equal the gradients of the models computed one by one, up to rounding. The models
+        do not change.
         """
         stacked = _stack(batches)
         if stacked is None:
@@ -88,14 +89,16 @@ class Stack:
                 params = [p for p in setup.model.parameters() if p.requires_grad]
                 alone = setup.loss(setup.model, batch)
                 grads = torch.autograd.grad(alone, params, allow_unused=True)
-                if any(grad is None for grad in grads):  # one by one, no optimizer would step it
+                if any(grad is None for grad in grads):  # alone, no optimizer would step it
                     raise BadCall("a parameter gets no gradient")
                 own = [
                     (alone.detach(), torch.tensor(loss)),
                     *zip(grads, _grads(params), strict=True),
                 ]
                 if not _equal(own[:1]) or not _equal(own[1:]):
-                    raise BadCall("the models have other losses or gradients than one by one")
+                    raise BadCall(
+                        "together, the models have other losses or gradients than one by one"
+                    )
         except BadCall:
             raise
         except Exception as error:  # vmap does not support every model
@@ -116,7 +119,7 @@ class Stack:
         def loss(trained: dict[str, Tensor], frozen: dict[str, Tensor], batch: Any) -> Tensor:
             return functional_call(self._frame, trained | frozen, (batch,))
 
-        # gradients within vmap, as a user's loss may ask whether it has one
+        # gradients within vmap, because the check of a user's loss asks for a gradient
         grads, losses = vmap(grad_and_value(loss))(trained, frozen, stacked)
         for name, grad in grads.items():
             self._grads[name].copy_(grad)
@@ -138,7 +141,7 @@ def _grads(params: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether two lists of tensors are equal up to rounding, next to their largest element."""
+    """Whether the tensors of each pair are equal, up to rounding of the largest element."""
     largest = max(float(x.abs().max()) for x, _ in pairs)
     return all(
         bool(((x - y).abs() <= largest * torch.finfo(x.dtype).eps ** 0.5).all()) for x, y in pairs
@@ -146,7 +149,7 @@ def _equal(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
 
 
 def _stack(batches: Sequence[Any]) -> Any:
-    """The batches as one, along a new first dimension; None if that is not possible."""
+    """Stack the batches along a new first dimension. Returns None if they cannot be stacked."""
     leaves, (spec, *others) = zip(*map(tree_flatten, batches), strict=True)
     if any(other != spec for other in others):
         return None

@@ -170,7 +170,9 @@ def make_step(
         if wants.closure:
             optimizer.step(make_closure(batch, step))  # type: ignore[arg-type]
             if not spent:
-                raise BadCall("step(closure) of the optimizer did not call the closure: call it")
+                raise BadCall(
+                    "step(closure) of the optimizer did not call the closure; call it in step()"
+                )
         else:
             gradient(batch, step)
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Clocks and accelerators."""
+"""Waiting for an accelerator before a clock is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def synchronizer(parameters: Iterable[torch.Tensor]) -> Callable[[], None]:
-    """A function that waits until the parameters' accelerator has done its work.
+    """Return a function that waits until the parameters' accelerator has done its work.
 
     An accelerator works while the program goes on, so a clock that does not wait stops too early.
     On the CPU the function does nothing.

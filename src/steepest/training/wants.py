@@ -34,10 +34,10 @@ class Wants:
 def wants_of(
     cls: type[torch.optim.Optimizer], options: tuple[tuple[str, float], ...] = ()
 ) -> Wants:
-    """What the steps of a class need: the least with which it can step on a small example.
+    """What the steps of a class need: the least `Wants` with which it steps on a small example.
 
-    If it can step with none of them, the class has another difficulty with the example. Then only
-    the signature of step() counts. options: arguments of the class.
+    If no `Wants` lets it step, the class fails for another reason. The result then depends only on
+    the signature of step(). options: arguments of the class.
     """
     declared, given = _needs_closure(cls), dict[str, Any](options)
     ways = [Wants(closure, graph) for closure in (False, True) for graph in (False, True)]
@@ -50,7 +50,7 @@ def wants_of(
 def first_error(
     make: Callable[[Iterable[Any]], torch.optim.Optimizer], wants: Wants, steps: int = TRIED
 ) -> Exception | None:
-    """The error that the first steps of an optimizer raise on a weight of 2 x 2; None without one.
+    """The error that an optimizer's first steps raise on a 2 x 2 weight; None if there is no error.
 
     The random states of the process do not change.
     """
@@ -84,8 +84,8 @@ def first_error(
 def backward(loss: Tensor, *, graph: bool) -> None:
     """`loss.backward()`, with create_graph=True if `graph`.
 
-    torch then warns of a cycle, because a gradient's graph refers to its parameter. The caller has
-    to reset the gradients after the step.
+    A gradient's graph refers to its parameter. torch's warning about this cycle is suppressed, so
+    the caller has to reset the gradients after the step.
     """
     if not graph:
         loss.backward()

@@ -50,8 +50,8 @@ class Asam(Sam):
     name, about = "asam", "sam, with a radius in each weight's size"
     source = "arXiv:2102.11600"
     knobs: ClassVar[Knobs] = {"rho": Knob(0.05, 0.5, 2.0, "[0, inf)")}
-    """The upper end of the paper's grid, and the default of its authors' code, ten times SAM's. Far
-    below 0.05, where that grid begins, a step is nearly one without ASAM."""
+    """The upper end is from the paper's grid. The default is from the authors' code. It is ten
+    times SAM's. The paper's grid begins far below 0.05, where ASAM hardly changes a step."""
     adaptive = True
 
 
@@ -94,7 +94,7 @@ class TwoPointSAM(wrappers.SAM):
 
 
 class SlowAtEvaluation(wrappers.Lookahead):
-    """Lookahead with eval() and train(), as the race and loops for Schedule-Free call them.
+    """Lookahead with eval() and train(). The race calls them, and so do loops for Schedule-Free.
 
     Between eval() and train() the parameters are the slow weights, as in `slow()`.
     """
@@ -120,7 +120,7 @@ class SlowAtEvaluation(wrappers.Lookahead):
     def train(self) -> None:
         """Set the parameters to the fast weights.
 
-        If the state has been reset since eval(), as `+restarts` does, the parameters stay.
+        If the state was reset after eval(), as by `+restarts`, the parameters stay as they are.
         """
         if self._fast and self._count:
             for p, fast in self._fast.items():
@@ -131,7 +131,7 @@ class SlowAtEvaluation(wrappers.Lookahead):
         """Raises RuntimeError between eval() and train()."""
         if self._fast is not None:
             raise RuntimeError(
-                "Lookahead: step() was called after eval(), where the parameters are the slow "
+                "Lookahead: step() was called after eval(), while the parameters are the slow "
                 "weights; call optimizer.train() before training continues"
             )
         return super().step(closure)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from steepest.tasks.task import Task
 
 FIRST = 30
-"""How many samples `+adaptive-batch` draws at a time: as many as its authors' code."""
+"""How many samples `+adaptive-batch` draws at a time, as in its authors' code."""
 
 
 class Batch(Part):

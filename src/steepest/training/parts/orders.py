@@ -72,7 +72,7 @@ class AntiCurriculum(Curriculum):
 
 
 class RandomCurriculum(Curriculum):
-    name, about = "random-curriculum", "more and more samples, in no order"
+    name, about = "random-curriculum", "more and more samples, in random order"
     first = "random"
 
 

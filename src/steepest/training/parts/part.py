@@ -1,4 +1,4 @@
-"""What a part of a recipe is: its facts, and the places where it can act."""
+"""The base class of a recipe's parts: the facts of a part, and the hooks by which it acts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Script:
-    """What a part has to know to write itself as code: see `Part.code`."""
+    """What `Part.code` has to know to write a part as code."""
 
     steps: int
     """How many steps the run has."""
@@ -131,9 +131,9 @@ class Part:
     def around(
         self, optimizer: torch.optim.Optimizer, hyper: Mapping[str, float], entry: str
     ) -> torch.optim.Optimizer:
-        """Return the optimizer, or another one around it. The first part of an entry comes first.
+        """Return the optimizer, or another optimizer around it.
 
-        entry: the entry's name, for errors.
+        The first part of an entry is the innermost. entry: the entry's name, for errors.
         """
         return optimizer
 
@@ -147,18 +147,18 @@ class Part:
         """Return a function that is called at each evaluation, or None."""
 
     def code(self, script: Script) -> list[str]:
-        """The part as lines of Python to paste behind `optimizer = ...`.
+        """The part as lines of Python to paste after `optimizer = ...`.
 
         The lines may use the names `model`, `optimizer`, `dataset`, `batch_size` and `loss`, a
         function of a model and a batch. A schedule of the learning rate is called `scheduler`.
-        What does not fit into lines of code is said in a comment.
+        A comment says what does not fit into lines of code.
         """
         return [f"# +{self.name}: {self.about} ({self.source})"]
 
 
 @lru_cache(maxsize=1)
 def first_setup(task: Task) -> Setup:
-    """The task's setup for seed 0. It shows what the task offers, the same for all seeds."""
+    """The task's setup for seed 0. It shows what the task offers, for any seed."""
     assert task.build
     with silenced() if task.file else nullcontext():  # the pilot run shows what the task prints
         return task.build(0)

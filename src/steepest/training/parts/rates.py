@@ -143,7 +143,7 @@ class Sgdr(Rate):
 
 
 class Triangular(Rate):
-    name, about, source = "triangular", "lr from a sixth to all and back, 4 times", CYCLIC
+    name, about, source = "triangular", "lr from a sixth to full and back, 4 times", CYCLIC
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
 
     def schedule(self, optimizer, steps, hyper):
@@ -182,7 +182,7 @@ class ExpRange(Triangular):
 
 
 class OneCycle(Rate):
-    name, about = "one-cycle", "lr rises for 30 % of the steps, then to 0"
+    name, about = "one-cycle", "lr rises over 30 % of the steps, falls to 0"
     source = "arXiv:1708.07120"
     conflicts, why = ("warmup",), "has a warm-up"
 
@@ -252,8 +252,8 @@ def guard(entry: str, scheduled: str, optimizer: torch.optim.Optimizer) -> None:
             )
         was, became = next((a, b) for a, b in zip_longest(expected, now) if a != b)
         raise Undone(
-            f"entry {entry!r}: {scheduled} set lr to {was}, but at the step lr is {became}: the "
-            f"training loop sets lr too, by its own schedule or by hand; expected a loop that "
+            f"entry {entry!r}: {scheduled} set lr to {was}, but at the next step lr is {became}: "
+            f"the training loop sets lr too, by its own schedule or by hand; expected a loop that "
             f"leaves lr alone, or entries without {scheduled}. With Hugging Face's Trainer, pass "
             f"optimizers=(optimizer, MultiplicativeLR(optimizer, lambda _: 1.0))"
         )

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from steepest.training.steps import Training
 
 PATIENCE = 3
-"""`+early-stopping` stops after this many evaluations in a row without a new best metric.
-`+restarts` restarts after as many."""
+"""`+early-stopping` stops, and `+restarts` restarts, after this many evaluations in a row without a
+new best metric."""
 
 
 class Stopping(Part):
