@@ -197,7 +197,7 @@ def test_a_model_that_is_not_on_the_device_is_refused(gpu, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(IGNORES)
     trial = Trial(str(path), FRESH, "sgd", 0, 1, 4, {}, device="cuda")
-    said = "--device cuda, but a parameter of the model is on cpu: expected all of them on cuda"
+    said = "--device cuda, but a parameter of the model is on cpu: put the whole model on"
     with pytest.raises(BadCall, match=said):
         measured.measure(trial, tasks.get(str(path), device="cuda"), None)
     trials.run(replace(trial, device="cpu"))

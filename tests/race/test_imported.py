@@ -424,7 +424,7 @@ BAD = {
     HEAD + "a,0,1\na,1,1\na,2,1\nb,0,1\nb,3,1\n": (
         "a lacks seed 3; b lacks seed 1, 2", "add these runs", "take out the seed",
     ),
-    HEAD + "a,0,1\nb,7,1\n": ("a lacks seed 7; b lacks seed 0", "number those of each entry"),
+    HEAD + "a,0,1\nb,7,1\n": ("a lacks seed 7; b lacks seed 0", "number the runs of each entry"),
     HEAD + "".join(f"a,{i},1\n" for i in range(20)) + "b,0,1\n": ("1, 2, 3, 4, 5 and 14 more",),
     HEAD + 'a,0,1\n"b,1,2\n': ("line 3", "quotation mark"),
     HEAD + 'a,0,1\n"b"c,1,2\n': ("line 3", "no CSV"),
@@ -457,7 +457,7 @@ def test_an_awkward_file_gets_one_clear_line(text, tmp_path):
         ({"worst": "10%"}, "a number"),
         ({"worst": "7", "proportion": True}, "a share of 0 to 1, or 0% to 100%"),
         ({"metric": "seed"}, "--metric seed: expected the column with the metric"),
-        ({"metric": "acc"}, "no column 'acc' in the header .* or give the name of another"),
+        ({"metric": "acc"}, "no column 'acc' in the header .* or --metric with another column"),
     ],
 )
 def test_options_that_do_not_fit_the_file(more, said, tmp_path):
@@ -547,8 +547,8 @@ def test_the_folder_of_a_race_is_left_alone(tmp_path, capsys):
     ("words", "said"),
     [
         ("race --import sweep.csv", "without a direction: give --maximize if more of test is"),
-        ("race digits --import sweep.csv --minimize", "with task: the runs were made elsewhere"),
-        ("race --import sweep.csv --minimize --seeds 5", "with --seeds: the runs were made"),
+        ("race digits --import sweep.csv --minimize", "with task: an import runs nothing itself"),
+        ("race --import sweep.csv --minimize --seeds 5", "with --seeds: an import runs nothing"),
         ("race --import sweep.csv --minimize --plan", "leave --plan out"),
         ("race digits --worst 3", "--worst without --import"),
         ("race digits --minimize", "--maximize/--minimize without --import"),

@@ -238,7 +238,7 @@ def test_budgets(text, seconds):
 def test_a_budget_of_too_many_runs_is_refused_before_they_are_listed():
     most = replace(PLAN, trials=999, seeds=33)  # 3 x 33 x 1000
     assert planning._check_size(most) is most
-    with pytest.raises(BadCall, match=r"102,000 runs: expected at most 100,000; give less of"):
+    with pytest.raises(BadCall, match=r"102,000 runs: expected at most 100,000; lower --budget"):
         planning._check_size(replace(most, seeds=34))
 
 
@@ -352,7 +352,7 @@ def test_a_worst_whose_square_is_infinite_is_refused(tmp_path):
 def test_a_plan_is_not_silently_compared_to_another_baseline(monkeypatch):
     assert PLAN.baseline == PLAN.compared_to(None).baseline == "adamw"
     assert PLAN.compared_to("adam").baseline == "adam"
-    with pytest.raises(BadCall, match="--baseline lion: not an entry of the race: expected one"):
+    with pytest.raises(BadCall, match="--baseline lion is not an entry of the race: expected one"):
         PLAN.compared_to("lion")
     # nor is one that is made of a request
     request = driver.Request("digits", "adamw,adam", baseline="adam")

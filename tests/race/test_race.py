@@ -222,7 +222,7 @@ def test_an_error_of_the_disk_that_is_not_its_size_asks_for_no_room(tmp_path, mo
 
     store = Store.create(tmp_path, PLAN, PROVENANCE)
     monkeypatch.setattr(optuna.Study, "add_trial", locked)
-    with pytest.raises(OSError, match=r"\(disk I/O error\): repair that, then .*--resume"):
+    with pytest.raises(OSError, match=r"\(disk I/O error\): solve this problem, then .*--resume"):
         store.add(trial(phase=TUNING), Result([1], [0.5], [0.1]))
 
 

@@ -84,7 +84,7 @@ def test_a_baseline_alone_ends_at_the_first_look():
     pairs, fields = run(made)
     assert fields == [("adamw",)]
     verdict = summarise(DIGITS, made, pairs, PROVENANCE)["verdict"]
-    assert verdict.startswith("adamw ran alone (n=15 fresh seeds): there is nothing to compare it")
+    assert verdict.startswith("adamw was the only entry (n=15 fresh seeds): there is nothing to")
 
 
 def test_a_race_of_a_fixed_number_of_seeds_is_one_round():
@@ -365,8 +365,8 @@ def test_resuming_says_the_margin_as_it_was_given():
         ({"looks": "5,8", "seeds": 10}, "--looks 5,8 with --seeds: --seeds asks for"),
         ({"looks": "5,8", "fixed": True}, "--looks 5,8 with --fixed"),
         ({"margin": 0.5, "budget": "60s"}, "--margin 0.5 with --budget"),
-        ({"looks": "8,5"}, "--looks '8,5': expected the units .*at least 2 more"),
-        ({"looks": "5,x"}, r"--looks '5,x': expected the units of an entry at each look"),
+        ({"looks": "8,5"}, "--looks '8,5': expected the number of units .*at least 2 more"),
+        ({"looks": "5,x"}, r"--looks '5,x': expected the number of units at each look"),
         ({"looks": ""}, "--looks '': expected"),
         ({"looks": "5,999999"}, "at most 100,000 units"),
         ({"margin": 0.0}, "--margin 0: expected a number above 0"),
@@ -421,7 +421,7 @@ def test_what_a_plan_says():
     text = planning.describe(plan(), 2, 1.0, 0.0, [0.01, -0.02, 0.015, 0.005], proportion=True)
     assert "4 entries, looks after 5, 8 and 12 units." in text
     assert "as many steps as 7 full runs" in text
-    assert "At most 336 full runs, about 3 min with --jobs 2; about " in text
+    assert "At most 336 full runs, about 3 min with --jobs 2. About " in text
     assert "can tell an entry apart at 12 units, not earlier" in text
     two = planning.describe(plan(looks=(5, 8), names=("adamw", *"abcdefgh")), 2, 1.0, 0.0)
     assert "at none of these looks" in two

@@ -518,7 +518,7 @@ def test_the_text_of_a_plan():
     assert planning.duration(plan, 4, 0.5, 1.0) == 37
     said = planning.describe(plan, 4, 0.5, 1.0)
     assert said.startswith(
-        "3 entries, each with 10 fresh seeds and 8 tuning trials for each of them, of 300 steps: "
+        "3 entries, each with 10 fresh seeds and 8 tuning trials for each seed, all of 300 steps: "
         "270 runs, about 37 s with --jobs 4."
     )
     assert f"{planning.detectable(1.0, 10, 2):.2f} standard deviations" in said
@@ -534,7 +534,7 @@ def test_the_text_of_a_plan():
 
 def test_plans_without_a_verdict():
     alone = Plan("digits", ("adamw",), trials=8, seeds=10, steps=300, seed=0)
-    assert "nothing to tell apart" in planning.describe(alone, 1, 120.0, 0.0)
+    assert "nothing to compare it with" in planning.describe(alone, 1, 120.0, 0.0)
     assert "1 entry with 10 fresh seeds" in planning.describe(alone, 1, 120.0, 0.0)
     assert "90 runs, about 3.0 h" in planning.describe(alone, 1, 120.0, 0.0)
     few = Plan("digits", ("adamw", "adam"), trials=1, seeds=4, steps=300, seed=0)

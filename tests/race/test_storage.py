@@ -345,7 +345,7 @@ def test_a_study_that_somebody_deletes_in_mid_race_is_one_line(storage, tmp_path
     store, _ = racers(storage, tmp_path)
     optuna.delete_study(study_name=store.location.study, storage=store._storage)
     for fails in (store.results, lambda: store.add(*pair(0))):
-        with pytest.raises(BadCall, match=r"cannot use the database \S+ \(.*\): repair that"):
+        with pytest.raises(BadCall, match=r"cannot use the database \S+ \(.*\): solve this"):
             fails()
 
 
@@ -451,7 +451,7 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
             for fails in (lambda: store.add(*pair(1)), store.results, lambda: Store(tmp_path),
                           lambda: driver.rebuild(tmp_path)):  # fmt: skip
                 with pytest.raises(
-                    BadCall, match=r"cannot use the database \S+ \(.*\): repair that"
+                    BadCall, match=r"cannot use the database \S+ \(.*\): solve this"
                 ):
                     fails()
         finally:
@@ -470,12 +470,12 @@ def test_a_server_that_goes_in_mid_race_costs_nothing(server, tmp_path, monkeypa
             ["--storage", "foo://u@h/x"],
             "--storage with 'foo': expected a URL that SQLAlchemy knows",
         ),
-        (["--storage", "sqlite://"], "this database is in memory only; expected a file"),
+        (["--storage", "sqlite://"], "this database is only in memory; give another"),
         (["--storage", "sqlite:///no/such/folder/x.db"], "unable to open database file"),
         (["--storage", "postgresql+pg8000://u@127.0.0.1:1/x"], "Connection refused"),
         (["--storage", "postgresql+pg8000://u@127.0.0.1:1/x?zz=1"], "argument 'zz'"),
         (["--storage", "postgresql+psycopg2cffi://u@h/x"], "pip install 'steepest[postgresql]'"),
-        (["--study", "mine"], "expected --storage too"),
+        (["--study", "mine"], "give --storage too"),
         (
             ["--storage", "sqlite:///x.db", "--study", "foreign"],
             "an Optuna study of this name that is not a race",
@@ -513,7 +513,7 @@ def test_who_joins_with_other_versions_is_refused(quick, capsys, monkeypatch):
     assert race(capsys, *storage)[0] == cli.INTERRUPTED
     Path("out").rename("first")
     monkeypatch.setattr(steepest, "__version__", "0")
-    assert "--study one with other versions" in refused(capsys, *storage)
+    assert "--study one: the race began with versions" in refused(capsys, *storage)
 
 
 def test_a_race_that_is_kept_in_its_folder_is_not_moved_to_a_database(quick, capsys):

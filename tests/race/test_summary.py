@@ -605,7 +605,7 @@ def test_what_is_paired_is_said(entry):
     loop = dict.fromkeys(["adamw", entry, "momentum"], measured.OWN_LOOP)
     away = "batches up to step 50 differ from those of adamw"
     for checked, unchecked, unpaired, said in (
-        ([], loop, {}, "checked; batches unchecked (the order of data is that of a loop of the ta"),
+        ([], loop, {}, "checked; batches unchecked (the task has its own training loop, which ord"),
         (["adamw", "momentum"], {entry: OWN}, {}, f"(unchecked for {entry}, which choose"),
         (
             ["adamw", "momentum"],

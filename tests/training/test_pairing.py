@@ -505,7 +505,7 @@ def test_a_module_beside_the_file_stays_what_it_was(elsewhere):
     )  # fmt: skip
     driver.check_same_race(request, with_store, "--resume", "out")
     with_store.provenance["modules_sha256"]["mod_helper"] = "other"
-    with pytest.raises(BadCall, match="--resume with another module 'mod_helper' than"):
+    with pytest.raises(BadCall, match="--resume: module 'mod_helper' has changed since"):
         driver.check_same_race(request, with_store, "--resume", "out")
     for name in ("mod_helper", "mod_entry_of"):
         sys.modules.pop(name)

@@ -300,7 +300,7 @@ def test_an_own_loop_without_a_closure_is_told_what_to_do(do, entry, own):
     with pytest.raises(BadCall) as found:
         own(entry, do)
     said = str(found.value)
-    assert f"step() without a closure, and {needy} needs one: call step(closure) with a " in said
+    assert f"step() without a closure, which {needy} needs; call step(closure) with a " in said
     assert f"race entries without {needy}" in said
     assert "\n" not in said
 
@@ -334,7 +334,7 @@ def test_lightning_has_a_closure_by_itself(words, elsewhere):
 def test_lookahead_fits_the_bundled_loops(task):
     run = Trial(task, FRESH, "adam+lookahead", 0, 7, 2, Recipe.read("adam+lookahead").defaults)
     assert trials.run(run).diverged is None
-    with pytest.raises(BadCall, match=r"step\(\) without a closure, and \+sam needs one"):
+    with pytest.raises(BadCall, match=r"step\(\) without a closure, which \+sam needs;"):
         trials.run(replace(run, entry="adam+sam", hyper=Recipe.read("adam+sam").defaults))
 
 

@@ -1,4 +1,4 @@
-"""The command line, one function per verb. Only the verbs that need heavy modules import them."""
+"""The command line, one function per verb. Each verb imports the heavy modules that it needs."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if explain is None:
             raise
         given = shlex.join(["steepest", *(sys.argv[1:] if arguments is None else arguments)])
-        say(f"{explain().rstrip('.')}; given: {given}; see: steepest --help")
+        say(f"{explain().rstrip('.')} (in: {given}); see steepest --help")
         return 2

@@ -1,4 +1,4 @@
-"""The command `steepest`, to which each file of this folder adds verbs, and what verbs share."""
+"""The command `steepest`, to which other files add verbs, and the helpers that verbs share."""
 
 from __future__ import annotations
 

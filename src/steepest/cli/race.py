@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 RACE_MODULES = ("optuna", "sqlalchemy", "rich", "scipy", "sklearn", "matplotlib", "PIL", "jinja2")
 IMPORT = "Options with --import"
-"""The heading of these options in the help."""
+"""Heading in the help of the options that need --import."""
 ONLY_IMPORT = {"imported", "metric", "maximize", "proportion", "worst"}
 FOR_IMPORT = ONLY_IMPORT | {"baseline", "margin", "out"}
-"""Parameters that an import takes."""
+"""Parameters that --import accepts. Those in ONLY_IMPORT are accepted only with --import."""
 
 
 @app.command(epilog="Example: steepest race digits --optimizers adamw,momentum,eadam --budget 60s")
@@ -38,15 +38,15 @@ def race(
     optimizers: Annotated[
         str | None,
         typer.Option(
-            help="Entries, separated by commas: a rule or module:Class, optionally with parts "
-            "(adam+warmup+cosine), or a full-batch method; see steepest list --parts.",
+            help="Entries, separated by commas. An entry is a rule or module:Class, optionally "
+            "with parts (adam+warmup+cosine), or a full-batch method; see steepest list --parts.",
             show_default="nine rules",
         ),
     ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="The entry that the others are compared with; it takes part too.",
+            help="The entry with which the others are compared; added if --optimizers lacks it.",
             metavar="NAME",
             show_default="adamw, or the first",
         ),
@@ -55,7 +55,7 @@ def race(
         list[str] | None,
         typer.Option(
             help="Tune a hyperparameter over this range, log-uniform, such as "
-            "adamw.weight_decay=1e-4:1. Repeat the option for more, or separate them by commas.",
+            "adamw.weight_decay=1e-4:1. For more ranges, repeat the option or use commas.",
             metavar="ENTRY.KNOB=LOW:HIGH",
             show_default="the declared ranges",
         ),
@@ -63,8 +63,8 @@ def race(
     spaces: Annotated[
         str | None,
         typer.Option(
-            help="Tune over a published search space instead: lr-only (the learning rate alone) "
-            "or algoperf (adamw, momentum, nesterov, lamb). --search adds to it.",
+            help="Tune over a published search space instead: lr-only (only the learning rate) or "
+            "algoperf (adamw, momentum, nesterov, lamb). Ranges of --search take precedence.",
             metavar="NAME",
             show_default="the declared ranges",
         ),
@@ -75,8 +75,9 @@ def race(
     looks: Annotated[
         str | None,
         typer.Option(
-            help="Units of an entry at each look at the results. A unit is one tuning and 3 fresh "
-            "runs of its best trial. An entry that is decided at a look runs no more.",
+            help="Number of units of an entry at each look at the results. A unit is one tuning "
+            "and 3 fresh runs of its best trial. An entry that is decided at a look gets no more "
+            "units.",
             metavar="N,N,...",
             show_default="5,8,12",
         ),
@@ -93,25 +94,28 @@ def race(
     together: Annotated[
         int | None,
         typer.Option(
-            help="Train the tuning trials of so many units of an entry at once, which is faster "
-            "for small models; 0: one by one.",
+            help="Number of units of an entry whose tuning trials are trained at once, which is "
+            "faster for small models; 0 trains all trials one by one.",
             metavar="UNITS",
             show_default="a measurement before the start decides",
         ),
     ] = None,
     fixed: Annotated[
         bool,
-        typer.Option("--fixed", help="No looks: one tuning and one fresh run for each of --seeds."),
+        typer.Option(
+            "--fixed", help="No looks: run one tuning and one fresh run for each of --seeds seeds."
+        ),
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(help="Fresh seeds per entry; means --fixed.", show_default="10")
+        int | None,
+        typer.Option(help="Number of fresh seeds per entry; implies --fixed.", show_default="10"),
     ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Steps per run.", show_default="the task's")
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(help="Wall time such as 60s or 5m, instead of --trials; means --fixed."),
+        typer.Option(help="Wall time such as 60s or 5m, instead of --trials; implies --fixed."),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Worker processes.", show_default="one per core")
@@ -123,8 +127,8 @@ def race(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Database for the trials, such as postgresql+pg8000://user@host/db; it reads the "
-            "password from PGPASSWORD.",
+            help="URL of a database for the trials, such as postgresql+pg8000://user@host/db; the "
+            "password is read from PGPASSWORD.",
             metavar="URL",
             show_default="study.db in --out",
         ),
@@ -139,7 +143,8 @@ def race(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the whole race.", show_default="0")
+        int | None,
+        typer.Option(help="The seed from which the race derives all others.", show_default="0"),
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Folder with the data files of the task.", metavar="DIR")
@@ -147,8 +152,8 @@ def race(
     device: Annotated[
         str | None,
         typer.Option(
-            help="Where the model and the data are, such as cuda or cuda:1 or mps. A function of "
-            "your file has to take it: task(seed, device).",
+            help="Where the model and the data are, such as cuda, cuda:1 or mps. The function in "
+            "your file must have a parameter for it: task(seed, device).",
             metavar="DEVICE",
             show_default="the CPU, or as your file says",
         ),
@@ -157,16 +162,17 @@ def race(
         bool,
         typer.Option(
             "--plan",
-            help="Do not race: estimate the time, and the smallest difference it can detect.",
+            help="Do not race: estimate the race's time and the smallest difference that it can "
+            "detect.",
         ),
     ] = False,
     imported: Annotated[
         Path | None,
         typer.Option(
             "--import",
-            help="Do not race: judge the runs in this CSV file, in the place of TASK. It has one "
-            "row for each run and the columns entry, seed and test (or that of --metric); if you "
-            "have them, also unit, diverged, validation, steps.",
+            help="Do not race: judge the runs in this CSV file; give no TASK. The file has one row "
+            "for each run, and the columns entry, seed and test (or the column of --metric). The "
+            "columns unit, diverged, validation and steps are optional.",
             metavar="FILE.csv",
             rich_help_panel=IMPORT,
         ),
@@ -178,7 +184,7 @@ def race(
         bool | None,
         typer.Option(
             "--maximize/--minimize",
-            help="Whether more of the metric is better, or less. One of them is needed.",
+            help="Whether a larger or a smaller metric is better. One of the two is required.",
             show_default=False,
             rich_help_panel=IMPORT,
         ),
@@ -187,14 +193,14 @@ def race(
         bool,
         typer.Option(
             "--proportion",
-            help="The metric is a share of 0 to 1, shown in %. A column such as 91.2% is one.",
+            help="The metric is a share of 0 to 1, shown in %. Not needed for values like 91.2%.",
             rich_help_panel=IMPORT,
         ),
     ] = False,
     worst: Annotated[
         str | None,
         typer.Option(
-            help="The metric that a diverged run counts as, and a run that ends worse.",
+            help="Diverged runs, and runs that end worse than this metric, count as this metric.",
             metavar="NUMBER",
             show_default="the worst in the file",
             rich_help_panel=IMPORT,
@@ -281,7 +287,7 @@ def need_race() -> None:
 
 
 def _check_kind(context: typer.Context) -> None:
-    """BadCall unless the given options are those of a race, or those of an import."""
+    """Raise BadCall if race and import options are mixed, or a required option is missing."""
     from steepest.errors import BadCall
 
     given = {
@@ -293,17 +299,19 @@ def _check_kind(context: typer.Context) -> None:
     if "imported" not in given:
         if "task" not in given:
             raise BadCall(
-                "no TASK given: expected one, as in steepest race digits, or --import FILE.csv"
+                "no TASK given: give one, as in steepest race digits, or give --import FILE.csv"
             )
         if wrong := given.keys() & ONLY_IMPORT:
             option = min(given[name] for name in wrong)
-            raise BadCall(f"{option} without --import: it is for runs in a CSV file; leave it out")
+            raise BadCall(
+                f"{option} without --import: the option is for runs in a CSV file; leave it out"
+            )
         return
     file = context.params["imported"]
     if wrong := given.keys() - FOR_IMPORT:
         option = min(given[name] for name in wrong)
         raise BadCall(
-            f"--import {file} with {option}: the runs were made elsewhere; leave {option} out"
+            f"--import {file} with {option}: an import runs nothing itself; leave {option} out"
         )
     if "maximize" not in given:
         raise BadCall(

@@ -20,7 +20,7 @@ def report(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="URL of the race's database, if it has moved or if the URL holds the password.",
+            help="URL of the race's database, if the database has moved or the URL has a password.",
             metavar="URL",
         ),
     ] = None,
@@ -47,10 +47,11 @@ def export(
         ),
     ] = None,
     storage: Annotated[
-        str | None, typer.Option(help="As for steepest report.", metavar="URL")
+        str | None,
+        typer.Option(help="URL of the race's database: see steepest report.", metavar="URL"),
     ] = None,
 ) -> int:
-    """Write a race as TensorBoard's event files, as runs for Weights & Biases, or as LaTeX."""
+    """Write a race as TensorBoard's event files, runs for Weights & Biases, or a LaTeX table."""
     need_race()
     from steepest.race import driver, exports
 

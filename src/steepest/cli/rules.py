@@ -53,7 +53,8 @@ def show(
 @app.command(epilog="Example: steepest bench --set 300x64 --seconds 5")
 def bench(
     only: Annotated[
-        str | None, typer.Option("--set", help="resnet50, 300x3456 or 300x64; all by default.")
+        str | None,
+        typer.Option("--set", help="Set of tensors: resnet50, 300x3456 or 300x64; all by default."),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Seconds per set, approximately.")] = 20.0,
     threads: Annotated[
@@ -105,7 +106,7 @@ def check(
 
     if (name is None) != every:
         given = "NAME and --all were both given" if every else "no NAME was given"
-        raise BadCall(f"{given}, expected NAME, module:Class or --all; see steepest list")
+        raise BadCall(f"{given}: give either NAME (or module:Class) or --all; see steepest list")
     sys.path.insert(0, os.getcwd())  # module:Class may be a file of the caller
     options = dict(read_option(text) for text in option or [])
     targets = report.everyone() if name is None else [name]

@@ -1,13 +1,13 @@
 """A fair comparison of optimizers on one task: equal tuning, paired seeds, an honest verdict.
 
 Before a race: `request` and `planning` make the plan; the pure functions of `protocol` turn the
-plan into trials. During the race: `driver` runs it; `trials` is what a worker does, `halving` a
-tuning and `measured` one run; `store` keeps the results at a `location`; `leases` shares the trials
-among processes. After it: `outcomes`, `judging`
-and `summary` judge the results (`schema` lists the fields of a summary); `statements`, `verdicts`,
-`notes`, `advice` and `results_table` put them into words; `terminal`, `report` and `exports` show
-them. `imported` makes a race of runs from a file. The tasks are in
-`steepest.tasks`, the training loop is in `steepest.training`, the tests in `steepest.statistics`.
+plan into trials. During the race: `driver` runs it; `trials` does the work of a worker,
+`halving` runs a tuning and `measured` runs one trial; `store` keeps the results at a `location`;
+`leases` distributes the trials among processes. After the race: `outcomes`, `judging` and `summary`
+judge the results (`schema` lists the fields of a summary); `statements`, `verdicts`, `notes`,
+`advice` and `results_table` put the results into words; `terminal`, `report` and `exports` show
+them. `imported` makes a race from the runs in a file. The tasks are in `steepest.tasks`, the
+training loop is in `steepest.training`, and the tests are in `steepest.statistics`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOVED = {
     "tasks": ("steepest.tasks", None),
     "workers": ("steepest.processes", None),
 }
-"""Old name -> (its module now, its name there). The next release removes the old names."""
+"""Old name -> (new module, new name; None: the module). The next release removes old names."""
 
 
 def __getattr__(name: str) -> Any:
@@ -35,7 +35,7 @@ def __getattr__(name: str) -> Any:
     module, attribute = _MOVED[name]
     new = f"{module}.{attribute}" if attribute else module
     warnings.warn(
-        f"steepest.race.{name} is now {new}: use that; the next release removes the old name",
+        f"steepest.race.{name} is now {new}: use this name; the next release removes the old one",
         DeprecationWarning,
         stacklevel=2,
     )

@@ -15,15 +15,15 @@ from steepest.tasks import Task
 from steepest.training.recipe import Recipe
 
 LONGER = 4
-"""Where no run was better than chance, the next race has this many times the steps."""
+"""If every fresh run failed, the next race may have this many times the steps."""
 DECIDE, FINISH = "decide what is still open", "finish this race"
-"""Purposes of `next`."""
+"""Purposes of the race to run next."""
 
 
 def code(task: Task, plan: Plan, name: str, best: BestTrial, tunings: int) -> str:
     """The optimizer of an entry with the values of its best trial, as Python to paste.
 
-    tunings: how many tunings the entry had, each with a chosen trial; `best` is the best of these.
+    tunings: how many tunings the entry had. Each chose a trial; `best` is the best chosen trial.
     """
     chosen = f"best of n={tunings} tunings by validation {task.metric}"
     if tunings == 1:
@@ -37,8 +37,9 @@ def code(task: Task, plan: Plan, name: str, best: BestTrial, tunings: int) -> st
 
 
 def to_use(summary: Summary) -> list[str]:
-    """The entries that the race recommends: those that are better, the largest gain first; or else
-    the baseline. Empty if the race has shown too little, or if runs of the baseline failed.
+    """The entries that the race recommends: those better than the baseline, the largest gain first.
+
+    If none is better, the baseline, unless runs of it failed. Empty if the race shows too little.
     """
     base, plan = summary["baseline"], summary["plan"]
     rivals = len(summary["entries"]) > 1
@@ -50,10 +51,9 @@ def to_use(summary: Summary) -> list[str]:
 
 
 def next_race(summary: Summary, plan: Plan) -> tuple[str, Plan] | None:
-    """What for, and the plan of the race that would help most; None if nothing is open.
+    """(purpose, plan) of the race that would help most to run next; None if nothing is open.
 
-    A new race has another study seed, since some of its runs would otherwise be those that were
-    just seen.
+    A new race has another study seed; with the same seed, it would repeat runs of this race.
     """
     if plan.imported:
         return None

@@ -14,7 +14,7 @@ YEAR = 366 * 24 * 3600.0
 
 
 def runs_within(seconds: float, entries: int, jobs: int, run: float, warm: float) -> int:
-    """Runs of each entry that fit into `seconds` of wall time; see `affordable`."""
+    """Number of runs of each entry in `seconds` of wall time; arguments: see `affordable`."""
     return int(jobs * (seconds - entries * warm) / run / entries)
 
 
@@ -23,9 +23,9 @@ def affordable(
 ) -> tuple[int, int]:
     """(trials for each seed, seeds) of an entry that fit into `seconds` of wall time.
 
-    `entries`: their number. `jobs`: number of workers. `run`: seconds of a run. `warm`: seconds of
-    the first step of an entry in a worker. If `seeds` is None, there are 10 seeds, or as many as
-    can have 5 trials each, but at least 5.
+    `entries`: number of entries. `jobs`: number of workers. `run`: seconds of a run. `warm`:
+    seconds of the first step of an entry in a worker. If `seeds` is None, the result has 10 seeds;
+    if the time is too short for 5 trials each, it has fewer seeds, but at least 5.
     """
     runs = runs_within(seconds * PLANNED_SHARE, entries, jobs, run, warm)
     if seeds is None:

@@ -54,8 +54,8 @@ def race(
 ) -> tuple[Summary, bool]:
     """Run or continue a race in `folder`. Returns (its summary, whether Ctrl-C interrupted it).
 
-    pool: `jobs` workers with the work `trials.runner(...)`; None starts them here. storage: URL of
-    a database for the trials. study: name of a study in the database, to create or to join. Raises
+    pool: `jobs` workers that run `trials.runner(...)`; None: start them here. storage: URL of a
+    database for the trials. study: name of a study in the database, to create or to join. Raises
     BadCall for a wrong request or folder, and WorkerError if the task itself fails.
     """
     with tasks.held(request.task):  # the source that runs is the one that was checked and hashed
@@ -93,7 +93,7 @@ def _race(
                     store = opened
             if store.location.racer:
                 name = f"study {store.location.study} in {store.location.name}"
-                print(f"steepest: {name}; join it with --storage and --study", file=sys.stderr)
+                print(f"steepest: {name}; others join with --storage and --study", file=sys.stderr)
             # the paths of this call: files may have moved, but have the same content
             plan, task = replace(store.plan, task=request.task, data=request.data), store.task
             while not (now := rounds.current(task, plan, store.results())).complete:
@@ -145,8 +145,8 @@ def _open(
     if storage is None:
         if study is not None:
             raise BadCall(
-                f"--study {study} without --storage: expected --storage too, the URL of the "
-                f"database that has the study"
+                f"--study {study} without --storage: give --storage too, the URL of the database "
+                f"that has the study"
             )
         return location.in_folder(folder)
     new = f"race-{tasks.folder_name(request.task)}-{uuid.uuid4().hex[:8]}"
@@ -205,7 +205,7 @@ def _run(pool: Pool, store: Store, planned: Sequence[Trial | Tuning], now: round
     with Progress(store.task, store.plan, stored, now=now) as shown, store.leases() as leases:
 
         def next_items() -> Iterator[Trial | Tuning | None]:
-            """The items for this process; None while others run all items that are left."""
+            """Yield items for this process; None while others run all items that are left."""
             started: set[tuple[str, str, int]] = set()
 
             def waits(item: Trial | Tuning) -> bool:
@@ -244,7 +244,7 @@ class _PairingCheck:
         """Seed -> its first run with batches that could be read."""
 
     def check(self, trial: Trial, result: Result) -> None:
-        """BadCall for the first run that differs from an earlier one."""
+        """Raise BadCall if the run differs from an earlier run."""
         key = "weights", trial.seed, Recipe.read(trial.entry).model_of
         self._compare("initial weights", key, trial, result.initial)
         self._compare_batches(trial, result)
@@ -254,10 +254,10 @@ class _PairingCheck:
                 self._compare("presence of test=...", "tested", trial, result.tested)
 
     def _compare_batches(self, trial: Trial, result: Result) -> None:
-        """BadCall if an array differs in the first batch: some state goes on from run to run.
+        """Raise BadCall if an array of the first batch differs: a run then affects later runs.
 
-        Batches that differ later, or in an object that is no array, do not end the race: the notes
-        then say that the entry is not paired.
+        If batches differ only later, or only in an object that is no array, the race goes on. The
+        notes then say that the entry is not paired.
         """
         if not result.first:
             return
@@ -269,10 +269,10 @@ class _PairingCheck:
         since = "from the first on" if at is None else f"up to step {result.steps[at]}"
         raise BadCall(
             f"{trial.task}: the batches of {trial.entry} (seed {trial.seed}) {since} differ from "
-            f"those of {other.entry}: batch{name} already differs in the first batch; expected the "
-            f"same batches for every entry: create whatever makes the batches inside task(seed), "
-            f"so that no state goes on from run to run; draw everything random from the seed; and "
-            f"leave out what training does not use, such as times"
+            f"those of {other.entry}, beginning with batch{name} of the first batch; to give every "
+            f"entry the same batches, create them inside task(seed), so that no run changes the "
+            f"batches of later runs, draw everything random from the seed, and leave out what "
+            f"training does not use, such as times"
         )
 
     def _compare(self, what: str, key: object, trial: Trial, value: object) -> None:
@@ -280,6 +280,6 @@ class _PairingCheck:
         if value != before:
             raise BadCall(
                 f"{trial.task}: the {what} of {trial.entry} (seed {trial.seed}) and of "
-                f"{other.entry} (seed {other.seed}) differ: expected the same for every entry; "
-                f"draw everything random from the seed"
+                f"{other.entry} (seed {other.seed}) differ; make them the same for every entry, "
+                f"and draw everything random from the seed"
             )

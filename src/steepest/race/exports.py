@@ -22,9 +22,9 @@ from steepest.race.scores import final, tested
 from steepest.tasks import Task
 
 ON_PAPER = ("optimizer ms/step", "training ms/step", "seconds to target", "state bytes/parameter")
-"""Columns that a LaTeX table leaves out: they belong to one machine, or would not fit."""
+"""Columns that a LaTeX table leaves out: they depend on the machine, or would not fit."""
 HEAD = 16
-"""Characters at which a column's head is wrapped in LaTeX."""
+"""A line of a column's head in LaTeX has at most this many characters."""
 SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -71,13 +71,13 @@ def export(race: Race, to: str, folder: Path, out: Path | None) -> Path:
 
 
 def check(to: str) -> None:
-    """Raise BadCall if there is no such format."""
+    """Raise BadCall if `to` is not a format of `FORMATS`."""
     if to not in FORMATS:
         raise BadCall(f"--to {to}: expected one of {', '.join(FORMATS)}")
 
 
 def latex(summary: Summary) -> str:
-    """The table of the field for a paper. It needs the package booktabs."""
+    """The table of all entries as LaTeX, for a paper. It needs the package booktabs."""
     heads, unit = columns(summary), units(summary)[0]
     shown = [i for i, head in enumerate(heads) if head not in ON_PAPER]
     stacks = [r"\\".join(map(escape, wrap(heads[i], HEAD))) for i in shown]
@@ -94,7 +94,7 @@ def latex(summary: Summary) -> str:
     if target is not None:
         caption += (
             f"Steps to target: median until validation {summary['metric']} reached "
-            f"{number(summary, target)}{unit} (runs that reached it). "
+            f"{number(summary, target)}{unit} (number of runs that reached it). "
         )
     caption += "Failed: fresh runs that failed (tuning trials that diverged)."
     if not summary["complete"]:
@@ -159,7 +159,7 @@ def _run(race: Race, trial: Trial, result: Result) -> dict[str, Any]:
 
 
 def _metrics(task: Task, trial: Trial, result: Result) -> dict[str, float]:
-    """The metrics of a run as the race counts them."""
+    """The final metrics of a run. A diverged run has the worst metric, as in the verdict."""
     found = {f"validation/{task.metric}": final(task, result)}
     test = tested(task, trial, result) if trial.phase == FRESH and task.test_data else None
     return found if test is None else {**found, f"test/{task.metric}": test}
@@ -172,8 +172,8 @@ def _finite(value: float) -> float | None:
 def tensorboard(race: Race, out: Path) -> None:
     """Write a run of TensorBoard for each run of the race, in folders below `out`.
 
-    A run has the validation metric by step, its hyperparameters, and the metrics that the race
-    counts. Seconds of training take the place of the wall time, so "relative" shows these.
+    A run has the validation metric by step, its hyperparameters, and its final metrics. The time of
+    a point is its seconds of training, which TensorBoard's axis "relative" shows.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -205,4 +205,4 @@ FORMATS: dict[str, tuple[str, Callable[[Race, Path], None]]] = {
     "tensorboard": ("tensorboard", tensorboard),
     "wandb": ("wandb.jsonl", lambda race, path: write(path, wandb_runs(race))),
 }
-"""Format -> (name of its file or folder in the folder of a race, what writes it)."""
+"""Format -> (default file or folder in the folder of a race, function that writes it)."""

@@ -17,7 +17,7 @@ DEFAULT = (
     "radam",
 )
 """The default field: the two optimizers that everybody tunes, the usual adaptive ones, and `eadam`,
-which shows what eps alone does."""
+which differs from `adam` only in where eps is added."""
 BASELINE = "adamw"
 
 
@@ -32,7 +32,7 @@ def parse(text: str | None) -> tuple[str, ...]:
     for name in names:
         if not name:
             raise BadCall(
-                f"--optimizers {text!r}: a name is empty: expected names separated by commas"
+                f"--optimizers {text!r} has an empty name: give names separated by commas"
             )
         _ = Recipe.read(name).defaults  # imports a class, and looks for an lr to tune
         if names.count(name) > 1:

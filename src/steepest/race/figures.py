@@ -22,11 +22,11 @@ from steepest.report.pages import Figure, Panel
 from steepest.report.styles import INK, Style, choose_styles
 
 PANEL = (2.5, 2.1)
-"""Inches."""
+"""Width and height of a panel in inches."""
 PANEL_TITLE = 22
 """A line of an axis title of a panel has at most this many characters."""
 PANELS = 4
-"""Panels in a row of the drawing that has all of them."""
+"""Most panels in a row of the drawing that has all panels."""
 RATE = "learning rate"
 FAR = 4.0
 """If a value is farther from the best than this many median distances, it is drawn at the edge."""
@@ -56,7 +56,7 @@ def styles_of(summary: Summary) -> list[Style]:
 
 
 def _shown(summary: Summary, values: Iterable[float | None]) -> list[float]:
-    """Metrics as they are drawn: shares in %, and nan, which is not drawn, if not finite."""
+    """Metrics as they are drawn: shares in %; nan, which is not drawn, for what is not finite."""
     scale = 100.0 if summary["proportion"] else 1.0
     return [math.nan if v is None or not math.isfinite(v) else scale * v for v in values]
 
@@ -66,7 +66,7 @@ def _name_score(summary: Summary) -> str:
 
 
 def _choose_limits(summary: Summary, values: Iterable[float]) -> tuple[float, float]:
-    """Ends of a metric's axis. One very bad run does not make the curves of the others flat."""
+    """Ends of a metric's axis, such that one very bad run does not flatten all other curves."""
     known = sorted((v for v in values if math.isfinite(v)), reverse=summary["maximize"])
     if not known:
         return 0.0, 1.0
@@ -218,7 +218,7 @@ def _draw_entries(
 ) -> Drawing:
     """A curve of the validation metric for each entry.
 
-    log: the x axis is logarithmic, and for a loss the y axis too.
+    log: whether the x axis is logarithmic; if less of the metric is better, the y axis too.
     """
     return draw_lines(
         list(summary["entries"]),
@@ -254,8 +254,8 @@ def _draw_expected_best(summary: Summary) -> Figure | None:
 
 
 def _draw_sensitivity(summary: Summary) -> Figure | None:
-    """The metric of every tuning trial over its learning rate: a panel for each entry."""
-    points = []  # of each entry: (learning rate, metric, diverged, chosen, halted) of each trial
+    """The metric of every tuning trial against its learning rate, with a panel for each entry."""
+    points = []  # for each entry: (learning rate, metric, diverged, chosen, halted) of each trial
     for entry in summary["entries"].values():
         trials = [t for t in entry["tuning"] if t["hyperparameters"].get("lr", 0) > 0]
         scores = _shown(summary, (t["validation"] for t in trials))
@@ -274,7 +274,7 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
     )
     halted = ""
     if any(stopped for trials in points for *_, stopped in trials):
-        halted = "Hollow marks: halted early, at the metric that they had then. "
+        halted = "Hollow marks: trials that were halted early, with their last metric. "
     panels, paints = [], {}
     for i, (name, style) in enumerate(zip(summary["entries"], styles_of(summary), strict=True)):
         paint = partial(
@@ -296,9 +296,9 @@ def _draw_sensitivity(summary: Summary) -> Figure | None:
         title="Sensitivity",
         text=f"{_name_score(summary).capitalize()} of every tuning trial against its learning "
         f"rate (n={counted(summary, 'tuning')} per entry, one seed each). All hyperparameters of a "
-        f"trial vary at once. All panels have the same scales. Rings: chosen for fresh "
-        f"runs. {halted}Crosses at the edge: diverged. Arrowheads at the edge: values beyond the "
-        f"scale.",
+        f"trial vary at once. All panels have the same scales. Rings: trials chosen for fresh "
+        f"runs. {halted}Crosses at the edge: trials that diverged. Arrowheads at the edge: values "
+        f"beyond the scale.",
         panels=panels,
         together=_draw_together(paints, ylabel),
     )
@@ -311,7 +311,7 @@ def _paint_alone(figure: Canvas, *, paint: Callable[[Axes], None], ylabel: str) 
 
 
 def _draw_together(paints: Mapping[str, Callable[[Axes], None]], ylabel: str) -> Drawing:
-    """All panels as one drawing; the axis titles stand once."""
+    """All panels as one drawing, with one title for each axis."""
     wide = min(len(paints), PANELS)
     high = math.ceil(len(paints) / wide)
 
@@ -339,7 +339,7 @@ def _paint_panel(
     maximize: bool,
     gid: str,
 ) -> None:
-    """Paint one entry's tuning trials. `limits`: ends of the y axis; `rates`: of the x axis."""
+    """Paint one entry's tuning trials. `limits`, `rates`: ends of the y and of the x axis."""
     edge, arrowhead = (0.05, "v") if maximize else (0.95, "^")
 
     def mark(where: Sequence[tuple[float, float]], marker: str, **options: Any) -> None:

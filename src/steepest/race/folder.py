@@ -1,4 +1,4 @@
-"""The folder of a race: one race at a time, and every file in it complete."""
+"""The folder of a race: only one race at a time runs in it, and all files in it are complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def write(path: Path, text: str) -> None:
 
 
 def has_race(folder: Path, resume: bool) -> bool:
-    """Whether a race is in `folder`; BadCall unless `resume` agrees."""
+    """Whether `folder` has a race.
+
+    BadCall if `resume` is true and there is no race, or if it is false and there are files.
+    """
     # a kill before the first trial may leave these
     leftovers = (".lock", "study.db.new", "storage.json.new")
     if all(path.name.startswith(leftovers) for path in folder.iterdir()):
@@ -34,8 +37,8 @@ def has_race(folder: Path, resume: bool) -> bool:
         return False
     if not resume:
         raise BadCall(
-            f"'{folder}' is not empty: expected a new folder; continue its race with --resume or "
-            f"choose another folder with --out"
+            f"'{folder}' is not empty: continue the race in it with --resume, or choose another "
+            f"folder with --out"
         )
     return True
 
@@ -44,7 +47,7 @@ def has_race(folder: Path, resume: bool) -> bool:
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder`, created if it is missing; BadCall if another race runs in it.
 
-    The lock ends with the process, however that ends.
+    The lock is released when the process ends, even if the process is killed.
     """
     path, created = folder / ".lock", not folder.exists()
     while True:
@@ -64,8 +67,8 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             os.close(lock)
             raise BadCall(
-                f"another race is running in '{folder}': wait for it, or choose another folder "
-                f"with --out"
+                f"another race is running in '{folder}': wait until it ends, or choose another "
+                f"folder with --out"
             ) from None
         except FileNotFoundError:
             pass

@@ -1,9 +1,10 @@
 """A tuning by successive halving: all its trials start, and the better half goes on at each rung.
 
-Karnin, Koren and Somekh (2013), ICML; Jamieson and Talwalkar (2016), arXiv:1502.07943. A trial that
-is halted was not shortened: its schedules see the full length. Where the system can fork, a trial
-waits at a rung as a process of its own, and goes on from there. Elsewhere it ends at the rung, and
-starts again if it may go on. Both give the same numbers.
+Karnin, Koren and Somekh (2013), ICML; Jamieson and Talwalkar (2016), arXiv:1502.07943. A rung is a
+number of steps. Until it is halted, a trial trains like a full run: its schedules have the full
+length. If the system can fork, each trial is a child process, which waits at a rung and then goes
+on. If not, a trial ends at the rung, and starts again from step 0 if it goes on. Both ways give the
+same numbers.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from steepest.processes import Failed, answer_of
 from steepest.race.protocol import Result, Trial, Tuning
 
 OnReport = Callable[[Result], bool]
-"""Is shown a run after each report; whether it goes on."""
+"""Called with the result of a run after each report; returns whether the run goes on."""
 Run = Callable[[Trial, OnReport | None], Result]
 SHARE = 0.5
-"""Largest share of the free memory that waiting trials may take, of a worker on each core."""
+"""Largest share of the free memory that waiting trials may take, with one worker per core."""
 DEATH_SIGNAL = 1
 """PR_SET_PDEATHSIG of prctl(2)."""
 
@@ -36,8 +37,8 @@ DEATH_SIGNAL = 1
 def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> list[Result]:
     """The results of all trials. `better`: whether the first metric is better than the second.
 
-    At each rung the trials with the best last validation metric go on; of equal ones those with the
-    lower index. A trial that has diverged does not go on, even if fewer are left then.
+    At each rung the trials with the best last validation metric go on; of equal metrics, the lower
+    index wins. A diverged trial never goes on, even if fewer trials than planned then go on.
     """
     results: dict[int, Result] = {}
     way = _Forked if can_fork() else _Repeated
@@ -84,7 +85,7 @@ def run(tuning: Tuning, train: Run, better: Callable[[float, float], bool]) -> l
 def best(
     scores: Mapping[int, float], most: int, better: Callable[[float, float], bool]
 ) -> list[int]:
-    """Indices of the best scores, `most` of them, best first. Of equal scores the first wins."""
+    """Indices of the `most` best scores, best first. Of equal scores, the lower index wins."""
     left, chosen = dict(sorted(scores.items())), []
     while left and len(chosen) < most:
         top = next(iter(left))
@@ -97,7 +98,7 @@ def best(
 
 
 def apart(work: Callable[[Tuning], list[Result]], tuning: Tuning) -> list[Result]:
-    """What `work(tuning)` returns; where this system can fork, from a process of its own."""
+    """Return `work(tuning)`, computed in a child process if this process can fork."""
     if not can_fork():
         return work(tuning)
     child = _Forked(tuning, (), lambda item, _: work(item))
@@ -111,22 +112,22 @@ class _Paused(Protocol):
     """A run that stops at each rung."""
 
     def advance(self) -> float | Result:
-        """Train up to the next rung, or to the end: its validation metric there, or its result."""
+        """Train to the next rung and return the metric there, or the result if the run ends."""
         ...
 
     def stop(self) -> Result:
-        """Halt where it waits."""
+        """Halt the run at the rung where it waits; returns its result."""
         ...
 
     def private_bytes(self) -> int:
-        """Memory that it takes while it waits."""
+        """Bytes of memory that the run takes while it waits."""
         ...
 
     def close(self) -> None: ...
 
 
 class _Repeated:
-    """Starts the run again for each rung. Repeating costs time, not accuracy: runs are seeded."""
+    """Starts the run again for each rung. This gives the same numbers, since runs are seeded."""
 
     def __init__(self, trial: Trial, rungs: Sequence[int], train: Run) -> None:
         self._trial, self._rungs, self._train, self._at = trial, rungs, train, 0
@@ -176,7 +177,7 @@ class _Forked:
         return result
 
     def private_bytes(self) -> int:
-        """Memory that the process has written since its start; huge where that is not known."""
+        """Bytes that the process has written since its start; sys.maxsize if this is unknown."""
         try:
             lines = Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines()
         except OSError:
@@ -206,13 +207,13 @@ class _Forked:
                 self._pipe.send(goes_on)
             message = self._pipe.recv()
         except (EOFError, ConnectionError):
-            # ends the worker: the pool does the tuning again in a new one
+            # ends the worker; the pool repeats the tuning in a new worker
             raise SystemExit(f"the process of {self._trial} has died") from None
         if isinstance(message, float):
             return message
         if not isinstance(message, Result | list):
             raise Failed(message)
-        self.close()  # a thread of the user's may still run in it
+        self.close()  # a thread of the user's code may still run in the child
         return message
 
 
@@ -238,7 +239,7 @@ def _train(
 def system_forks() -> bool:
     """Whether a forked process can train on this system.
 
-    The libraries of macOS break in one, and so does autograd where there is an accelerator.
+    In a forked process, system libraries break on macOS, and autograd breaks with an accelerator.
     """
     accelerator = torch.accelerator.is_available() or torch.cuda.is_initialized()
     return sys.platform == "linux" and not accelerator
@@ -247,13 +248,13 @@ def system_forks() -> bool:
 def can_fork() -> bool:
     """Whether a child of this process can train.
 
-    A process that computes with several threads has threads that a child lacks.
+    This needs a process that computes with one thread: a forked child lacks all other threads.
     """
     return system_forks() and torch.get_num_threads() == 1
 
 
 def _die_with(parent: int) -> None:
-    """Ask Linux to end this process with its parent, which may be killed."""
+    """Ask Linux to kill this process when its parent ends, even if the parent is killed."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
     if os.getppid() != parent:
@@ -261,12 +262,12 @@ def _die_with(parent: int) -> None:
 
 
 def _crowded(each: int, count: int) -> bool:
-    """Whether `count` processes of `each` bytes are too much for a worker on each core."""
+    """Whether `count` processes of `each` bytes per worker, on each core, take too much memory."""
     return each * count > SHARE * _free_bytes() / (os.cpu_count() or 1)
 
 
 def _free_bytes() -> int:
-    """Memory that this system, or its container, has left; 0 where that is not known."""
+    """Free bytes of memory of this system, or of its container; 0 if this is unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))

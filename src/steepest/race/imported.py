@@ -1,7 +1,7 @@
-"""The verdict on runs that were made elsewhere: from a CSV file with one row for each run.
+"""Judges runs that were made elsewhere, from a CSV file with one row for each run.
 
-The rows become the trials and results of a race with a fixed number of seeds, which the functions
-of every race judge and show. If a unit has several runs, or with a margin, it is a race with a
+The rows become the trials and results of a race with a fixed number of seeds, which is judged and
+shown like any other race. If a unit has several runs, or if a margin is given, it is a race with a
 single look, at its end.
 """
 
@@ -33,10 +33,10 @@ from steepest.tasks import Task
 
 FILES = ("summary.json", "report.html", ".lock")
 MOST, ENTRIES = 1_000, 50
-"""The largest number of runs of an entry, and of entries. With so many, the exact test takes a
-minute and gigabytes of memory."""
+"""The largest number of runs of an entry, and the largest number of entries. With so many, the
+exact test takes a minute and gigabytes of memory."""
 FEW = 5
-"""A message lists this many seeds of an entry."""
+"""A message lists at most this many seeds of an entry, and this many entries."""
 Key = tuple[str, str]
 """(unit, seed) of a run. Without a column of units, each seed is a unit."""
 
@@ -50,7 +50,7 @@ class Import:
     """The metric that a diverged run counts as; None: the worst value in the file."""
     baseline: str | None = None
     margin: float | None = None
-    """The smallest gain that would matter; of a share, in points."""
+    """The smallest gain that would matter, in the metric's unit; for a share, in points."""
 
     def command(self) -> str:
         """The command line of this request."""
@@ -68,8 +68,8 @@ class Import:
 def judge(request: Import, folder: Path) -> Summary:
     """Judge the runs of a file; write summary.json and report.html into `folder`.
 
-    The columns that were not read are named on stderr. BadCall for a file that cannot be judged,
-    and for a folder that has other files than an earlier import wrote.
+    The names of unread columns are printed on stderr. BadCall if the file cannot be judged, or if
+    the folder has files that no import wrote.
     """
     runs = run_table.read(request.source)
     summary = summarise_runs(request, runs)
@@ -77,8 +77,8 @@ def judge(request: Import, folder: Path) -> Summary:
         names = sorted(path.name for path in folder.iterdir())
         if others := [name for name in names if name.removesuffix(".new") not in FILES]:
             raise BadCall(
-                f"'{folder}' has other files ({listed(others)}): expected a new folder, or that of "
-                f"an earlier --import; choose another folder with --out"
+                f"'{folder}' has other files ({listed(others)}): choose a new folder with --out, "
+                f"or the folder of an earlier --import"
             )
         write(folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
         write(folder / "report.html", report.page(summary))
@@ -88,7 +88,7 @@ def judge(request: Import, folder: Path) -> Summary:
 
 
 def summarise_runs(request: Import, runs: Runs) -> Summary:
-    """The summary of the race that the runs of a file are."""
+    """Make the summary of a race from the runs of a file."""
     source, worst = request.source, _worst(request, runs)
     by_entry, repeats = _paired(source, runs)
     n, margin = len(next(iter(by_entry.values()))) // repeats, None
@@ -147,7 +147,7 @@ def summarise_runs(request: Import, runs: Runs) -> Summary:
 
 
 def _seeds(rows: Sequence[Row]) -> Sequence[int]:
-    """The seeds of the runs; their places among these runs if a seed is no whole number."""
+    """The seeds of the runs; 0, 1, 2, ... instead if any seed is not a whole number."""
     try:
         return [int(row.seed) for row in rows]
     except ValueError:
@@ -161,7 +161,7 @@ def _result(row: Row) -> Result:
 
 
 def _reduce(summary: Summary, name: str) -> None:
-    """Take out of an entry what a race measures, and the file does not have."""
+    """Empty the fields of an entry that a race measures but a file does not have."""
     entry = summary["entries"][name]
     entry["validation"], entry["best_validation"], entry["steps_to_target"] = [], [], []
     entry["state_bytes"] = entry["parameters"] = None
@@ -203,7 +203,7 @@ def _worst(request: Import, runs: Runs) -> float:
 def _paired(source: Source, runs: Runs) -> tuple[dict[str, list[Row]], int]:
     """(entry -> its runs, unit by unit and in the same order for all; number of runs in a unit).
 
-    BadCall if a run is there twice, or is missing in some entry.
+    BadCall if a run appears twice, or is missing in some entry.
     """
     by_entry: dict[str, dict[Key, Row]] = {}
     for row in runs.rows:
@@ -211,17 +211,17 @@ def _paired(source: Source, runs: Runs) -> tuple[dict[str, list[Row]], int]:
         before = by_entry.setdefault(row.entry, {}).setdefault(key, row)
         if before is not row:
             unit = f"unit {row.unit}, " if runs.units else ""
-            cure = "" if runs.units else "; name the tuning in a column 'unit' if it has several"
+            cure = "" if runs.units else "; if an entry has several tunings, add a column 'unit'"
             raise source.wrong(
-                f"two runs of {listed([row.entry])} with {unit}seed {row.seed}: expected one row "
-                f"for each run, with its last {source.metric}{cure}",
+                f"two runs of {listed([row.entry])} with {unit}seed {row.seed}: give one row for "
+                f"each run, with the last {source.metric} of the run{cure}",
                 before.line,
                 row.line,
             )
     if len(by_entry) > ENTRIES:
         raise source.wrong(
-            f"{len(by_entry):,} names in the column 'entry': expected the optimizer's name, the "
-            f"same in all of its runs, and at most {ENTRIES}"
+            f"{len(by_entry):,} names in the column 'entry': expected at most {ENTRIES}; give all "
+            f"runs of an optimizer the same name"
         )
     units: dict[str, dict[Key, None]] = {}
     for mine in by_entry.values():
@@ -232,8 +232,8 @@ def _paired(source: Source, runs: Runs) -> tuple[dict[str, list[Row]], int]:
         raise source.wrong(_unpaired(by_entry, keys, runs.units))
     if len(keys) > MOST:
         raise source.wrong(
-            f"{len(keys):,} runs of an entry: expected at most {MOST:,}; take the same seeds of "
-            f"every entry out"
+            f"{len(keys):,} runs of an entry: expected at most {MOST:,}; remove the same seeds "
+            f"from every entry"
         )
     sizes = {len(unit): name for name, unit in units.items()}
     if len(sizes) > 1:
@@ -245,8 +245,9 @@ def _paired(source: Source, runs: Runs) -> tuple[dict[str, list[Row]], int]:
     (repeats,) = sizes
     if runs.own and repeats > 1:
         raise source.wrong(
-            "the runs.csv of a race in looks, whose results decided how many runs were made: they "
-            "cannot be judged as if that had been fixed; steepest report gives the race's verdict"
+            "the runs.csv of a race in looks, whose results decided how many runs were made, but "
+            "--import needs a number of runs that was fixed in advance; for the verdict of this "
+            "race, run steepest report"
         )
     return {entry: [mine[key] for key in keys] for entry, mine in by_entry.items()}, repeats
 
@@ -263,21 +264,21 @@ def _unpaired(by_entry: Mapping[str, Mapping[Key, Row]], keys: Sequence[Key], un
     more = f"; {len(lacks) - FEW} more entries lack some" if len(lacks) > FEW else ""
     cure = (
         "add these runs, with true in a column 'diverged' if they failed, or take out the seed "
-        "from every entry if its results are not the reason"
+        "from every entry, but not because of its results"
     )
     if not any(all(key in mine for mine in by_entry.values()) for key in keys):
         cure = (
-            "if runs of different entries share nothing, number those of each entry from 1 in the "
-            "order in which they started"
+            "if runs of different entries share nothing, number the runs of each entry from 1 in "
+            "the order in which they started"
         )
     return (
-        f"runs are compared seed by seed, but {'; '.join(lacks[:FEW])}{more}: expected the same "
-        f"seeds for every entry; {cure}"
+        f"runs are compared seed by seed, but {'; '.join(lacks[:FEW])}{more}: give every entry the "
+        f"same seeds; {cure}"
     )
 
 
 def _baseline(request: Import, entries: Sequence[str]) -> str:
-    """The given baseline; else AdamW, in capitals or not; else the first entry."""
+    """The given baseline; by default AdamW, in any capitals; without AdamW, the first entry."""
     if request.baseline is None:
         return next((entry for entry in entries if entry.casefold() == BASELINE), entries[0])
     name = plain(request.baseline)
@@ -285,7 +286,7 @@ def _baseline(request: Import, entries: Sequence[str]) -> str:
         near = get_close_matches(name, entries, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise BadCall(
-            f"--baseline {request.baseline}: not an entry in '{request.source.file}': expected one "
-            f"of {listed(entries)}{hint}"
+            f"--baseline {request.baseline} is not an entry in '{request.source.file}': expected "
+            f"one of {listed(entries)}{hint}"
         )
     return name

@@ -1,4 +1,4 @@
-"""From the fresh runs of a race to the difference of every entry to the baseline."""
+"""Computes the difference of every entry to the baseline from the fresh runs of a race."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from steepest.tasks import Task
 def judge(
     task: Task, plan: Plan, entries: Mapping[str, EntrySummary], now: Round
 ) -> dict[str, Difference]:
-    """The difference of every entry to the baseline; `entries`: their fresh runs, all finished."""
+    """The difference of every entry to the baseline. `entries`: summaries with all fresh runs."""
     judged = _in_looks(task, now) if plan.looks else _at_once(task, plan, entries)
     return {name: _within(task, difference) for name, difference in judged.items()}
 
@@ -67,7 +67,7 @@ def _in_looks(task: Task, now: Round) -> dict[str, Difference]:
 
 
 def _within(task: Task, d: Difference) -> Difference:
-    """The difference, with an interval that ends at the largest difference of two shares."""
+    """The difference; the interval of a difference of two shares is cut off at -1 and 1."""
     if not task.proportion or d.low is None or d.high is None:
         return d
     return replace(d, low=max(-1.0, d.low), high=min(1.0, d.high))

@@ -105,7 +105,7 @@ class Leases(Unshared):
             try:
                 self._insert(key, self._racer)
                 self._held[key] = self._racer
-            except SQLAlchemyError:  # each driver raises another one
+            except SQLAlchemyError:  # each driver raises its own error
                 self._refresh()
                 if last and key not in self._held:  # not a lease that was deleted meanwhile
                     raise

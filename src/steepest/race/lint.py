@@ -23,7 +23,7 @@ from steepest.training.spaces import COMPLEMENT, options, twin
 Found = tuple[str, str]
 """(entry, sentence)"""
 TRIALS_TO_JUDGE = 3
-"""With fewer tuning trials the best one is always the lowest or the highest."""
+"""With fewer tuning trials, the best value of a knob is always the lowest or the highest."""
 LOWER = 10
 """After a divergence, both ends of the range of lr are divided by this."""
 COSTLY = 1.5
@@ -35,7 +35,7 @@ POINTS_PER_KNOB = 4
 def lint(summary: Summary) -> list[Finding]:
     """All findings about a race, in the order of `RULES`.
 
-    There are none about an interrupted race, or about imported runs, whose tuning is unknown.
+    Empty for an interrupted race, and for imported runs, whose tuning is unknown.
     """
     if not summary["complete"] or is_imported(summary):
         return []
@@ -47,7 +47,7 @@ def lint(summary: Summary) -> list[Finding]:
 
 
 def untuned(summary: Summary) -> Iterator[Found]:
-    """An entry had only its defaults to choose from. Figures show such an entry in grey."""
+    """Warn of an entry for which only the defaults could be chosen. Figures show it in grey."""
     for name, entry in summary["entries"].items():
         if entry["untuned"]:
             yield name, f"{name} is untuned: {entry['untuned']}"
@@ -75,7 +75,7 @@ def untuned_because(tuning: list[TuningTrial]) -> str | None:
 
 
 def diverged_best(summary: Summary) -> Iterator[Found]:
-    """The chosen configuration diverges."""
+    """Warn if the chosen configuration of an entry diverges."""
     each = "unit" if summary["plan"].get("looks") else "fresh seed"
     for name, entry in summary["entries"].items():
         diverged, n = entry["diverged"]["fresh"], len(entry["test"])
@@ -99,11 +99,11 @@ def diverged_best(summary: Summary) -> Iterator[Found]:
 
 
 def border(summary: Summary) -> Iterator[Found]:
-    """The best value of a knob is too often the lowest value tried, or the highest.
+    """Warn if the best value of a knob is too often the lowest value tried, or the highest.
 
     If the knob had no effect, its lowest value would be the best in 1 / (number of trials) of the
-    tunings, and so would its highest. A binomial test compares this with what was seen. Its level
-    is 5 % over both ends of all knobs together (Bonferroni).
+    tunings, and so would its highest. A binomial test compares this share with the observed share.
+    The level of the test is 5 % over both ends of all knobs together (Bonferroni).
     """
     trials = summary["plan"]["trials"]
     if trials < TRIALS_TO_JUDGE:
@@ -148,7 +148,7 @@ def _at_the_ends(entry: EntrySummary, knob: str, trials: int) -> dict[str, int]:
 
 
 def few_trials(summary: Summary) -> Iterator[Found]:
-    """An entry has fewer than four quasi-random points for each of its knobs."""
+    """Warn if an entry has fewer than four quasi-random points for each of its knobs."""
     for name, entry in summary["entries"].items():
         knobs, points = len(entry["hyperparameters"] or ()), summary["plan"]["trials"] - 1
         if 0 < points < POINTS_PER_KNOB * knobs:
@@ -161,16 +161,16 @@ def few_trials(summary: Summary) -> Iterator[Found]:
 
 
 def worse_than_default(summary: Summary) -> Iterator[Found]:
-    """The tuned baseline is worse on fresh seeds than its defaults were in tuning.
+    """Warn if the tuned baseline is worse on fresh seeds than its defaults were in tuning.
 
-    Judged by Welch's t test at 5 %: tuning and fresh runs have different seeds, so they are not
+    The test is Welch's t test at 5 %, since tuning and fresh runs have different seeds and are not
     pairs.
     """
     name, trials = summary["baseline"], summary["plan"]["trials"]
     entry = summary["entries"][name]
     fresh, defaults = entry["validation"], entry["tuning"][::trials]
     n, shown = len(fresh), _shown(summary)
-    if n < LEAST or n != len(defaults):  # with several runs of a unit, they are not independent
+    if n < LEAST or n != len(defaults):  # several runs of a unit are not independent
         return
     if any(trial["diverged"] or trial.get("halted") for trial in defaults):
         return
@@ -193,7 +193,10 @@ def worse_than_default(summary: Summary) -> Iterator[Found]:
 
 
 def inclusion(summary: Summary) -> Iterator[Found]:
-    """An entry is worse than its own special case: at 5 % over all such pairs, paired by seed."""
+    """Warn if an entry is worse than another entry that is a special case of it.
+
+    The test is paired by seed or by unit. Its level is 5 % over all such pairs of entries.
+    """
     shown, entries = _shown(summary), summary["entries"]
     pairs = {
         f"{general} {special}": (general, special)
@@ -202,7 +205,7 @@ def inclusion(summary: Summary) -> Iterator[Found]:
         for special in steepest.rules[general].includes
         if special in entries
     }
-    # how many units an entry has depends on its results; those of the first look do not
+    # how many units an entry has depends on its results, except at the first look
     units = next(iter(summary["plan"].get("looks", ())), None)
     unit = "unit" if units else "seed"
     values = {name: entry.get("units", entry["test"])[:units] for name, entry in entries.items()}
@@ -220,13 +223,13 @@ def inclusion(summary: Summary) -> Iterator[Found]:
             text = (
                 f"{general} ({shown(a)}) loses to {special} ({shown(b)}) over n={d.n} "
                 f"{plural(unit, d.n)}, although it equals {special} with {how}; {cure} before you "
-                f"blame the method"
+                f"conclude that {general} is worse"
             )
             yield general, text
 
 
 def schedule(summary: Summary) -> Iterator[Found]:
-    """An optimizer is set to change at a step that the run does not reach."""
+    """Warn if an optimizer is set to change at a step that the run does not reach."""
     steps = summary["plan"]["steps"]
     for name, entry in summary["entries"].items():
         rule = steepest.rules.get(Recipe.read(name).base)
@@ -246,7 +249,7 @@ def schedule(summary: Summary) -> Iterator[Found]:
 
 
 def cost(summary: Summary) -> Iterator[Found]:
-    """An entry computed many more gradients than the baseline in the same number of steps."""
+    """Warn if an entry computed many more gradients than the baseline in equally many steps."""
     name_of_base, steps = summary["baseline"], summary["plan"]["steps"]
     base = summary["entries"][name_of_base].get("gradients")
     for name, entry in summary["entries"].items():
@@ -262,12 +265,12 @@ def cost(summary: Summary) -> Iterator[Found]:
 
 
 def test_noise(summary: Summary) -> Iterator[Found]:
-    """Warn of a claimed difference below the error that the choice of the test cases may cause.
+    """Warn if a claimed difference is below the error that the choice of test cases may cause.
 
     A test case contributes a difference of -1, 0 or 1. It is 0 if both entries are right or both
-    are wrong. So the variance per case, also of a mean over seeds, is at most
-    a + b - (a - b)^2, with a and b the error rates. If both entries are wrong on the same cases,
-    the variance is less; the summary does not tell how much less.
+    are wrong. So the variance per case is at most a + b - (a - b)^2, where a and b are the error
+    rates. This holds for means over seeds as well. If both entries are wrong on the same cases, the
+    variance is smaller, but the summary does not show how much smaller.
     """
     shown, size = _shown(summary), summary["test_size"]
     base = summary["entries"][summary["baseline"]]["test"]
@@ -282,8 +285,8 @@ def test_noise(summary: Summary) -> Iterator[Found]:
         if abs(d["mean"]) < noise:
             text = (
                 f"{name} differs by {shown(abs(d['mean']))}, but with only n={size} test cases the "
-                f"standard error of this may be as large as {shown(noise)}, so another test set "
-                f"might not show it; take more test data"
+                f"standard error of this difference may be as large as {shown(noise)}, so another "
+                f"test set might not show the difference; use more test data"
             )
             yield name, text
 

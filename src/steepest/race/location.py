@@ -34,7 +34,7 @@ LINK = "storage.json"
 """If a study is in a database, this file in the race's folder has its URL, its name and the
 racer."""
 EXAMPLE = "postgresql+pg8000://user@host/database or sqlite:///races.db"
-NO_STORE = "'{}' is not the store of a race ({}): expected one that `steepest race` wrote"
+NO_STORE = "'{}' is not the store of a race ({}): expected a store that `steepest race` wrote"
 TIMEOUT = 60
 """Seconds to wait for an answer of a database."""
 SECRET = re.compile(r"pass|pwd|secret|token", re.IGNORECASE)
@@ -78,7 +78,7 @@ class Location:
                     return None
                 rows = connection.execute(query).all()
         except (SQLAlchemyError, ImportError, TypeError) as error:  # TypeError: a URL's option
-            self._raise_readable(error, "do the same again", reading=True)
+            self._raise_readable(error, "run the same command again", reading=True)
         return {key: json.loads(value) for key, value in rows if key is not None} if rows else None
 
     def _engine(self) -> Engine:
@@ -130,7 +130,7 @@ class Location:
         why = first.get("M") if isinstance(first, dict) else str(cause)  # pg8000 gives all fields
         why = str(why or type(cause).__name__).strip().partition("\n")[0]
         full = getattr(cause, "errno", None) == errno.ENOSPC or re.search("full|No space", why)
-        remedy = "make room" if full else "repair that"
+        remedy = "make room" if full else "solve this problem"
         if self.path is not None and reading:
             raise BadCall(NO_STORE.format(self.name, why)) from error
         if self.path is not None:
@@ -188,20 +188,23 @@ def of_race(folder: Path, storage: str | None = None) -> Location:
 
 
 def _parsed(storage: str) -> URL:
-    """The URL; a missing user name comes from the environment. A BadCall shows no password."""
+    """Parse a URL; a missing user name is read from the environment. Errors show no password."""
     try:
         url = make_url(storage)
         dialect = url.get_dialect()
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         scheme = f"{storage.partition('://')[0]!r}" if "://" in storage else "no scheme"
         what = "that SQLAlchemy knows" if isinstance(error, NoSuchModuleError) else "of a database"
-        raise BadCall(f"--storage with {scheme}: expected a URL {what}, {EXAMPLE}") from None
+        raise BadCall(
+            f"--storage with {scheme}: expected a URL {what}, such as {EXAMPLE}"
+        ) from None
     except ImportError as error:
         raise BadCall(f"--storage: {error}") from None
     if url.get_backend_name() == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise BadCall(
-                f"--storage {storage}: this database is in memory only; expected a file, {EXAMPLE}"
+                f"--storage {storage}: this database is only in memory; give another one, such as "
+                f"{EXAMPLE}"
             )
         return url.set(database=os.path.abspath(str(url.database)))
     if dialect.driver == "pg8000" and not url.username:

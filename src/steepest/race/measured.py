@@ -1,4 +1,4 @@
-"""One training of one entry, measured."""
+"""Trains an entry once, and measures the run."""
 
 from __future__ import annotations
 
@@ -35,11 +35,10 @@ from steepest.training.timing import synchronizer
 ROUNDING = 1e-6
 """How far below 0 or above 1 rounding may move a share."""
 HUGE = 1e8
-"""A weight beyond this counts as diverged, like inf: if a task then raises an error, the run has
-diverged."""
+"""A weight beyond this counts as infinite: if a task then raises an error, the run has diverged."""
 NOTES = 0.5
-"""Least seconds between two notes on how far a run is."""
-OWN_LOOP = "the order of data is that of a loop of the task's own"
+"""Least seconds between two messages on the progress of a run."""
+OWN_LOOP = "the task has its own training loop, which orders the data"
 
 
 class Ended(BaseException):
@@ -58,7 +57,7 @@ def measure(trial: Trial, task: Task, on_report: halving.OnReport | None) -> Res
 
 
 class Run:
-    """A run that is measured. `turns` trains it."""
+    """Trains one trial and measures the run: see `turns`."""
 
     def __init__(self, trial: Trial, task: Task, on_report: halving.OnReport | None = None) -> None:
         self.trial, self.task, self.result = trial, task, Result()
@@ -77,9 +76,10 @@ class Run:
         self._over = False
 
     def turns(self, together: bool = False) -> Generator[Ask, float, None]:
-        """Train, and measure. together: as in `loop.turns`; then `wait` says how long it waited.
+        """Train, and measure. together: see `loop.turns`.
 
-        `Ended`, thrown where it waits, halts the run.
+        If `together`, call `wait` with the seconds for which the run waited for other runs. To halt
+        the run, throw `Ended` into this generator.
         """
         started = perf_counter()
         yield from self._train(together)
@@ -87,14 +87,14 @@ class Run:
         self.result.wall_seconds = perf_counter() - started - self._waited
 
     def wait(self, seconds: float) -> None:
-        """Leave out of the run's times that it waited for other runs."""
+        """Leave `seconds`, for which the run waited for other runs, out of the run's times."""
         self._waited += seconds
         self._mark += seconds
 
     def _train(self, together: bool) -> Generator[Ask, float, None]:
         trial, result, task = self.trial, self.result, self.task
         device = torch.device(trial.device or "cpu")
-        if device.index:  # what follows means the current device
+        if device.index:  # the code below uses the current device
             torch.accelerator.set_device_index(device.index)
         begin(trial.seed)
         try:
@@ -179,8 +179,8 @@ class Run:
             at = parameter.device
             if asked and (at.type != asked.type or asked.index not in (None, at.index or 0)):
                 self._refuse(
-                    f"--device {asked}, but a parameter of the model is on {at}: expected all of "
-                    f"them on {asked}; put the model on `device`, the parameter of your function"
+                    f"--device {asked}, but a parameter of the model is on {at}: put the whole "
+                    f"model on the `device` that your function gets"
                 )
 
     def _timed(self, optimizer: torch.optim.Optimizer, which: int) -> Callable[..., Any]:
@@ -195,10 +195,10 @@ class Run:
         def step(_: Any, closure: Callable[[], Any] | None = None) -> Any:
             if closure is None and wants.closure:
                 self._refuse(
-                    f"entry {entry!r}: the training loop calls step() without a closure, and "
-                    f"{needy} needs one: call step(closure) with a function that resets the "
-                    f"gradients, computes the loss, calls backward() and returns the loss; or race "
-                    f"entries without {needy}"
+                    f"entry {entry!r}: the training loop calls step() without a closure, which "
+                    f"{needy} needs; call step(closure) with a function that resets the gradients, "
+                    f"computes the loss, calls backward() and returns the loss, or race entries "
+                    f"without {needy}"
                 )
             inside = 0.0
 
@@ -229,7 +229,7 @@ class Run:
                         raise
                     self._refuse(
                         f"entry {entry!r}: {needy} differentiates the gradients, but the training "
-                        f"loop made them without a graph ({error}): call "
+                        f"loop made them without a graph ({error}); call "
                         f"backward(create_graph=True), or race entries without {needy}"
                     )
                 wait()
@@ -253,12 +253,12 @@ class Run:
         self._mark += perf_counter() - start  # hashing is not training time
 
     def _evaluates(self) -> None:
-        """Keep the random states before an evaluation, because the evaluation may draw, too."""
+        """Record the random states before an evaluation, which may draw random numbers itself."""
         if self._new:
             self._drawn = states(tasks.generators(self.task), self.trial.device)
 
     def report(self, step: int, **metrics: Any) -> None:
-        """`report(step, validation=..., test=..., anything=...)`: takes metrics, may end the run.
+        """Take the metrics of `report(step, validation=..., test=..., NAME=...)`; may end the run.
 
         The time from the last step until `report` returns counts as evaluation, not as training.
         """
@@ -266,11 +266,11 @@ class Run:
         if self._over:
             raise Ended
         if isinstance(step, bool) or not hasattr(step, "__index__"):
-            self._refuse(f"report({described(step)}): expected the number of steps so far")
+            self._refuse(f"report({described(step)}): expected the number of steps made")
         step, last = operator.index(step), result.steps[-1] if result.steps else -1
         if step <= last:
             call = f"report({step}) after report({last})" if result.steps else f"report({step})"
-            self._refuse(f"{call}: expected the number of steps so far, larger each time")
+            self._refuse(f"{call}: expected the number of steps made, larger at each report")
         if step > trial.steps:
             self._end()
         if "validation" not in metrics:
@@ -285,9 +285,9 @@ class Run:
             self._refuse(f"report({step}): {error}")
         if any(self._training):
             self._refuse(
-                f"report({step}): the model has the training weights of {trial.entry}, expected "
-                f"the averaged ones; if hasattr(optimizer, 'eval'), call optimizer.eval() before "
-                f"evaluating and optimizer.train() after it"
+                f"report({step}): the model has the training weights of {trial.entry} instead of "
+                f"the averaged weights; if hasattr(optimizer, 'eval'), call optimizer.eval() "
+                f"before each evaluation and optimizer.train() after it"
             )
         for name in ("validation", "test"):
             value = values.get(name, 0.0)
@@ -299,7 +299,7 @@ class Run:
                     self._diverge(f"model output is not finite{data} at step {step}")
                 if trial.phase == PILOT:
                     self._refuse(
-                        f"report({step}): {name}={value} is not finite, in a pilot run: expected a "
+                        f"report({step}): {name}={value} is not finite, in a pilot run; report a "
                         f"finite metric"
                     )
                 # the next reports show whether the optimizer or the evaluation has failed
@@ -308,9 +308,9 @@ class Run:
                 return
         if self._odd:
             self._refuse(
-                f"report({step}) with numbers, after {self._odd}: the optimizer has not diverged, "
-                f"so the evaluation is at fault; expected a number each time: if the metric is not "
-                f"defined, report a number such as the worst possible metric"
+                f"report({step}) has numbers again, after {self._odd}, so the evaluation is at "
+                f"fault, not the optimizer: report a number each time; where the metric is not "
+                f"defined, report the worst possible metric"
             )
         for name in ("validation", "test"):
             if self.task.proportion and name in values:
@@ -320,13 +320,13 @@ class Run:
                     continue
                 self._refuse(
                     f"report({step}): {name}={values[name]:g}, but TEST_CASES makes the metric a "
-                    f"share: expected 0 to 1; divide by 100, or leave TEST_CASES out"
+                    f"share, so expected 0 to 1; divide by 100, or leave TEST_CASES out"
                 )
         calls = min(map(len, self._stepping), default=0)
         if calls > step:
             self._refuse(
-                f"report({step}) after step {calls} of the optimizer: expected the number of steps "
-                f"so far, not the number of epochs"
+                f"report({step}) after step {calls} of the optimizer: expected the number of "
+                f"steps, not the number of epochs"
             )
         if not self._finite():
             self._diverge(f"a parameter is not finite at step {step}")
@@ -366,7 +366,7 @@ class Run:
 
     def _diverge(self, why: str) -> NoReturn:
         if self.trial.phase == PILOT and not self.result.steps:
-            self._refuse(f"{why}, in the first report of a pilot run: expected a finite metric")
+            self._refuse(f"{why}, in the first report of a pilot run: report a finite metric")
         self.result.diverged = why
         self._end()
 

@@ -25,7 +25,7 @@ from steepest.statistics.inference import Difference
 from steepest.training.spaces import NAMES
 
 OWN = "choose their own"
-"""Why the batches of some entries are not compared, after "which"."""
+"""The reason why the batches of some entries are not compared; it is shown after "which"."""
 
 
 def caveats(summary: Summary) -> list[str]:
@@ -40,9 +40,9 @@ def caveats(summary: Summary) -> list[str]:
     lines += _tests(summary)
     if "test_standard_error" in summary:
         lines.append(
-            f"The test set has n={summary['test_size']} cases, so one {summary['metric']} has a "
-            f"standard error of {number(summary, summary['test_standard_error'])} points. The "
-            f"intervals cover other seeds and other tunings, not other test cases."
+            f"The test set has n={summary['test_size']} cases, so a measured {summary['metric']} "
+            f"has a standard error of {number(summary, summary['test_standard_error'])} points. "
+            f"The intervals cover other seeds and other tunings, not other test cases."
         )
     lines += _failed(summary)
     if summary["complete"]:
@@ -53,11 +53,12 @@ def caveats(summary: Summary) -> list[str]:
 
 
 def _imported(summary: Summary) -> list[str]:
-    """What is not known of imported runs, and what their file shows of it."""
+    """What is not known of imported runs, and whether their numbers of steps differ."""
     lines = [
         f"The runs were imported from {summary['plan']['task']}. Tuning, batches and initial "
-        f"weights could not be checked: whether every entry was tuned with the same effort, and on "
-        f"other data than the metric is of, is not known. So this compares the runs as they are.",
+        f"weights could not be checked. It is not known whether every entry was tuned with the "
+        f"same effort, or whether entries were tuned on the data of the metric. The runs are "
+        f"compared as they are.",
         "Tests and intervals hold if the number of runs was fixed before the first result was "
         "seen, and if no run was added, repeated or left out because of its result.",
     ]
@@ -118,8 +119,8 @@ def _units(summary: Summary, steps: str) -> str:
         whose = "" if len(stacked) == len(plan["entries"]) else f" of {', '.join(stacked)}"
         tuned += (
             f". The tuning trials{whose} were trained at once, up to "
-            f"{plan.get('together', 0) * trials} of an entry, with gradients that are the same up "
-            f"to rounding"
+            f"{plan.get('together', 0) * trials} of an entry, which changes their gradients only "
+            f"by rounding"
         )
     counts = [len(entry["units"]) for entry in summary["entries"].values()]
     so_far = "" if summary["complete"] else " so far"
@@ -164,8 +165,8 @@ def _tests_in_looks(summary: Summary, compared: Mapping[str, Difference]) -> lis
     if exact:
         lines.append(
             f"A {fresh(summary, 'run')} failed, or one unit stands far from the others "
-            f"({', '.join(exact)}): there the exact sign-flip test of the mean is used. It counts "
-            f"such a unit as one unit, however bad its result is."
+            f"({', '.join(exact)}), so the exact sign-flip test of the mean is used. The test "
+            f"counts such a unit as one unit, however bad its result is."
         )
     return lines
 
@@ -277,7 +278,7 @@ def _spaces(summary: Summary) -> str:
 def _same(summary: Summary) -> str:
     """What is the same in all runs of a seed, and which part of that was checked."""
     if is_imported(summary):
-        return "by the numbers in the file; what such runs have in common is not known"
+        return "by the numbers in the file; what paired runs have in common is not known"
     by_reason: dict[str, list[str]] = {}
     for name, why in summary.get("batches_unchecked", {}).items():
         by_reason.setdefault(why, []).append(name)

@@ -9,7 +9,7 @@ from steepest.race.schema import Share, Summary
 from steepest.statistics.inference import Difference
 
 UNKNOWN = "\u2013"
-"""Text of a table cell whose value is not known, or not yet."""
+"""Text of a table cell whose value is not known, or not known yet."""
 NO_INTERVAL = "(no interval: n too small)"
 
 
@@ -31,7 +31,7 @@ def is_imported(summary: Summary) -> bool:
 
 
 def fresh(summary: Summary, noun: str) -> str:
-    """ "fresh run" for the noun "run"; "run" for an imported one, as its seed may be any."""
+    """ "fresh run" for the noun "run"; only "run" for imported runs, whose seeds may be any."""
     return noun if is_imported(summary) else f"fresh {noun}"
 
 
@@ -58,7 +58,7 @@ def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -
     """
     plan = summary["plan"]
     finished = spread([len(entry[what]) for entry in summary["entries"].values()])
-    if plan.get("looks"):  # how many are run is not planned
+    if plan.get("looks"):  # the number of runs is not planned
         return f"{finished} {noun if finished == '1' else noun + 's'}" if noun else finished
     each = plan["trials"] if what == "tuning" else plan.get("repeats", 1)
     planned = str(plan["seeds"] * each)
@@ -67,7 +67,7 @@ def counted(summary: Summary, what: Literal["tuning", "test"], noun: str = "") -
 
 
 def plural(word: str, count: int) -> str:
-    """The noun in the number of `count`."""
+    """The noun as singular if `count` is 1, else as plural."""
     if count == 1:
         return word
     return f"{word[:-1]}ies" if word.endswith("try") else f"{word}s"
@@ -116,5 +116,5 @@ def listed(numbers: Sequence[int]) -> str:
 
 
 def unit_of(d: Difference) -> str:
-    """What a difference has one number of."""
+    """What the pairs of a difference are: "unit" or "seed"."""
     return "unit" if d.look else "seed"

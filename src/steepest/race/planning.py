@@ -80,8 +80,8 @@ def _check_size(plan: Plan) -> Plan:
     """The plan; BadCall if it has too many runs."""
     if plan.runs > MOST:
         raise BadCall(
-            f"{plan.runs:,} runs: expected at most {MOST:,}; give less of --budget, --trials, "
-            f"--looks, --seeds or --optimizers"
+            f"{plan.runs:,} runs: expected at most {MOST:,}; lower --budget, --trials, --looks or "
+            f"--seeds, or name fewer --optimizers"
         )
     return plan
 
@@ -110,9 +110,8 @@ def _time_pilots(
 ) -> tuple[float, float, list[tuple[Trial, Result]]]:
     """(seconds of a run, seconds of a first step, the baseline's pilot runs: `count` or more).
 
-    The seconds of a run are the mean over the entries; those of a first step are the longest one
-    that was measured. An entry gets a timed pilot run of its own only if its step may cost more
-    than the baseline's.
+    The seconds of a run are the mean over the entries; the seconds of a first step are the maximum.
+    An entry gets its own timed pilot run only if its step may cost more than the baseline's.
     """
     pilots = list(pool.map(_pilot_trials(plan, [plan.baseline], jobs + max(jobs, count))))
     # the first run of each worker includes the imports, so its time does not count
@@ -138,7 +137,7 @@ def add_worst(task: Task, plan: Plan, pool: Pool) -> Task:
     if not result.validation:
         raise BadCall(
             f"{task.name}: the pilot run of {plan.baseline} diverged ({result.diverged}) before "
-            f"its first report: expected a metric; report earlier, or give WORST = ... in the file"
+            f"its first report: report a metric earlier, or give WORST = ... in the file"
         )
     return replace(task, worst=result.validation[0], measured=result.validation[0])
 
@@ -147,9 +146,9 @@ def forecast(request: Request, jobs: int, pool: Pool) -> str:
     """What `--plan` prints: how long the race would take, and which difference it could detect.
 
     The spread of differences is estimated from the baseline with its defaults: one pilot run minus
-    another, on different seeds. This assumes that pairing by seed gains nothing. Runs of two
-    entries would not estimate it better, since their spread depends on how well the defaults suit
-    the task.
+    another, on different seeds. This assumes that pairing by seed does not reduce the spread. Runs
+    of two entries would not estimate the spread better: it would depend on how well the defaults of
+    both suit the task.
     """
     started = perf_counter()
     request.check()
@@ -173,7 +172,7 @@ def detectable(sd: float, n: int, comparisons: int = 1) -> float:
     """Smallest true difference that `n` fresh seeds tell apart with power 0.8, in the unit of `sd`.
 
     `sd`: standard deviation of the per-seed differences to the baseline. The level is 0.05 /
-    `comparisons`, that of Holm's first and strictest step: no other entry is assumed to differ.
+    `comparisons`, as in Holm's first and strictest step: no other entry is assumed to differ.
     ValueError for fewer than 5 seeds, because these allow no claim.
     """
     if n < LEAST:
@@ -187,7 +186,7 @@ def detectable(sd: float, n: int, comparisons: int = 1) -> float:
 
 
 def sd_interval(sd: float, pairs: int) -> tuple[float, float]:
-    """80 % interval of a standard deviation; `pairs` normal differences gave the estimate `sd`."""
+    """80 % interval of a standard deviation that `pairs` normal differences estimate as `sd`."""
     df = pairs - 1
     low, high = stats.chi2.ppf([(1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2], df)
     return sd * math.sqrt(df / low), sd * math.sqrt(df / high)
@@ -205,8 +204,8 @@ def duration(plan: Plan, jobs: int, run: float, warm: float) -> float:
 def _longest(plan: Plan, jobs: int, run: float, warm: float, tuning: float) -> float:
     """`duration` of a race in looks in which no entry is decided early.
 
-    A worker makes a whole tuning, which costs as much as `tuning` full runs. A round begins when
-    the last one has ended.
+    A tuning runs in one worker and costs as much as `tuning` full runs. A round begins when the
+    round before it has ended.
     """
     seconds = len(plan.entries) * warm
     for before, units in zip((0, *plan.looks), plan.looks, strict=False):
@@ -240,12 +239,12 @@ def describe(
     lines = [
         f"{count} {'entry' if count == 1 else 'entries, each'} with {plan.seeds} fresh "
         f"{plural('seed', plan.seeds)} and {plan.trials} tuning {plural('trial', plan.trials)} "
-        f"for each of them, of {plan.steps} {plural('step', plan.steps)}: {plan.runs} runs, about "
+        f"for each seed, all of {plan.steps} {plural('step', plan.steps)}: {plan.runs} runs, about "
         f"{_clock(duration(plan, jobs, run, warm))} with --jobs {jobs}."
     ]
     comparisons = count - 1
     if comparisons < 1:
-        lines.append(f"{plan.baseline} runs alone: there is nothing to tell apart.")
+        lines.append(f"{plan.baseline} is the only entry: there is nothing to compare it with.")
     elif plan.seeds < LEAST:
         lines.append(
             f"No verdict: {plan.seeds} fresh {plural('seed', plan.seeds)}, but a claim needs at "
@@ -308,20 +307,20 @@ def _describe_looks(
     lines = [
         f"{count} {plural('entry', count)}, looks after {listed(plan.looks)} units. A unit is "
         f"{tuned}; then {plan.repeats} fresh runs of the best trial. "
-        f"It costs as many steps as {cost:.3g} full runs."
+        f"A unit costs as many steps as {cost:.3g} full runs."
     ]
     if rivals < 1:
         alone = plan.looks[0] * cost
         lines.append(
-            f"{plan.baseline} runs alone, to the first look: there is nothing to tell apart. That "
-            f"is {alone:,.0f} full runs."
+            f"{plan.baseline} is the only entry: there is nothing to compare it with. It runs to "
+            f"the first look, which takes {alone:,.0f} full runs."
         )
         return "\n".join(lines)
     expected = looks.expected_units(rivals, plan.looks) * cost
     seconds = _longest(plan, jobs, run, warm, tuning)
     lines.append(
-        f"At most {most:,.0f} full runs, about {_clock(seconds)} with --jobs {jobs}; about "
-        f"{expected:,.0f} if no entry differs from {plan.baseline}"
+        f"At most {most:,.0f} full runs, about {_clock(seconds)} with --jobs {jobs}. About "
+        f"{expected:,.0f} full runs if no entry differs from {plan.baseline}"
         f"{'' if plan.margin is None else ' and without --margin'}, about "
         f"{_clock(seconds * expected / most)}."
     )

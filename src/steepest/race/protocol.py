@@ -1,4 +1,4 @@
-"""What a race runs. Pure functions make trials of a plan, with the same result on every machine.
+"""What a race runs. Pure functions make the trials of a plan, the same on every machine.
 
 Tuning is equal (Choi et al. 2019, arXiv:1910.05446; Schmidt et al. 2021, arXiv:2007.01547): every
 entry gets the same number of trials of the same number of steps, however many knobs it has. A knob
@@ -23,15 +23,15 @@ from steepest.training.recipe import Recipe
 
 TRIALS, SEEDS = 8, 10
 LEAST_TRIALS, LEAST_SEEDS = 5, 5
-"""What a verdict needs. If a budget is small, the number of seeds is lowered to LEAST_SEEDS first,
-and only then the number of trials.
+"""The least trials and seeds that a verdict needs. If a budget is small, the number of seeds is
+lowered to LEAST_SEEDS first, and only then the number of trials.
 
 Five trials are the defaults and four quasi-random points, one in each decade of the usual range.
 With fewer trials, a race mostly shows whose range or whose defaults happen to suit the task."""
 REPEATS = 3
 """Fresh runs of a unit in a race with looks."""
 RUNGS = ((0.25, 0.5), (0.5, 0.25))
-"""Share of the steps -> share of the trials of a tuning that go on from there."""
+"""(share of the steps, share of the trials of a tuning that go on after these steps), ..."""
 LEAST_HALVED = 4
 """A tuning of fewer trials is not halved."""
 TUNING, FRESH, PILOT = "tuning", "fresh", "pilot"
@@ -48,8 +48,8 @@ class Plan:
     trials: int
     """Tuning trials of an entry for each of its fresh seeds."""
     seeds: int
-    """Units of an entry, each with fresh seeds and a tuning of its own; in a race with looks, the
-    most that it may have."""
+    """Number of units of an entry, each with its own fresh seeds and tuning; in a race with looks,
+    the largest number."""
     steps: int
     """Optimizer steps of a run."""
     seed: int
@@ -59,7 +59,7 @@ class Plan:
     over_budget: bool = False
     """Whether the budget is too small for the smallest race; that race is then run anyway."""
     data: str | None = None
-    """Folder of the user's files that the task reads; None without one."""
+    """Folder of the user's files that the task reads; None if no folder was given."""
     baseline: str = ""
     """The entry that the others are compared to. If the given name is no entry (it is empty, or
     `replace` changed the entries), the baseline becomes adamw, or the first entry if adamw is not
@@ -67,26 +67,26 @@ class Plan:
     search: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """Entry -> knob -> [low, high], for the ranges that the caller gave."""
     enough: float | None = None
-    """Seconds of a budget that would be enough for a verdict; None if there was enough tuning, or
-    no budget."""
+    """Budget in seconds that would be enough for a verdict; None without a budget, or if there was
+    enough tuning."""
     looks: tuple[int, ...] = ()
-    """Units at each look; empty in a race of a fixed number of seeds. A unit is one tuning of an
-    entry and the fresh runs of the trial that it chose."""
+    """Number of units of an entry at each look; empty in a race of a fixed number of seeds. A unit
+    is one tuning of an entry and the fresh runs of its best trial."""
     repeats: int = 1
-    """Fresh runs of a unit. Its result is their mean."""
+    """Fresh runs of a unit. The result of the unit is their mean."""
     halving: bool = False
     """Whether tuning trials are halted at `rungs`."""
     together: int = 0
-    """Units of an entry whose tunings are trained at once; 0: no trials are trained at once."""
+    """Number of units of an entry whose tunings are trained at once; 0: one trial at a time."""
     margin: float | None = None
-    """A gain in the metric's unit that would be too small to matter, as the caller gave it."""
+    """The smallest gain that would matter, in the metric's unit; None if none was given."""
     imported: bool = False
     """Whether the runs were made elsewhere and read from the file `task`. Nothing is known of
     tuning then: `trials` and `steps` are 0, and an entry may have any name."""
     spaces: str | None = None
     """Name of the search space that takes the place of the declared ranges."""
     device: str | None = None
-    """Where the task's model and data are, as the caller gave it."""
+    """Device of the task's model and data, as the caller gave it; None if none was given."""
 
     def __post_init__(self) -> None:
         for name in ("entries", "looks"):  # lists in JSON
@@ -96,12 +96,12 @@ class Plan:
             object.__setattr__(self, "baseline", usual)
 
     def compared_to(self, baseline: str | None) -> Plan:
-        """The plan with this baseline; the same plan for None. BadCall if it is not an entry."""
+        """The plan with this baseline; the same plan for None. BadCall unless it is an entry."""
         if baseline is None:
             return self
         if baseline not in self.entries:
             raise BadCall(
-                f"--baseline {baseline}: not an entry of the race: expected one of "
+                f"--baseline {baseline} is not an entry of the race: expected one of "
                 f"{', '.join(self.entries)}"
             )
         return replace(self, baseline=baseline)
@@ -114,7 +114,7 @@ class Plan:
 
     @property
     def rounds(self) -> tuple[int, ...]:
-        """Units of an open entry at the end of each round: at each look, or all at once."""
+        """Number of units of an open entry at the end of each round; without looks, one round."""
         return self.looks or (self.seeds,)
 
     @property
@@ -128,31 +128,31 @@ class Plan:
 
     @property
     def stacked(self) -> tuple[str, ...]:
-        """The entries whose tunings are trained at once, if they are halved."""
+        """The entries whose tunings are trained at once; empty without halving or on a `device`."""
         if not self.together or not self.rungs or self.device:
             return ()
         return tuple(entry for entry in self.entries if Recipe.read(entry).stackable)
 
     @property
     def tunings(self) -> int:
-        """Tuning trials of an entry in all; with looks, the most it may have."""
+        """Number of tuning trials of an entry; with looks, the largest number."""
         return self.seeds * self.trials
 
     @property
     def unit_runs(self) -> int:
-        """Runs of a unit; some of them may be halted."""
+        """Number of runs of a unit, including runs that are halted."""
         return self.trials + self.repeats
 
     @property
     def unit_cost(self) -> float:
-        """Steps of a unit in full runs, if trials are halted at the rungs and none diverges."""
+        """Cost of a unit in full runs, if trials are halted at the rungs and none diverges."""
         return self.tuning_cost() + self.repeats
 
     def tuning_cost(self, reports: Sequence[int] = (), *, repeated: bool = False) -> float:
-        """Steps of a tuning in full runs, if none diverges.
+        """Cost of a tuning in full runs, if no trial diverges.
 
-        reports: steps at which a run reports, since a trial is halted at a report; default: at
-        every step. repeated: a trial starts again after each rung.
+        reports: steps at which a run reports, since a trial is halted at a report; default: every
+        step. repeated: whether a trial starts again from step 0 after each rung.
         """
         cost, going, before = 0.0, self.trials, 0
         for rung, left in (*self.rungs, (self.steps, 0)):
@@ -163,7 +163,7 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """Runs of the whole race; with looks, the most that it may have."""
+        """Number of runs of the race; with looks, the largest number."""
         return len(self.entries) * self.seeds * self.unit_runs
 
     def fresh_keys(self, entry: str, units: Iterable[int]) -> list[tuple[str, str, int]]:
@@ -199,7 +199,7 @@ class Trial:
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Itself, as a worker's item of one trial: see `Tuning`."""
+        """The trial in a tuple, so that workers can treat a trial like a `Tuning`."""
         return (self,)
 
     def __str__(self) -> str:
@@ -208,15 +208,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials of one tuning by halving, which a worker trains; or one fresh run. With `each`,
-    the trials of several tunings, whose gradients are computed together."""
+    """What a worker trains in one process: all trials of one tuning by halving, or one fresh run.
+
+    With `each`: all trials of several tunings, whose gradients are computed together.
+    """
 
     trials: tuple[Trial, ...]
     rungs: tuple[tuple[int, int], ...]
-    """As `Plan.rungs`."""
+    """(steps, trials) of each rung, as in `Plan.rungs`."""
     each: int = 0
-    """Trials of each of the tunings that are trained at once; 0: the trials are trained one by
-    one."""
+    """Number of trials of each tuning, if tunings are trained at once; 0: one trial at a time."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -234,10 +235,10 @@ class Tuning:
 
 @dataclass
 class Result:
-    """The outcome of one run. Times are in seconds of `time.perf_counter`, without evaluation."""
+    """The outcome of one run. Times are in seconds; only `wall_seconds` includes evaluations."""
 
     steps: list[int] = field(default_factory=list)
-    """Steps at each evaluation."""
+    """Number of optimizer steps at each evaluation."""
     validation: list[float] = field(default_factory=list)
     """Validation metric at each evaluation."""
     seconds: list[float] = field(default_factory=list)
@@ -249,7 +250,7 @@ class Result:
     step_seconds: float = 0.0
     """Median time of one call of `optimizer.step()`."""
     train_seconds: float = 0.0
-    """Median time of one whole training step."""
+    """Median time of one training step, including `optimizer.step()`."""
     state_bytes: int = 0
     parameters: int = 0
     """How many numbers the optimizer updates."""
@@ -260,10 +261,10 @@ class Result:
     initial: str = ""
     """Hash of the parameters before the first step."""
     batches: list[str] = field(default_factory=list)
-    """At each evaluation, the hash of all batches so far; empty if the entry or the task's own
+    """For each evaluation, the hash of all batches before it; empty if the entry or the task's own
     loop chooses the batches."""
     draws: list[str] = field(default_factory=list)
-    """At each evaluation, the hash of the random states."""
+    """For each evaluation, the hash of the random states before it."""
     first: dict[str, str] = field(default_factory=dict)
     """Path in the first batch -> text that identifies the object at this path, with its hash."""
     unread: str = ""
@@ -275,9 +276,9 @@ class Result:
     warm_seconds: float = 0.0
     """Time of the entry's first step in a worker (compilation), which is made before the run."""
     halted: bool = False
-    """Whether it was ended at a rung of its tuning, since other trials were better there."""
+    """Whether the run was ended at a rung of its tuning, since other trials were better there."""
     calls: int = 0
-    """Steps of the optimizer that were made; 0 if not known."""
+    """Number of steps that the optimizer made; 0 if this is not known."""
 
 
 def derive(seed: int, *labels: object) -> int:
@@ -314,9 +315,9 @@ def tuning(
     """The tuning trials of `entries` for `units`; default: all. One unit comes after another.
 
     The first trial of a tuning has the optimizer's defaults, the others quasi-random points that
-    no other tuning has. So luck in tuning differs from unit to unit, and the intervals contain it.
-    Trial k of tuning i has the same seed in every entry. The entries take turns, so that all of
-    them suffer when the machine slows down.
+    no other tuning has. So luck in tuning differs from unit to unit, and the intervals include it.
+    Trial k of tuning i has the same seed in every entry. The entries take turns, so that a slow
+    phase of the machine affects all of them.
     """
     entries = plan.entries if entries is None else entries
     units = range(plan.seeds) if units is None else units
@@ -357,8 +358,10 @@ def fresh(
     entries: Sequence[str] | None = None,
     units: Iterable[int] | None = None,
 ) -> list[Trial]:
-    """The runs that are reported: the same fresh seeds for every entry, each with the trial that
-    was chosen for its unit. `chosen`: of each entry, from unit 0 on. entries, units: default all.
+    """The fresh runs, with the same seeds for every entry.
+
+    chosen: entry -> the chosen trial of each unit, from unit 0 on, whose hyperparameters the fresh
+    runs of this unit have. entries, units: default: all.
     """
     return [
         Trial(

@@ -54,7 +54,7 @@ class Request:
     together: int | None = None
 
     def units(self) -> tuple[int, ...]:
-        """Units at each look; empty for a race of a fixed number of seeds.
+        """Number of units at each look; empty for a race of a fixed number of seeds.
 
         BadCall for options that exclude each other, or looks that no race can have.
         """
@@ -66,7 +66,7 @@ class Request:
                 if value is not None:
                     raise BadCall(
                         f"{option} {value} with {fixed[0]}: {fixed[0]} asks for a race of a fixed "
-                        f"number of seeds, and {option} for a race in looks; give one of them"
+                        f"number of seeds, but {option} for a race in looks; leave one of them out"
                     )
             return ()
         if self.looks is None:
@@ -79,13 +79,13 @@ class Request:
         except ValueError as error:
             why = "" if "invalid literal" in str(error) else f" ({error})"
             raise BadCall(
-                f"--looks {self.looks!r}: expected the units of an entry at each look, such as "
+                f"--looks {self.looks!r}: expected the number of units at each look, such as "
                 f"5,8,12{why}"
             ) from None
         return units
 
     def smallest_gain(self) -> float | None:
-        """The margin in the metric's own unit; a share is given in points (0.5 is 0.005)."""
+        """The margin in the metric's unit. For a share, --margin is in points: 0.5 is 0.005."""
         if self.margin is None:
             return None
         return gain_of(self.margin, lambda: tasks.get(self.task, self.data).proportion)
@@ -113,7 +113,7 @@ class Request:
         return shlex.join(words + [w for k, v in options.items() for w in (f"--{k}", str(v))])
 
     def check(self, *, resume: bool = False) -> None:
-        """BadCall for the first option that cannot be right.
+        """Raise BadCall for the first option that is wrong.
 
         With `resume`, --search and --spaces are not checked here; `check_same_race` checks them.
         """
@@ -146,25 +146,25 @@ class Request:
             budgets.parse_budget(self.budget)
             if self.trials is not None:
                 raise BadCall(
-                    f"--budget {self.budget} and --trials {self.trials}: expected one of them; "
-                    f"a budget decides the number of trials"
+                    f"--budget {self.budget} and --trials {self.trials}: give only one of them, "
+                    f"since a budget decides the number of trials"
                 )
 
 
 def gain_of(margin: float, proportion: Callable[[], bool]) -> float:
-    """--margin in the metric's own unit. proportion: whether the metric is a share."""
+    """--margin in the metric's unit. proportion: returns whether the metric is a share."""
     if not 0 < margin < math.inf:
         raise BadCall(
-            f"--margin {margin:g}: expected a number above 0, in the unit in which differences are "
-            f"shown: points of a share, or the metric's own unit"
+            f"--margin {margin:g}: expected a number above 0, in points if the metric is a share, "
+            f"else in the metric's unit"
         )
     return margin / 100 if proportion() else margin
 
 
 def check_same_race(request: Request, store: Store, option: str, where: str) -> None:
-    """BadCall unless the stored race has the requested options, and the same code and data.
+    """Raise BadCall unless the stored race has the requested options, and the same code and data.
 
-    For the message: the user gave the stored race by `option`, and it is at `where`.
+    option, where: the option that names the stored race and the place of the race, for the message.
     """
     _check_options(request, store, option, where)
     now, before = provenance(replace(request, device=store.plan.device)), store.provenance
@@ -172,25 +172,25 @@ def check_same_race(request: Request, store: Store, option: str, where: str) -> 
     for name, sha256 in now["modules_sha256"].items():
         if modules.get(name, sha256) != sha256:
             raise BadCall(
-                f"{option} with another module {name!r} than the race in '{where}' began with: "
-                f"restore its file, or choose another folder with --out"
+                f"{option}: module {name!r} has changed since the race in '{where}' began; restore "
+                f"the file of the module, or choose another folder with --out"
             )
     for what in ("versions", "task_sha256", "data_sha256"):
         if now[what] != before[what]:
             raise BadCall(
-                f"{option} with other {what} ({now[what]}) than the race began with "
-                f"({before[what]}): restore them, or choose another folder with --out"
+                f"{option}: the race began with {what} {before[what]}, not {now[what]}; restore "
+                f"what has changed, or choose another folder with --out"
             )
     if now["machine"] != before["machine"]:
         warning = (
-            f"the race in '{where}' began on another machine; this one is "
-            f"{now['machine']['processor']}: do not compare times within this race"
+            f"the race in '{where}' began on another machine than this one "
+            f"({now['machine']['processor']}): do not compare times within this race"
         )
         print(f"steepest: {warning}", file=sys.stderr)
 
 
 def _check_options(request: Request, store: Store, option: str, where: str) -> None:
-    """BadCall for the first given option that differs from the option of the stored race."""
+    """Raise BadCall for the first option that differs from the option of the stored race."""
     plan = store.plan
     asked = asdict(request) | {"baseline": request.baseline_name(), "search": None}
     asked["looks"] = request.looks and ",".join(map(str, request.units()))

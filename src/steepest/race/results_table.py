@@ -65,10 +65,10 @@ def rows(summary: Summary) -> list[list[str]]:
 
 
 def numbers(summary: Summary) -> tuple[Sequence[str], list[list[object]]]:
-    """Heads and rows of the same table as plain numbers, for a CSV; the units are those of a task.
+    """Heads and rows of the same table as plain numbers, for a CSV. A share is 0 to 1, not percent.
 
-    A cell is None if its value is not known, and a time to target also if half of the fresh runs
-    did not reach the target.
+    A cell is None if its value is not known. Steps and seconds to the target are None if half or
+    more of the fresh runs did not reach the target.
     """
     heads = (
         "entry",
@@ -108,7 +108,7 @@ def numbers(summary: Summary) -> tuple[Sequence[str], list[list[object]]]:
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    """The median, in which None is infinite; None if that is infinite or if there is no value."""
+    """The median, where None counts as infinite; None if it is infinite or there is no value."""
     middle = st.median(math.inf if v is None else v for v in values) if values else math.inf
     return None if math.isinf(middle) else middle
 
@@ -138,7 +138,7 @@ def _row(summary: Summary, name: str, entry: EntrySummary) -> list[str]:
 
 
 def _count(summary: Summary, entry: EntrySummary) -> str:
-    """Fresh runs; with looks, how many units they are: 15 (5)."""
+    """Number of fresh runs; with looks, the number of units in brackets: 15 (5)."""
     n = str(len(entry["test"]))
     return f"{n} ({len(entry['units'])})" if summary["plan"].get("looks") else n
 
@@ -160,8 +160,8 @@ def _difference(summary: Summary, name: str, entry: EntrySummary) -> str:
 def _reached(values: Sequence[float | None], form: str, ends: Sequence[float]) -> str:
     """Median over seeds, and how many of the seeds reached the target.
 
-    `ends`: where the runs ended. If half of the runs did not reach the target, the median is
-    unknown: the text says that it is beyond the median end.
+    `ends`: the steps or seconds at which the runs ended. If half of the runs did not reach the
+    target, the median is unknown; the text then says that it is above the median of `ends`.
     """
     if not values:
         return UNKNOWN

@@ -1,7 +1,7 @@
 """What a race runs next. Its units come in rounds, and a round ends with a look at the results.
 
-A unit is one tuning of an entry and the fresh runs of the trial that it chose. An entry that is
-decided at a look runs no further units; the baseline runs on while another entry does.
+A unit is one tuning of an entry and the fresh runs of its best trial. An entry that is decided at a
+look runs no further units; the baseline runs further units while another entry does.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Pairs = Sequence[tuple[Trial, Result]]
 
 @dataclass(frozen=True)
 class Round:
-    """The round in which a race is."""
+    """The current round of a race."""
 
     entries: tuple[str, ...]
-    """Entries of the current round; none once the race is complete."""
+    """Entries of the current round; empty once the race is complete."""
     units: range
-    """Units of the current round."""
+    """Indices of the units of the current round."""
     standings: dict[str, Standing] = field(default_factory=dict)
-    """Rival -> where it stands after its latest look; empty before the first, or without looks."""
+    """Entry -> its standing after its latest look; empty before the first look or without looks."""
 
     @property
     def complete(self) -> bool:
@@ -38,10 +38,10 @@ class Round:
 
 
 def current(task: Task, plan: Plan, pairs: Pairs) -> Round:
-    """The round in which the race of `plan` is with the finished runs `pairs`.
+    """The current round of the race of `plan`; `pairs`: its finished runs.
 
-    task: with its worst metric, as it was stored. A look uses only the runs of its own and earlier
-    rounds, so that it has the same result when later ones are known.
+    task: the stored task, which has a worst metric. A look uses only the runs of its own and
+    earlier rounds, so that runs of later rounds do not change its result.
     """
     finished = {trial.key for trial, _ in pairs}
     entries, begin, standings = plan.entries, 0, {}
@@ -62,7 +62,7 @@ def current(task: Task, plan: Plan, pairs: Pairs) -> Round:
 def _look(
     task: Task, plan: Plan, pairs: Pairs, entries: Sequence[str], number: int
 ) -> dict[str, Standing]:
-    """Where each of the entries stands at look `number`; means and ends are gains."""
+    """The standing of each entry at look `number`; its mean and interval are gains."""
     end = plan.looks[number - 1] * plan.repeats
     known = [p for p in pairs if p[0].phase == FRESH and p[0].index < end]
     task, known = settle(task, plan, known)
@@ -84,7 +84,7 @@ def _look(
 
 
 def unit_means(task: Task, plan: Plan, pairs: Pairs, entry: str) -> tuple[list[float], set[int]]:
-    """The mean test metric of each unit whose fresh runs are all there; units with a failed run."""
+    """(mean test metric of each unit with all fresh runs, indices of units with a failed run)."""
     runs: dict[int, list[tuple[Trial, Result]]] = {}
     for trial, result in pairs:
         if trial.phase == FRESH and trial.entry == entry:

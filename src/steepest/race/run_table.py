@@ -26,12 +26,12 @@ OPTIONAL = ("unit", "diverged", "phase")
 MEASURES = ("validation", "steps")
 """Columns that are shown beside the verdict."""
 OWN = {"phase", "final_validation"}
-"""Columns by which the runs.csv of a race is known."""
+"""Columns by which the runs.csv of a race is recognised."""
 NO, YES = ("", "0", "0.0", "false", "no", "none"), ("1", "1.0", "true", "yes")
 LISTED = 10
-"""A message lists this many names."""
+"""A message lists at most this many names."""
 LONGEST = 40
-"""A message cuts a name to so many characters."""
+"""A message shortens a name to this many characters."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
     """The column that is judged."""
     maximize: bool
     proportion: bool = False
-    """Whether the metric is a share. It is one, too, if the file has it in %."""
+    """Whether the metric is a share. A metric that the file has in % is always a share."""
 
     def wrong(self, text: str, *lines: int) -> BadCall:
         """The error about these lines of the file."""
@@ -88,7 +88,7 @@ class Runs:
 
 
 def read(source: Source) -> Runs:
-    """The runs in the file; of a race's runs.csv, its fresh runs. BadCall for any mistake in it."""
+    """The runs in the file; only fresh runs if it is a race's runs.csv. BadCall for a mistake."""
     text, sha256 = _text(source)
     separator, head = _head(source, text)
     columns = _columns(source, head)
@@ -111,7 +111,7 @@ def read(source: Source) -> Runs:
     if not rows and others:
         raise source.wrong(
             f"no row has {FRESH!r} in the column 'phase', and only such rows are judged: expected "
-            f"the runs.csv of a race that has come to its fresh runs"
+            f"the runs.csv of a race that has finished a fresh run"
         )
     if not rows:
         raise source.wrong("a header without rows: expected one row for each run")
@@ -165,7 +165,7 @@ def _lines(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield (line number, cells) of each row with text.
 
-    expected: the number of columns; then the header is left out.
+    expected: the number of columns; if it is given, the header is left out.
     """
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line, head = 1, True
@@ -176,8 +176,8 @@ def _lines(
                     yield line, cells
                 elif any(cell.strip() for cell in cells[expected:]):
                     raise source.wrong(
-                        f"{len(cells)} cells, but the header has {expected}: put a cell with "
-                        f"{separator!r} in it in quotation marks",
+                        f"{len(cells)} cells, but the header has {expected}: put quotation marks "
+                        f"around a cell that contains {separator!r}",
                         line,
                     )
                 elif not head:
@@ -186,14 +186,14 @@ def _lines(
             line = reader.line_num + 1
     except csv.Error as error:
         raise source.wrong(
-            f"no CSV ({error}): expected a quotation mark inside a quoted cell to be doubled, and "
-            f"one at its end",
+            f"no CSV ({error}): double each quotation mark inside a quoted cell, and put one at "
+            f"the end of the cell",
             line,
         ) from None
 
 
 def _columns(source: Source, head: Sequence[str]) -> dict[str, int]:
-    """Name -> place of each column that is read; "metric" is the judged one."""
+    """Name -> index of each column that is read; "metric" is the judged column."""
     places: dict[str, list[int]] = {}
     for i, name in enumerate(head):
         places.setdefault(name.casefold(), []).append(i)
@@ -219,17 +219,17 @@ def _columns(source: Source, head: Sequence[str]) -> dict[str, int]:
 
 
 def _missing(column: str, head: Sequence[str]) -> str:
-    """What to say of a column that is not there."""
+    """The message on a missing column."""
     near = get_close_matches(column.casefold(), [name.casefold() for name in head], n=1)
     meant = next((name for name in head if [name.casefold()] == near), None)
     holds = {"entry": "the optimizer's name", "seed": "the seed, by which runs are paired"}
-    what = holds.get(column, "the metric of each run, or give the name of another one in --metric")
+    what = holds.get(column, "the metric of each run, or --metric with another column")
     hint = f"; did you mean {meant!r}?" if meant else ""
     return f"no column {column!r} in the header ({listed(head)}): expected one with {what}{hint}"
 
 
 def _row(source: Source, line: int, cells: dict[str, str], decimal_comma: bool) -> Row:
-    """The run in a line; `cells`: by the names of their columns."""
+    """The run in a line. `cells`: name of a column -> its cell."""
     for name in ("entry", "seed", "unit"):
         if not plain(cells.get(name, "-")):
             raise source.wrong(f"no value in the column {name!r}", line)
@@ -272,19 +272,19 @@ def _check_numbers(source: Source, rows: Sequence[Row], share: bool) -> None:
     """BadCall if the metrics are not all written in one way, or are no shares."""
     known = [row for row in rows if not math.isnan(row.value)]
     for what, first, second in (
-        ("% in one and none in the other", "%", ""),
-        ("a decimal comma in one and a decimal point in the other", ",", "."),
+        ("% in one number and not in the other", "%", ""),
+        ("a decimal comma in one number and a decimal point in the other", ",", "."),
     ):
         a = next((row for row in known if first in row.text), None)
         b = next((row for row in known if second in row.text and first not in row.text), None)
         if a and b:
             lines = sorted((a.line, b.line))
-            raise source.wrong(f"{what}: expected the same in the whole column", *lines)
+            raise source.wrong(f"{what}: write all numbers of the column in one way", *lines)
     for row in known:
         if share and not 0 <= row.value <= 1:
             raise source.wrong(
-                f"{row.text} is no share: expected 0 to 1, or 0% to 100%; without --proportion and "
-                f"%, any number is taken",
+                f"{row.text} is no share: expected 0 to 1, or 0% to 100%; if the metric is not a "
+                f"share, leave out --proportion and %",
                 row.line,
             )
 
@@ -292,8 +292,8 @@ def _check_numbers(source: Source, rows: Sequence[Row], share: bool) -> None:
 def parse(text: str, decimal_comma: bool = False) -> tuple[float, bool]:
     """(the number in a text, whether it is written in %); 5% is 0.05.
 
-    ValueError, whose message says what was expected, for anything else. decimal_comma: whether
-    0,5 is a number too.
+    ValueError for any other text; its message says what was expected. decimal_comma: whether 0,5
+    is accepted as a number.
     """
     number = text.replace("\N{MINUS SIGN}", "-").removesuffix("%").strip()
     if decimal_comma and "." not in number and number.count(",") == 1:
@@ -304,7 +304,7 @@ def parse(text: str, decimal_comma: bool = False) -> tuple[float, bool]:
         value = float(number)
     except ValueError:
         if not text:
-            what = "no value, and not true in a column 'diverged': expected a number, or nan if"
+            what = "no value, and 'diverged' is not true: expected a number, or nan if"
             raise ValueError(f"{what} the run diverged,") from None
         what = "such as 1234.5" if "," in text else "or nan if the run diverged,"
         raise ValueError(f"{text[:LONGEST]!r}: expected a number {what}") from None
@@ -317,7 +317,7 @@ def plain(text: str) -> str:
 
 
 def _label(text: str) -> str:
-    """A seed or a unit, by which runs are paired: 3 for 3, 03 and 3.0."""
+    """The label of a seed or unit, by which runs are paired: "3" for 3, 03 and 3.0."""
     try:
         number = float(text)
     except ValueError:

@@ -25,7 +25,7 @@ class PlanRecord(TypedDict):
     trials: int
     """Tuning trials of an entry for each fresh seed."""
     seeds: int
-    """Fresh seeds of an entry."""
+    """Number of units of an entry, as in `Plan.seeds`."""
     steps: int
     """Optimizer steps of a run."""
     seed: int
@@ -40,27 +40,27 @@ class PlanRecord(TypedDict):
     search: dict[str, dict[str, list[float]]]
     """Entry -> knob -> [low, high], as --search gave them."""
     enough: float | None
-    """Seconds of a budget that would be enough for a verdict; None if there was enough tuning, or
-    no budget."""
+    """Budget in seconds that would be enough for a verdict; None without a budget, or if there was
+    enough tuning."""
     looks: list[int]
-    """Units at each look; empty in a race of a fixed number of seeds. A unit is one tuning of an
-    entry and the fresh runs of the trial that it chose."""
+    """Number of units of an entry at each look; empty in a race of a fixed number of seeds. A unit
+    is one tuning of an entry and the fresh runs of its best trial."""
     repeats: int
     """Fresh runs of a unit."""
     halving: bool
     """Whether tuning trials are halted early."""
     together: NotRequired[int]
-    """Units of an entry whose tunings were trained at once; 0: no trials were trained at once."""
+    """Number of units of an entry whose tunings were trained at once; 0: one trial at a time."""
     margin: float | None
-    """A gain in the metric's unit that would be too small to matter; None if none was given."""
+    """The smallest gain that would matter, in the metric's unit; None if none was given."""
     imported: NotRequired[bool]
     """Whether the runs were made elsewhere and read from the file `task`. Lists and numbers that
     such a file does not have are then empty, None or 0."""
     spaces: str | None
-    """Name of the search space in the place of the declared ranges, as --spaces gave it."""
+    """Name of the search space that replaces the declared ranges, as --spaces gave it."""
     device: str | None
-    """Where the task's model and data were, as --device gave it; None: on the CPU, or where the
-    user's file put them."""
+    """Device of the task's model and data, as --device gave it; None: the CPU, or the device that
+    the user's file chose."""
 
 
 class TuningTrial(TypedDict):
@@ -68,18 +68,18 @@ class TuningTrial(TypedDict):
 
     hyperparameters: dict[str, float]
     validation: float
-    """Last validation metric; the worst metric if the run diverged or ended worse than that."""
+    """Last validation metric; the worst metric if the run diverged or ended even worse."""
     diverged: str | None
     """Why the run diverged; None if it did not."""
     halted: bool
-    """Whether the run was ended early, as other trials of its tuning were better."""
+    """Whether the run was ended early, since other trials of its tuning were better."""
 
 
 class BestTrial(TypedDict):
     """The best tuning trial of an entry."""
 
     index: int
-    """Its place in `tuning`."""
+    """Index of the trial in `tuning` of the entry."""
     hyperparameters: dict[str, float]
     validation: float
 
@@ -117,7 +117,7 @@ class DifferenceRecord(TypedDict):
     """`statistics.Difference` as JSON: the fresh test metrics of the entry minus the baseline's."""
 
     n: int
-    """Pairs."""
+    """Number of pairs."""
     mean: float
     low: float | None
     high: float | None
@@ -132,15 +132,15 @@ class DifferenceRecord(TypedDict):
     improved: float | None
     improved_low: float | None
     improved_high: float | None
-    """Share of seeds on which the entry was better, 0 to 1, and its exact 95 % interval."""
+    """Share of pairs in which the entry was better, 0 to 1, and its exact 95 % interval."""
     bootstrap_low: float | None
     bootstrap_high: float | None
     look: NotRequired[int | None]
     """Number of the look that closed the entry, from 1; None in a race without looks."""
     state: NotRequired[str | None]
-    """Where the entry stood then: see `looks.Standing`."""
+    """State of the entry after that look: see `looks.Standing`."""
     pairs: NotRequired[list[float] | None]
-    """The differences that were judged then, one for each unit."""
+    """The differences that were judged at that look, one for each unit."""
 
 
 class Timing(TypedDict):
@@ -174,13 +174,13 @@ class EntrySummary(TypedDict):
     code: NotRequired[str | None]
     """The optimizer with the values of `best`, as Python to paste; None before tuning is done."""
     trials: int
-    """Tuning trials that have finished."""
+    """Number of tuning trials that have finished."""
     tuning: list[TuningTrial]
     expected_best: list[float]
     """Expected best validation metric of k tuning trials, for k = 1, 2, ... Empty if trials were
-    halted, as their last metrics are not those of whole runs."""
+    halted, since their last metrics are not those of full runs."""
     lr_width: RateWidth | None
-    """None if trials were halted."""
+    """None if trials were halted, or if no learning rate was tuned."""
     units: list[float]
     """For each unit whose fresh runs have all finished, the mean of their `test`."""
     seeds: list[int]
@@ -195,13 +195,13 @@ class EntrySummary(TypedDict):
     interquartile_mean: float | None
     """Interquartile mean of `test`."""
     steps_to_target: list[int | None]
-    """Fresh: steps until the first evaluation at the target; None if it was not reached."""
+    """Fresh: steps until an evaluation first reached the target; None if none reached it."""
     diverged: Diverged
     failed_units: int
-    """Units with a fresh run that failed."""
+    """Number of units with a fresh run that failed."""
     failed: int
-    """Fresh runs that diverged. If the task gives a worst metric, also runs that ended no better
-    than that."""
+    """Number of fresh runs that diverged or, if the task gives a worst metric, ended no better than
+    this metric."""
     state_bytes: int | None
     """Bytes of the optimizer's state in one run."""
     parameters: int | None
@@ -260,7 +260,7 @@ class Summary(Share):
     worst: float | None
     """The metric that a diverged run counts as."""
     target: float | None
-    """The validation metric to reach: steps and seconds until then are measured."""
+    """The validation metric to reach. The steps and seconds until a run reaches it are measured."""
     baseline: str
     complete: bool
     """Whether all planned runs have finished: only then is there a verdict."""
@@ -273,18 +273,18 @@ class Summary(Share):
     """Whether there is test data; if not, `test` has validation metrics."""
     plan: PlanRecord
     use: NotRequired[list[str]]
-    """Entries that the race recommends: the better ones, the largest gain first, or else the
-    baseline. Empty if the race has shown too little."""
+    """Entries that the race recommends: those better than the baseline, the largest gain first. If
+    none is better, the baseline, unless runs of it failed. Empty if the race shows too little."""
     next: NotRequired[str]
     """A command line for the race to run next; absent if nothing is open."""
     next_purpose: NotRequired[str]
-    """What `next` is for, after "To": "decide what is still open"."""
+    """Purpose of `next`, such as "decide what is still open"; it is shown after "To"."""
     reproduce: str
     """A command line that runs the same trials."""
     entries: dict[str, EntrySummary]
     provenance: Provenance
     test_standard_error: NotRequired[float]
-    """Binomial standard error of one share on the test set."""
+    """Binomial standard error of the baseline's share on the test set."""
     lint: list[Finding]
     batches_checked: list[str]
     """Entries that had the same batches, seed by seed."""

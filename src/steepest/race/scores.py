@@ -9,7 +9,7 @@ from steepest.tasks import Task
 
 
 def final(task: Task, result: Result) -> float:
-    """The last validation metric; the worst metric if the run diverged or ended worse than that."""
+    """The last validation metric; the worst metric if the run diverged or ended even worse."""
     return _worst(task) if result.diverged else clamped(task, result.validation[-1])
 
 
@@ -34,8 +34,8 @@ def clamped(task: Task, metric: float) -> float:
 def failed(task: Task, trial: Trial, result: Result) -> bool:
     """Whether a run diverged, or is a fresh run that ended no better than the worst metric.
 
-    This compares only with a worst metric that the task gives. A worst metric that was measured
-    belongs to an untrained model, which may be good: a run that ends no better has not failed.
+    Only a worst metric that the task gives counts here. A measured worst metric is that of an
+    untrained model, which may be good, so a run that ends no better has not failed.
     """
     if result.diverged or task.measured is not None:
         return result.diverged is not None
@@ -50,8 +50,9 @@ def _worst(task: Task) -> float:
 
 
 def best(task: Task, tuned: Iterable[tuple[Trial, Result]]) -> Trial:
-    """The trial with the best last validation metric. Diverged trials come last, and before them
-    halted ones, which are there if all others diverged; of equal ones the first wins.
+    """The trial with the best last validation metric; of equal trials, the first.
+
+    If all full runs diverged, the halted trial with the most steps; if all trials did, the first.
     """
 
     def rank(pair: tuple[Trial, Result]) -> tuple[bool, int, float, int]:

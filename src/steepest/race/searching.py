@@ -1,6 +1,6 @@
-"""What is tuned over what: the declared ranges, or those of `--spaces NAME`; and `--search`.
+"""The ranges over which knobs are tuned: the declared ranges, or those of `--spaces NAME`.
 
-`--search ENTRY.KNOB=LOW:HIGH` tunes one more knob, or a knob over another range.
+In both cases, `--search ENTRY.KNOB=LOW:HIGH` adds a knob, or gives a knob another range.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from steepest.training.recipe import Recipe
 Ranges = dict[str, dict[str, list[float]]]
 """Entry -> knob -> [low, high]."""
 INSIDE = 0.38
-"""A range is checked at both ends and at this share of its length, by logarithm: an option that
+"""A range is checked at both ends and at this share of its logarithmic length, since an option that
 takes only whole numbers may accept both ends."""
 FORM = "expected ENTRY.KNOB=LOW:HIGH, as in adamw.weight_decay=1e-4:1"
 
@@ -38,12 +38,12 @@ def parse(text: str | None, entries: Sequence[str]) -> Ranges:
         entry = max((e for e in entries if target.startswith(f"{e}.")), key=len, default=None)
         if entry is None:
             raise BadCall(
-                f"--search {item!r}: {target} does not begin with an entry of the race: {FORM}; "
-                f"ENTRY is one of {', '.join(entries)}"
+                f"--search {item!r}: {target} does not begin with an entry of the race; {FORM}, "
+                f"where ENTRY is one of {', '.join(entries)}"
             )
         knob = target[len(entry) + 1 :]
         if ranges.get(entry, {}).keys() & {knob, spaces.twin(knob)}:
-            raise BadCall(f"--search {item!r}: {target} is given twice: give one range for it")
+            raise BadCall(f"--search {item!r}: {target} is given twice; give one range for it")
         ranges.setdefault(entry, {})[knob] = _read_range(item, low, high)
         _check(item, entry, knob, ranges[entry][knob])
     return ranges
@@ -62,7 +62,7 @@ def as_option(ranges: Ranges) -> str | None:
 def check_spaces(name: str | None, entries: Iterable[str], asked: Ranges) -> None:
     """BadCall if there is no space called `name`, or if it does not cover an entry.
 
-    asked: the ranges that `--search` gives; an entry in them needs no other.
+    asked: the ranges that `--search` gives; entries with such a range need not be covered.
     """
     if name is None:
         return
@@ -73,16 +73,16 @@ def check_spaces(name: str | None, entries: Iterable[str], asked: Ranges) -> Non
     for entry in entries:
         if _named(name, Recipe.read(entry)) is None and entry not in asked:
             raise BadCall(
-                f"--spaces {name} has no space for {entry}: expected entries that it covers; leave "
-                f"{entry} out, or give --search {entry}.KNOB=LOW:HIGH"
+                f"--spaces {name} has no space for {entry}: leave {entry} out, or give "
+                f"--search {entry}.KNOB=LOW:HIGH"
             )
 
 
 def space(entry: str, name: str | None, asked: Ranges) -> dict[str, tuple[float, float]]:
-    """Knob -> (low, high): what is tuned, log-uniform.
+    """Knob -> (low, high) of the log-uniform range over which it is tuned.
 
-    name: the space of `--spaces`, in the place of the declared ranges; None for those. asked: the
-    ranges of `--search`, which take precedence.
+    name: the space of `--spaces`; None: the declared ranges. asked: the ranges of `--search`, which
+    take precedence.
     """
     recipe, own = Recipe.read(entry), asked.get(entry, {})
     start = recipe.space if name is None else _named(name, recipe) or {}
@@ -91,7 +91,7 @@ def space(entry: str, name: str | None, asked: Ranges) -> dict[str, tuple[float,
 
 
 def defaults(entry: str, knobs: Iterable[str]) -> dict[str, float]:
-    """The default of each of these knobs; KeyError for what is no option with a number."""
+    """The default of each of these knobs; KeyError for a knob that is no option with a number."""
     recipe = Recipe.read(entry)
     declared, found = recipe.defaults, {}
     for knob in knobs:
@@ -111,8 +111,8 @@ def _read_range(item: str, low: str, high: str) -> list[float]:
         ends = [float(low), float(high)]
     if not 0 < ends[0] < ends[1] < math.inf:
         raise BadCall(
-            f"--search {item!r}: {low}:{high} is no range: expected two numbers above 0, the lower "
-            f"one first; the range is searched on a logarithmic scale"
+            f"--search {item!r}: {low}:{high} is no range; expected two numbers above 0, the lower "
+            f"one first, since the scale is logarithmic"
         )
     return ends
 
@@ -123,7 +123,7 @@ def _check(item: str, entry: str, knob: str, ends: Sequence[float]) -> None:
     option = spaces.option_of(knob)
     if option not in recipe.options or (option in recipe.knobs and option != knob):
         raise BadCall(
-            f"--search {item!r}: {entry} has no knob called {knob!r}: expected one of "
+            f"--search {item!r}: {entry} has no knob called {knob!r}; expected one of "
             f"{', '.join(recipe.options) or 'none, as it has no knobs'}"
         )
     low, high = ends

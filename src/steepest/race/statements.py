@@ -1,8 +1,9 @@
 """The verdict of a race in looks: what to do, and the statements that it rests on.
 
-All statements follow from the intervals that are shown. These hold together, at all looks, with a
-probability of 95 %; so the chance that any statement is wrong is at most 5 %. Statements about a
-margin: Goeman, Solari and Stijnen (2010), Statistics in Medicine 29, 2117-2125.
+All statements follow from the intervals that are shown. All intervals of all looks together contain
+the true differences with a probability of 95 %, so the chance that any statement is wrong is at
+most 5 %. Statements about a margin follow Goeman, Solari and Stijnen (2010), Statistics in Medicine
+29, 2117-2125.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from steepest.statistics.inference import Difference
 
 @dataclass
 class Statements:
-    """Entry -> its difference to the baseline, by what the race says of the entry."""
+    """What the race says of each entry. A field maps entries to differences to the baseline."""
 
     better: dict[str, Difference] = field(default_factory=dict)
     slightly: dict[str, Difference] = field(default_factory=dict)
     """Better, but by less than the margin."""
     worse: dict[str, Difference] = field(default_factory=dict)
     same: dict[str, Difference] = field(default_factory=dict)
-    """Neither better nor worse by the margin."""
+    """Neither better nor worse by the margin or more."""
     equal: dict[str, Difference] = field(default_factory=dict)
-    """The same on every unit."""
+    """The same as the baseline on every unit."""
     less: dict[str, Difference] = field(default_factory=dict)
     """Better by less than the margin, if at all; possibly much worse."""
     undecided: dict[str, Difference] = field(default_factory=dict)
@@ -66,7 +67,7 @@ def statements(summary: Summary) -> Statements:
 
 
 def gains(summary: Summary, d: Difference) -> tuple[float, float] | None:
-    """The interval of a difference as improvements: (lowest, highest). None if there is none."""
+    """The interval of a difference as gains: (lowest, highest); None without an interval."""
     if d.low is None or d.high is None:
         return None
     return (d.low, d.high) if summary["maximize"] else (-d.high, -d.low)
@@ -87,7 +88,7 @@ def verdict(summary: Summary) -> str:
 
 
 def _better(summary: Summary, made: Statements, few: bool) -> list[str]:
-    """The first sentences where an entry is better."""
+    """The first sentences of a verdict, if an entry is better than the baseline."""
     base, metric = summary["baseline"], judged_metric(summary)
     each = [f"{name} by {shown_size(summary, d)}" for name, d in made.better.items()]
     if few:
@@ -113,7 +114,7 @@ def _any_of(names: Iterable[str]) -> str:
 
 
 def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
-    """The first sentences where no entry is shown to be better."""
+    """The first sentences of a verdict, if no entry is shown to be better than the baseline."""
     base, metric, unit = summary["baseline"], judged_metric(summary), units(summary)[1]
     margin = summary["plan"].get("margin")
     if not made.undecided and not few:
@@ -147,12 +148,12 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
     if few_units := [name for name, d in unknown.items() if d.exact]:
         sentences.append(f"Too few units to judge: {', '.join(few_units)}.")
     if same := [name for name, d in unknown.items() if not d.exact]:
-        sentences.append(f"No interval, as the units differ equally: {', '.join(same)}.")
+        sentences.append(f"No interval, since all differences are equal: {', '.join(same)}.")
     return sentences
 
 
 def _failing(summary: Summary) -> str:
-    """That runs of the baseline failed; else empty."""
+    """A sentence on the failed runs of the baseline; empty if none failed."""
     base = summary["entries"][summary["baseline"]]
     if not base["failed"] or summary["worst"] is None:
         return ""
@@ -194,7 +195,7 @@ def _size(summary: Summary) -> str:
     plan, entries = summary["plan"], summary["entries"].values()
     n, trials = spread([len(entry["units"]) for entry in entries]), plan["trials"]
     if is_imported(summary):
-        what = f"the mean of {plan['repeats']} runs" if plan["repeats"] > 1 else "the run of a seed"
+        what = f"the mean of {plan['repeats']} runs" if plan["repeats"] > 1 else "one run"
         return f"Each entry had n={n} units; a unit is {what}."
     runs = f"{plan['repeats']} fresh {plural('run', plan['repeats'])}"
     what = f"one tuning of {trials} trials, then {runs} of the best"

@@ -1,7 +1,7 @@
 """The trials of a race: one Optuna study, in the folder's `study.db` or in a database.
 
-Only the parent process of a race writes, never its workers. It writes each trial in one
-transaction.
+Only the parent process of a race writes to the study, and never a worker. Each trial is written in
+one transaction.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Store:
             )
         if attributes.get("format") != FORMAT:
             raise BadCall(
-                f"'{self.location.name}' is of format {attributes.get('format')}, written by "
-                f"another version of steepest: expected format {FORMAT}; read it with the version "
-                f"that wrote it, or start a new race"
+                f"'{self.location.name}' has format {attributes.get('format')}, but this version "
+                f"of steepest reads format {FORMAT}: use the version that wrote it, or start a new "
+                f"race"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -83,7 +83,7 @@ class Store:
         task: Task | None = None,
         where: Location | None = None,
     ) -> Store:
-        """A new store. `task`: the task with the worst metric that a pilot run measured.
+        """Create a new store. `task`: the task with the worst metric that a pilot run measured.
 
         If the process is killed, there is a complete store or none. If another process has
         meanwhile created this study in the database, the result is the store of that process.
@@ -163,7 +163,7 @@ def _create_study(where: Location, direction: StudyDirection, attributes: dict[s
             study = optuna.create_study(
                 study_name=where.study, storage=storage, direction=direction
             )
-        except (DuplicatedStudyError, StorageInternalError):  # each driver raises another one
+        except (DuplicatedStudyError, StorageInternalError):  # each driver raises its own error
             if where.attributes() is None:
                 raise
             study = optuna.load_study(study_name=where.study, storage=storage)

@@ -51,8 +51,8 @@ def summarise(
 ) -> Summary:
     """Everything that is known about a race. Only the fields under "timing" depend on wall time.
 
-    spaces: search ranges from a store, for entries whose code may no longer exist. now: the
-    round in which the race is; default: as `pairs` say.
+    spaces: search ranges from a store, for entries whose code may no longer exist. now: the current
+    round of the race; default: the round that follows from `pairs`.
     """
     entries: dict[str, EntrySummary] = {}
     for name in plan.entries:
@@ -118,8 +118,8 @@ def _batches(plan: Plan, pairs: Pairs) -> tuple[dict[str, str], dict[str, str], 
     """(unchecked entry -> reason, unpaired entry -> what differs, entries with the same batches).
 
     The batches of a run are compared with the baseline's, or with those of the first entry that
-    trains on the task's own batches. If a race is older than the hashes of batches, an entry may be
-    in none of the three; imported runs are in none.
+    trains on the task's own batches. An entry may be in none of the three if its runs were
+    imported, or were stored by a version that did not hash batches.
     """
     unchecked: dict[str, str] = {}
     unpaired: dict[str, str] = {}
@@ -332,15 +332,15 @@ def _curve(task: Task, results: Sequence[Result]) -> Curve:
 
 
 def reproduce(plan: Plan, *, proportion: bool = False) -> str:
-    """The command line that runs the same trials again, also if a budget or a measurement chose
-    how.
+    """The command line that runs the same trials again. It states what a budget or a measurement
+    chose.
     """
     line = command(plan, proportion=proportion)
     return f"{line} --together {plan.together}" if plan.looks else line
 
 
 def command(plan: Plan, *, proportion: bool = False) -> str:
-    """The command line of a race of this plan's size."""
+    """The command line of a race with this plan, without --together and --out."""
     size = f"--seeds {plan.seeds}"
     if plan.looks:
         size = f"--looks {','.join(map(str, plan.looks))}"

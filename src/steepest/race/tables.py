@@ -36,9 +36,9 @@ def runs(task: Task, plan: Plan, pairs: Pairs) -> str:
 
     The columns `hyper.NAME` have the hyperparameters, and the columns `measure.NAME` the other
     numbers that were reported. If a run diverged, `diverged` has the reason, and its final metrics
-    are the worst metric, as in the verdict. `unit` numbers the tunings of an entry; a fresh run has
-    the number of the tuning that it follows. A cell is empty if its value was not measured, or if
-    the target was not reached.
+    are the worst metric, as in the verdict. `unit` is the index of a tuning of the entry; a fresh
+    run has the index of the tuning that chose its hyperparameters. A cell is empty if its value was
+    not measured, or if the target was not reached.
     """
     knobs = sorted({knob for trial, _ in pairs for knob in trial.hyper})
     measures = sorted({name for _, result in pairs for name in result.measures})

@@ -34,23 +34,23 @@ FIRST = (
     "seconds to target",
     "gradients",
 )
-"""Columns that leave the table first, in this order, until it fits into its terminal."""
+"""Columns that are removed first, in this order, until the table fits into the terminal."""
 LAST = ("steps to target", "n (units)", "n", "failed")
-"""Columns that leave it if it is still too wide after the intervals got lines of their own."""
+"""Columns that are removed if the table is still too wide with intervals on separate lines."""
 NAME = 16
-"""A name with more characters is broken, unless there is room for it."""
+"""A name with more characters is broken into lines, unless there is room for it."""
 MARGIN, GAP = 4, 3
 """Characters beside a table and between two of its columns, with rich's box.SIMPLE."""
 WIDTH = 120
-"""Characters in a line of output that is not a terminal."""
+"""Characters in a line if the output is not a terminal."""
 HEAD = 15
-"""Characters at which a column's head is wrapped, and a difference with its interval."""
+"""Most characters in a line of a column's head, or of a difference with its interval."""
 REFRESH = 4
 """How often per second the live table is drawn: more often might flicker."""
 BAR = 12
 """Characters of a progress bar."""
 LEAST_RAN = 0.5
-"""Full runs after which the time left is estimated."""
+"""The time left is estimated only after this many full runs."""
 QUIET = 30.0
 """Least seconds between two lines if there is no terminal. So a short race prints no line."""
 
@@ -96,7 +96,7 @@ class Progress:
                 self._left -= self._weight[trial.phase]
         self._ran = 0.0
         self._under_way: dict[Key, dict[Key, int]] = {}
-        """Item of a worker -> trial -> the steps that it has made."""
+        """Item of a worker -> trial -> the steps that the trial has made."""
         self._shown = math.inf
         self._began = self._last_line = clock()
         self._live = None
@@ -124,7 +124,7 @@ class Progress:
         self._print()
 
     def note(self, item: Trial | Tuning, value: tuple[Key, int]) -> None:
-        """Show how far a run is. value: the trial's key, and the steps that it has made."""
+        """Show how far a run is. value: (key of its trial, number of steps made)."""
         steps = self._under_way.setdefault(item.key, {})
         trial, made = value
         steps.pop(trial, None)  # the trial that is under way comes last
@@ -150,7 +150,7 @@ class Progress:
         return f"step {', '.join(made)} of {self._plan.steps}" if made else ""
 
     def _part(self, entry: str | None = None) -> float:
-        """What has been made of items under way, in full runs."""
+        """The finished work of items under way, in full runs."""
         return sum(
             min(sum(steps.values()) / self._plan.steps, self._cost(key[0]))
             for key, steps in self._under_way.items()
@@ -158,13 +158,14 @@ class Progress:
         )
 
     def _cost(self, phase: str) -> float:
-        """The full runs of an item of a worker."""
+        """The work of an item of a worker, in full runs."""
         count = self._plan.trials if phase == TUNING and self._plan.rungs else 1
         return count * self._weight[phase]
 
     def _time_left(self) -> float | None:
-        """Seconds left; None if not enough has run. It never grows: an estimate may be wrong for a
-        while, but time that comes back is worth nothing.
+        """Estimated seconds left; None if not enough has run.
+
+        The estimate never grows, so that nobody counts on time that then grows again.
         """
         ran = self._ran + self._part()
         if ran < LEAST_RAN:
@@ -238,7 +239,7 @@ class Progress:
 
 
 def show(summary: Summary) -> None:
-    """Print the table, the verdict and its notes to stdout."""
+    """Print the table, the verdict and the notes to stdout."""
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
     console.print(_table(summary, console.width))
     console.print(Text(summary["verdict"], style="bold"), soft_wrap=True)
@@ -252,7 +253,7 @@ def show(summary: Summary) -> None:
 
 
 def _table(summary: Summary, width: int) -> Table | Group:
-    """The table, or a list if the terminal is too narrow for a table with whole numbers."""
+    """The table, or a list if the terminal is too narrow for a table with unbroken numbers."""
     title = f"{summary['task']}, {counted(summary, 'test', fresh(summary, 'seed'))}"
     if summary["target"] is not None:
         title += f", target {number(summary, summary['target'])}{units(summary)[0]}"
@@ -269,7 +270,7 @@ def _table(summary: Summary, width: int) -> Table | Group:
     if "failed" in heads and not is_imported(summary):
         notes.append("failed: fresh runs that failed (tuning trials that diverged)")
     if "gradients" in heads:
-        notes.append("gradients: of one usual batch")
+        notes.append("gradients: each of one batch of the usual size")
     if dropped:
         notes.append(f"in report.html: {', '.join(reversed(dropped))}")
     caption = "; ".join(notes)

@@ -1,8 +1,8 @@
-"""The tunings of several units of an entry at once: the gradients of all trials are one batch.
+"""Trains the tunings of several units of an entry at once: one batch has all trials' gradients.
 
-The trials take turns in one process. Each has its own model, optimizer, batches and random states;
-only losses and gradients are computed together. They are those of the trials one by one, up to
-rounding.
+The trials take turns in one process. Each trial has its own model, optimizer, batches and random
+states; only losses and gradients are computed together. They differ from those of separate trials
+only by rounding.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from steepest.training.stack import Stack
 LEAST_STEPS = 100
 """Shorter runs are trained one by one: measuring would take longer than it saves."""
 STEPS, MEASURED, ROUNDS = 10, 8, 3
-"""A measurement trains up to MEASURED trials for STEPS steps, in both ways, ROUNDS times. The first
-round is a warm-up."""
+"""A measurement trains up to MEASURED trials for STEPS steps, both at once and one by one, ROUNDS
+times. The first round is a warm-up."""
 GAIN = 1.2
-"""Trials are trained at once if that is at least so many times as fast."""
+"""Trials are trained at once if this is at least so many times as fast as one by one."""
 MOST = 64
-"""Most trials that are trained at once. More trials gain no more."""
+"""Most trials that are trained at once. More trials would not be faster."""
 SAME = 1e-4
 """Largest relative difference of two metrics that are equal up to rounding, after STEPS steps."""
 
 
 def choose(plan: Plan, task: Task, pool: Pool, jobs: int) -> Plan:
-    """The plan with `together`: 0, unless trials at once are faster and give the same numbers.
+    """Set `together` in the plan, if training at once is faster and gives the same numbers.
 
-    This is measured once, before the race begins, with the defaults of the first entry that can be
-    trained so. The models of the other entries are the same. All `jobs` workers keep work.
+    This is measured once, before the race begins, with the defaults of the first entry whose trials
+    can be trained at once. The other entries have the same model. `together` is chosen such that
+    none of the `jobs` workers is without work.
     """
     stacked = replace(plan, together=1).stacked
     if not plan.looks or not task.build or plan.steps < LEAST_STEPS or not stacked:
@@ -60,7 +61,7 @@ def choose(plan: Plan, task: Task, pool: Pool, jobs: int) -> Plan:
             ((_, at_once),) = pool.map([Tuning(trials, (), count)])
         except (BadCall, WorkerError):  # vmap does not support the model, for example
             return plan
-        # one after the other, in one worker: others would slow it down
+        # one run at a time: others would slow it down
         alone = [result for trial in trials for _, result in pool.map([trial])]
         if not all(map(_same, alone, at_once)):
             return plan
@@ -74,7 +75,7 @@ def _sum(results: Sequence[Result]) -> float:
 
 
 def _same(a: Result, b: Result) -> bool:
-    """Whether two results are those of one run, up to rounding."""
+    """Whether two results are equal up to rounding."""
     facts = ("steps", "diverged", "calls", "initial", "batches", "draws", "first", "unread")
     return all(getattr(a, name) == getattr(b, name) for name in facts) and all(
         math.isclose(x, y, rel_tol=SAME, abs_tol=SAME**2)
@@ -83,7 +84,7 @@ def _same(a: Result, b: Result) -> bool:
 
 
 def run(tuning: Tuning, task: Task) -> list[Result]:
-    """The results of all trials of several tunings, as `halving.run` has them for each tuning.
+    """The results of all trials of several tunings, like those of `halving.run` for each tuning.
 
     Raises BadCall if the gradients of the trials cannot be computed together.
     """
@@ -114,17 +115,17 @@ def run(tuning: Tuning, task: Task) -> list[Result]:
 
 
 class _Member:
-    """A run, up to where it waits for its next loss."""
+    """A run that stops before each loss, until it is given the loss."""
 
     def __init__(self, trial: Trial, task: Task) -> None:
         self._run, self._states = Run(trial, task), OwnStates()
         self.result, self._turns = self._run.result, self._run.turns(together=True)
         self._since = 0.0
         self.ask: Ask | None = None
-        """What it waits for; None before its start and after its end."""
+        """What the run waits for; None before its start and after its end."""
 
     def go_on(self, loss: float | None = None, share: float = 0.0) -> None:
-        """Give it its loss, and train until it waits again. share: seconds that the loss took."""
+        """Give the run its loss, and train until it waits again. share: seconds for the loss."""
         if self.ask:
             self._run.wait(perf_counter() - self._since - share)
         with self._states.active():
@@ -136,7 +137,7 @@ class _Member:
         self._since = perf_counter()
 
     def halt(self) -> None:
-        """End it where it waits."""
+        """End the run where it waits."""
         self.result.halted, self.ask = True, None
         with self._states.active():
             try:
@@ -163,7 +164,7 @@ def _stack(tuning: Tuning, asks: Sequence[Ask], first: bool) -> Stack:
 
 
 def _halve(members: Sequence[_Member], rungs: list[tuple[int, int]], task: Task) -> None:
-    """Halt the worse trials of one tuning at its next rungs, once all that go on have got there."""
+    """Halt the worse trials of a tuning at each rung that all its running trials have reached."""
     while rungs and any(member.ask for member in members):
         rung, most = rungs[0]
         scores = {}

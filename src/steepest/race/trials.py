@@ -1,4 +1,4 @@
-"""The items of workers, and what a worker does with one: one run, or the runs of a tuning."""
+"""Makes the items that workers train, and trains an item: one run, or the runs of a tuning."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _warm: set[str] = set()
 
 
 def tuning_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
-    """What workers train: the trials one by one, or where they are halved, those of a tuning
-    together, or those of `plan.together` units.
+    """The items that workers train. Without halving, an item is one trial; with halving, it is the
+    trials of one tuning, or of `plan.together` tunings if they are trained at once.
     """
     if not plan.rungs:
         return list(trials)
@@ -48,14 +48,14 @@ def tuning_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
 
 
 def fresh_items(plan: Plan, trials: Iterable[Trial]) -> list[Trial | Tuning]:
-    """What workers train, for fresh runs. Where tunings are halved, each run gets a process of its
-    own too: a worker that has trained may have threads, which its next children would lack.
+    """The items that workers train for fresh runs. If tunings are halved, a fresh run has its own
+    child process: training in the worker might start threads, which later children would lack.
     """
     return [Tuning((trial,), ()) for trial in trials] if plan.rungs else list(trials)
 
 
 def runner(task: str, optimizers: str | None = None) -> Callable[[Trial | Tuning], Any]:
-    """`run` for the workers of a race. A task from a file keeps the source that it has now."""
+    """`run` for the workers of a race. A task from a file keeps its present source."""
     with tasks.held(task) as source:
         modules = user_modules.modules(task, optimizers, anew=True)
         work: Any = run
@@ -92,8 +92,8 @@ def run(
             user_modules.agree(imported)
         if isinstance(item, Trial):
             return _run(item)
-        # once, so that the processes of the trials have it. It runs none of the user's code, which
-        # might leave threads that a forked process lacks
+        # warm up before the fork, so that all children are warm. This runs none of the user's code,
+        # which might leave threads that a forked process lacks
         torch.set_num_threads(1)
         if halving.can_fork() and trial.entry not in _warm:
             with suppress(Exception):  # the trials fail again, and report the error
@@ -105,13 +105,13 @@ def run(
 
 
 def _quiet(trial: Trial, task: Task) -> AbstractContextManager[None]:
-    """Hides what the user's file prints; the pilot run alone shows it."""
+    """Hide what the user's file prints, except in a pilot run."""
     return silenced() if task.file and trial.phase != PILOT else nullcontext()
 
 
 @contextmanager
 def _prepared(trial: Trial) -> Iterator[tuple[Task, float]]:
-    """On one thread, with the entry compiled. Yields the task, and the seconds of compilation."""
+    """Use one thread and compile the entry. Yields the task, and the seconds of compilation."""
     torch.set_num_threads(1)
     task = tasks.get(trial.task, trial.data, trial.device)
     with _quiet(trial, task):
@@ -138,7 +138,7 @@ def _run_together(tuning: Tuning) -> list[Result]:
 
 
 def _warm_up(trial: Trial) -> None:
-    """Once per entry, a step on a model of 16 numbers: it compiles and imports what it needs."""
+    """Once per entry, step a model of 16 numbers, so that runs need not compile and import."""
     if trial.entry in _warm:
         return
     _warm.add(trial.entry)

@@ -24,8 +24,7 @@ from steepest.statistics.inference import LEAST, Difference, failure_bound, leas
 
 Differences = Mapping[str, Difference]
 NEGLIGIBLE = 0.25
-"""An improvement below this does not matter. Its unit: the standard deviation of the baseline's
-fresh runs."""
+"""A smaller improvement does not matter; in standard deviations of the baseline's fresh runs."""
 HALF = 4
 """Four times the seeds, or units, make an interval about half as wide."""
 
@@ -88,8 +87,8 @@ def no_verdict(summary: Summary) -> str | None:
         if is_imported(summary):
             return f"{base} is the only entry in the file ({seeds}): there is nothing to compare."
         return (
-            f"{base} ran alone ({seeds}): there is nothing to compare it to; name more entries in "
-            f"--optimizers, or another entry as --baseline."
+            f"{base} was the only entry ({seeds}): there is nothing to compare it with; name more "
+            f"entries in --optimizers, or another entry as --baseline."
         )
     if nothing_compared(summary):
         ran = spread([len(entry["test"]) for entry in summary["entries"].values()])
@@ -161,7 +160,7 @@ def _size(summary: Summary) -> str:
 def _keep(summary: Summary, unclaimed: Differences) -> str:
     """Why to keep the baseline: no entry is better by an amount that matters.
 
-    Empty if some entry may be.
+    Empty if some entry may be better by such an amount.
     """
     baseline = summary["entries"][summary["baseline"]]
     if baseline["failed"] or len(baseline["test"]) < 2:
@@ -240,7 +239,7 @@ def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
     if exact and plan["seeds"] < least_pairs(comparisons):
         cure = f"give --seeds {seeds} --seed {seed}"
         if is_imported(summary):
-            cure = "run so many new ones, and judge them without these"
+            cure = "run so many new seeds, and judge them without the old ones"
         return (
             f"The exact test ({', '.join(exact)}) needs n={seeds} {fresh(summary, 'seeds')} or "
             f"more for a claim over {comparisons} {plural('comparison', comparisons)}: {cure}."
@@ -249,14 +248,14 @@ def _what_would_help(summary: Summary, unclaimed: Differences) -> str:
         return ""  # with too little tuning, more seeds would not help
     if is_imported(summary):
         return (
-            f"With n={seeds} new seeds, judged without these, the intervals would be about half as "
-            f"wide."
+            f"With n={seeds} new seeds, judged without the old ones, the intervals would be about "
+            f"half as wide."
         )
     return f"A new race with --seeds {seeds} --seed {seed} would have intervals about half as wide."
 
 
 def more_seeds(summary: Summary, unclaimed: Differences) -> int | None:
-    """How many fresh seeds a race needs that would decide more; None if seeds would not help."""
+    """How many fresh seeds a race needs to decide more; None if more seeds would not help."""
     n, needed = summary["plan"]["seeds"], least_pairs(len(differences(summary)))
     if n < needed and any(d.exact for d in unclaimed.values()):
         return needed
@@ -264,7 +263,7 @@ def more_seeds(summary: Summary, unclaimed: Differences) -> int | None:
 
 
 def too_little(plan: PlanRecord) -> str:
-    """A text that tuning is too little for a verdict, and what would be enough; else empty."""
+    """The text that there is too little tuning for a verdict, and the cure; else empty."""
     trials = plan["trials"]
     if trials >= LEAST_TRIALS or plan.get("imported"):
         return ""

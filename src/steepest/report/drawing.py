@@ -31,7 +31,7 @@ GAP = 0.065
 PIXELS = 2
 """Pixels per point of a PNG: sharp on a screen with two pixels per CSS pixel."""
 SHADES = 128
-"""Colours of a PNG: these drawings need no more, and the file has a quarter of the size."""
+"""Colours of a PNG. The drawings need no more, and this makes the file four times as small."""
 POINTS = 200
 """A curve has at most this many points. More points could not be seen, but make the page large."""
 LONGEST = 22
@@ -66,7 +66,7 @@ class Drawing:
     svg: str
     """SVG for a page, whose style sheet decides the colours."""
     file: str
-    """SVG that stands alone, in the colours for light paper."""
+    """SVG to save as a file, in the colours for light paper."""
     png: bytes
     """PNG on white, with PIXELS pixels per point."""
     axes: str = ""
@@ -158,7 +158,7 @@ def draw(size: tuple[float, float], paint: Callable[[Figure], None], key: str) -
 
 
 def draw_svg(size: tuple[float, float], paint: Callable[[Figure], None], key: str) -> str:
-    """Return the SVG for a page alone; the arguments are those of `draw`."""
+    """Return only the SVG for a page. The arguments are those of `draw`."""
     with _painted(size, paint, key) as figure:
         return _color_by_page(_write_svg(figure))
 
@@ -167,7 +167,7 @@ def draw_svg(size: tuple[float, float], paint: Callable[[Figure], None], key: st
 def _painted(
     size: tuple[float, float], paint: Callable[[Figure], None], key: str
 ) -> Iterator[Figure]:
-    """A painted figure; in the context, matplotlib has our settings."""
+    """Yield a painted figure. Inside the context, matplotlib has the settings of `STYLE`."""
     with (
         matplotlib.rc_context({**STYLE, "svg.hashsalt": f"steepest-{key}"}),
         warnings.catch_warnings(),
@@ -210,7 +210,7 @@ def _label_ends(
 ) -> None:
     """Write each name at the right edge, near the end of its line, without overlaps.
 
-    A name is in ink, since not every colour has the contrast that small text needs.
+    A name has the colour of text, since not every line's colour has enough contrast for small text.
     ends: (index of the name, x, y, colour) of the last point of each line.
     """
     if not ends:

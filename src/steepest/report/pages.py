@@ -1,8 +1,8 @@
 """HTML pages without scripts or requests: they open offline and print.
 
 A template in another folder extends `page.html.jinja`, which has the head and the style sheet. It
-imports the macros `figure`, `legend` and `table` from `parts.html.jinja`. What a page offers to
-save is in the page itself, so a page that is mailed alone is complete.
+imports the macros `figure`, `legend` and `table` from `parts.html.jinja`. The files that a page
+offers to save are inside the page, so it is enough to mail the page.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Table:
     csv: str = ""
     """The CSV to save. Default: the texts of the cells."""
     marked: str = ""
-    """The row with this name gets a background of its own."""
+    """The row with this name has another background."""
 
     @property
     def saved(self) -> str:
@@ -79,7 +79,7 @@ def render(
 
 
 def _data_url(content: str | bytes, kind: str) -> str:
-    """The content itself as an address. kind: its MIME type."""
+    """The content as a data URL. kind: its MIME type."""
     if isinstance(content, bytes):
         return f"data:{kind};base64,{b64encode(content).decode()}"
     # in a quoted attribute these characters need no escape, which keeps the page small

@@ -24,8 +24,8 @@ PAGE = {INK: "currentColor", MUTED: "var(--untuned)"} | {
     color: f"var(--c{i})" for i, color in enumerate(LIGHT)
 }
 """Figures are drawn in ink, grey and LIGHT, so that a saved figure can be shown anywhere. On the
-page, these values take their place: the style sheet decides the colours for light, dark and
-print."""
+page, each colour is replaced by its value here, so that the style sheet decides the colours for
+light, dark and print."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def choose_styles(names: Sequence[str], baseline: str, muted: Collection[str] = 
     """A different style for each name.
 
     baseline: the name to which all others are compared. It gets a thick line in the colour of ink.
-    muted: names that are not compared. Their lines are grey.
+    muted: names whose lines are grey.
     """
     styles, rivals = [], 0
     for name in names:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Show on a terminal that something goes on: a moving line on stderr, which disappears."""
+    """Show `what` as a moving line on stderr until the context ends, if stderr is a terminal."""
     console = Console(stderr=True)
     with console.status(Text(f"{what} ...")) if console.is_terminal else nullcontext():
         yield

@@ -9,7 +9,7 @@ from typing import Any
 from scipy import stats
 
 NEAR = 0.01
-"""A learning rate is as good as the best if it costs at most this share of the best metric."""
+"""A learning rate is good if its metric is at most this share worse than the best metric."""
 
 
 def proportion_error(share: float, n: int) -> float:
@@ -18,10 +18,10 @@ def proportion_error(share: float, n: int) -> float:
 
 
 def expected_best(values: Sequence[float], *, maximize: bool = True) -> list[float]:
-    """Expected best of k of `values`, drawn without replacement, for k = 1 to all of them.
+    """Expected best of k of `values`, drawn without replacement, for k = 1 to len(values).
 
-    This is the curve of Dodge et al. 2019, arXiv:1909.03004: the best metric to expect of k tuning
-    trials. The estimator is the unbiased one of Tang et al. 2020, arXiv:2004.13705.
+    This is the curve of Dodge et al. 2019, arXiv:1909.03004: the best metric to expect from k
+    tuning trials. The estimator is the unbiased one of Tang et al. 2020, arXiv:2004.13705.
     """
     ordered = sorted(values, reverse=not maximize)  # best last
     n = len(ordered)
@@ -42,9 +42,9 @@ def lr_width(
 ) -> dict[str, Any] | None:
     """How wide the range of learning rates is whose metric is within 1 % of the best.
 
-    `trials`: (learning rate, metric) of the trials that did not diverge; None if there are none.
-    The range begins at the best trial and goes on to both sides, trial by trial, until a trial is
-    not within 1 %. "seen": width of this range in decades. "points": number of trials. The true
+    `trials`: (learning rate, metric) of the trials that did not diverge; without any, returns None.
+    The range begins at the best trial and grows to both sides, trial by trial, until a trial is not
+    within 1 %. "seen": width of this range in decades. "points": number of trials. The true
     width may be smaller or larger: other knobs vary too, a bad run ends the range early, and a
     lucky run widens it.
     """

@@ -25,12 +25,12 @@ APART = 10.0
 BOOTSTRAP_LEAST = 20
 """With fewer pairs a bootstrap interval is too narrow, so it is not shown."""
 FAR = 6.0
-"""Beyond this noncentrality, `power` leaves out the other tail, which is below 1e-9 there:
-scipy 1.17 gives nan for it."""
+"""Beyond this noncentrality, `power` leaves out the tail of the other sign, for which scipy 1.17
+gives nan. This tail is below 1e-9 there."""
 NO_SPREAD = 1e-12
-"""A difference of two numbers counts as rounding if it is below this share of the numbers."""
+"""A difference of two numbers counts as rounding if it is below this share of the larger number."""
 TINY = 1e-150
-"""Squares of numbers below this one are 0 in double precision."""
+"""A difference below this counts as rounding, since its square is close to underflow."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Difference:
     effect: float | None = None
     """`hedges`, in standard deviations of the differences."""
     improved: float | None = None
-    """Share of seeds on which the entry was better; a tie counts half."""
+    """Share of pairs in which the entry was better; a tie counts half."""
     improved_low: float | None = None
     improved_high: float | None = None
     """Exact 95 % interval of `improved`."""
@@ -69,13 +69,13 @@ class Difference:
     look: int | None = None
     """Number of the look that decided, from 1; None in a race of a fixed number of seeds."""
     state: str | None = None
-    """Where the entry stood after that look: see `looks.Standing`."""
+    """State of the entry after that look: see `looks.Standing`."""
     pairs: list[float] | None = None
     """The differences that were judged at that look, one for each unit."""
 
 
 def spread_of(values: Sequence[float]) -> float:
-    """Standard deviation, estimated by the median absolute deviation: one run cannot decide it."""
+    """Standard deviation from the median absolute deviation, so that no single run decides it."""
     return float(stats.median_abs_deviation(values) / stats.norm.ppf(0.75))
 
 
@@ -89,7 +89,7 @@ def _step_down(p: Mapping[Any, float]) -> tuple[dict[Any, float], dict[Any, floa
     """The adjusted p of each test by Holm's procedure, and the confidence level of its step.
 
     The smallest p is tested first, at the confidence level 1 - 0.05 / (number of tests). After each
-    rejection, the next step divides by one less.
+    rejection, this number of tests decreases by one.
     """
     adjusted: dict[Any, float] = {}
     levels: dict[Any, float] = {}
@@ -123,9 +123,9 @@ def sign_flip(d: Sequence[float] | np.ndarray) -> float:
 
     There are 2^n ways to choose the signs of the differences. p is the share of them whose sum is
     at least as far from 0 as the observed sum (Fisher 1935, The Design of Experiments, section 21).
-    The test is exact if both entries of a pair have the same distribution; it may be any
-    distribution. One huge difference, of a run that failed, counts as one sign; in a t test, it
-    would make t about 1. The smallest p is 2 / 2^n.
+    The test is exact if both entries of a pair have the same distribution, of any shape. One huge
+    difference, of a run that failed, counts as one sign; in a t test, it would make t about 1. The
+    smallest p is 2 / 2^n.
 
     Flipping the signs of a subset raises the sum exactly if the subset's own sum is below 0. So
     only the signs of the sums of subsets are needed. For more than 20 pairs, 2^20 subsets are drawn
@@ -136,10 +136,10 @@ def sign_flip(d: Sequence[float] | np.ndarray) -> float:
 
 
 def flip_interval(d: Sequence[float] | np.ndarray, level: float) -> tuple[float, float] | None:
-    """Confidence interval of the mean that belongs to `sign_flip`; None with too few pairs.
+    """Confidence interval of the mean by inversion of `sign_flip`; None with too few pairs.
 
-    It holds the values that `sign_flip` does not reject when they are subtracted from `d`. Its ends
-    are means of subsets of the differences: Hartigan (1969), Journal of the American Statistical
+    The interval contains each number x for which `sign_flip(d - x)` does not reject. Its ends are
+    means of subsets of the differences: Hartigan (1969), Journal of the American Statistical
     Association 64, 1303-1317.
     """
     (subsets,) = _subsets([np.asarray(d, dtype=float)])
@@ -280,7 +280,7 @@ def compare(
     maximize: bool = True,
     failed: Collection[str] = (),
 ) -> dict[str, Difference]:
-    """Judge every entry's `paired` differences to the baseline; `maximize`: more is better.
+    """Judge every entry's `paired` differences to the baseline. `maximize`: more is better.
 
     The tests are two-sided paired t tests, Holm-corrected over the entries. The exact `sign_flip`
     replaces the t test in three cases: for an entry in `failed` (a run of the entry or of the

@@ -30,20 +30,21 @@ from steepest.statistics.inference import (
 LOOKS = (5, 8, 12)
 """Number of units at each look. Only an open entry, which is not decided yet, gets more units."""
 FUTILE = (0.7, 1.3)
-"""At each look except the last, an entry is dropped if its |t| is below this. The bounds do not
-depend on dropping: if a dropped entry is raced on anyway, the level still holds."""
+"""An entry is dropped if its |t| is below the first number at the first look, or below the second
+number at a later look, except the last look. The bounds do not depend on dropping: the level holds
+even if a dropped entry gets more units."""
 LEVEL = 1e-9
-"""A look that may spend less than this allows no claim."""
+"""A look that may spend less than this of the level allows no claim."""
 RACES = 4000
-"""Races that are simulated for what a plan can expect."""
+"""Number of races that are simulated to estimate what a plan can expect."""
 POINTS = 2**14
-"""Quasi-random points of an integral over the paths: the bounds are exact to 1 in 1,000."""
+"""Number of quasi-random points of the integral for the bounds, which are exact to 1 in 1,000."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a claim needs at a look: |t| of at least `t`. A test without a t, such as the sign-flip
-    test, is compared with `p`."""
+    """What a claim needs at a look: |t| of at least `t`, or, in a test without a t, such as the
+    sign-flip test, a p value of at most `p`."""
 
     units: int
     t: float
@@ -51,7 +52,7 @@ class Bound:
 
     @property
     def p(self) -> float:
-        """Two-sided p value of `t` in a test with this one look only."""
+        """Two-sided p value of `t` in a test with a single look."""
         return float(2 * stats.t.sf(self.t, self.units - 1))
 
 
@@ -124,13 +125,13 @@ def _above(r: np.ndarray, n: int) -> np.ndarray:
 
 
 def exact_units(rivals: int, looks: tuple[int, ...] = LOOKS) -> int | None:
-    """Units at the first look at which the sign-flip test can tell an entry apart; None if none."""
+    """Units at the first look at which the sign-flip test can tell an entry apart, or None."""
     able = (b.units for b in bounds(rivals, looks) if 2.0 ** (1 - b.units) <= b.p)
     return next(able, None)
 
 
 def expected_units(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
-    """Mean number of units, over all entries, of a race in which no entry differs: simulated."""
+    """Expected units of all entries together, in a race in which no entry differs. Simulated."""
     baseline = np.random.default_rng(0).normal(size=(RACES, looks[-1], 1))
     entries = np.random.default_rng(1).normal(size=(RACES, looks[-1], rivals))
     closed = _closed(entries - baseline, rivals, looks)[0]
@@ -151,13 +152,13 @@ def detectable(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
 
 
 def _futile(number: int) -> float:
-    """The |t| below which an entry is dropped at look `number`, from 1, unless it is the last."""
+    """The |t| below which an entry is dropped at look `number`, from 1. Not for the last look."""
     return FUTILE[min(number, len(FUTILE)) - 1]
 
 
 def margin_shown(rivals: int, looks: tuple[int, ...] = LOOKS) -> float:
-    """Smallest margin below which an entry without a difference stays with probability 0.8 at the
-    last look, in standard deviations of the differences of units.
+    """Smallest margin that is shown, with probability 0.8 at the last look, to be larger than the
+    gain of an entry without a difference. In standard deviations of the differences of units.
     """
     bound = bounds(rivals, looks)[-1]
     n, t = bound.units, bound.t
@@ -197,7 +198,7 @@ class Standing:
     told apart", if none of these was so at the last look; "open", if its next look needs more
     units."""
     units: int
-    """Units at the look; 0 before the first."""
+    """Number of units at the look; 0 before the first look."""
     look: int
     """Number of the look, from 1."""
     mean: float = math.nan
@@ -207,9 +208,9 @@ class Standing:
     together (Jennison and Turnbull 1989, Journal of the Royal Statistical Society B 51, 305-361).
     None where the sign-flip test has too few units, or all differences are the same."""
     exact: bool = False
-    """Whether the sign-flip test was used instead of the t test, though differences vary."""
+    """Whether the sign-flip test replaced the t test, although the differences vary."""
     differences: tuple[float, ...] = ()
-    """What was judged: a difference for each unit."""
+    """The judged differences, one for each unit."""
 
 
 def standing(
@@ -240,13 +241,14 @@ def at_look(
     failed: Collection[int] = (),
     margin: float | None = None,
 ) -> Standing:
-    """Judge one entry at look `number` (from 1), to which it has come open.
+    """Judge one entry, which is still open, at look `number` (from 1).
 
-    differences: one for each unit, such that a positive one is a gain. failed: indices of the units
-    in which a fresh run of the entry or of the baseline failed. A look that includes such a unit
-    compares the exact sign-flip test with the bound's p. So does a look at which one difference
-    stands apart, or all differences are the same. margin: a gain that would be too small to matter.
-    With a margin no entry is dropped; it is closed when its interval excludes a gain of the margin.
+    differences: one for each unit; a positive difference is a gain. failed: indices of the units in
+    which a fresh run of the entry or of the baseline failed. A look that includes such a unit
+    compares the p of the exact sign-flip test with that of the bound. So does a look at which one
+    difference stands apart, or all differences are the same. margin: the smallest gain that would
+    matter. With a margin, no entry is dropped; an entry is closed when its interval excludes gains
+    of the margin or more.
     """
     bound = bounds(rivals, looks)[number - 1]
     d = np.asarray(differences, dtype=float)[: bound.units]
