@@ -233,6 +233,6 @@ def test_each_module_is_imported_alone():
 
 
 def test_old_names_go_on_with_a_warning():
-    with pytest.warns(DeprecationWarning, match="steepest.ops now"):
+    with pytest.warns(DeprecationWarning, match="use steepest.ops"):
         from steepest.formulas.words import sqrt
     assert sqrt is steepest.ops.sqrt

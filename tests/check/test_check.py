@@ -347,8 +347,8 @@ BAD = {
     "adamx": "did you mean 'adamax'?",
     "torch.optim:AdamWW": "did you mean 'AdamW'?",
     "nowhere.at.all:AdamW": "no module 'nowhere'",
-    "torch.optim:lr_scheduler": "expected a subclass of torch.optim.Optimizer",
-    "torch optim:SGD": "expected module:Class",
+    "torch.optim:lr_scheduler": "pass a subclass of torch.optim.Optimizer",
+    "torch optim:SGD": "write module:Class",
     "pytorch_optimizer:SAM": "--option base_optimizer=VALUE",
 }
 
@@ -418,7 +418,7 @@ def test_the_command_takes_options_and_modules_of_the_folder(capsys, tmp_path, m
         ("check adam --all", ("NAME and --all",)),
         ("check adamx", ("'adamx'", "did you mean 'adamax'")),
         ("check adam --only resum", ("'resum'", "did you mean 'resume'")),
-        ("check adam --option lr", ("--option lr", "name=value")),
+        ("check adam --option lr", ("--option lr", "write name=value")),
         ("check adam --option beta=1", ("'beta'", "did you mean 'betas'")),
         ("check torch.optim:Adan", ("'Adan'", "did you mean 'Adam'")),
     ],
@@ -555,7 +555,7 @@ def test_options_are_written_as_expressions(value, text):
 
 
 def test_an_option_that_cannot_be_written_is_a_sentence():
-    with pytest.raises(TargetError, match="a value that a script can write"):
+    with pytest.raises(TargetError, match="cannot be written in a script"):
         examine("sgd", "repr", {"momentum": object()})
 
 
@@ -656,7 +656,7 @@ def test_the_table_is_as_wide_as_the_terminal(monkeypatch):
 
 
 def test_an_unknown_name_is_answered_in_whole_sentences():
-    with pytest.raises(TargetError, match=r"[a-z]\. A class of another package"):
+    with pytest.raises(TargetError, match=r"[a-z]\. For a class of another package"):
         examine("qqqq")
 
 

@@ -1,10 +1,8 @@
-"""An examination is a short function.
+"""An examination is a short function, which the doctor turns into a script.
 
-The doctor runs the source of the function. If the examination fails, the source is printed.
-
-The script of an examination consists of the imports, the helpers, the constructor of the examined
-class, and then the body of the function. The doctor executes exactly this script, so the script
-also reproduces a failure.
+The script consists of the imports, the helpers, the constructor of the examined class, and the body
+of the function. The doctor executes exactly this script, and prints it if the examination fails. So
+the printed script reproduces the failure.
 """
 
 from __future__ import annotations
@@ -34,14 +32,15 @@ class Examination:
     """One examination.
 
     name: stays the same in later versions.
-    about: one line on what must hold.
+    about: one line on the required behaviour.
     source: where torch documents the behaviour. If torch does not document it, why it is required.
     promised: whether torch.optim promises the behaviour.
     function: the function whose body becomes the script. Its argument `make` is the constructor of
-    the examined class. `case` has the expressions for the other arguments. For an argument that is
-    not in `case`, the subject, which is the examined class, gives the expression.
-    needs: requirements on the class. If the class does not meet one, the examination does not
-    apply.
+    the examined class.
+    case: other argument of the function -> expression for its value. If an argument is not in
+    `case`, `Subject.value` returns the expression.
+    needs: requirements on the class. If the class does not meet one of them, the examination does
+    not apply.
     """
 
     name: str

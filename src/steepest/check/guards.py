@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 SECONDS = 30
-"""How long one script, or one attempt to construct or step a class, may run before it fails."""
+"""The time limit of one script, or of one attempt to construct or step a class, in seconds."""
 
 
 @contextlib.contextmanager
@@ -40,7 +40,7 @@ def limited() -> Iterator[None]:
         raise TimeoutError(f"the code did not end within {SECONDS} s")
 
     before, began = signal.signal(signal.SIGALRM, stop), time.monotonic()
-    left, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # the caller may use a timer too
+    left, interval = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # the caller may have a timer
     try:
         yield
     finally:

@@ -123,7 +123,7 @@ def _form(value: Any) -> int:
 def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
     """Requires that the argument `name` accepts these values.
 
-    Its present value must have the same form as these values.
+    The current value of the argument must have the same form as these values.
     """
 
     def need(subject: Subject) -> str | None:
@@ -131,7 +131,7 @@ def grouped(name: str, *values: Any) -> Callable[[Subject], str | None]:
             return missing
         now = subject.options.get(name, subject.parameters[name].default)
         if _form(now) != _form(values[0]):
-            return f"its {name} is {now!r}, expected the same form as {values[0]}"
+            return f"its {name} is {now!r}; the examination needs a value like {values[0]}"
         for value in values:
             try:
                 with quiet():
@@ -152,7 +152,7 @@ def number(name: str) -> Callable[[Subject], str | None]:
         value = subject.options.get(name, subject.parameters[name].default)
         if isinstance(value, (int, float)):
             return None
-        return f"its {name} is {value!r}, expected a number"
+        return f"its {name} is {value!r}; the examination needs a number"
 
     return need
 
@@ -233,11 +233,11 @@ def halves(subject: Subject) -> str | None:
 
 
 def differentiated(subject: Subject) -> str | None:
-    """Requires that the class accepts differentiable=True together with the given options."""
+    """Requires that the class accepts differentiable=True together with the subject's options."""
     if missing := argument("differentiable")(subject):
         return missing
     if subject.options.get("foreach") and not subject.ours:
-        return "autograd cannot go through foreach=True"
+        return "autograd cannot differentiate a step with foreach=True"
     try:
         with quiet():
             subject.construct([torch.ones(2, 2)], differentiable=True)

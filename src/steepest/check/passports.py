@@ -1,4 +1,4 @@
-"""The passport of a class of this package: the deviation from its oracle, and its examinations.
+"""The passport of a class of this package: its deviation from its oracle, and its examinations.
 
 The oracle is an independent implementation of the same formula.
 """

@@ -46,7 +46,7 @@ def examined(
     context, others = multiprocessing.get_context("spawn"), {*multiprocessing.active_children()}
     pool = ProcessPoolExecutor(os.cpu_count(), context, initializer=_ignore_interrupts)
     try:
-        with _interrupts_blocked():  # the workers inherit this; their imports take seconds
+        with _interrupts_blocked():  # the workers start blocked; their imports take seconds
             futures = [pool.submit(work, target) for target in targets]
         for target, future in zip(targets, futures, strict=True):
             yield target, future.result()

@@ -1,6 +1,6 @@
 """The examined class: how scripts import and construct it, and facts about it.
 
-The facts are found by trying the class.
+The facts are found by constructing and stepping the class.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Subject:
         self.make = f"make = {self.name}"
         if fixed:
             self.make = f"make = functools.partial({self.name}, {fixed})"
-        if self.needs_train:  # such as the Schedule-Free classes of their authors
+        if self.needs_train:  # such as the classes of the package schedulefree
             usual = f"**{{**dict({fixed}), **options}}" if fixed else "**options"
             self.make = (
                 f"def make(*args, **options):\n    made = {self.name}(*args, {usual})\n"
@@ -108,7 +108,7 @@ class Subject:
         return issubclass(self.cls, RuleOptimizer)
 
     def value(self, name: str) -> str:
-        """Return the expression for the value that the examinations' argument `name` gets."""
+        """Return an expression for the value of an examination's argument `name`."""
         if name not in self._values:
             value = VALUES[name](self)
             self._values[name] = value if name in EXPRESSIONS else self.expression(value)
@@ -202,7 +202,7 @@ def read_option(text: str) -> tuple[str, Any]:
     """
     name, sign, value = text.partition("=")
     if not sign or not name.isidentifier():
-        raise TargetError(f"--option {text}: expected name=value, e.g. --option lr=0.1")
+        raise TargetError(f"--option {text}: write name=value, e.g. --option lr=0.1")
     if value.lower() in _CONSTANTS:
         return name, _CONSTANTS[value.lower()]
     if re.fullmatch(r"[+-]?(inf|nan)", value.lower()):

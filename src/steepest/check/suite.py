@@ -6,7 +6,7 @@
         optimizer = Mine
 
 Each examination is a test. If an examination does not apply, its test is skipped with the reason.
-If it fails, the test prints what was found, and a script that reproduces the failure.
+If an examination fails, its test prints what was found and a script that reproduces the failure.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ class TargetError(BadCall):
 
 
 def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
-    """Return the class that a target names, and a module.
+    """Return the class that a target names, and the name of a module.
 
-    The module is that of a target "module:Class". For any other target it is empty.
+    For a target "module:Class" the name is that of this module; for any other target it is "".
     """
     module = ""
     if isinstance(target, str) and ":" in target:
@@ -37,15 +37,15 @@ def resolve(target: Any) -> tuple[type[torch.optim.Optimizer], str]:
             hint = nearest(target, {*rules, *classes})
             hint = hint if hint.endswith("?") else f"{hint}."
             raise TargetError(
-                f"{target!r} is not an optimizer of this package; {hint} A class of another "
-                "package is given as module:Class"
+                f"{target!r} is not an optimizer of this package; {hint} For a class of another "
+                "package, write module:Class"
             ) from None
     if isinstance(target, Rule):
         target = class_of(target)
     if not is_optimizer(target):
         raise TargetError(
-            f"{target!r} was given, expected a subclass of torch.optim.Optimizer, a rule's name, "
-            "'module:Class' or 'module:rule'"
+            f"{target!r} is not an optimizer; pass a subclass of torch.optim.Optimizer, a rule's "
+            "name, 'module:Class' or 'module:rule'"
         )
     return target, module
 
@@ -54,7 +54,7 @@ def imported(target: str) -> Any:
     """Import the module in "module:Class" and return the object `Class`."""
     module, _, name = target.partition(":")
     if not all(part.isidentifier() for part in module.split(".")):
-        raise TargetError(f"{target!r} was given, expected module:Class, e.g. torch.optim:AdamW")
+        raise TargetError(f"{target!r} is not a class; write module:Class, e.g. torch.optim:AdamW")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is kept for our own output
             loaded = importlib.import_module(module)
@@ -62,7 +62,7 @@ def imported(target: str) -> Any:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             raise TargetError(f"{target}: there is no module {error.name!r}") from None
         raise TargetError(
-            f"{target}: importing {module} needs {error.name!r}, which was not found"
+            f"{target}: importing {module} needs {error.name!r}, which is not installed"
         ) from error
     except Exception as error:
         message = f"{type(error).__name__}: {error}"

@@ -42,13 +42,13 @@ _UNUSUAL: tuple[dict[str, Any], ...] = (
 def as_expression(value: Any) -> tuple[str, list[str]]:
     """Return an expression that gives `value`, and the modules that the expression uses.
 
-    torch is left out of the modules. Raises TargetError if no expression gives the value.
+    The modules do not include torch. Raises TargetError if no expression gives the value.
     """
     if isinstance(value, type):
         home = home_of(value)
         if home:
             return f"{home}.{value.__name__}", [home]
-        raise TargetError(f"the option {value!r} was given, expected a class that can be imported")
+        raise TargetError(f"the option {value!r} cannot be imported; define the class in a module")
     if isinstance(value, float) and not math.isfinite(value):
         return f'float("{value}")', []
     if isinstance(value, torch.Tensor):
@@ -69,8 +69,8 @@ def as_expression(value: Any) -> tuple[str, list[str]]:
         eval(repr(value), {"torch": torch})
     except Exception:
         raise TargetError(
-            f"the option {value!r} was given, expected a value that a script can write: a number, "
-            "text, tensor or class, or a tuple, list or dict of these"
+            f"the option {value!r} cannot be written in a script; pass a number, text, tensor or "
+            "class, or a tuple, list or dict of these"
         ) from None
     return repr(value), []
 
@@ -80,10 +80,9 @@ def _known(subject: Subject, **values: Any) -> dict[str, Any]:
 
 
 def _variants(subject: Subject) -> list[dict[str, Any]]:
-    """Return sets of options that may run other branches of the class's code.
+    """Return sets of options, to run many branches of the class's code.
 
-    The first set is empty. The others are sets of unusual values, and for each flag a set that
-    switches only this flag.
+    The first set is empty. Each other set has unusual values or switches one flag.
     """
     variants = [*_UNUSUAL]
     steps = not subject.complaint()  # if False, only the construction can be tried

@@ -1,6 +1,6 @@
-"""What an optimizer is: the mathematics, one rule each, in order of growing complexity.
+"""The formulas of the optimizers: one rule for each, in order of complexity.
 
-This package imports the decorator and `ops`, and neither torch nor numpy.
+The formulas use the decorator `rule` and `ops`. They import neither torch nor numpy.
 """
 
 # in order of complexity

@@ -16,8 +16,8 @@ _ABOUT = {"means": AVERAGES, "units": LENGTH, "search": LR}
 def adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Adam. Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
 
-    RMSprop with momentum; both averages are corrected for their start at zero. Use it without
-    weight decay; with weight decay, use AdamW.
+    RMSprop with momentum. The averages of g and g^2 are corrected for their start at zero. Use it
+    without weight decay; with weight decay, use AdamW.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -48,10 +48,9 @@ def sparse_adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """SparseAdam as in torch.optim: lazy Adam for sparse gradients. Kingma and Ba 2015,
     arXiv:1412.6980.
 
-    Adam that steps only the rows that a sparse gradient contains, and leaves the averages of the
-    other rows alone; a dense gradient steps all rows. eps also differs from Adam's: it is added to
-    the root of the second moment before the bias correction. Use it for large embeddings with
-    sparse=True.
+    Adam that steps only the rows that a sparse gradient contains. The averages of the other rows do
+    not change. A dense gradient steps all rows. Unlike in Adam, eps is added to the root of the
+    second moment before its bias correction. Use it for large embeddings with sparse=True.
     """
     m = average(beta1, m, g)
     v = average(beta2, v, g**2)
@@ -69,8 +68,8 @@ def sparse_adam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 def amsgrad(p, g, m, v, v_max, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """AMSGrad. Reddi, Kale and Kumar 2018, arXiv:1904.09237, algorithm 2.
 
-    Adam whose rates never rise again: it divides by the largest second moment so far. Use it where
-    Adam leaves a minimum again near the end of training.
+    Adam that divides by the root of the largest second moment up to now, so that the rate of a
+    coordinate does not rise again. Use it where Adam leaves a minimum near the end of training.
     Differs from the paper: both moments are bias-corrected, as in torch.optim.Adam(amsgrad=True).
     """
     m = average(beta1, m, g)
@@ -96,9 +95,9 @@ def nadam(
 ):
     """NAdam. Dozat 2016, ICLR workshop, algorithm 2.
 
-    Adam with Nesterov's look-ahead: a step already uses the momentum of the next step. beta1 warms
-    up, and the product of all its values is carried from step to step for the bias correction. Use
-    it instead of Adam, with the same rates.
+    Adam with Nesterov's look-ahead: a step already uses the momentum of the next step. beta1 rises
+    during a warm-up, and the product of its values is kept for the bias correction. Use it instead
+    of Adam, with the same learning rates.
     Differs from the paper: the warm-up of beta1 is that of torch.optim.NAdam.
     """
     mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
@@ -111,7 +110,7 @@ def nadam(
 
 
 def rectification(t, beta2):
-    """RAdam's rho_t, which is the length of its average, and its factor (nan for a small rho)."""
+    """RAdam's rho_t, the length of an average in steps, and its factor (nan for a small rho_t)."""
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
     factor = (rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho)
@@ -122,10 +121,10 @@ def rectification(t, beta2):
 def radam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
     """Rectified Adam. Liu et al. 2020, arXiv:1908.03265, algorithm 2.
 
-    Adam that starts as plain momentum, until it has seen enough gradients to trust the second
-    moment; after that a factor warms its steps up. Use it instead of Adam with a warm-up.
-    Differs from the paper: rho must exceed 5 instead of 4, and eps is added, as in
-    torch.optim.RAdam.
+    Adam that makes momentum steps until the second moment averages enough gradients to be reliable.
+    After that, a factor raises its steps to those of Adam. Use it instead of Adam with a warm-up.
+    Differs from the paper: the factor acts where the paper's rho is above 5 instead of 4, and eps
+    is added to the divisor, as in torch.optim.RAdam.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -148,8 +147,9 @@ def eadam(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8):
 
     Adam that adds eps to the stored second moment at every step, and nowhere else. The sum of the
     added eps tends to eps / (1 - beta2), so the second moment has a floor of 1000 eps by default.
-    AdaBelief adds eps in the same place. Use it to see what that eps does alone (EAdam against
-    Adam), and what the second moment of AdaBelief does alone (AdaBelief against EAdam).
+    AdaBelief adds eps in the same place. Use it to separate two effects: EAdam against Adam shows
+    the effect of this eps, and AdaBelief against EAdam shows the effect of AdaBelief's second
+    moment.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2 + eps
@@ -162,15 +162,15 @@ def yogi(
 ):
     """Yogi. Zaheer et al. 2018, NeurIPS 31, algorithm 2.
 
-    Adam whose second moment moves toward the squared gradient by a share of that square, not by a
-    share of the distance. So it rises as fast as Adam's and falls more slowly.
+    Adam whose second moment v moves toward g^2 by (1 - beta2) * g^2; in Adam, v moves by
+    (1 - beta2) * |g^2 - v|. So v rises at least as fast as in Adam, but falls slowly while
+    gradients are small.
     Differs from the paper, as optax and pytorch-optimizer do: both averages are bias-corrected as
-    in Adam, and the second one starts at initial_accumulator_value. In the paper it starts at the
-    squared gradient of a large batch. Differs from these two packages, as the paper does: the first
-    average starts at 0. In the packages it starts at 1e-6, so a parameter moves even if its
-    gradient is zero. In TensorFlow Addons, the authors' library, eps is added to the root before
-    the bias correction. Use it where gradients are sparse, or where Adam diverges because its
-    second moment is unsteady.
+    in Adam, and v starts at initial_accumulator_value. In the paper, v starts at the squared
+    gradient of a large batch. Differs from both packages: m, the average of g, starts at 0 as in
+    the paper. In the packages m starts at 1e-6, so a parameter moves even if its gradient is zero.
+    TensorFlow Addons, the authors' library, adds eps to the root of v before the bias correction.
+    Use it where gradients are sparse, or where Adam diverges because its second moment is unsteady.
     """
     m = average(beta1, m, g)
     v = where(t > 1, v, initial_accumulator_value)

@@ -1,4 +1,4 @@
-"""AdaBelief: the second moment of the gradient's prediction error."""
+"""AdaBelief: Adam with the second moment of the gradient's prediction error."""
 
 from ..definition import rule
 from ..ops import maximum, sqrt, where
@@ -12,8 +12,8 @@ from .scaled import average
     limits={
         "beta1": (
             "(0, 1)",
-            "with beta1=0 the average is the gradient itself, the belief g - m "
-            "is zero and the step explodes: use RMSprop or a beta1 such as 0.5",
+            "with beta1=0 the average m is the gradient g, the belief g - m is zero and the step "
+            "explodes, so use RMSprop or a beta1 such as 0.5",
         )
     },
     called="AdaBelief",
@@ -40,10 +40,10 @@ def adabelief(
 ):
     """AdaBelief. Zhuang et al. 2020, arXiv:2010.07468, algorithm 2.
 
-    Adam whose second moment is that of g - m, the gradient's distance from its own average: a
-    predicted gradient gets a large step, a surprising one a small step. eps is added to the stored
-    s at every step, so the floor of s after bias correction is eps / (1 - beta2). Use it with
-    eps=1e-8 where SGD does better than Adam, and with 1e-16 where Adam does better.
+    Adam whose second moment s is that of g - m, where m is the average gradient. A step is large if
+    m predicts the gradient well, and small if not. eps is added to the stored s at every step, so s
+    after bias correction is at least eps / (1 - beta2). Use it with eps=1e-8 where SGD does better
+    than Adam, and with eps=1e-16 where Adam does better.
     Differs from the paper, as the package adabelief-pytorch 0.2.1 does: rectify (RAdam's warm-up,
     which the paper never used) is on by default, and amsgrad then has no effect.
     """

@@ -23,7 +23,7 @@ _SEARCH = {**LR, "final_lr": (1e-3, 1e1)}
 
 def clip_rate(rate, t, lr, base_lr, final_lr, gamma):
     """The rate of each coordinate, clipped to two bounds that close in on final_lr."""
-    # a schedule of lr scales the bounds too, except in a group that was made with lr=0
+    # a schedule of lr scales both bounds, except in a group that was made with lr=0
     final = final_lr * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
     lower = final * (1 - 1 / (gamma * t + 1))
     upper = where(final > 0, final * (1 + 1 / (gamma * t)), 0)
@@ -59,10 +59,10 @@ def adabound(
     final_lr. It becomes SGD on an averaged gradient, which equals heavy-ball SGD at the rate
     final_lr * (1 - beta1). Use it where SGD ends well but starts slowly; not for GANs.
     Differs from the paper, as the package adabound 0.0.5 does: the bias correction is inside the
-    clipped rate, there is no 1/sqrt(t), and a schedule of lr scales the bounds. Differs from the
-    package: base_lr is an entry of the group and is saved, so groups added later are stepped, and a
-    resumed run keeps its bounds. If lr is 0 at construction, the bounds are those of the paper,
-    unscaled. With gamma=0 the bounds never close, and the rule is Adam.
+    clipped rate, the rate has no factor 1/sqrt(t), and a schedule of lr scales the bounds. Differs
+    from the package: each group saves its first lr as base_lr, so groups added later are stepped,
+    and a resumed run keeps its bounds. If lr is 0 at construction, the bounds are those of the
+    paper, unscaled. With gamma=0 the bounds never close, and the rule is Adam.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -96,11 +96,12 @@ def amsbound(
 ):
     """AMSBound. Luo et al. 2019, arXiv:1902.09843, algorithm 3.
 
-    AdaBound that divides by the largest second moment so far, as AMSGrad does. Use it where
-    AdaBound's rates should only fall.
-    Differs from the paper and from the package as `adabound` does: the bias correction is inside
-    the clipped rate, there is no 1/sqrt(t), a schedule of lr scales the bounds, and base_lr is an
-    entry of the group. The largest second moment is taken before its bias correction.
+    AdaBound that divides by the root of the largest second moment up to now, like AMSGrad. Use it
+    where AdaBound's rates should only fall.
+    Differs from the paper and from the package in the points in which `adabound` differs: the bias
+    correction is inside the clipped rate, the rate has no factor 1/sqrt(t), a schedule of lr scales
+    the bounds, and each group saves its first lr as base_lr. The maximum of the second moments is
+    taken before the bias correction.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2

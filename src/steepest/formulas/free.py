@@ -1,4 +1,4 @@
-"""Schedule-Free: an average of the iterates instead of a learning rate that falls."""
+"""Schedule-Free rules: they average the iterates instead of lowering the learning rate."""
 
 from ..definition import rule
 from ..ops import carried, maximum, sqrt, where
@@ -7,7 +7,7 @@ _LIMITS = {"warmup_steps": "[0, inf)", "r": "[0, inf)", "weight_lr_power": "[0, 
 
 
 def weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum):
-    """The rate with warm-up, the newest point's share of the average, and the carried scalars."""
+    """The warmed-up lr, the share of the newest z in the average, and the carried scalars."""
     lr = lr * where(t < warmup_steps, t / warmup_steps, 1)
     lr_max = maximum(lr_max, lr)
     weight = t**r * lr_max**weight_lr_power
@@ -16,9 +16,9 @@ def weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum):
 
 
 def move_points(y, z, step, lr, beta, c):
-    """The new y, where the next gradient is taken, and the new z.
+    """The new y, at which the next gradient is taken, and the new z.
 
-    The average x stays implicit: y = (1 - beta) z + beta x.
+    The average x is not stored, because y = (1 - beta) z + beta x.
     """
     return y + c * (z - y) - lr * (1 - beta * (1 - c)) * step, z - lr * step
 
@@ -48,9 +48,9 @@ def schedule_free_sgd(
     Gradient descent on a point z. Gradients are taken at a point y between z and x, and x is the
     weighted average of all z. The average replaces a schedule, and y replaces a momentum buffer.
     During training the parameter is y; `eval()` sets it to x, and `train()` sets it to y again.
-    Differs from the paper, as the authors' package schedulefree does: it has a warm-up and other
-    weights of the average. Use it where the number of steps is not known beforehand and SGD does
-    well.
+    Differs from the paper, as the authors' package schedulefree does: lr has a warm-up, and the
+    average has other weights. Use it where SGD does well and the number of steps is not known
+    beforehand.
     """
     z = where(t > 1, z, p)
     lr, c, lr_max, weight_sum = weigh(t, lr, warmup_steps, r, weight_lr_power, lr_max, weight_sum)
@@ -87,9 +87,9 @@ def schedule_free_adamw(
     Schedule-Free SGD whose gradient is divided by the root of Adam's second moment. beta1 sets the
     point between z and x where gradients are taken. Weight decay acts on y and is added to the
     divided gradient.
-    Differs from the paper, as the authors' package schedulefree does: the second moment is
-    bias-corrected instead of lr, because lr weights the average. Use it instead of AdamW with a
-    schedule, where the number of steps is not known beforehand.
+    Differs from the paper, as the authors' package schedulefree does: the bias correction is
+    applied to the second moment instead of lr, because lr sets the weights of the average. Use it
+    instead of AdamW with a schedule, where the number of steps is not known beforehand.
     """
     z = where(t > 1, z, p)
     v = beta2 * v + (1 - beta2) * g**2

@@ -30,9 +30,9 @@ def sgd(p, g, *, lr=1e-3):
 def momentum(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
     """Momentum as in torch.optim.SGD. Polyak 1964, doi:10.1016/0041-5553(64)90137-5.
 
-    Gradient descent along a decaying sum of all gradients. The rate multiplies the finished sum, so
-    a change of lr acts at once (in `classical_momentum` it acts on new gradients only). Use it for
-    convolutional networks, with a tuned rate and a schedule.
+    Gradient descent along a decaying sum of all gradients. lr multiplies the sum, so a change of lr
+    acts at once (in `classical_momentum`, it acts only on new gradients). Use it for convolutional
+    networks, with a tuned learning rate and a schedule.
     Differs from the paper: the first buffer is the gradient itself, without dampening, as in torch.
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
@@ -45,8 +45,8 @@ def nesterov(p, g, b, *, t, lr=1e-3, momentum=0.9, dampening=0.0):
 
     Momentum that looks one step ahead: the step is the gradient plus momentum times the new buffer.
     Use it where momentum does well.
-    Differs from the paper: the gradient is taken at the stored parameter. This is the paper's
-    look-ahead point only while lr is constant; in `classical_nesterov` it always is.
+    Differs from the paper: the gradient is taken at the stored parameter, which is the paper's
+    look-ahead point only while lr is constant (in `classical_nesterov`, always).
     """
     b = momentum * b + where(t > 1, 1 - dampening, 1) * g
     return p - lr * (g + momentum * b), b
@@ -64,9 +64,9 @@ def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
     """Momentum with the rate inside the buffer. Polyak 1964; Ruder 2016, arXiv:1609.04747, section
     4.1.
 
-    The buffer is the last move itself, so a change of lr takes effect over 1/(1-momentum) steps. At
-    constant lr this rule equals `momentum`. Use it to reproduce a paper that has the rate inside
-    the buffer.
+    The buffer is the last move, so a change of lr takes effect gradually, over 1/(1-momentum)
+    steps. At constant lr this rule equals `momentum`. Use it to reproduce a paper that has the
+    learning rate inside the buffer.
     """
     v = momentum * v + lr * g
     return p - v, v
@@ -83,10 +83,10 @@ def classical_momentum(p, g, v, *, lr=1e-3, momentum=0.9):
 def classical_nesterov(p, g, v, *, lr=1e-3, momentum=0.9):
     """Nesterov's accelerated gradient. Sutskever et al. 2013, PMLR 28(3), equations 3 and 4.
 
-    Classical momentum whose gradient is taken where the momentum is about to carry the parameter.
-    Use it to reproduce a paper in which the rate changes.
-    Differs from the paper: the stored parameter is that look-ahead point, theta + momentum * v,
-    because a training loop evaluates the gradient there; v is the paper's v.
+    Classical momentum whose gradient is taken at the look-ahead point, to which the momentum alone
+    would move the parameter. Use it to reproduce a paper in which the learning rate changes.
+    Differs from the paper: the stored parameter is the look-ahead point, theta + momentum * v,
+    because a training loop evaluates the gradient at the stored parameter; v is the paper's v.
     """
     v_new = momentum * v - lr * g
     return p - momentum * v + (1 + momentum) * v_new, v_new
@@ -108,7 +108,7 @@ def asgd(p, g, a, *, t, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, eta=carried(1),
     mean is for the user; the descent does not use it. Use it on convex problems,
     where the mean of the iterates is better than the last iterate.
     Differs from the paper: averaging begins at step t0 (as in Bottou's code), and the rate and the
-    averaging weight of a step are computed at the end of the step before.
+    averaging weight of a step are computed at the end of the previous step.
     """
     eta = where(t > 1, eta, lr)
     p = p * (1 - lambd * eta) - eta * g

@@ -1,4 +1,4 @@
-"""Rules on whole matrices. Each has a second branch for parameters of fewer than two dimensions."""
+"""Rules that step matrices. Each has another branch for parameters of fewer than two dimensions."""
 
 from ..definition import rule
 from ..ops import (
@@ -29,7 +29,7 @@ from .scaled import average
 @rule(
     keys={"row": "row_var", "column": "col_var", "v": "variance"},
     shapes={"row": "rows", "column": "columns"},
-    # eps[0] may be None, to which limits do not apply
+    # eps[0] may be None; a limit does not apply to None
     limits={"beta2_decay": "[-inf, 0]", "eps1": "[0, inf)", "eps2": "[0, inf)", "d": "[1, inf]"},
     search={"lr": (1e-4, 1e-1)},
 )
@@ -52,11 +52,12 @@ def adafactor(
     """Adafactor. Shazeer and Stern 2018, arXiv:1804.04235, algorithms 4 and 5.
 
     RMSprop that keeps only the row means and the column means of a matrix of second moments. Its
-    step is clipped to a root mean square of d and scaled by the size of the parameter.
-    Differs from the paper, as torch.optim.Adafactor does: eps1 is not added to every square but is
-    a floor of the divisor. None (here -1) stands for the precision of the dtype in which the
-    parameter is stored, for every `rounding`. Use it where the second moment of large matrices does
-    not fit in memory.
+    step is clipped to a root mean square of d, then multiplied by the root mean square of the
+    parameter (at least eps2).
+    Differs from the paper, as torch.optim.Adafactor does: eps1 is the smallest divisor instead of a
+    term added to every square. None (here -1) means the machine epsilon of the dtype in which the
+    parameter is stored, whatever `rounding` is. Use it where the second moment of large matrices
+    does not fit in memory.
     """
     eps1 = where(eps1 < 0, precision(p), eps1)
     if matrix:
@@ -72,7 +73,7 @@ def adafactor(
 
 
 def scale_rate(other, lr, base_lr):
-    """Another rate that follows the schedule of lr: other * lr / (first lr); 0 where lr is 0."""
+    """Scale another rate by the schedule of lr: other * lr / (first lr), and 0 where lr is 0."""
     return other * where(base_lr > 0, lr / base_lr, where(lr > 0, 1, 0))
 
 
@@ -82,8 +83,8 @@ def scale_rate(other, lr, base_lr):
         "adamw_lr": "[0, inf)",
         "adamw_eps": "[0, inf)",
         "ns_steps": "[0, 100)",
-        "momentum": ("[0, 1]", "it is the share of the old average"),
-        "ns_a": ("(0, inf)", "it is the slope at 0: a negative one reverses the step"),
+        "momentum": ("[0, 1]", "it is the share that the average keeps of its old value"),
+        "ns_a": ("(0, inf)", "it is the slope at 0, and a negative slope reverses the step"),
         "ns_b": "(-inf, inf)",
         "ns_c": "(-inf, inf)",
     },
@@ -117,16 +118,17 @@ def muon(
     """Muon. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon.
 
     Momentum whose step is made nearly orthogonal: its singular values become 0.67 to 1.21. Singular
-    values below 0.0015 of the step's norm stay smaller. A parameter of more than two dimensions is
-    flattened to a matrix whose rows are its first dimension. A parameter of fewer dimensions is
-    stepped by AdamW at the rate adamw_lr; a schedule of lr scales this rate, and weight_decay
-    applies. Use it for the hidden matrices of transformers and multilayer networks; give embeddings
-    and heads to adamw.
-    Differs from the post, as torch.optim.Muon does: the momentum is an average, eps is a floor of
-    the norm and is not added to it, there is weight decay, and adjust_lr_fn may be that of Liu et
-    al. Differs from the authors' code: three dimensions are a convolution here and a batch of
-    matrices there. For a convolution, the factor sqrt(rows / columns) is that of the flattened
-    matrix here; there, it is that of the kernel's height and width, so 1 for every square kernel.
+    values below 0.0015 of the step's norm stay below 0.67. A parameter of more than two dimensions
+    is flattened to a matrix whose rows are its first dimension. A parameter of fewer than two
+    dimensions is stepped by AdamW with the same weight_decay and the rate adamw_lr, which a
+    schedule of lr scales. Use it for the hidden matrices of transformers and multilayer networks;
+    give embeddings and heads to adamw.
+    Differs from the post, as torch.optim.Muon does: the momentum is an average, eps is the smallest
+    divisor instead of a term added to the norm, weight decay is applied, and adjust_lr_fn can be
+    that of Liu et al. Differs from the authors' code: a parameter of three dimensions is treated as
+    a convolution; the authors' code treats it as a batch of matrices. For a convolution, the factor
+    sqrt(rows / columns) is computed from the flattened matrix; the authors' code computes it from
+    the kernel's height and width, so it is 1 for every square kernel.
     torch.optim.Muon takes only parameters of two dimensions.
     """
     if not matrix:
@@ -148,11 +150,12 @@ def muon(
     shapes={"c": "covariances", "q": "covariances"},
     limits={
         "precondition_frequency": "[1, inf)",
-        "eps": ("(0, inf)", "some second moments of a gradient without full rank are 0"),
+        "eps": ("(0, inf)", "some second moments are 0 if a gradient has no full rank"),
     },
     called="SOAP",
     excused={
-        "coarse": "SOAP makes full steps where a gradient of rank 1 leaves only rounding errors"
+        "coarse": "SOAP makes full steps in directions in which a gradient of rank 1 is only a "
+        "rounding error"
     },
 )
 def soap(
@@ -175,15 +178,17 @@ def soap(
 ):
     """SOAP. Vyas et al. 2024, arXiv:2409.11321, algorithms 3 and 4.
 
-    Adam in the eigenvectors of the gradient's covariances. Each dimension has a covariance, and its
-    eigenvectors are refined every few steps. A dimension above 10,000 keeps its own axes, a
-    parameter of fewer than two dimensions is stepped by Adam, and a complex parameter is refused.
+    Adam in the basis of the eigenvectors of the gradient's covariances. Each dimension has a
+    covariance matrix, whose eigenvectors are refined every `precondition_frequency` steps. A
+    dimension above 10,000 is not rotated, a parameter of fewer than two dimensions is stepped by
+    Adam, and a complex parameter is refused.
     Differs from the paper, as the authors' code does: the first gradient only initialises the
-    covariances, moments are bias-corrected, v is sorted together with the eigenvectors, decay comes
-    after the step, and a parameter of more than two dimensions has a basis for each of them. If the
-    first gradient does not have full rank (for example, because the numbers of rows and columns
-    differ), rounding decides some eigenvectors, and machines may give different results. Use it for
-    transformers whose matrices are small enough to store a square matrix for each side.
+    covariances, moments are bias-corrected, v is sorted together with the eigenvectors, weight
+    decay comes after the step, and a parameter of more than two dimensions has a basis for each
+    dimension. If the first gradient does not have full rank (for example, because the numbers of
+    rows and columns differ), rounding decides some eigenvectors, and results may differ between
+    machines. Use it for transformers, if memory has room for a square matrix for each side of each
+    weight matrix.
     """
     g_turned = turned(g, q) if matrix else g
     m = where(t > 1, average(beta1, m, g), m)

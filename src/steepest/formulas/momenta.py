@@ -6,7 +6,7 @@ from .adam import ADAM_KEYS, LR
 from .scaled import average
 
 SMALLEST = 2.0**-126
-"""The smallest normal number of float32: the floor of a denominator."""
+"""The smallest normal number of float32. It keeps a denominator above 0."""
 E = 2.718281828459045  # the base of the natural logarithm
 
 
@@ -14,13 +14,13 @@ E = 2.718281828459045  # the base of the natural logarithm
 def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
     """M-SVAG. Balles and Hennig 2018, arXiv:1705.07774.
 
-    Momentum that damps noisy coordinates: it multiplies each one by m^2 / (m^2 + variance of m).
-    Adam divides by the root of m^2 + variance instead. MSVAG thus separates the two effects of
-    Adam's step, its sign and its magnitude. Here `share` is m^2 / v, which is finite even if the
-    squares are not.
-    Differs from the paper, as the authors' code does: rho is kept below 0.9999, because it is 1 at
-    t=1, where the variance is 0 anyway. Use it where SGD with momentum works and gradients are
-    noisy in only some coordinates.
+    Momentum that damps noisy coordinates: each coordinate of the step is multiplied by
+    m^2 / (m^2 + variance of m). Adam instead divides by the root of m^2 + variance. Adam's step has
+    two effects: a sign, and a magnitude that falls with the variance. M-SVAG keeps only the
+    magnitude. Here `share` is m^2 / v, which is finite even if a square overflows.
+    Differs from the paper, as the authors' code does: rho is at most 0.9999, because it is 1 at
+    t=1. There the variance is 0, so rho has no effect. Use it where SGD with momentum works and
+    gradients are noisy in only some coordinates.
     """
     m = average(beta, m, g)
     v = beta * v + (1 - beta) * g**2
@@ -37,13 +37,13 @@ def msvag(p, g, m, v, *, t, lr=1e-2, beta=0.9):
 def adopt(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.9999, eps=1e-6, clip=True):
     """ADOPT. Taniguchi et al. 2024, arXiv:2411.02853.
 
-    Adam that divides each gradient by the root of the second moment of the gradients before it, and
-    averages after the division. So it converges for every beta2. The first gradient only
-    initialises the second moment. With `clip` (the paper's revised form) a divided gradient is
-    clipped to (t - 1)^(1/4); t - 1 is 1 at the first step that moves.
-    Differs from the authors' package torch-adopt 0.1.0: the schedule of the clip is fixed, and
-    decoupled weight decay acts at the first step too. Use it where Adam is unsteady and a beta2
-    near 1 does not help.
+    Adam that divides each gradient by the root of the second moment of the earlier gradients, and
+    then averages the quotients. So it converges for every beta2. The first gradient only
+    initialises the second moment. With `clip` (the paper's revised form), quotients are clipped to
+    a magnitude of (t - 1)^(1/4), which is 1 at the first step that moves.
+    Differs from the authors' package torch-adopt 0.1.0: the limit (t - 1)^(1/4) is not an option,
+    and decoupled weight decay acts from the first step on. Use it where Adam is unsteady and a
+    beta2 near 1 does not help.
     """
     scaled = g / maximum(sqrt(v), eps)
     if clip:
@@ -80,10 +80,11 @@ def adan(
 
     Adam with Nesterov's look-ahead, computed from three averages: of the gradients, of their
     differences, and of the squares of (gradient + beta2 * difference). The betas are 1 minus the
-    paper's, as in the authors' code. The decay divides the new parameter by 1 + lr * decay (the
-    paper's proximal form); no_prox multiplies the old parameter by 1 - lr * decay, as AdamW does.
-    Differs from the paper, as the authors' code does: averages are bias-corrected. Use it where a
-    run is long enough to pay for its four states, with rates up to ten times Adam's.
+    paper's, as in the authors' code. Weight decay divides the new parameter by 1 + lr * decay (the
+    paper's proximal form). With no_prox=True, it multiplies the old parameter by 1 - lr * decay, as
+    in AdamW.
+    Differs from the paper, as the authors' code does: averages are bias-corrected. Use it for long
+    runs, if memory has room for its four states, with learning rates up to ten times Adam's.
     """
     change = where(t > 1, g - previous, 0)
     m = average(beta1, m, g)
@@ -125,12 +126,12 @@ def ademamix(
 
     AdamW with a second, much slower average of the gradients, which is multiplied by alpha and not
     bias-corrected. alpha rises linearly from 0 over `alpha_warmup` steps. The half-life of the slow
-    average rises from that of beta1 to that of beta3 over `beta3_warmup` steps. 0 means no warm-up;
-    the paper sets both to the total number of steps. The default of alpha is that of the authors'
-    code.
-    Differs from the authors' code: it takes the logarithm of beta + 1e-8. Here, as in the paper, it
-    is the logarithm of beta. Use it for long runs of tens of thousands of steps, where old
-    gradients are still useful.
+    average rises from that of beta1 to that of beta3 over `beta3_warmup` steps. A warm-up of 0
+    steps is off; the paper sets both to the total number of steps. The default of alpha is that of
+    the authors' code.
+    Differs from the authors' code: the warm-up of beta3 uses the logarithm of beta, as in the
+    paper, instead of that of beta + 1e-8. Use it for long runs of tens of thousands of steps, where
+    old gradients are still useful.
     """
     share = where(t < alpha_warmup, t / alpha_warmup, 1)
     short, long = (log(maximum(b, 1e-8)) for b in (beta1, beta3))

@@ -13,9 +13,10 @@ from .scaled import average
 def fromage(p, g, *, lr=1e-2):
     """Fromage. Bernstein, Vahdat, Yue and Liu 2020, arXiv:2002.03432, algorithm 1.
 
-    Gradient descent whose step is a share of the parameter's norm. The division by sqrt(1 + lr^2)
-    keeps the norm from growing; the paper has no other weight decay. Use it, without weight decay,
-    where one learning rate has to suit layers of very different scale.
+    Gradient descent whose step has a length of lr times the parameter's norm. The parameter is then
+    divided by sqrt(1 + lr^2), which keeps its norm from growing; the paper has no other weight
+    decay. Use it, without weight decay, where one learning rate has to suit layers of very
+    different scale.
     """
     ratio = where(norm(p) * norm(g) > 0, norm(p) / norm(g), 1)
     return (p - lr * ratio * g) / sqrt(1 + lr**2)
@@ -25,14 +26,16 @@ def fromage(p, g, *, lr=1e-2):
     called="LARS",
     keys={"v": "momentum_buffer"},
     search={"lr": (1e-2, 1e1)},
-    limits={"trust_coefficient": ("(0, inf)", "it multiplies every step: a negative one ascends")},
+    limits={
+        "trust_coefficient": ("(0, inf)", "it multiplies every step, so a negative value ascends")
+    },
     excused={"coarse": "the first steps of LARS are a thousandth of a parameter or less"},
 )
 def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
     """LARS. You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
-    Momentum whose rate for each layer is proportional to the parameter's norm divided by the sum of
-    the gradient's and the decay's norms. Use it for convolutional networks with batches of
+    Momentum whose rate for each parameter p with gradient g is proportional to
+    norm(p) / (norm(g) + weight_decay * norm(p)). Use it for convolutional networks with batches of
     thousands.
     """
     size, against = norm(p), norm(g) + wd * norm(p)
@@ -45,12 +48,11 @@ def lars(p, g, v, *, lr=1.0, momentum=0.9, trust_coefficient=1e-3, wd=0.0):
 def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
     """LAMB. You et al. 2020, arXiv:1904.00962, algorithm 2.
 
-    Adam whose step, decay included, has a length of lr times the parameter's norm: LARS for Adam.
-    The paper's phi is the identity.
-    Differs from the authors' code: both moments are bias-corrected, as in the paper; decay and the
-    ratio of norms apply to every parameter of a group. The authors' code leaves out the parameters
-    that it is told to, biases and normalisation layers. Use it for transformers with batches of
-    thousands.
+    LARS for Adam: the step, weight decay included, has a length of lr times the parameter's norm.
+    The paper's function phi is the identity.
+    Differs from the authors' code: both moments are bias-corrected, as in the paper; weight decay
+    and the ratio of norms apply to every parameter of a group. In the authors' code, the user
+    excludes biases and normalisation layers. Use it for transformers with batches of thousands.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -63,9 +65,10 @@ def lamb(p, g, m, v, *, t, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-6, wd=0.0):
 def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v=carried(0)):
     """NovoGrad. Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1.
 
-    Momentum of gradients that are divided by the root of an average of their squared norms: Adam
-    with a single second moment for each layer. It starts at the first gradient's squared norm. Use
-    it where Adam does well but its second moment takes too much memory.
+    Adam with a single second moment for each parameter: an average of the gradient's squared norm.
+    The average starts at the squared norm of the first gradient. Each gradient is divided by the
+    root of the average before momentum. Use it where Adam does well but its second moment takes too
+    much memory.
     """
     squared = norm(g) ** 2
     v = where(t > 1, beta2 * v + (1 - beta2) * squared, squared)
@@ -83,13 +86,14 @@ def novograd(p, g, m, *, t, lr=1e-2, beta1=0.95, beta2=0.98, eps=1e-8, wd=0.0, v
 def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamma=0.025):
     """MARS. Yuan et al. 2024, arXiv:2411.10438, algorithm 1 and MARS-AdamW.
 
-    AdamW on a corrected gradient: its change since the last step is added to reduce its variance,
-    and its norm is clipped to 1.
-    Differs from the paper, as its approximate form does: the last gradient is that of the last
-    batch, not of the current batch at the last point. As in the authors' code, the gradient before
-    the first one counts as zero. Differs from the authors' code: vectors and scalars are stepped in
-    the same way as matrices; the authors' code steps them by AdamW. Use it as a trial for
-    transformers where AdamW is already tuned, with a rate a few times as large.
+    AdamW on a corrected gradient: a multiple of the gradient's change since the last step is added
+    to reduce the variance, and the norm is clipped to 1.
+    Differs from the paper, as the paper's approximate form does: the last gradient is that of the
+    last batch, instead of that of the current batch at the last parameters. As in the authors'
+    code, the last gradient is zero at the first step. Differs from the authors' code: vectors and
+    scalars are stepped in the same way as matrices; the authors' code steps them by AdamW. Use it
+    as a trial for transformers where AdamW is already tuned, with a learning rate a few times as
+    large.
     """
     corrected = g + gamma * beta1 / (1 - beta1) * (g - last)
     corrected = corrected / maximum(norm(corrected), 1)
@@ -97,7 +101,7 @@ def mars(p, g, m, v, last, *, t, lr=3e-3, beta1=0.95, beta2=0.99, eps=1e-8, gamm
 
 
 def remaining_share(lr, base_lr):
-    """The share of a group's first lr that a schedule has left."""
+    """The current lr as a share of the group's first lr; lr itself if the first lr is 0."""
     return where(base_lr > 0, lr / base_lr, lr)
 
 
@@ -128,14 +132,14 @@ def swats(
 ):
     """SWATS. Keskar and Socher 2017, arXiv:1712.07628, algorithm 1.
 
-    Adam that switches to SGD with momentum, at a rate that it finds itself. At each step it
-    computes the rate with which SGD would make the same step, and it switches as soon as this rate
-    is within `settled` of its running average. The average is over the optimizer's steps `k` and
-    all groups together. From the switch on, the average is SGD's rate, and a schedule of lr scales
-    it. For this, the state `sgd` keeps (lr at the switch) / (first lr); it is 0 before the switch.
-    Differs from the paper: its single epsilon of 1e-9 is two options here, `settled` and Adam's eps
-    of 1e-8; the paper's lr is constant. Use it where SGD ends better than Adam and nobody wants to
-    tune SGD.
+    Adam that switches to SGD with momentum, at a learning rate that it computes itself. At each
+    step it computes the rate with which SGD would make the same step, and it switches as soon as
+    this rate is within `settled` of its running average. All groups share one average, and `k`
+    counts its steps. From the switch on, the average is SGD's rate, and a schedule of lr scales it.
+    For this, the state `sgd` holds (lr at the switch) / (first lr); it is 0 before the switch.
+    Differs from the paper: the paper's single epsilon of 1e-9 is two options here, `settled` and
+    Adam's eps of 1e-8; the paper's lr is constant. Use it where SGD has a better final result than
+    Adam, but you do not want to tune SGD.
     """
     m = average(beta1, m, g)
     v = beta2 * v + (1 - beta2) * g**2
@@ -157,9 +161,9 @@ def swats(
     keys={**ADAM_KEYS, "start": "p0"},
     search={"lr": (0.1, 10)},
     limits={
-        "d0": ("(0, inf)", "d grows from it, and sums are in units of it"),
-        "d_coef": ("(0, inf)", "it multiplies the estimate of the distance"),
-        "growth_rate": ("[1, inf]", "it is the largest factor by which d may grow in a step"),
+        "d0": ("(0, inf)", "d starts at d0, and sums are divided by d0"),
+        "d_coef": ("(0, inf)", "d_coef multiplies the estimate of the distance"),
+        "growth_rate": ("[1, inf]", "it is the largest factor by which d can grow in a step"),
     },
     excused={"coarse": "the first steps of Prodigy are a thousandth of a parameter or less"},
 )
@@ -186,12 +190,11 @@ def prodigy(
 ):
     """Prodigy. Mishchenko and Defazio 2023, arXiv:2306.06101, algorithm 4.
 
-    Adam that finds its own rate: d grows to an estimate of the distance to the solution. There is
-    one d for the parameters of all groups, computed with the options of the first group that has a
-    gradient.
-    Differs from the authors' package prodigyopt: groups may have different rates, and a group
-    neither moves nor decays while its lr is 0. Use it where no rate can be searched: leave lr at 1,
-    and if a schedule is needed, take a cosine.
+    Adam that finds its learning rate: d grows to an estimate of the distance to the solution. All
+    groups share one d, computed with the options of the first group that has a gradient.
+    Differs from the authors' package prodigyopt: groups may have different learning rates, and a
+    group neither moves nor decays while its lr is 0. Use it where you cannot tune a learning rate:
+    leave lr at 1, and if you need a schedule, take a cosine.
     """
     start = where(t > 1, start, p)
     d, d_max = where(d > 0, d, d0), where(d_max > 0, d_max, d0)
@@ -211,7 +214,7 @@ def prodigy(
 
 
 def fold(choose, window):
-    """The largest or the smallest value of a window; choose is maximum or minimum."""
+    """The largest or the smallest value of a window. choose: maximum or minimum."""
     value = window[0]
     for other in window[1:]:
         value = choose(value, other)
@@ -221,13 +224,14 @@ def fold(choose, window):
 def single_step(variance, pull, spread):
     """The square root of YellowFin's momentum.
 
-    It is the x that minimises x^2 D^2 + (1 - x)^4 C / h_min^2, or a bound if that is larger. The
-    bound comes from the spread of the curvatures, h_max / h_min. variance: C. pull: (D h_min)^2.
+    It is the x that minimises x^2 D^2 + (1 - x)^4 C / h_min^2, or a lower bound if the bound is
+    larger. The bound depends only on `spread`. variance: C. pull: (D h_min)^2. spread: the ratio of
+    the curvatures, h_max / h_min.
     """
     q = where(pull > 0, 2 * variance / pull, 0)  # z = 1 - x solves q z^3 + z = 1
     w = (1 / (2 * q) + sqrt(1 / (4 * q**2) + 1 / (27 * q**3))) ** (1 / 3)
     near = where(q > 1e-6, w - 1 / (3 * q * w), 1 - q)
-    z = near - (q * near**3 + near - 1) / (3 * q * near**2 + 1)  # the last bits, by Newton
+    z = near - (q * near**3 + near - 1) / (3 * q * near**2 + 1)  # a Newton step
     return maximum(1 - z, (sqrt(spread) - 1) / (sqrt(spread) + 1))
 
 
@@ -275,17 +279,17 @@ def yellowfin(
 ):
     """YellowFin. Zhang and Mitliagkas 2017, arXiv:1706.03471, algorithms 1 to 4.
 
-    Momentum that tunes itself. Its rate and momentum are the best for a noisy quadratic whose
-    curvatures lie between the smallest and the largest squared norm of the last 20 gradients. lr
-    multiplies the rate, which rises over the first 200 steps. Norms and variance are over the
-    parameters of all groups (with the beta of the first group), and `k` counts the optimizer's
-    steps.
-    Differs from the paper and from the authors' code: averages are of the values, not of their
-    logarithms. Long gradients are not clipped, nor is the growth of the largest curvature. Use it
-    where plain momentum works and nobody tunes it.
+    Momentum that tunes itself. Its learning rate and momentum are the best for a noisy quadratic
+    whose curvatures lie between the smallest and the largest squared norm of the last 20 gradients.
+    lr multiplies the learning rate, which rises over the first 200 steps. Norms and variance are
+    computed over the parameters of all groups, and averaged with the beta of the first group. `k`
+    counts the optimizer's steps.
+    Differs from the paper and from the authors' code: the values are averaged, not their
+    logarithms. Neither large gradients nor the growth of the largest curvature is clipped. Use it
+    where momentum works but is not tuned.
     """
     h = total(g**2)
-    # the first norm fills the window, which does not widen the range
+    # at the first step, copies of the first norm fill the window; they do not widen the range
     earlier = (h1, h2, h3, h4, h5, h6, h7, h8, h9, h10, h11, h12, h13, h14, h15, h16, h17, h18, h19)
     window = (h, *(where(k > 0, past, h) for past in earlier))
     high = average(beta, high, fold(maximum, window))

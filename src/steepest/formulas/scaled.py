@@ -8,9 +8,9 @@ from .meanings import FIRST, LENGTH, SECOND
 def average(beta, old, new):
     """The next value of an exponential moving average: beta * old + (1 - beta) * new.
 
-    A float32 average is two to three times as precise in the form old + (1 - beta) * (new - old).
-    Most averages of squares are written in the other form: after a square has overflowed they stay
-    inf, while this form would become nan.
+    This function computes old + (1 - beta) * (new - old), which is two to three times as precise in
+    float32. Most averages of squares are written in the first form, because it stays inf after a
+    square has overflowed; the second form would become nan.
     """
     return old + (1 - beta) * (new - old)
 
@@ -22,21 +22,21 @@ def average(beta, old, new):
         "etaminus": "(0, 1)",
         "etaplus": "(1, inf)",
         "step_min": "[0, inf)",
-        "step_max": ("(0, inf]", "at 0 nothing moves"),
+        "step_max": ("(0, inf]", "if it is 0, no parameter moves"),
     },
     search={"lr": (1e-4, 1e-1)},
     units={"lr": LENGTH["lr"]},
     excused={
         "beyond_signs": "Rprop moves by the sign alone, and in torch.optim's formula NaN has the "
         "sign 0",
-        "scheduled": "the lr of Rprop is its first step size; it sets the others itself",
+        "scheduled": "the lr of Rprop is its first step size; Rprop sets all later step sizes",
     },
 )
 def rprop(p, g, prev, z, *, t, lr=1e-2, etaminus=0.5, etaplus=1.2, step_min=1e-6, step_max=50.0):
     """Resilient propagation. Riedmiller and Braun 1993, doi:10.1109/ICNN.1993.298623.
 
-    Uses only the sign of the gradient: each coordinate has a step size of its own, which grows
-    while the sign stays and shrinks when it flips. Use it with full batches only: mini-batch noise
+    Uses only the sign of the gradient: each coordinate has a step size, which grows while the sign
+    stays the same and shrinks when the sign flips. Use it with full batches only: mini-batch noise
     flips the signs.
     Differs from the paper: as in torch.optim.Rprop, a coordinate does not move when its sign flips;
     in the paper it goes back.
@@ -55,7 +55,7 @@ def adagrad(p, g, v, *, t, lr=1e-2, lr_decay=0.0, initial_accumulator_value=0.0,
 
     Gradient descent whose rate for each coordinate falls with the sum of its squared gradients:
     rare features keep a large rate. Use it for sparse features, such as bags of words.
-    Differs from the paper: lr_decay, from torch.optim.Adagrad.
+    Differs from the paper: the option lr_decay lowers lr, as in torch.optim.Adagrad.
     """
     v = where(t > 1, v, initial_accumulator_value) + g**2
     return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(v) + eps), v
@@ -72,10 +72,11 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     """Adadelta. Zeiler 2012, arXiv:1212.5701, algorithm 1.
 
     RMSprop whose rate is the root mean square of the last moves, so that the units of the gradient
-    cancel. eps is inside both roots, and the first moves grow from it: eps, not lr, decides how
-    slowly training begins. Use it where the scale of the gradients changes and no single rate
+    cancel. eps is added inside both roots. The first moves grow from eps, so eps, not lr, decides
+    how slowly training begins. Use it where the scale of the gradients changes and no single rate
     suits.
-    Differs from the paper: an lr in front (1 is the paper), from torch.optim.Adadelta.
+    Differs from the paper: lr multiplies the step, as in torch.optim.Adadelta (in the paper, lr is
+    1).
     """
     v = rho * v + (1 - rho) * g**2
     delta = sqrt(d + eps) / sqrt(v + eps) * g
@@ -86,7 +87,7 @@ def adadelta(p, g, v, d, *, lr=1.0, rho=0.9, eps=1e-6):
     called="RMSprop",
     keys={"v": "square_avg", "a": "grad_avg", "b": "momentum_buffer"},
     decay="coupled",
-    limits={"alpha": ("[0, 1]", "above 1 the share of the new square is negative")},
+    limits={"alpha": ("[0, 1]", "above 1, the share 1 - alpha of the new square is negative")},
     search={"lr": (1e-5, 1e-1)},
     means={"v": (SECOND, "alpha")},
     units=LENGTH,
@@ -102,9 +103,8 @@ def rmsprop(
     Adagrad with a moving average instead of the sum, so that the rate can rise again. `centered`
     subtracts the squared mean gradient; `heavy` applies momentum to the scaled gradient. Use it for
     recurrent networks, GANs and reinforcement learning, where momentum hurts.
-    Differs from the lecture, as torch.optim.RMSprop does: it has an eps outside the root, and the
-    rate multiplies the finished momentum. Graves has eps inside the root and the rate inside the
-    momentum.
+    Differs from the lecture, as torch.optim.RMSprop does: eps is added outside the root, and lr
+    multiplies the momentum buffer. Graves adds eps inside the root, and has lr inside the buffer.
     """
     v = alpha * v + (1 - alpha) * g**2
     spread = v

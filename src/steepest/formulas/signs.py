@@ -9,7 +9,7 @@ _SMALL = {"lr": (1e-6, 1e-2)}
 
 
 def sign_or_nan(x):
-    """The sign, but nan for nan. With 0, a coordinate would stop moving without a warning."""
+    """The sign, but nan for nan. A sign of 0 would stop the coordinate without a warning."""
     return sign(x) + 0 * minimum(maximum(x, -1), 1)
 
 
@@ -17,10 +17,11 @@ def sign_or_nan(x):
 def signum(p, g, m, *, lr=1e-4, momentum=0.9):
     """Signum. Bernstein et al. 2018, arXiv:1802.04434, algorithm 2.
 
-    Momentum that moves every coordinate by the same length: it steps by the sign of an averaged
-    gradient, and a sign takes only one bit to send. momentum=0 is signSGD. A gradient of nan makes
-    the parameter nan, as in optax. torch's sign of nan is 0, with which the coordinate would never
-    move again. Use it where gradients travel over a slow network, or where their size means little.
+    Momentum that moves every coordinate by the same length: the step is lr times the sign of an
+    averaged gradient. A sign can be sent in one bit. momentum=0 is signSGD. A gradient of nan makes
+    the parameter nan, as in optax; with torch's sign of nan, which is 0, the coordinate would never
+    move again. Use it where gradients are sent over a slow network, or where their size means
+    little.
     """
     m = momentum * m + (1 - momentum) * g
     return p - lr * sign_or_nan(m), m
@@ -30,8 +31,8 @@ def signum(p, g, m, *, lr=1e-4, momentum=0.9):
 def lion(p, g, m, *, lr=1e-4, beta1=0.9, beta2=0.99):
     """Lion. Chen et al. 2023, arXiv:2302.06675, algorithm 2.
 
-    Signum that gives the newest gradient more weight in the step (1 - beta1) than in the average
-    that it keeps (1 - beta2). Every coordinate moves by lr, so lr should be a tenth of Adam's or
+    Signum that gives the newest gradient more weight in the step (1 - beta1) than in the stored
+    average (1 - beta2). Every coordinate moves by lr, so lr should be a tenth of Adam's or
     less. Weight decay is multiplied by lr, so it should be ten times Adam's. A gradient of nan
     makes the parameter nan, as in `signum`. Use it for large batches and long runs where memory is
     short: it has one state, and AdamW has two.

@@ -1,4 +1,4 @@
-"""Moved to `steepest.ops`; the next release will not have this name."""
+"""Moved to `steepest.ops`; this module will be removed in the next release."""
 
 from typing import Any
 from warnings import warn
@@ -9,5 +9,5 @@ from .. import ops
 def __getattr__(name: str) -> Any:
     found = getattr(ops, name)
     if not name.startswith("__"):
-        warn("steepest.formulas.words is steepest.ops now", DeprecationWarning, stacklevel=2)
+        warn("use steepest.ops, not steepest.formulas.words", DeprecationWarning, stacklevel=2)
     return found

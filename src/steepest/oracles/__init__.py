@@ -1,7 +1,7 @@
-"""The oracle of every rule, and the settings in which the rule is compared with it.
+"""The oracle of every rule, and the settings in which rule and oracle are compared.
 
 An oracle is an independent implementation of the same optimizer. Each file of `formulas/` has a
-file of the same name here. To add a rule, write one `compare(...)` in that file.
+file of the same name here, which calls `compare(...)` once for each rule.
 """
 
 from . import adam, belief, bound, free, gradient, matrices, momenta, norms, signs  # noqa: F401

@@ -73,7 +73,7 @@ def _call_before_step(optimizer: Any, act: Callable[[], None]) -> Any:
 
 
 def with_decay(maker: Maker) -> Maker:
-    """Adds decoupled weight decay to a maker whose optimizer has none."""
+    """Returns a maker that adds decoupled weight decay to an optimizer without weight decay."""
 
     def make(params: Params, weight_decay: float = 0.0, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
@@ -84,7 +84,7 @@ def with_decay(maker: Maker) -> Maker:
 
 
 def with_first_decay(maker: Maker) -> Maker:
-    """Adds weight decay at step 1 to a maker whose optimizer decays only from step 2 on."""
+    """Returns a maker that adds weight decay at step 1 to an optimizer that decays from step 2."""
 
     def make(params: Params, **hyper: Any) -> Any:
         optimizer = maker(params, **hyper)
@@ -100,9 +100,9 @@ def with_first_decay(maker: Maker) -> Maker:
 
 
 def as_rows(maker: Maker) -> Maker:
-    """Makes a maker pass each parameter as a matrix of one row.
+    """Returns a maker that passes each parameter to the optimizer as a matrix of one row.
 
-    This is for an optimizer that treats vectors differently.
+    This is for an optimizer that treats vectors differently from matrices.
     """
 
     def make(params: Params, **hyper: Any) -> Any:
@@ -123,9 +123,9 @@ def as_rows(maker: Maker) -> Maker:
 
 
 def split(params: Params, matrices: Maker, others: Maker) -> Any:
-    """Makes an optimizer for matrices that also steps another optimizer for all other parameters.
+    """Returns an optimizer for matrices, whose step() also steps an optimizer for other parameters.
 
-    The ratio of their learning rates is fixed.
+    The ratio of the two learning rates is fixed.
     """
     made = matrices([p for p in params if p.dim() > 1])
     if all(p.dim() > 1 for p in params):
@@ -155,7 +155,7 @@ class Optax:
 
     name: the transformation's path in optax. keys: our state -> the same field in optax. decay:
     "own" if the transformation has weight decay; else the decay to add, "coupled" or "decoupled".
-    names: our argument -> its name in optax. zeroed: a field that starts at 0, unlike in optax. The
+    names: our argument -> its name in optax. zeroed: a field of optax's state that starts at 0. The
     transformation is rebuilt at each step, since the learning rate may change.
     """
 

@@ -21,7 +21,7 @@ from .table import (
 def _msvag(params: Params, **hyper: Any) -> Any:
     """pytorch-optimizer's MSVAG, with rho at the first step set to 0.5.
 
-    Otherwise it would divide the first variance, which is only rounding error, by 1e-4.
+    With its own rho, it would divide the first variance, which is only rounding error, by 1e-4.
     """
     made = foreign("pytorch_optimizer", "MSVAG", foreach=False)(params, **hyper)
     rho = made.get_rho
@@ -39,7 +39,7 @@ compare(
 
 
 def _adopt(params: Params, clip: bool = True, **hyper: Any) -> Any:
-    """torch-adopt's ADOPT, with decoupled decay at the first step too."""
+    """torch-adopt's ADOPT, with decoupled weight decay from the first step on."""
     made = foreign("adopt", "ADOPT", **({} if clip else {"clip_lambda": None}))
     return (with_first_decay(made) if hyper.get("decouple") else made)(params, **hyper)
 
@@ -76,7 +76,7 @@ compare(
 def _ademamix(
     params: Params, alpha_warmup: float = 0, beta3_warmup: float = 0, **hyper: Any
 ) -> Any:
-    assert alpha_warmup == beta3_warmup, "pytorch-optimizer has one number for both"
+    assert alpha_warmup == beta3_warmup, "pytorch-optimizer has one option for both warm-ups"
     more = {"alpha": 2.0, "weight_decouple": True, "t_alpha_beta3": alpha_warmup or None}
     return foreign("pytorch_optimizer", "AdEMAMix", foreach=False, **more)(params, **hyper)
 

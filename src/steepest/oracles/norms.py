@@ -38,7 +38,7 @@ compare(
     {"lr": 0.1, "momentum": 0.5},
     {"trust_coefficient": 0.02, **ASCENT},
 )
-# with decay optax takes another norm; pytorch-optimizer applies lr elsewhere, so lr stays 1
+# with weight decay, optax takes another norm; pytorch-optimizer applies lr elsewhere, so lr is 1
 _lars = as_rows(foreign("pytorch_optimizer", "LARS", foreach=False, lr=1.0))
 SECOND["lars"] = adapted(_lars, steepest.LARS)
 for hyper in (DECAY, {"momentum": 0.5, "trust_coefficient": 0.02, **DECAY}):
@@ -69,8 +69,8 @@ def _prodigy(params: Params, **hyper: Any) -> Any:
 ORACLES["prodigy"] = Row("package", _prodigy, steepest.Prodigy, "prodigyopt")
 SETTINGS.append(Setting("prodigy", {}))
 WHY = (
-    "d begins with p0 - p, which is as small as d0: the last bit of p is 1e-10 of it "
-    "(test_a_last_bit_of_the_parameter_moves_prodigy)"
+    "the first d is computed from p0 - p, which is as small as d0, and the last bit of p is 1e-10 "
+    "of p0 - p (test_a_last_bit_of_the_parameter_moves_prodigy)"
 )
 for hyper in ({**BETAS, "d0": 1e-4, **DECAY}, {"d_coef": 0.5, **DECAY, **ASCENT}):
     SETTINGS.append(Setting("prodigy", hyper, "maximize" in hyper, bound=1e-10, why=WHY))

@@ -43,8 +43,8 @@ CANCELLING = Setting(
     {"alpha": 0.5, "centered": True, "momentum": 0.5, "weight_decay": 0.03, "maximize": True},
     scheduled=True,
     bound=6e-8,
-    why="where decay is the whole gradient, the variance v - a * a cancels to its last digits: "
-    "torch itself is 2.7e-8 off there (test_cancellation)",
+    why="where weight decay is the only gradient, the variance v - a * a loses most digits, and "
+    "torch's own deviation is 2.7e-8 (test_cancellation)",
 )
 SETTINGS.append(CANCELLING)
 

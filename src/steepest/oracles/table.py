@@ -1,4 +1,4 @@
-"""How a rule is compared: its oracle, and the settings in which the two are run side by side.
+"""The comparisons of rules: the oracle of each rule, and the settings in which both are run.
 
 A rule is compared with torch.optim ("torch"), with the package of the method's authors ("package"),
 with optax ("optax") or with pytorch-optimizer ("pytorch-optimizer"). If none of these has the rule,
@@ -19,7 +19,7 @@ from ..classes import classes, optimizer
 from .foreign import Optax, foreign, with_decay
 
 LIMIT = 1e-12
-"""The largest deviation allowed in float64."""
+"""The largest relative deviation allowed in float64."""
 PACKAGES = {
     "adabelief_pytorch": "adabelief-pytorch==0.2.1",
     "adabound": "adabound==0.0.5",
@@ -30,7 +30,7 @@ PACKAGES = {
     "optax": "optax==0.2.8",
     "pytorch_optimizer": "pytorch-optimizer==4.1.0",
 }
-"""Module -> the package that pip installs. The modules are imported when they are used."""
+"""Module -> the argument of `pip install`. A module is imported when it is used."""
 # options that many settings share
 DECAY, ASCENT, HEAVY = {"weight_decay": 0.03}, {"maximize": True}, {"momentum": 0.9}
 BETAS = {"betas": (0.5, 0.9)}
@@ -45,8 +45,8 @@ class Row(NamedTuple):
     """A rule's oracle, and our class that is compared with it.
 
     source: what the oracle is, such as "torch" or "optax". oracle: function that makes the oracle's
-    optimizer from params and hyperparameters. ours: the same for our optimizer. module: the module
-    from which the oracle is imported.
+    optimizer from params and hyperparameters. ours: function that makes our optimizer from the same
+    arguments. module: the module from which the oracle is imported.
     """
 
     source: str
@@ -71,9 +71,10 @@ class Setting:
     """One comparison of a rule with an oracle.
 
     rule: the rule that the hyperparameters must select. scheduled: whether the learning rate
-    changes from step to step. row: the oracle, if it is not the rule's first oracle. label: what
-    tells this row from the rule's other rows, such as the oracle's name. bound: the largest
-    deviation allowed in float64. why: the reason for a bound other than LIMIT.
+    changes from step to step. row: the oracle and our class, if they are not those of the rule's
+    first row. label: text that distinguishes this row from the rule's other rows, such as the
+    oracle's name. bound: the largest relative deviation allowed in float64. why: the reason for a
+    bound other than LIMIT.
     """
 
     rule: str
@@ -105,8 +106,8 @@ SETTINGS: list[Setting] = []
 def compare(rule: str, row: Row, *hypers: Hyper, second: Row | None = None) -> None:
     """Compare a rule with its oracle in these settings. The last setting has a changing lr.
 
-    second: a second oracle, which is compared in the same settings. These comparisons go in the
-    middle of the list, because a rule's first and last comparison are run more often.
+    second: a second oracle, which is compared in the same settings. Its comparisons are put in the
+    middle of SETTINGS, because more tests run the first and the last comparison of a rule.
     """
     ORACLES[rule] = row
     if second is None:
@@ -119,7 +120,7 @@ def compare(rule: str, row: Row, *hypers: Hyper, second: Row | None = None) -> N
 
 
 def also(rule: str, *hypers: Hyper, row: Row | None = None, label: str = "") -> None:
-    """Add settings of a rule. The last one has a changing lr.
+    """Add settings of a rule. The last setting has a changing lr.
 
     row: the oracle and our class, if they are not those of the rule's first row.
     """
@@ -134,7 +135,7 @@ steepest = SimpleNamespace(**classes)
 
 
 def named(rule: str) -> Maker:
-    """Returns a maker of the class that has only this rule, and takes this rule's arguments."""
+    """Returns a maker of the class of only this rule. The maker takes the rule's arguments."""
     return lambda params, **hyper: optimizer(rule, params, **hyper)
 
 

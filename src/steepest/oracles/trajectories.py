@@ -1,4 +1,4 @@
-"""Runs a class and its oracle for 100 steps and measures the deviation."""
+"""Runs a class and its oracle for 100 steps and measures how far their paths deviate."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ The gradients of the last four elements of each parameter are zero at some steps
 LARGE = ((100, 100),)
 """The shape of the parameter in a float32 run: enough elements for a quantile of 99.9 %."""
 FOREIGN = 1e-9
-"""The largest deviation allowed for another package's class with the name of one of our classes.
+"""The largest relative deviation allowed between another package's class and our class of its name.
 
-If our own class has a looser bound, that bound counts instead.
+If a setting of our class has a looser bound, the looser bound applies.
 """
 
 
@@ -36,9 +36,9 @@ If our own class has a looser bound, that bound counts instead.
 def gradients(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[list[Tensor]]:
     """Returns the gradients of each step. They do not depend on the parameters.
 
-    Their magnitudes spread over six orders. Every third element keeps its sign. In float64, the
-    last four elements of each tensor have zero gradients: the first of the four always, the second
-    in the first ten steps, and the last two alternately.
+    Their magnitudes span six orders of magnitude. Every third element keeps its sign. In float64,
+    the last four elements of each tensor have zero gradients: the first of the four at every step,
+    the second in the first ten steps, and the last two alternately.
     """
     random = torch.Generator().manual_seed(20)
     made = []
@@ -63,9 +63,9 @@ def starts(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> list[Tensor
 
 
 def scheduled(lr: float, t: int) -> float:
-    """Returns the learning rate at step `t`. Over the steps it rises, falls and jumps.
+    """Returns the learning rate at step `t`. It oscillates, and drops to a tenth after step 60.
 
-    It differs from `lr` at the first step too.
+    Even at the first step it differs from `lr`.
     """
     return lr * (1 + 0.5 * math.sin(0.3 * t)) * (0.1 if t > 60 else 1.0)
 
@@ -193,7 +193,7 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
     """Returns the settings that compare our class `cls` with an oracle."""
 
     def compares(setting: Setting) -> bool:
-        with contextlib.suppress(TypeError):  # an option that only the rule's other class has
+        with contextlib.suppress(TypeError):  # an option of another class of the rule
             return type(setting.made_by.ours([torch.zeros(1)], **setting.hyper)) is cls
         return False
 
@@ -201,7 +201,7 @@ def settings_of(cls: type) -> tuple[Setting, ...]:
 
 
 def _bound(name: str) -> float:
-    """Returns the loosest bound in the settings of the rules behind a class."""
+    """Returns the loosest bound in the settings of a class's rules."""
     rules = [rule.name for rule in classes[name].family.members]
     return max((s.bound for s in SETTINGS if s.rule in rules and s is not CANCELLING), default=0.0)
 
@@ -218,8 +218,8 @@ def same_name(name: str, options: dict[str, Any], hyper: dict[str, Any]) -> Sett
 def path_deviation(make: Maker, setting: Setting, **more: Any) -> float:
     """Returns the largest relative deviation between an optimizer's path and the oracle's.
 
-    Both paths have 100 steps. Their parameters are compared. For our own classes, the states that
-    both optimizers have are compared too.
+    Both paths have 100 steps. The parameters are compared and, for our own classes, the states that
+    both optimizers have.
     """
     row = setting.made_by
     if row.source == "reference":

@@ -1,4 +1,4 @@
-"""Papers transcribed line by line: the oracles of rules that no other package has."""
+"""Optimizers transcribed line by line from their papers. They are oracles of our rules."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class EAdam(Transcription):
 class Swats(Transcription):
     """Algorithm 1 of Keskar and Socher 2017, over the vector of all parameters.
 
-    Before the switch to SGD, `exp_avg2` is the average of the rates that SGD would need. From the
-    switch on, it is SGD's rate, which the schedule scales.
+    Before the switch to SGD, `exp_avg2` is the average of the rates with which SGD would make the
+    same steps. From the switch on, it is SGD's rate, which the schedule scales.
     `sgd` is 0 before the switch, and (lr at the switch) / (first lr) after it.
     """
 
@@ -113,16 +113,16 @@ class Swats(Transcription):
 
 
 class Soap(Transcription):
-    """Algorithms 3 and 4 of Vyas et al. 2024, for any number of dimensions. Adam steps vectors.
+    """Algorithms 3 and 4 of Vyas et al. 2024, for all numbers of dimensions. Adam steps a vector.
 
     Where the paper says nothing, this class does what the authors' code does. The first gradient
     makes no step and enters neither moment. The moments are bias-corrected by the number of steps
     made. The old eigenvectors are sorted by their Rayleigh quotients before they are refined, and v
     is reordered in the same way. Weight decay comes after the step.
 
-    If the numbers of rows and columns differ by more than one, some directions have no gradient at
-    first. Rounding alone then decides the first eigenvectors in these directions. Therefore two
-    correct implementations diverge.
+    If the numbers of rows and columns differ by more than one, the first gradient is zero in some
+    directions. Rounding decides the first eigenvectors in these directions. Therefore two correct
+    implementations diverge.
     """
 
     def __init__(self, params: Params, lr: float = 3e-3, **hyper: Any) -> None:
@@ -167,7 +167,7 @@ _LETTERS = "abcdefgh"
 def _covariances(g: Tensor) -> list[Tensor]:
     """Returns the covariance matrix of each dimension.
 
-    It has the products of entries, summed over all other dimensions.
+    Its entries are products of entries of g, summed over all other dimensions.
     """
     letters = _LETTERS[: g.dim()]
     return [torch.einsum(f"{letters},{letters.replace(x, 'z')}->{x}z", g, g) for x in letters]
@@ -240,7 +240,7 @@ class YellowFin(Transcription):
         self.distance = beta * self.distance + (1 - beta) * self.norm / self.square
         low = self.low / debias
         pull = (self.distance / debias * low) ** 2
-        # the minimum of x^2 D^2 + (1 - x)^4 C / h_min^2, in u = 1 - x, bisected to the last bit
+        # the minimum of x^2 D^2 + (1 - x)^4 C / h_min^2 in u = 1 - x, by bisection to the last bit
         u = _bisect(pull / (2 * variance)) if variance else 1.0
         u = min(u, 2 / (math.sqrt(self.high / self.low) + 1))
         return (1 - u) ** 2, u * u / low * min(1.0, self.t / (10 * window))

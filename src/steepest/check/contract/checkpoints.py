@@ -19,7 +19,7 @@ LOADED = "torch.optim.Optimizer.load_state_dict: "
 
 @examination("state-dict-form", SAVED + "a dict of state and param_groups", plain)
 def state_dict_form(make: Any) -> None:
-    """The state_dict has the keys state and param_groups, and refers to parameters by number."""
+    """The state_dict has the keys state and param_groups, and refers to parameters by index."""
     params = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
     optimizer = make([{"params": params[:1]}, {"params": params[1:]}])
     drive(optimizer, params, 1)
@@ -34,7 +34,7 @@ def state_dict_form(make: Any) -> None:
     )
 
 
-@examination("state-dict-deterministic", SAVED + "two calls give the same", plain)
+@examination("state-dict-deterministic", SAVED + "two calls give the same result", plain)
 def state_dict_deterministic(make: Any) -> None:
     """Two calls return the same values in the same order, and change nothing."""
     p = torch.nn.Parameter(torch.ones(2, 2))
@@ -145,10 +145,10 @@ def load_no_alias(make: Any) -> None:
 
 
 @examination(
-    "load-wrong-groups", LOADED + "another number of groups or parameters is an error", plain
+    "load-wrong-groups", LOADED + "a different number of groups or parameters is an error", plain
 )
 def load_wrong_groups(make: Any) -> None:
-    """A checkpoint with another number of parameters or groups raises ValueError. It changes
+    """A checkpoint with a different number of parameters or groups raises ValueError and changes
     nothing."""
     p, q = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = make([p])
@@ -167,7 +167,7 @@ def load_wrong_groups(make: Any) -> None:
 
 @examination(
     "load-missing-option",
-    "beyond torch: a checkpoint from before an option existed takes its default",
+    "beyond torch: a checkpoint older than an option takes the option's default",
     plain,
     promised=False,
 )
@@ -190,7 +190,7 @@ def load_missing_option(make: Any) -> None:
 
 @examination(
     "load-other-shape",
-    "beyond torch: a state of another shape is an error when it is loaded, not later or never",
+    "beyond torch: a state of another shape raises an error at loading, not later or never",
     plain,
     promised=False,
 )

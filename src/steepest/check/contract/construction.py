@@ -1,4 +1,4 @@
-"""Construction: what is accepted, what is refused, and how."""
+"""Construction: which arguments are accepted, which are refused, and with which errors."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def representation(make: Any, name: Any) -> None:
 
 @examination("group-defaults", "torch.optim: options that a group leaves out take the defaults")
 def group_defaults(make: Any) -> None:
-    """A group that lacks an option gets the constructor's value, even if it is added later."""
+    """A group without an option gets the constructor's value, even a group that is added later."""
     optimizer = make([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}])
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, 2))]})
     for k, group in enumerate(optimizer.param_groups):

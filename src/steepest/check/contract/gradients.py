@@ -48,7 +48,7 @@ def zero_gradient_later(make: Any) -> None:
     case_needs={"weight-decay": argument("weight_decay")},
 )
 def no_gradient(make: Any, options: Any) -> None:
-    """A parameter whose gradient is None keeps its value and its state while another is stepped."""
+    """A parameter whose gradient is None keeps its value and state when other parameters step."""
     p, q = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p, q], **options)
     drive(optimizer, [p, q], 2)
@@ -61,7 +61,7 @@ def no_gradient(make: Any, options: Any) -> None:
 
 @examination("no-gradients-at-all", STEP + "parameters whose grad is None are skipped", plain)
 def no_gradients_at_all(make: Any) -> None:
-    """A step without any gradient, and with a frozen parameter, changes nothing."""
+    """If no parameter has a gradient and one is frozen, a step changes nothing."""
     p, frozen = torch.nn.Parameter(torch.ones(2, 2)), torch.ones(2, 2)
     optimizer = make([p, frozen])
     optimizer.step()
@@ -71,7 +71,7 @@ def no_gradients_at_all(make: Any) -> None:
 
 @examination("late-gradient", "torch.optim: state['step'] is kept per parameter", plain, separate)
 def late_gradient(make: Any) -> None:
-    """A parameter whose first gradient comes late then steps as in a new optimizer."""
+    """A parameter whose first gradient comes after some steps is stepped as in a new optimizer."""
     p, late, alone = (torch.nn.Parameter(torch.ones(2, 2, dtype=torch.float64)) for _ in range(3))
     optimizer = make([p, late])
     drive(optimizer, [p], 5)
@@ -128,7 +128,7 @@ def nan_gradient_contained(make: Any) -> None:
 
 @examination(
     "nan-gradient-shows",
-    "beyond torch: a swallowed NaN hides a broken model (the sign of NaN may be 0)",
+    "beyond torch: a NaN that disappears hides a broken model (the sign of NaN may be 0)",
     plain,
     beyond_signs,
     promised=False,

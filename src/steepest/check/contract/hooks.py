@@ -30,7 +30,7 @@ HOOKS = "torch.optim.Optimizer.register_"
     },
 )
 def step_hook(make: Any, register: Any) -> None:
-    """Each step calls the hook once, with the optimizer, args and kwargs, until it is removed."""
+    """Each step calls the hook once, with optimizer, args and kwargs, until the hook is removed."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     calls = []
@@ -89,7 +89,7 @@ def hook_state_dict(make: Any) -> None:
     saved = optimizer.state_dict()
     assert called == [optimizer], f"the pre-hook was called with {called}, expected one call"
     assert saved.get("note") == "added", (
-        f"the keys are {sorted(saved)}, expected also note from the post-hook"
+        f"the keys are {sorted(saved)}, expected 'note', which the post-hook added"
     )
 
 

@@ -39,7 +39,7 @@ def shared_memory(make: Any) -> None:
 
 @examination("version-counter", "torch autograd: in-place correctness checks", plain)
 def version_counter(make: Any) -> None:
-    """backward() raises if a step has changed a parameter of its graph, as autograd promises."""
+    """backward() raises an error if a step has changed a parameter of the graph."""
     p = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = make([p])
     loss = p.square().sum()
@@ -89,7 +89,7 @@ def parameter_replaced(make: Any, write: Any, slow: Any) -> None:
     drive(optimizer, [p], 1, start=2)
     distance = (p.detach() - 3).abs().max().item()
     assert 0 < distance < 1, (
-        f"one step after 3.0 was written the parameter is {p.tolist()}, expected a change below 1"
+        f"one step from 3.0 led to {p.tolist()}, expected a change above 0 and below 1"
     )
 
 

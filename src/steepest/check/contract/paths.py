@@ -1,4 +1,4 @@
-"""The implementations of one formula must agree with each other and with an independent one."""
+"""A formula's implementations must agree with each other and with an independent implementation."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PRINTED = [name for name in BACKENDS if name != "eager"]
     },
 )
 def path(make: Any, one: Any, two: Any, variants: Any, device: Any) -> None:
-    """Two ways to compute a step agree in float64, with various options and missing gradients."""
+    """With various options and missing gradients, two ways to compute a step agree in float64."""
     for options in variants:
         ends = []
         for way in (one, two):
@@ -97,7 +97,7 @@ def differentiable(make: Any, tensors: Any) -> None:
 
 @examination(
     "trajectory",
-    "the method's paper, by an implementation that is independent of the one examined",
+    "the method's paper, in an implementation that is independent of the examined class",
     plain,
     known,
 )
@@ -108,7 +108,7 @@ def trajectory(make: Any, comparisons: Any) -> None:
         deviation = path_deviation(make, setting)
         oracle = setting.made_by.described
         assert deviation <= setting.bound, (
-            f"{setting}: a relative deviation of {deviation:.1e} from {oracle}"
+            f"{setting} has a relative deviation of {deviation:.1e} from {oracle}"
         )
         worst = max(worst, deviation)
     count = f"{len(comparisons)} settings of 100 steps"

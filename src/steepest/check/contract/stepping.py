@@ -45,7 +45,7 @@ def direction(make: Any, fast: Any) -> None:
 
 @examination("direction-closure", STEP + "closure reevaluates the model", dense, descending)
 def direction_closure(make: Any) -> None:
-    """The loss falls when each step gets a closure. A run resumed from a checkpoint is the same."""
+    """The loss falls when each step gets a closure. A resumed run has the same losses."""
     random = torch.Generator().manual_seed(0)
     x = torch.randn(8, 3, generator=random)
     weight = torch.nn.Parameter(torch.arange(1.0, 7).reshape(3, 2))
@@ -261,7 +261,7 @@ def group_added_later(make: Any) -> None:
 
 @examination("weight-decay-acts", "torch.optim: weight_decay", plain, argument("weight_decay"))
 def weight_decay_acts(make: Any) -> None:
-    """Where the gradient is zero, weight decay alone pulls the parameter towards zero."""
+    """If the gradient is zero, weight decay pulls the parameter towards zero."""
     p = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, -4.0]], dtype=torch.float64))
     start = p.detach().clone()
     optimizer = make([p], weight_decay=0.1)
@@ -353,7 +353,7 @@ def zero_grad(make: Any) -> None:
     "post-accumulate-hook", "torch tutorial: the optimizer step in backward", plain, separate
 )
 def post_accumulate_hook(make: Any) -> None:
-    """One optimizer per parameter, stepped during backward, gives what the ordinary loop gives."""
+    """One optimizer per parameter, stepped during backward, gives the ordinary loop's result."""
     joint, alone = (
         [torch.nn.Parameter(torch.full((2, 2), 1.0 + k)) for k in range(2)] for _ in range(2)
     )

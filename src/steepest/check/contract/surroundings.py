@@ -17,7 +17,7 @@ from .helpers import differences, drive, flat
     "grad-scaler", "torch.amp.GradScaler: steps whose gradients hold inf or NaN are skipped", plain
 )
 def grad_scaler(make: Any) -> None:
-    """GradScaler skips a step with an infinite gradient completely, and unscales the others."""
+    """GradScaler skips a step with an infinite gradient entirely, and unscales other gradients."""
     p, plain = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     one, two = make([p]), make([plain])
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
@@ -39,7 +39,7 @@ def grad_scaler(make: Any) -> None:
 
 @examination("two-threads", "torch.optim: optimizers of separate parameters are independent", plain)
 def two_threads(make: Any) -> None:
-    """Two optimizers that step in two threads at the same time give the results of one thread."""
+    """Two optimizers that step in two threads at once give the same results as in one thread."""
     params = [torch.nn.Parameter(torch.ones(64, 64)) for _ in range(4)]
     optimizers = [make([p]) for p in params]
     for p, optimizer in zip(params[:2], optimizers[:2], strict=True):
@@ -58,7 +58,7 @@ def two_threads(make: Any) -> None:
 
 
 @examination(
-    "forked-child", "torch.multiprocessing: fork; evaluation and search workers", plain, fork
+    "forked-child", "torch.multiprocessing: fork, as for evaluation and search workers", plain, fork
 )
 def forked_child(make: Any) -> None:
     """A forked child makes the same steps as its parent, even after the parent has stepped."""

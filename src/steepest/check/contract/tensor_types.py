@@ -52,7 +52,7 @@ def layout(make: Any, start: Any) -> None:
     },
 )
 def gradient_layout(make: Any, relaid: Any) -> None:
-    """A gradient with other strides steps like a contiguous one with the same values."""
+    """A gradient with other strides steps like a contiguous gradient with the same values."""
     p: Any = torch.nn.Parameter(torch.ones(3, 4))
     contiguous = torch.nn.Parameter(torch.ones(3, 4))
     one, two = make([p]), make([contiguous])
@@ -143,7 +143,7 @@ def mixed_dtypes(make: Any) -> None:
 
 @examination("complex", "torch.optim: complex numbers are pairs, as in torch.view_as_real", plain)
 def complex_parameter(make: Any) -> None:
-    """A complex parameter steps like its pairs of real numbers, or is clearly refused."""
+    """A complex parameter steps like its pairs of real numbers, or an error names complex."""
     start = torch.tensor([[1 + 2j, -1 - 1j], [0.5 - 1j, 3j]])
     gradient = torch.tensor([[0.5 - 1j, 2j], [1 + 1j, -0.25 + 0.5j]])
     p = torch.nn.Parameter(start.clone())
@@ -173,9 +173,10 @@ def complex_parameter(make: Any) -> None:
 
 @examination("sparse", "torch.sparse: SGD, Adagrad and SparseAdam take sparse gradients", plain)
 def sparse(make: Any) -> None:
-    """A sparse gradient, even with duplicates, steps like the dense one, or is clearly refused.
+    """A sparse gradient, even with duplicate indices, steps like the dense gradient, or an error
+    names sparse.
 
-    A refusal changes no parameter of the group, not even those with dense gradients.
+    This error comes before any parameter of the group changes, even if its gradient is dense.
     """
     before, p, twin = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(3))
     optimizer, other = make([before, p]), make([twin])
@@ -192,7 +193,7 @@ def sparse(make: Any) -> None:
         assert "sparse" in refusal.lower(), (
             f"a sparse gradient raised {refusal}, expected an error that names sparse"
         )
-        assert torch.equal(p, torch.ones(3, 2)), "the refusal came after its parameter was changed"
+        assert torch.equal(p, torch.ones(3, 2)), "the refusal came after the parameter was changed"
         other = before.tolist()
         assert other == [[1.0, 1.0]] * 3, f"a refused step changed another parameter to {other}"
         print("note: refused:", refusal)
@@ -213,7 +214,7 @@ def sparse(make: Any) -> None:
     descending,
 )
 def sparse_rows(make: Any, quiet_options: Any) -> None:
-    """Rows of an embedding with a gradient move against it. The other rows do not move."""
+    """Rows of an embedding that have a gradient move against it. All other rows do not move."""
     weight = torch.nn.Parameter(torch.ones(4, 2))
     optimizer = make([weight], **quiet_options)
     for _ in range(3):
