@@ -92,7 +92,7 @@ def test_a_range_test_leaves_a_loader_where_it_was():
 def test_two_clipped_groups_are_two_norms_and_a_warning():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     groups = steepest.param_groups(model, weight_decay=0.1)
-    with pytest.warns(UserWarning, match="clip_norm clips each group on its own"):
+    with pytest.warns(UserWarning, match="clip_norm clips each group separately"):
         steepest.AdamW(groups, clip_norm=1.0)
 
 

@@ -1,4 +1,4 @@
-"""The meaning of each argument of a class, for `help`, the stub and the pages."""
+"""The meaning of each argument of a class, for `help`, __init__.pyi and docs/optimizers."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ _TEXTS = {
     "nesterov": "True: Nesterov momentum",
     "maximize": "True: maximize the objective instead of minimizing it",
     "differentiable": "True: autograd can go through the step, which is slower",
-    "amsgrad": "True: use the largest second moment so far",
-    "amsbound": "True: use the largest second moment so far",
+    "amsgrad": "True: use the running maximum of the second moment",
+    "amsbound": "True: use the running maximum of the second moment",
     "centered": "True: subtract the squared average of the gradient from the second moment",
     "decoupled_weight_decay": "True: weight decay acts on the parameter, not on the gradient",
     "weight_decouple": "True: weight decay acts on the parameter, not on the gradient",
     "decouple": "True: weight decay acts on the parameter, not on the gradient",
     "fixed_decay": "True: the decoupled decay is not multiplied by lr",
     "rectify": "True: warm up as RAdam does",
-    "degenerated_to_sgd": "if a step cannot be rectified, True: SGD with momentum, False: no step",
-    "initial_accumulator_value": "where the sum or average of squared gradients starts",
+    "degenerated_to_sgd": "True: SGD with momentum replaces a step that cannot be rectified; "
+    "False: no step does",
+    "initial_accumulator_value": "the initial value of the sum or average of squared gradients",
     "lr_decay": "at step t, lr is divided by 1 + (t - 1) * lr_decay",
     "rho": "decay rate of both averages of squares: the share of the old value kept at each step",
     "momentum_decay": "how fast the momentum warms up",
@@ -47,21 +48,22 @@ _TEXTS = {
     "etas": "factors of an element's step size: when the gradient's sign flips, and when it stays",
     "step_sizes": "the smallest and the largest step of an element, in units of the parameter",
     "beta2_decay": "exponent of t in the second moment's decay rate, 1 - t**beta2_decay",
-    "d": "the largest root mean square of an update, before lr",
+    "d": "the largest root mean square of an update, before it is multiplied by lr",
     "ns_coefficients": "coefficients of the Newton-Schulz polynomial",
     "ns_steps": "number of Newton-Schulz iterations",
-    "adjust_lr_fn": 'how lr depends on the shape: "original" (None: the same) or "match_rms_adamw"',
+    "adjust_lr_fn": 'how lr depends on the shape: "original" (also for None) or "match_rms_adamw"',
     "adamw_lr": "learning rate of the parameters that are not matrices; AdamW steps them",
     "adamw_eps": "eps of the parameters that are not matrices",
     "clip": "True: clip the scaled gradient to +-(t - 1)**0.25",
-    "no_prox": "True: decay before the step; False: by a proximal step after it",
+    "no_prox": "True: weight decay before the step; False: as a proximal step after it",
     "beta3_warmup": "steps over which the slow average's memory grows; 0: no warm-up",
     "alpha_warmup": "steps over which the slow average's weight grows; 0: no warm-up",
     "warmup_steps": "steps over which lr rises from near 0; 0: no warm-up",
     "r": "exponent of t, in the weights of the average",
     "weight_lr_power": "exponent of the largest lr so far, in the weights of the average",
-    "trust_coefficient": "factor of a layer's rate: lr * this * (parameter norm) / (gradient norm)",
-    "settled": "switch to SGD when its estimated rate is this close to the average estimate",
+    "trust_coefficient": "factor of a layer's rate: lr * trust_coefficient * (parameter norm) / "
+    "(gradient norm)",
+    "settled": "switch to SGD when its estimated rate is this close to the running average",
     "d0": "first guess of the distance to the solution, in units of the parameter",
     "d_coef": "multiplies the estimated distance",
     "growth_rate": "the largest factor by which the estimate grows at a step",
@@ -76,8 +78,8 @@ _TEXTS = {
 _OTHERS = {
     ("asgd", "alpha"): "exponent with which the rate falls",
     ("ademamix", "alpha"): "the weight of the slow average",
-    ("adafactor", "eps"): "the lower bounds of the root mean square gradient (None: the dtype's "
-    "own precision) and of the parameter's size",
+    ("adafactor", "eps"): "the lower bounds of the root mean square gradient (None: the machine "
+    "epsilon of the dtype) and of the parameter's root mean square",
     ("mars", "gamma"): "how much of the gradient's change is added to the gradient",
     ("muon", "momentum"): "decay rate of the average of gradients: the share kept at each step",
 }

@@ -45,8 +45,8 @@ class AveragedOptimizer(RuleOptimizer):
                 if z is not None and not (fits and in_bounds(p) and in_bounds(z)):
                     raise RuntimeError(
                         f"{self._called}: state 'z' is {describe(z)}, expected a tensor in memory "
-                        f"like its parameter, {describe(p)}; restore both, or load the checkpoint "
-                        "that the parameters are from"
+                        f"like its parameter, {describe(p)}; restore both tensors, or load the "
+                        "checkpoint that was saved with the parameters"
                     )
         for group in groups:
             family = self._family(group)

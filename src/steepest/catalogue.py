@@ -16,12 +16,12 @@ from .families import family_of, select_defaults
 from .trace import Program
 
 WIDTH = 100
-"""Columns of the table."""
+"""The largest width of the table, in characters."""
 _LINK = re.compile(r"\b(?:arXiv|doi):\S*\w")
 
 
 def category_of(program: Program) -> str:
-    """The kind of a step: "elementwise", "reducing" (after a norm, mean or sum) or "matrix"."""
+    """Returns the kind of step: "elementwise", "reducing" (has a norm, mean or sum) or "matrix"."""
     if program.elementwise:
         return "elementwise"
     return "matrix" if program.matrix else "reducing"
@@ -30,9 +30,9 @@ def category_of(program: Program) -> str:
 def docstring_parts(rule: Rule) -> dict[str, str]:
     """The parts of a rule's docstring, without line breaks.
 
-    title: the first sentence; paper: the rest of the first paragraph; about: the text from there to
-    the deviations from the paper; when: the sentence that begins with "Use"; differs: the text from
-    the first deviation on.
+    title: the first sentence. paper: the rest of the first paragraph. about: the text between the
+    first paragraph and the deviations from the paper. when: the sentence that begins with "Use".
+    differs: the deviations from the paper, and the text after them.
     """
     head, *rest = inspect.cleandoc(rule.__doc__ or rule.name).split("\n\n")
     title, _, paper = " ".join(head.split()).partition(". ")
@@ -53,10 +53,10 @@ SQUARE = (1024, 1024)
 
 
 def facts(rule: Rule) -> dict[str, Any]:
-    """What is known of a rule without running it, as values that JSON can hold.
+    """Returns what is known about a rule without running it, as values that JSON can hold.
 
-    states and bytes_per_parameter are those of the class's defaults, for a float32 parameter of
-    1024 x 1024 elements. oracle is None for a rule without one.
+    states and bytes_per_parameter hold for the default options and a float32 parameter of
+    1024 x 1024 elements. oracle is None if the rule has no oracle.
     """
     from .oracles import ORACLES
 
@@ -88,10 +88,10 @@ def listing() -> list[dict[str, Any]]:
 
 
 def table(rows_of_facts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A header, then the facts of each rule in a line of at most WIDTH columns.
+    """Returns a header, then one line of at most WIDTH characters for each rule.
 
-    st: number of states; B: their bytes per parameter. The column `paper` has the arXiv number, or,
-    if there is none, the citation, cut to fit.
+    st: the number of states. B: the bytes of all states per parameter. paper: the arXiv number, or,
+    if the paper has none, the citation, cut to fit.
     """
     rows: list[tuple[str, ...]] = [("name", "class", "year", "st", "B", "kind", "oracle", "paper")]
     for f in rows_of_facts:
@@ -112,7 +112,7 @@ def table(rows_of_facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def shown(rule: Rule, backend: str | None = None) -> str:
-    """The rule's source, or the code that a backend makes of it with the class's defaults."""
+    """Returns the rule's source, or the code that `backend` generates for the class's defaults."""
     if backend is None:
         return inspect.getsource(rule.function)
     if backend not in BACKENDS:
@@ -123,7 +123,7 @@ def shown(rule: Rule, backend: str | None = None) -> str:
     if text is None:
         why = "works on whole matrices" if program.matrix else "sums over whole tensors"
         raise BadCall(
-            f"backend {backend!r} was given for {rule.name}, which {why}, so this backend makes no "
-            "code for it; leave --backend out"
+            f"backend {backend!r} generates no code for {rule.name}, because this rule {why}; "
+            "leave --backend out"
         )
     return text

@@ -34,7 +34,7 @@ _LISTED = 10
 _COMMON = {"step", COMPENSATION}
 # options that older versions of torch's classes lack
 _LATER = {"maximize", "differentiable", "decoupled_weight_decay"}
-_UNKNOWN = "which is not known here: start a new optimizer from the model's weights"
+_UNKNOWN = "which is not known here, so start a new optimizer from the model's weights"
 
 
 class Saved(NamedTuple):
@@ -100,20 +100,20 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
     readable = isinstance(states, Mapping) and isinstance(groups, (list, tuple))
     if not (readable and all(isinstance(g, Mapping) and "params" in g for g in groups)):
         raise ValueError(
-            f"{called}: a damaged checkpoint was given, expected an optimizer's state_dict: "
-            "'state' a dict of dicts, 'param_groups' a list of dicts with 'params'"
+            f"{called}: the checkpoint is damaged, expected an optimizer's state_dict in which "
+            "'state' is a dict of dicts and 'param_groups' is a list of dicts with 'params'"
         )
     rows: list[Saved] = []
     for i, group in enumerate(groups):
         if odd := [k for k in group if not isinstance(k, str)]:
-            refuse(f"has an option {odd[0]!r} in group {i}, expected names")
+            refuse(f"has the option {odd[0]!r} in group {i}, expected a str")
         keys, names, rule = group["params"], group.get("param_names"), group.get("rule")
         if rule is not None and not isinstance(rule, (str, Rule)):
             refuse(f"has in group {i} a rule that is a {type(rule).__name__}, expected its name")
         if not isinstance(keys, (list, tuple)) or not all(
             isinstance(k, (int, str)) and not isinstance(k, bool) for k in keys
         ):
-            refuse(f"has in group {i} params that are not a list of numbers or names")
+            refuse(f"has in group {i} params that are not a list of int or str")
         if names is not None and (
             not isinstance(names, (list, tuple))
             or len(names) != len(keys)
@@ -129,7 +129,7 @@ def read(called: str, saved: Any) -> tuple[list[dict[str, Any]], list[Saved]]:
             if not isinstance(state, Mapping):
                 refuse(f"has a state of type {type(state).__name__} for {label}, expected a dict")
             if odd := [k for k in state if not isinstance(k, str)]:
-                refuse(f"has a state {odd[0]!r} for {label}, expected names")
+                refuse(f"has the state {odd[0]!r} for {label}, expected a str")
             rows.append(Saved(key, names[j] if names else "", label, i, dict(state)))
     return [dict(g) for g in groups], rows
 
@@ -149,7 +149,7 @@ def check_rows(called: str, saved: Mapping[str, Any], rows: list[Saved]) -> None
 
 
 def foreign_entries(saved: Mapping[str, Any], rows: list[Saved]) -> dict[Any, Any]:
-    """Returns the entries of `state` that belong to no parameter but to other code."""
+    """Returns the entries of `state` that belong to other code, not to a parameter."""
 
     params = {row.key for row in rows}
     by_name = any(isinstance(key, str) and not key.isdigit() for key in params)
@@ -173,7 +173,7 @@ def check_group(called: str, index: int, family: Family, group: dict[str, Any]) 
         group = family.plain(group, f" in the checkpoint's options for group {index}")
     except (TypeError, ValueError) as error:
         text = f"{called}{str(error).removeprefix(family.name)}"
-        raise ValueError(f"{text}; it is damaged, or of another optimizer") from None
+        raise ValueError(f"{text}; the checkpoint is damaged, or of another optimizer") from None
     if not isinstance(rounding := group.get("rounding"), (str, type(None))):
         raise ValueError(
             f"{called}: rounding is a {type(rounding).__name__}, expected a str or None"
@@ -224,9 +224,9 @@ def _family_keys(family: Family, state: Mapping[Any, Any]) -> set[str]:
 
 def _refuse_owner(called: str, slot: Slot, saved: Saved, family: Family, who: str) -> None:
     odd = sorted(saved.state.keys() - family.keys)
-    problem = f"a state {odd[0]!r} for" if odd else "options of another class with the state of"
+    problem = f"a state {odd[0]!r} for" if odd else "options of another class for"
     raise ValueError(
-        f"{called}: the checkpoint has {problem} {slot.label}, expected only names among "
+        f"{called}: the checkpoint has {problem} {slot.label}, expected only "
         f"{sorted(family.keys if odd else options_of(family))}; it was saved by {who}"
     )
 
@@ -241,8 +241,7 @@ def check_elsewhere(
 ) -> None:
     """Raise ValueError for the state of an optimizer that this package does not have.
 
-    Call this before the options are checked. Otherwise the check of the options would raise first
-    and call the checkpoint damaged.
+    Call this before `check_group`, which would call the checkpoint damaged.
     """
     markers = [k for k in ELSEWHERE if k in saved.state and k not in family.keys]
     if not markers:
@@ -267,10 +266,9 @@ def other_owner(
 ) -> str:
     """Returns "" if the family itself saved a state, else text on who saved it and what to do.
 
-    An unknown entry alone is no sign of another optimizer, because other code may keep entries in
-    the state (slow weights, tags). If the saved options are those of the family, and the state has
-    all that the family needs, then the only sign of another optimizer is an unknown entry that is
-    named like one of Adam's averages.
+    An unknown entry does not prove another optimizer, because other code may keep entries in the
+    state (slow weights, tags). If options and state are complete for the family, the only sign of
+    another optimizer is an unknown entry with "exp_avg" in its name, as in Adam's averages.
     """
     odd, options = {k for k in state if k not in family.keys}, options_of(family)
     own, foreign = _family_keys(family, state), _known_options() & saved_options.keys() - options
@@ -317,7 +315,7 @@ def check_state(
         if key not in family.keys:  # an entry of other code
             continue
         entry = f"{key!r} of {slot.label}"
-        parameter = f"expected one for its parameter {slot.label}, {describe(p)}"
+        parameter = f"but {slot.label} is {describe(p)}"
         if key in scalars:
             x = number(value)
             is_count = key == "step"
@@ -335,18 +333,21 @@ def check_state(
             ):
                 refuse(f"{entry} has no dense memory, expected a tensor with elements")
             if value.shape != state_shape(family, key, p):
-                cure = "load it into the model that it was saved with, or pass strict=False"
+                cure = "load it into the model that was saved with the state, or pass strict=False"
                 refuse(f"{key!r} is {describe(value)}, {parameter}", cure)
             if value.is_complex() != p.is_complex() or not (
                 value.is_floating_point() or value.is_complex()
             ):
                 refuse(f"{key!r} is {describe(value)}, {parameter}")
             if hasattr(value, "to_local") != hasattr(p, "to_local"):
-                cure = "load it by torch.distributed.checkpoint.state_dict"
-                refuse(f"{entry} and its parameter are not both sharded or both whole", cure)
+                cure = "load the checkpoint by torch.distributed.checkpoint.state_dict"
+                refuse(f"{entry} and its parameter differ, because only one is sharded", cure)
         elif value is not None:
             refuse(f"{entry} is a {type(value).__name__}, expected a tensor")
     if missing := needed(selection, saved.state):
-        cure = "it was cut, or saved by another version: start a new optimizer from the weights"
-        has = f"which this optimizer needs, and has {sorted(saved.state)}"
+        cure = (
+            "it was cut, or saved by another version, so start a new optimizer from the model's "
+            "weights"
+        )
+        has = f"which this optimizer needs, and has only {sorted(saved.state)}"
         refuse(f"state of {slot.label} lacks {missing}, {has}", cure)

@@ -111,8 +111,8 @@ def saved(called: str, state: Any, keys: set[str]) -> dict[str, Any]:
     if not isinstance(state, Mapping) or {*state} != keys:
         given = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
-            f"{called}: a state of {given} was given, expected one with the keys {sorted(keys)}; "
-            f"load what {called}.state_dict() returned"
+            f"{called}: a state of {given} was given, expected the keys {sorted(keys)}; load what "
+            f"{called}.state_dict() returned"
         )
     return dict(state)
 
@@ -146,7 +146,7 @@ def batch_size(called: str, loader: Any, least: int) -> int:
 
 
 def slowly(called: str, error: Exception) -> None:
-    """Log once that vmap failed, so that samples are processed one at a time.
+    """Log once that vmap failed and that samples are therefore processed one at a time.
 
     If vmap failed because memory ran out, raise its error instead.
     """
@@ -168,7 +168,7 @@ def unmoved(called: str, model: torch.nn.Module) -> Iterator[None]:
     """Restore each buffer that the model changes in the `with` block, then raise ValueError.
 
     If a model changes a buffer when it is called, the loss of a sample depends on the samples
-    before it. Also, vmap would leave one of its own tensors in the model.
+    before it, and vmap would leave one of its own tensors as the buffer.
     """
     kept = [
         (module, name, buffer, buffer.detach().clone())
@@ -189,9 +189,9 @@ def unmoved(called: str, model: torch.nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
     if changed:
         raise ValueError(
-            f"{called}: a model that changes its buffer {changed[0]!r} when called was given, "
-            "expected a model whose samples do not depend on each other; call its eval() before, "
-            "or do not update the buffer in its forward()"
+            f"{called}: the model changes its buffer {changed[0]!r} when it is called, so the loss "
+            "of a sample depends on other samples; call model.eval() first, or do not update the "
+            "buffer in forward()"
         )
 
 

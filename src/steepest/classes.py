@@ -60,7 +60,7 @@ def class_of(rule: str | Rule) -> type[RuleOptimizer]:
 
 
 def revive(rule: str, called: str) -> RuleOptimizer:
-    """Returns an optimizer without any attributes, which pickle or copy then fills.
+    """Returns an optimizer without attributes; pickle or copy then sets the attributes.
 
     rule: the name of the first rule of its class. called: the name of its class.
     """

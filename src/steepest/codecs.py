@@ -6,7 +6,7 @@ two bfloat16 numbers: a step of 1e-4 never moves a parameter of 1.0. Two codecs 
 Stochastic rounding is right on average. Kahan's compensation keeps the rounding error in a second
 number.
 
-The parameter has a codec, and so has each of its states.
+Each parameter has a codec, and each of its states has one.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class StateSpec(NamedTuple):
 class Noise(NamedTuple):
     """What the noise of stochastic rounding depends on.
 
-    elements: for each tensor, the numbers of its elements. The elements of all parameters of the
-    optimizer are numbered consecutively. seed: the group's option `seed`. t: the step.
+    elements: for each tensor, the indices of its elements. The indices run through all parameters
+    of the optimizer. seed: the group's option `seed`. t: the step count.
     """
 
     elements: Tensors
@@ -86,7 +86,7 @@ class Codec:
         return {}
 
     def load(self, tensors: Tensors, extras: Sequence[Tensors], dtype: torch.dtype) -> list[Tensor]:
-        """Returns what the rule reads and may overwrite: copies, or `tensors` if none is needed.
+        """Returns tensors that the rule can read and overwrite: copies if needed, else `tensors`.
 
         extras: for each key that the method `extras` returns, the extra tensors.
         """
@@ -106,7 +106,7 @@ class Codec:
 class Stochastic(Codec):
     """Stores bfloat16 and rounds up or down at random; the nearer number is more likely.
 
-    The noise depends only on the seed, the step and the element's number.
+    The noise depends only on the seed, the step count and the element's index.
     """
 
     name = "stochastic"
@@ -170,7 +170,7 @@ def of_state(key: str) -> Codec:
 class Storage:
     """How a parameter and its states are stored: a codec for each of these tensors.
 
-    rounding: the option of the parameter's group. dtype: the parameter's dtype.
+    rounding: the option `rounding` of the parameter's group. dtype: the parameter's dtype.
     wide: the dtype that the rule computes in.
     shapes: key of a state -> function from the parameter's shape to the state's shape.
     specs: key -> `StateSpec` of each tensor in `optimizer.state`: first the states, then the extra
@@ -246,7 +246,9 @@ def noise_key(seed: int, t: float) -> int:
 
 
 def draw_bits(numbers: Tensor, key: int) -> Tensor:
-    """Returns 16 random bits for each element number, as int32: a hash of the number and the key.
+    """Returns 16 random bits, as int32, for each element index: a hash of the index and the key.
+
+    numbers: the indices of the elements.
 
     Each round mixes in a part of the key, shifts, and multiplies by an odd factor. A hash of a
     counter can serve as a random number generator: Salmon et al. 2011,

@@ -135,7 +135,7 @@ def convert(
         state |= {row.key: s for row, s in zip(own, states, strict=True) if s}
     for key, value in foreign_entries(checkpoint, rows).items():
         state[key] = value
-        notes.add("kept", repr(key), "kept there by other code, for no parameter")
+        notes.add("kept", repr(key), "stored by other code, not for a parameter")
     outcomes = map(notes.of, ("kept", "dropped", "invented"))
     report = Converted(" and ".join(names), target.name, *outcomes)
     return {"state": state, "param_groups": new_groups}, report
@@ -167,7 +167,7 @@ def _convert_group(
         for (what, why), count in counts.items():
             notes.add(outcome, what, why, count)
     for key in (k for entries in foreign for k in entries):
-        notes.add("kept", str(key), "kept there by other code", 1)
+        notes.add("kept", str(key), "stored there by other code", 1)
     return new, [{**made, **entries} for made, entries in zip(states, foreign, strict=True)]
 
 
@@ -191,8 +191,8 @@ def _has_meaning(rule: Rule, what: str) -> bool:
 def _decay_rates(rule: Rule, target: Family, scalars: Mapping[str, float]) -> dict[str, float]:
     """Returns option of the target optimizer -> the value of the source optimizer's decay rate.
 
-    The option is a decay rate too, and both rates belong to states of the same meaning. Members of
-    a tuple such as `betas` are left out.
+    Both rates belong to states of the same meaning. Members of a tuple such as `betas` are left
+    out.
     """
     has = {what: scalars[scalar] for what, scalar, *_ in rule.means.values()}
     wanted = {what: s for member in target.members for what, s, *_ in member.means.values()}
@@ -209,8 +209,8 @@ def _convert_options(
 ) -> dict[str, Any]:
     """Returns the target optimizer's options.
 
-    An option keeps the source optimizer's value if it means the same there. Otherwise it takes the
-    target optimizer's default.
+    An option keeps the source optimizer's value if it means the same in both optimizers. If not,
+    it takes the target optimizer's default.
     """
     new_rule = target.members[-1]  # an option means the same in all members of a family
 
@@ -260,15 +260,14 @@ def _convert_options(
         notes.add("invented", defaults, f"{target.name}'s default")
     for name, origin in target.captured.items():
         new[name] = number(new.get("initial_lr", new[origin]))
-        notes.add("invented", f"{name}={new[name]:g}", f"taken from {origin}, as at the start")
+        notes.add(
+            "invented", f"{name}={new[name]:g}", f"taken from {origin}, as in a new optimizer"
+        )
     return new
 
 
 def _flags(rule: Rule, target: Family, new: Mapping[str, Any]) -> dict[str, bool]:
-    """Returns the flags of the target optimizer.
-
-    With these flags, its rule is most like the source optimizer's rule.
-    """
+    """Returns the target optimizer's flags that make its rule most like the source rule."""
     largest = _has_meaning(rule, LARGEST) and any(_has_meaning(m, LARGEST) for m in target.members)
     ahead = rule.name in ("nesterov", "classical_nesterov") and number(new.get("momentum", 0)) > 0
     flags = {"nesterov": ahead, "amsgrad": largest, "amsbound": largest}
@@ -330,24 +329,24 @@ def _convert_state(
     like = next(iter(made.values()))
     for key in zeros:
         made[key] = torch.zeros_like(like)
-        trial.append(("invented", key, "zeros, as at a first step; it needs no count"))
+        trial.append(("invented", key, "zeros, as at a first step; this state needs no step count"))
     if new_rule.counts:
         made["step"] = old["step"]
-        trial.append(("kept", "step", "the averages are that many steps old"))
+        trial.append(("kept", "step", "the number of steps in the averages"))
     if new_rule.carried and t:
         values = _carried(selection, y, t)
         for n, v in values.items():
             made[new_rule.keys[n]] = torch.tensor(v, dtype=torch.float64, device="cpu")
         keys = ", ".join(new_rule.keys[n] for n in values)
-        trial.append(("invented", keys, "its value after that many steps with these options"))
+        trial.append(("invented", keys, "its value after `step` steps with these options"))
     if COMPENSATION in old:
         made[COMPENSATION] = old[COMPENSATION]
         trial.append(("kept", COMPENSATION, "the parameter's last digits"))
     coupled = [modifiers.coupled in s.modifiers for s in (source.select(group), selection)]
     if coupled[0] != coupled[1]:
-        why = "their gradients had no L2 term, new ones have it"
+        why = "old gradients had no L2 term, new ones have it"
         if coupled[0]:
-            why = "their gradients had the L2 term, new ones do not"
+            why = "old gradients had the L2 term, new ones do not"
         trial.append(("kept", "averages", why))
     continued = {new_meanings[n][0] for n in made if n in new_meanings}
     gone = [k for k in old if k not in made and k not in has.values()]
@@ -366,8 +365,8 @@ def _start_over(
     why = f"no state of {target.name} means the same"
     if made and lacks:
         why = (
-            f"{target.name} also needs {', '.join(lacks)}, which these states do not give; it "
-            "corrects all by one step count, so the parameter starts over"
+            f"{target.name} also needs {', '.join(lacks)}, which these states do not give; one "
+            "step count corrects all states, so the parameter starts over"
         )
     notes.add("dropped", keys, why, 1)
     if COMPENSATION not in old:

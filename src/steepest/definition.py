@@ -15,7 +15,7 @@ rules: dict[str, "Rule"] = {}
 COMPENSATION = "compensation"
 """The key of Kahan's compensation in `optimizer.state[p]`. No state of a rule may have it."""
 LARGEST = 10_000
-"""The size up to which a dimension has a covariance."""
+"""The largest size of a dimension that has a covariance matrix."""
 _OF_EVERY_CLASS = {
     "params",
     "backend",
@@ -76,7 +76,7 @@ class Rule:
     switches: choice -> the option that sets it. The choice is True if the option is not 0.
     means: state or carried scalar -> (what it is, the scalar that is its decay rate).
         `steepest.convert` keeps a state if a state of the new rule has the same meaning.
-    units: option -> what its number means. Rules in which it means the same can share a value.
+    units: option -> what its value means. Rules in which the value means the same can share it.
     excused: what `steepest check` requires -> why this rule does not meet the requirement.
     includes: another rule -> (a hyperparameter of this rule, the setting that turns this rule into
         the other rule).
@@ -123,7 +123,7 @@ class Rule:
         state_keys = [*self.keys.values()]
         reserved = {"step", COMPENSATION}
         if reserved & {*state_keys} or len({*state_keys}) < len(state_keys):
-            hint = f"give each a key of its own, other than 'step' and {COMPENSATION!r}"
+            hint = f"give each state another key, but not 'step' or {COMPENSATION!r}"
             self._refuse(f"its states have the keys {state_keys}", hint)
         if taken := _OF_EVERY_CLASS & {*self.scalars, *self.choices}:
             hint = "rename it: every class has an option of that name"
@@ -164,12 +164,17 @@ class Rule:
         for parameter in inspect.signature(self.function).parameters.values():
             name, default = parameter.name, parameter.default
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                self._refuse(f"argument *{name}", "name each tensor and each scalar on its own")
+                self._refuse(
+                    f"argument *{name}",
+                    "write each tensor and each scalar as an argument with a name",
+                )
             elif parameter.kind is not parameter.KEYWORD_ONLY:
                 if name == "t":
                     self._refuse("t is left of `*`", "put it to the right, with the scalars")
                 if default is not parameter.empty:
-                    hint = "put a scalar right of `*`; for a start other than zero "
+                    hint = (
+                        "put a scalar right of `*`, or, for a state that does not start at zero, "
+                    )
                     hint += f"write where(t > 1, {name}, start)"
                     self._refuse(f"tensor {name!r} has a default", hint)
                 self.states.append(name)
@@ -239,7 +244,9 @@ class Rule:
 
     def __call__(self, *tensors: Any, **scalars: Any) -> Any:
         if len(tensors) != len(self.tensors):
-            raise TypeError(f"{self.name} takes the tensors {self.tensors}, but got {len(tensors)}")
+            raise TypeError(
+                f"{self.name} takes the tensors {self.tensors}, but got {len(tensors)} of them"
+            )
         for name, source in self.captured.items():
             scalars.setdefault(name, scalars.get(source, self.defaults[source]))
         for name, default in (*self.defaults.items(), *self.carried.items()):

@@ -1,4 +1,4 @@
-"""The errors that all verbs of the command line share; each message is one line for people.
+"""The errors that all commands of the command line share. Each message is one line for the user.
 
 `steepest` ends with exit code 2 for a BadCall and with 1 for a WorkerError.
 """

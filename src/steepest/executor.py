@@ -33,8 +33,8 @@ def make_buckets(
 ) -> list[Bucket]:
     """Divide a group's parameters into buckets, each for one backend.
 
-    indices: parameter -> its index in the group. first: function from a parameter to the number of
-    its first element.
+    indices: parameter -> its index in the group. first: function from a parameter to the index of
+    its first element, counted through all parameters of the optimizer.
     """
     members: dict[Any, dict[Tensor, dict[str, Any]]] = {}
     # the norm that clips a group is computed in one bucket
@@ -59,8 +59,8 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
     rule, program = wanted.selection.rule.name, program_of(wanted.selection)
     if p.is_neg() or p.is_conj():
         raise RuntimeError(
-            f"{rule}: a parameter {describe(p)} is a negated or conjugated view, expected one "
-            "with its values in memory; write p.data = p.data.resolve_neg().resolve_conj()"
+            f"{rule}: a parameter {describe(p)} is a negated or conjugated view, expected a "
+            "tensor with its values in memory; write p.data = p.data.resolve_neg().resolve_conj()"
         )
     if not isinstance(state, Mapping | None):
         raise RuntimeError(
@@ -79,18 +79,18 @@ def _check_parameter(wanted: Wanted, p: Tensor, state: Any) -> None:
         )
     if hasattr(p, "to_local") and (program.reductions or program.matrix):
         raise RuntimeError(
-            f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected a "
-            "whole one, because the rule needs all its elements; use DDP or replicate it"
+            f"{rule}: a sharded parameter of shape {tuple(p.shape)} was given, expected an "
+            "unsharded one, because the rule needs all its elements; use DDP or replicate it"
         )
     if program.matrix and p.is_complex():
         raise RuntimeError(
-            f"{rule}: {describe(p)} was given, expected real numbers (torch.optim's class "
-            "asks for them too); put this parameter in a group with another rule=..."
+            f"{rule}: {describe(p)} was given, expected real numbers, as for torch.optim's "
+            "class; put this parameter in a group with another rule=..."
         )
     if wanted.differentiable and p.grad is not None and p.grad.layout is not torch.strided:
         raise RuntimeError(
             f"{rule}: a gradient of layout {p.grad.layout} was given with differentiable=True, "
-            "expected a dense one; call p.grad = p.grad.to_dense() before the step"
+            "expected a dense one; set p.grad = p.grad.to_dense() before the step"
         )
 
 
@@ -151,9 +151,9 @@ class Executor:
 
     @staticmethod
     def _first_elements(groups: list[dict[str, Any]]) -> dict[Tensor, int]:
-        """Returns parameter -> the number of its first element.
+        """Returns parameter -> the index of its first element.
 
-        The elements of all groups are numbered consecutively.
+        The index counts the elements of all parameters in all groups.
         """
         params = list(chain.from_iterable(group["params"] for group in groups))
         starts = accumulate((p.numel() for p in params), initial=0)
@@ -247,8 +247,8 @@ class Executor:
             if any(other.get(key) is not x for key, x in own.items()):
                 raise RuntimeError(
                     f"{self.optimizer._called}: a parameter {describe(p)} has the same dict in "
-                    "optimizer.state as another parameter but needs different states, expected one "
-                    "dict for each; give each parameter a dict of its own"
+                    "optimizer.state as another parameter, but the two need different states; give "
+                    "each parameter its own dict"
                 )
 
 

@@ -90,8 +90,8 @@ def _check_muon(group: Group) -> str:
 def _check_schedule_free(group: Group) -> str:
     if group.get("cautious"):
         return (
-            "cautious=True was given, expected False: if parts of a step were dropped, y would no "
-            "longer be an average of x and z"
+            "cautious=True was given, expected False, because y would no longer be an average of x "
+            "and z if parts of a step were dropped"
         )
     return ""
 
@@ -199,7 +199,8 @@ def family_of(rule: str | Rule) -> Family:
         rule = find(rule)
     if not isinstance(rule, Rule):
         raise TypeError(
-            f"{rule!r} was given, expected a rule or its name; decorate it with @steepest.rule"
+            f"{rule!r} was given, expected a rule or its name; decorate the function with "
+            "@steepest.rule"
         )
     known = _by_rule.get(rule.name)
     if known is None or known.members[0] is not rule:

@@ -177,18 +177,18 @@ class Family:
         return made
 
     def _key(self, name: str) -> tuple[str, int | None]:
-        """Returns where a group has the scalar `name` of a rule: its key, and its index.
+        """Returns where a group keeps the scalar `name` of a rule, as (key, index).
 
-        The index is None if the group has the scalar itself under the key, not a pair or triple.
+        The index is None if the group's entry is the scalar itself, not a pair or triple.
         """
         key, index = PAIRS.get(name, (name, None))
         # a rule that has only one member of a pair takes it under the member's own name
         return (key, index) if key in self.arguments or index is None else (name, None)
 
     def scalar(self, group: Group, name: str, rule: Rule) -> float:
-        """Returns the value in a group of the rule's scalar `name`.
+        """Returns the value of the rule's scalar `name` in a group.
 
-        If the scalar is a member of a pair such as `betas`, this is the member.
+        A member of a pair, such as beta1 of `betas`, is read from the pair.
         """
         value = self._value(group, name, rule)
         number = value if type(value) is float else real(value)  # runs at every step
@@ -200,9 +200,9 @@ class Family:
         return number
 
     def read(self, group: Group, name: str, rule: Rule) -> Any:
-        """Returns the scalar as a step reads it: a float.
+        """Returns the scalar as a step reads it.
 
-        If autograd has to go through the option, it is the option's tensor instead.
+        This is a float, or the option's tensor if autograd has to go through the option.
         """
         number = self.scalar(group, name, rule)
         if not group.get("differentiable"):
@@ -254,13 +254,13 @@ class Family:
             raise TypeError(f"{self.name}: seed={seed!r} was given, expected a whole number")
         if group.get("differentiable") and _orthogonalizes(rule):
             raise ValueError(
-                f"{self.name}: differentiable=True was given, expected False: its rule iterates in "
-                "bfloat16, which has no gradient; use another rule for the parameter"
+                f"{self.name}: differentiable=True was given, expected False, because its rule "
+                "iterates in bfloat16, which has no gradient; use another rule for the parameter"
             )
         if rounding and group.get("differentiable"):
             raise ValueError(
-                f"{self.name}: rounding={rounding!r} was given with differentiable=True, expected "
-                "only one of the two; autograd cannot go through rounding"
+                f"{self.name}: rounding={rounding!r} was given with differentiable=True, but "
+                "autograd cannot go through rounding; give only one of the two"
             )
         if group.get("clip_norm") is not None and not rule.trace().elementwise:
             raise ValueError(
@@ -304,14 +304,14 @@ def warn_about(called: str, family: Family, groups: Sequence[Group]) -> None:
         )
     if [g.get("clip_norm") is not None for g in groups].count(True) == 2:
         warnings.warn(
-            f"{called}: clip_norm clips each group on its own; to clip all groups together, call "
+            f"{called}: clip_norm clips each group separately; to clip all groups together, call "
             "torch.nn.utils.clip_grad_norm_ before the step",
             stacklevel=outside(),
         )
     params = groups[-1]["params"]
     if len({id(p) for p in params}) < len(params):
         warnings.warn(
-            f"{called}: a group has the same parameter twice; it is stepped once (torch steps it "
-            "twice)",
+            f"{called}: a group has the same parameter twice; the parameter is stepped once "
+            "(torch steps it twice)",
             stacklevel=outside(),
         )

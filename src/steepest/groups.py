@@ -96,7 +96,7 @@ def param_groups(
 
     Each parameter that requires a gradient is in exactly one group, under its name in the bare
     model: DDP, `fully_shard`, `torch.compile` and activation checkpoints change neither names nor
-    order. A tied parameter goes by its first name.
+    order. A tied parameter has the first of its names.
 
     Weight decay is off for:
     - the parameters of torch's normalisation layers, recognised by module type;
@@ -109,21 +109,21 @@ def param_groups(
     of a parametrized tensor are treated like the tensor.
 
     weight_decay: the decay of the groups that decay; the other groups get 0.
-    lr: the rate of every group, unless its entry in `rules` gives "rule" or "lr"; required with
-        `layer_decay`. If `lr` is None, these groups take the optimizer's `lr`.
-    decay_embeddings: whether nn.Embedding, nn.EmbeddingBag and a head tied to one of them decay.
+    lr: the rate of every group that has no entry in `rules` with "rule" or "lr". If None, these
+        groups take the optimizer's `lr`. Required with `layer_decay`.
+    decay_embeddings: whether nn.Embedding, nn.EmbeddingBag and the heads tied to them decay.
     decay, no_decay: your own decisions, which override the defaults above. Give one selector or a
         sequence of selectors. A selector is a pattern of names (`"*.scale"`; `"head"` also matches
-        everything below it), a module type (everything inside modules of that type, such as norms
-        of your own), or a function of (name, tensor).
+        everything below it), a module type (everything inside modules of that type, such as your
+        own norms), or a function of (name, tensor).
     layer_decay: a layer's rate is lr * layer_decay**(depth below the top), as in the fine-tuning of
         ELECTRA and BEiT. The top layer has `lr`.
     layers: the layers from input to output, each given as in `decay`. By default each block of a
-        stack (a ModuleList or Sequential) is a layer, in the order of registration. If the blocks
-        of some stack contain modules, stacks without such blocks are not counted. A norm in a
-        stack belongs to the block before it. Embeddings and parameters before the first block are
-        the lowest layer, and parameters after the last block are the highest. Parameters between
-        two stacks belong to the block before them. A model with two towers needs `layers`.
+        stack (a ModuleList or Sequential) is a layer, in the order of registration. If some stacks
+        have blocks that contain modules, only these stacks count. A norm in a stack belongs to the
+        block before it. Embeddings and parameters before the first block are the lowest layer, and
+        parameters after the last block are the highest. Parameters between two stacks belong to the
+        block before them. A model with two towers needs `layers`.
     rules: which rule steps which parameters, and with which options: `{"sgd": where}` or
         `[{"rule": "sgd", "where": where, "lr": 0.1, ...}]`, with `where` as in `decay`. The first
         match counts; parameters without a match are stepped by the optimizer's own rule. An entry
@@ -173,13 +173,13 @@ def param_groups(
     for i, matcher in enumerate(matchers):
         if i not in used:
             raise ValueError(
-                f"rules[{i}] ({matcher.where!r}) got no parameter, expected at least one: earlier "
-                "entries took all parameters that it matches; put it before them, or drop it"
+                f"rules[{i}] ({matcher.where!r}) got no parameter, because earlier entries took "
+                "all parameters that it matches; put it before them, or drop it"
             )
     if not bins:
         raise ValueError(
-            f"the model has {len(frozen)} parameters and none that requires a gradient, expected "
-            "at least one; set requires_grad=True on those that should be trained"
+            f"the model has {len(frozen)} parameters, but none requires a gradient; set "
+            "requires_grad=True on the parameters to train"
         )
     groups = []
     top = max(level for _, level, _ in bins)  # of the trained parameters
@@ -192,8 +192,8 @@ def param_groups(
         if layer_decay is not None and rate is None:
             where = f"the entry rules[{route}]" if "rule" in entry else "param_groups"
             raise ValueError(
-                f"layer_decay={layer_decay!r} was given and {where} has no lr, expected the rate "
-                "of the topmost layer; pass as lr the rate that you would pass to the optimizer"
+                f"layer_decay={layer_decay!r} was given, but {where} has no lr for the topmost "
+                "layer; pass as lr the rate that you would pass to the optimizer"
             )
         if rate is not None:
             if not isinstance(rate, Tensor):
@@ -212,7 +212,7 @@ def param_groups(
 
 
 def _plain(value: Any) -> Any:
-    """Returns a number as a Python number, and a one-dimensional array as a tuple of them.
+    """Returns a number as a Python number, and a one-dimensional array as a tuple of numbers.
 
     Any other value is returned unchanged.
     """

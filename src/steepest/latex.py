@@ -21,7 +21,7 @@ _GREEK = re.findall(
 _SPELT = {"eps": "epsilon", "lambd": "lambda"}
 _ACCENTS = ("hat", "bar", "tilde")
 _LETTERS = {"p": ("theta", "x"), "lr": ("alpha", "eta", "gamma"), "momentum": ("mu",)}
-"""Argument -> its names in papers. The first name that the rule does not use itself is taken."""
+"""Argument -> its names in papers. The first name that no other argument has is taken."""
 # operator -> its sign and precedence
 _INFIX = {
     "add": ("+", 2),
@@ -102,7 +102,7 @@ def formula(rule: Rule, **choices: Any) -> Formula:
 
 
 def _call_rule(rule: Rule, tensors: list[Node], scalars: dict[str, Any]) -> Any:
-    """Call the rule. Returns what it returns, and node -> the name of a local variable.
+    """Call the rule. Returns its result, and node -> the name of a local variable.
 
     The variable holds the node in the rule or in one of its helper functions.
     """

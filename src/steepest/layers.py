@@ -83,7 +83,7 @@ def _matches(selector: Any, occurrence: Occurrence) -> bool:
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Returns the module without any wrappers around it that rename its parameters."""
+    """Returns the module inside all wrappers that rename its parameters."""
     while True:
         inner = next((n for n in _INNER if n in module._modules), None)
         if isinstance(module, _WRAPPERS):
@@ -118,7 +118,7 @@ def _has_composite_blocks(module: nn.Module) -> bool:
 
 
 def occurrences_in(model: nn.Module) -> Iterator[Occurrence]:
-    """Yields all occurrences of all parameters, in the bare model's order of `named_parameters`."""
+    """Yields all occurrences of all parameters, in the order of the model's `named_parameters`."""
     composite = _has_composite_blocks(model)
 
     def visit(
@@ -133,8 +133,8 @@ def occurrences_in(model: nn.Module) -> Iterator[Occurrence]:
         for name, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
             if is_lazy(tensor):
                 raise ValueError(
-                    f"the parameter {prefix + name!r} is not initialised yet, expected one with a "
-                    "shape; run one batch through the model first"
+                    f"the parameter {prefix + name!r} has no shape yet; run one batch through the "
+                    "model first"
                 )
             in_list = isinstance(module, (nn.ParameterList, *_EMBEDDINGS))
             attribute = prefix[:-1].rpartition(".")[2] if in_list else name
@@ -176,8 +176,8 @@ def decide_decay(
     matching = [name for name, matcher in overrides.items() if matcher.matches(occurrences)]
     if len(matching) == 2:
         raise ValueError(
-            f"the parameter {first.name!r} is named by decay and by no_decay, expected only one of "
-            "the two; make the patterns disjoint"
+            f"the parameter {first.name!r} is matched by both decay and no_decay; make the "
+            "patterns disjoint"
         )
     if matching:
         return matching[0] == "decay", matching[0]
@@ -223,7 +223,7 @@ def layer_depths(
     labels = list(dict.fromkeys(p.element for p in firsts if p.element))
     if not labels:
         raise ValueError(
-            "layer_decay was given and the model has no ModuleList or Sequential whose blocks "
+            "layer_decay was given, but the model has no ModuleList or Sequential whose blocks "
             'could be the layers; pass layers=["stem", "body", "head"], from input to output'
         )
     depth, seen = {}, 0
@@ -266,8 +266,8 @@ def _given_depths(
     if missing:
         shown = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
         raise ValueError(
-            f"{len(missing)} parameters are in no layer ({shown}), expected each in one; add an "
-            "entry to layers that matches them"
+            f"{len(missing)} parameters are in no layer ({shown}), expected each in one layer; add "
+            "an entry to layers that matches them"
         )
     names = [where if isinstance(where, str) else f"layer {i}" for i, where in enumerate(layers)]
     return depth, names

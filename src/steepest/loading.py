@@ -38,8 +38,8 @@ from .options import SCHEDULED, STORAGE, WITHOUT_EFFECT
 
 @dataclass(frozen=True)
 class Loaded:
-    """The parameters that a load has matched, and the others. Each has a label: its name, or its
-    group and position.
+    """The result of a load: the parameters that were matched, and those that were not. Each is
+    listed by its name, or by its group and position.
 
     missing: parameters of the optimizer that the checkpoint lacks, or that follow a reshaped
     parameter in a group without names. unexpected: parameters of the checkpoint that the optimizer
@@ -66,7 +66,7 @@ class Loaded:
 
 
 class Pair(NamedTuple):
-    """A parameter and its saved state. fresh: whether it starts with an empty state instead."""
+    """A parameter and its saved state. fresh: whether the parameter starts with an empty state."""
 
     slot: Slot
     saved: Saved
@@ -93,8 +93,8 @@ def _index_by_name(owner: str, called: str, rows: Sequence[Any], same: Any) -> d
         if all(same(index.setdefault(n, row), row) for n, row in zip(names, rows, strict=True)):
             return index
     raise ValueError(
-        f"{called}: two parameters of the {owner} have one name, expected different names; take "
-        "the names from one model's named_parameters()"
+        f"{called}: two parameters of the {owner} have the same name; take the names from the "
+        "named_parameters() of one model"
     )
 
 
@@ -130,14 +130,13 @@ def by_order(
     cure = "make both optimizers from named_parameters() to load by name"
     if len(sizes) != len(theirs):
         raise ValueError(
-            f"{called}: the checkpoint has a different number of groups: {len(theirs)}, expected "
-            f"{len(sizes)}; {cure}"
+            f"{called}: the checkpoint has {len(theirs)} groups, expected {len(sizes)}; {cure}"
         )
     for i, (here, there) in enumerate(zip(sizes, theirs, strict=True)):
         if here != there:
             raise ValueError(
-                f"{called}: group {i} of the checkpoint has another size: {there} parameters, "
-                f"expected {here}; {cure}"
+                f"{called}: group {i} of the checkpoint has {there} parameters, expected {here}; "
+                f"{cure}"
             )
     return [Pair(a, b) for a, b in zip(slots, saved, strict=True)]
 
@@ -196,7 +195,7 @@ def _copied_foreign(value: Any, p: Tensor | None = None) -> Any:
 def merge_options(
     called: str, index: int, groups: list[dict[str, Any]], sources: list[int], strict: bool
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns the saved options for a group, and complaints.
+    """Returns the saved options for a group, and complaints about them.
 
     The options come from the saved groups that the group's parameters come from. If these saved
     groups differ, `strict` raises ValueError; without `strict`, differing options are left out.
@@ -295,8 +294,8 @@ def _options(
         complaints += complaint
         if "rule" in taken and optimizer._family({**own, "rule": taken["rule"]}) is not family:
             raise ValueError(
-                f"{called}: the checkpoint steps group {index} by the rule {taken['rule']!r}, but "
-                f"here it has {own.get('rule')!r}; give its parameters the rule of the checkpoint"
+                f"{called}: group {index} has the rule {taken['rule']!r} in the checkpoint, but "
+                f"{own.get('rule')!r} in this optimizer; give the group that rule"
             )
         foreign.update(dict.fromkeys(unknown_options(family, taken, own)))
         # an option that is newer than the checkpoint keeps its current value
@@ -305,8 +304,8 @@ def _options(
             new = {k: _copied(v) for k, v in taken.items() if k not in ("params", "rule")}
         except TypeError as error:
             raise ValueError(
-                f"{called}: the checkpoint's options of group {index} cannot be copied, {error}; "
-                "it is damaged"
+                f"{called}: the checkpoint's options of group {index} cannot be copied ({error}); "
+                "the checkpoint is damaged"
             ) from None
         group = {**new, **defaults, **own, **new}  # in the order of the checkpoint
         for name, source in family.captured.items() if from_groups else ():
@@ -340,8 +339,8 @@ def _states(
         p = slot.tensor
         if owners.setdefault(row.key, p) is not p or owned.setdefault(p, row.key) != row.key:
             raise ValueError(
-                f"{called}: the checkpoint has {slot.label} once and this optimizer has it twice, "
-                "or the other way round; tie the parameters as when the checkpoint was saved"
+                f"{called}: {slot.label} is tied to another parameter in the checkpoint or in this "
+                "optimizer, but not in both; tie the parameters as when the checkpoint was saved"
             )
     taken = [(slot, row) for slot, row, fresh in pairs if not fresh and row.state]
     for slot, row in taken:
@@ -356,9 +355,9 @@ def _states(
 
 
 def _copied_state(key: str, value: Any, p: Tensor) -> Any:
-    """Returns a copy of a saved state. It keeps the saved dtype.
+    """Returns a copy of a saved state, in the saved dtype.
 
-    The copy is on the parameter's device; only a step count stays on its own device.
+    The copy is on the parameter's device; only a step count stays on the device of `value`.
     """
     if isinstance(value, Tensor):
         device = value.device if key == "step" else p.device

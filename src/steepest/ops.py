@@ -63,8 +63,8 @@ class Number(float):
 
 
 class SplitParameter:
-    """A parameter as share * old + moved. `share` is the share kept of the old value, and `moved`
-    is the step.
+    """A parameter as share * old + moved. `share` is the factor of the old value, and `moved` is
+    the step.
 
     A sum, or a product with a scalar, keeps the two terms apart. Any other operation adds them up
     and returns an ordinary value.
@@ -290,10 +290,10 @@ def precision(x: Any) -> Any:
 
 
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """Returns one of two values, chosen by a scalar condition. nan in the other has no effect.
+    """Returns one of two values, chosen by a scalar condition. A nan in the other has no effect.
 
     A value that is expensive to compute may be given as a function without arguments. A step then
-    calls the function only if it is chosen.
+    calls the function only if its value is chosen.
     """
     if isinstance(condition, (bool, int, float)):
         return choose_side(condition, then, otherwise)
@@ -315,7 +315,7 @@ def where(condition: Any, then: Any, otherwise: Any) -> Any:
 
 
 def choose_side(condition: Any, then: Any, otherwise: Any) -> Any:
-    """`where` for a condition whose value is known. No gradient flows to the side not chosen."""
+    """`where` for a condition of known value. No gradient flows to the side that is not chosen."""
     return evaluate_side(then if condition else otherwise)
 
 

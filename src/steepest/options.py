@@ -1,4 +1,4 @@
-"""The options that every class takes besides those of its rule; how options are normalised."""
+"""The options that every class takes in addition to its rule's options; normalises options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAIRS = {
     "ns_c": ("ns_coefficients", 2),
     "wd": ("weight_decay", None),
 }
-"""Scalar of a rule -> its (key, index) in a group; an index of None means the whole value.
+"""Scalar of a rule -> its (key, index) in a group; an index of None means the entry itself.
 
 A rule that takes `wd` applies weight decay itself.
 """
@@ -46,7 +46,7 @@ ROUNDINGS = ("stochastic", "kahan")
 
 
 def is_used(group: Group, name: str) -> bool:
-    """Whether a group uses the option `name`: it is not 0, or autograd needs its gradient."""
+    """Whether the option `name` has an effect: it is not 0, or autograd needs its gradient."""
     value = group.get(name)
     return bool(value) or (bool(group.get("differentiable")) and carries(value))
 

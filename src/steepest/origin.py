@@ -51,19 +51,19 @@ def inferred(groups: list[dict[str, Any]], rows: list[list[Saved]]) -> Family:
     elsewhere = {ELSEWHERE[key] for key in all_keys if key in ELSEWHERE}
     if not candidates and elsewhere:
         raise ValueError(
-            f"convert: the checkpoint was saved by {min(elsewhere)}, which is not known here; "
+            f"convert: the checkpoint was saved by {min(elsewhere)}, which is not known here, so "
             "start a new optimizer from the model's weights"
         )
     if not candidates:
         raise ValueError(
             "convert: no optimizer known here has the checkpoint's options and states; pass "
-            "source=, the name of the optimizer that saved it"
+            "as source= the name of the optimizer that saved it"
         )
     if any(steps_as(f) != steps_as(candidates[0]) for f in candidates):
         names = " or ".join(f.name for f in candidates)
         raise ValueError(
-            f"convert: the checkpoint may be of {names}; pass source=, the name of the optimizer "
-            "that saved it"
+            f"convert: {names} may have saved the checkpoint; pass as source= the name of the "
+            "right optimizer"
         )
     # the family whose defaults differ least from the saved options
     changed = [

@@ -19,7 +19,7 @@ from .trace import FUNCTIONS, Node, Program, in_order
 _NUMBERED = re.compile(r"(x|h|c|sum|either_x)\d*_*")
 """Names that printers generate: values, host scalars, slots, sums."""
 _FIT = frozenset({"fit"})
-"""What the function that computes the host scalars calls, besides FUNCTIONS."""
+"""The functions, besides FUNCTIONS, that the code for the host scalars calls."""
 
 
 def safe_name(name: str, reserved: Collection[str]) -> str:

@@ -28,7 +28,7 @@ PAUSE = 0.5
 """Seconds until the pool asks for an item again after there was none."""
 _END = object()
 _parent: Connection | None = None
-"""In a worker, and in the processes that it forks: the pipe to the process with the pool."""
+"""The pipe to the process with the pool. None outside of workers and processes that they fork."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class _Note:
 def tell(value: Any) -> None:
     """In a worker, send `value` to `on_note` of `Pool.map`. Elsewhere, do nothing.
 
-    Only one process of a worker may tell at a time.
+    Only one process of a worker may call this at a time.
     """
     if _parent:
         with suppress(BrokenPipeError):  # the parent has ended, and this worker is about to
@@ -62,7 +62,8 @@ class Failed(Exception):  # noqa: N818, it carries a failure
 def answer_of(work: Callable[[Any], Any], item: Any) -> Any:
     """Returns what `work(item)` returns.
 
-    If the work raises an exception, it is returned as a value: the BadCall itself, or a failure.
+    An exception that the work raises is returned as a value: a BadCall as it is, any other
+    exception as a `_Failure`.
     """
     try:
         return work(item)
@@ -130,7 +131,7 @@ class Pool:
     ) -> Iterator[tuple[Any, Any]]:
         """Yield (item, answer) in the order in which the answers arrive.
 
-        on_note: is called with (item, value) for each value that the work on an item has told.
+        on_note: called with (item, value) for each value that the work on an item passes to `tell`.
 
         An item is taken from `items` when a worker is free. If `items` yields None, there is no
         item at the moment: the pool asks again after the next answer, or after PAUSE seconds.
@@ -172,8 +173,8 @@ class Pool:
                     self._workers.pop(pipe).join()
                     if deaths + 1 == DEATHS:
                         raise WorkerError(
-                            f"{DEATHS} workers died on {item}, expected an answer: the task ends "
-                            "its process; check whether it runs out of memory or calls os._exit"
+                            f"{DEATHS} workers died on {item}, because the task ends its process; "
+                            "check whether it runs out of memory or calls os._exit"
                         ) from None
                     retries.append((item, deaths + 1))
                     continue

@@ -43,7 +43,7 @@ class RaceRecord(TypedDict):
     """The target of the validation metric, in its own unit."""
     metric: str
     seeds: int
-    """Fresh seeds of an entry."""
+    """Number of fresh seeds of an entry."""
 
 
 class EntryProfile(TypedDict):
@@ -52,12 +52,12 @@ class EntryProfile(TypedDict):
     steps: list[float | None]
     """Median number of steps to the target; None if half of the seeds or more did not reach it."""
     ratios: list[float | None]
-    """`steps` divided by the fewest steps of the entries compared; None if there is no such
-    ratio."""
+    """`steps` divided by the fewest steps of the entries compared. None if `steps` is None, or if
+    the fewest steps are 0 and `steps` is not."""
     within: dict[str, float]
     """Ratio -> share of races, 0 to 1, in which the entry's ratio is at most this ratio."""
     score: float
-    """Mean share of races within a ratio of 1 to 4."""
+    """The share of races within a ratio, averaged over the ratios from 1 to 4."""
 
 
 class Profile(TypedDict):
@@ -88,7 +88,7 @@ def read(folder: Path) -> Summary:
     if summary.get("plan", {}).get("imported"):
         raise BadCall(
             f"the runs in '{folder}' were imported, so it is not known when they reached a target: "
-            f"expected the folder of a finished race"
+            f"give the folder of a race that ran here"
         )
     if not complete:
         raise BadCall(f"the race in '{folder}' is not finished: finish it with --resume first")
@@ -150,7 +150,7 @@ def share(ratios: Sequence[float], tau: float) -> float:
 
 
 def score(ratios: Sequence[float], most: float = WITHIN[-1]) -> float:
-    """Mean over tau from 1 to `most` of `share(ratios, tau)`: 1 for the best of every race."""
+    """Mean over tau from 1 to `most` of `share(ratios, tau)`; 1 if every ratio is 1."""
     return st.fmean(max(0.0, most - ratio) / (most - 1) for ratio in ratios)
 
 
@@ -199,7 +199,7 @@ def notes(record: Profile) -> list[str]:
         "are the fewest among the entries compared here.",
     ]
     if record["nobody"]:
-        lines.append(f"Nobody reached the target in {', '.join(record['nobody'])}.")
+        lines.append(f"No entry reached the target in {', '.join(record['nobody'])}.")
     if record["left_out"]:
         lines.append(f"Left out, because not in every race: {', '.join(record['left_out'])}.")
     return lines

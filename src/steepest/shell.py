@@ -47,7 +47,7 @@ def _with_hooks(step: Callable[P, Any]) -> Callable[P, Any]:
                 raise RuntimeError(
                     f"{self._called}: step() was called during the capture of a graph "
                     "(torch.cuda.graph), which would repeat this step's learning rate and count "
-                    "in every replay; call it after the capture, even with capturable=True"
+                    "in every replay; call step() after the capture, even with capturable=True"
                 )
         # for a small model torch's wrapper costs as much as the rest of the step
         if (
@@ -79,7 +79,7 @@ class RuleOptimizer(torch.optim.Optimizer):
     differentiable: True steps by the reference implementation, and autograd goes through everything
     that the step depends on: parameters (pass clones, not leaves), gradients, earlier steps, and
     options that are tensors requiring grad. False uses only the values of such options.
-    backend: "cpu", "foreach" or "eager". If this backend cannot step a tensor, another one does.
+    backend: "cpu", "foreach" or "eager". If this backend cannot step a tensor, another does.
     None (the default) takes the fastest backend for each tensor.
 
     rounding: how a 16-bit parameter stores a new value. None rounds to the nearest number.
@@ -121,7 +121,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         super().__init__(params, self.family.plain({**self.family.arguments, **options}))
         if options.get("amsgrad") and options.get("rectify", self.defaults.get("rectify")):
             warnings.warn(
-                "AdaBelief(amsgrad=True) under rectify=True has no effect, as in adabelief-pytorch "
+                "AdaBelief(amsgrad=True) has no effect with rectify=True, as in adabelief-pytorch "
                 "0.2.1; pass rectify=False to use amsgrad",
                 stacklevel=outside(),
             )
@@ -150,7 +150,7 @@ class RuleOptimizer(torch.optim.Optimizer):
         if "params" not in param_group:
             raise ValueError(
                 f"{self._called}: a group with the keys {sorted(param_group)} was given, expected "
-                'one with "params": the tensors'
+                'the key "params" with the tensors'
             )
         family = self._family(param_group)
         list_params(self._called, param_group)

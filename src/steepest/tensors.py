@@ -13,7 +13,7 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def describe(x: Any) -> str:
-    """Returns a tensor in a few words, for messages. Anything else is returned as its repr."""
+    """Returns a short description of a tensor for messages, or the repr of anything else."""
     return (
         f"{x.dtype} of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
     )

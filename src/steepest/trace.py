@@ -1,9 +1,9 @@
 """How a rule becomes a straight-line program: the rule is called once, on symbols.
 
-Every value made of scalars alone is a *host* scalar, computed once per step in float64. The rest is
-the *body*, computed for each element. Equal sub-expressions become one node. Helper functions are
-inlined, because only their operations are recorded. `printing.py` turns a program into text, and a
-backend runs the program.
+A value computed only from scalars is a *host* scalar, computed once per step in float64. The rest
+is the *body*, computed for each element. Equal sub-expressions become one node. Helper functions
+are inlined, because only their operations are recorded. `printing.py` turns a program into text,
+and a backend runs the program.
 """
 
 import copy
@@ -40,8 +40,8 @@ _FOLD: dict[str, Callable[..., Any]] = {
 """Operation -> function that computes it on constants."""
 
 _USE_WHERE = (
-    "to choose by a scalar write where(condition, a, b), to choose by elements use maximum, "
-    "minimum or sign; for a fixed choice take a bool or str argument"
+    "write where(condition, a, b) to choose by a scalar, use maximum, minimum or sign to choose by "
+    "elements, or take a bool or str argument for a fixed choice"
 )
 _USE_OPS = (
     "write new values with + - * / ** (m = beta * m + g) and with sqrt, log, abs, sign, maximum, "
@@ -166,7 +166,7 @@ class Tape:
             if any(n.op in REDUCTIONS for n in in_order([a], through=True)):
                 raise TraceError(
                     f"a {op} of a value that depends on another norm, mean or total; move the "
-                    "inner one out: write norm(g / norm(p)) as norm(g) / norm(p)"
+                    "inner one out, such as norm(g) / norm(p) instead of norm(g / norm(p))"
                 )
             if a.host:
                 return abs(a) if op == "norm" else a
@@ -330,7 +330,7 @@ def trace(rule: Any, modifiers: Sequence[Callable[..., Any]], choices: dict[str,
     new = [tape.constant(x) if isinstance(x, (int, float)) else x for x in new]
     if len(new) != len(expected):
         raise TraceError(
-            f"it returns {len(new)} values; expected {len(expected)}, the new "
+            f"it returns {len(new)} values, expected {len(expected)}; return the new "
             f"({', '.join(expected)}) in this order (each argument left of `*` is a tensor)"
         )
     for name, value in zip(expected, new, strict=True):

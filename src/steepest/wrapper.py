@@ -43,8 +43,8 @@ class Wrapper(torch.optim.Optimizer):
         if any(group.get("differentiable") for group in optimizer.param_groups):
             name = type(self).__name__
             raise ValueError(
-                f"{name}: an optimizer with differentiable=True was given, expected False, because "
-                f"autograd cannot go through what {name} does to the parameters"
+                f"{name}: an optimizer with differentiable=True was given, but autograd cannot go "
+                f"through the steps of {name}; make the optimizer with differentiable=False"
             )
         self.__setstate__({"optimizer": optimizer, **self._checked(options)})
 
@@ -186,7 +186,7 @@ class Wrapper(torch.optim.Optimizer):
 
 
 def innermost(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer inside all wrappers of this package, or `optimizer` itself without one."""
+    """The optimizer inside all wrappers of this package, or `optimizer` if it has no wrapper."""
     while isinstance(optimizer, Wrapper):
         optimizer = optimizer.optimizer
     return optimizer

@@ -1,4 +1,4 @@
-"""Optimizers around any torch.optim.Optimizer, ours or not: SAM and Lookahead."""
+"""SAM and Lookahead, which wrap any torch.optim.Optimizer."""
 
 from __future__ import annotations
 
@@ -81,9 +81,10 @@ class SAM(Wrapper):
         """
         if closure is None:
             raise RuntimeError(
-                f"{type(self).__name__}: step() was called without a closure, expected one that "
-                "computes the loss, calls backward() and returns the loss (it is called twice); "
-                "GradScaler does not pass a closure on: use bfloat16 autocast without GradScaler"
+                f"{type(self).__name__}: step() was called without a closure, expected a closure "
+                "that computes the loss, calls backward() and returns the loss (it is called "
+                "twice); GradScaler does not pass a closure on, so use bfloat16 autocast without "
+                "GradScaler"
             )
         return self.optimizer.step(partial(self._sharp, closure))
 
@@ -249,7 +250,7 @@ class Lookahead(Wrapper):
             refuse(f"count is {count!r}, expected a whole number in [0, {new['k']})")
         keys = {row.key for _, row, _ in pairs} if count else set()
         if not isinstance(slow, Mapping) or slow.keys() != keys:
-            refuse(f"slow weights are not those of its {len(keys)} parameters after {count} steps")
+            refuse(f"slow weights do not fit its {len(keys)} parameters after {count} steps")
         copies: dict[Tensor, Tensor] = {}
         for (p, _, label, _), row, _ in pairs if count else ():
             value = slow[row.key]

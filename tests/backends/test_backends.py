@@ -24,7 +24,7 @@ from steepest.oracles import ORACLES, PRECISE, Setting
 BACKENDS = ("cpu", "foreach", "eager")
 STEPS = 8  # AdaBelief and RAdam are rectified from the sixth on
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) under rectify")
+pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) has no effect")
 
 
 @pytest.fixture(autouse=True)

@@ -156,7 +156,9 @@ def no_loop():
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
     made = steepest.Adam([p])
-    with pytest.raises(RuntimeError, match=r"adam: .*forked, a thread.* inside \w+.*first step"):
+    with pytest.raises(
+        RuntimeError, match=r"adam: .*because a thread.* inside \w+ at the fork.*first step"
+    ):
         made.step()
     assert torch.equal(p.detach(), torch.ones(3))
     made = steepest.SGD([p], backend="foreach", lr=1.0)  # as the message says

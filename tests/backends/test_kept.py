@@ -94,7 +94,7 @@ FOREIGN = {
 
 def refused(folder, spoil):
     spoil(folder)
-    with pytest.warns(UserWarning, match=r"not trusted.*expected a file of your own"):
+    with pytest.warns(UserWarning, match=r"not trusted.*a directory that nobody else can write to"):
         assert result(*compiler._load_object("small", SMALL, 8)) == 42
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -380,7 +380,7 @@ def test_a_count_that_is_none(count):
     optimizer.step()
     optimizer.state[p]["step"] = torch.tensor(count)
     before = p.detach().clone()
-    with pytest.raises(RuntimeError, match=r"the count of steps in optimizer\.state is"):
+    with pytest.raises(RuntimeError, match=r"the step count in optimizer\.state is"):
         optimizer.step()
     assert torch.equal(p.detach(), before)
 

@@ -65,7 +65,7 @@ def test_a_mistake_in_a_rule_names_rule_argument_and_cure():
     def captures(p, g, *, lr=1.0, base=captured("rate")):
         return p - lr * g
 
-    refused(too_few, r"returns 1 values; expected 2, the new \(p, m\)")
+    refused(too_few, r"returns 1 values, expected 2; return the new \(p, m\)")
     refused(forgotten, r"'m' does not depend on the old one; .*forgets=\['m'\]")
     refused(swapped, "'m' does not depend on the old one; check the order")
     refused(idle, "'m' is never changed; return its new value or drop it")
@@ -75,7 +75,7 @@ def test_a_mistake_in_a_rule_names_rule_argument_and_cure():
     refused(unset, "'lr' has no default; give a number")
     refused(listed, r"'lr' has the default \(1, 2\)")
     refused(started, r"'m' has a default.*where\(t > 1, m, start\)")
-    refused(starred, r"\*states; name each tensor")
+    refused(starred, r"\*states; write each tensor")
     refused(single, "takes 1 tensors; begin with the parameter and its gradient")
     refused(returns_text, "output 'p' is 'p'; return an expression")
     refused(heavy_carry, "'product' is made of tensors")
@@ -106,7 +106,7 @@ def test_names_that_the_classes_have_are_refused():
     def taken(p, g, *, lr=1.0, backend=2.0):
         return p - lr * backend * g
 
-    refused(steps, r"the keys \['step'\]; give each a key of its own")
+    refused(steps, r"the keys \['step'\]; give each state another key")
     refused(pair, r"the keys \['a', 'a'\]", keys={"b": "a"})
     refused(taken, "a scalar is called 'backend'; rename it")
 

@@ -17,7 +17,7 @@ from steepest.classes import classes
 
 REFUSALS = (TypeError, ValueError, RuntimeError, OverflowError)
 pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) under rectify"),
+    pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) has no effect"),
     pytest.mark.filterwarnings("ignore:.*has the same parameter twice"),
     pytest.mark.filterwarnings("ignore:.*a group has the entry"),
     pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar"),

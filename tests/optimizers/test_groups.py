@@ -117,7 +117,7 @@ def test_every_norm_of_torch_is_known_by_its_type():
 def test_a_lazy_norm_is_refused_until_it_has_a_shape(name):
     options = {"affine": True} if "Instance" in name else {}
     norm = getattr(nn, name)(**options)
-    with pytest.raises(ValueError, match=r"'0\.weight' is not initialised yet.*run one batch"):
+    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet; run one batch"):
         param_groups(nn.Sequential(norm), weight_decay=0.1)
     dims = {"1d": 0, "2d": 2, "3d": 3}[name[-2:]]
     norm(torch.randn(4, 3, *[2] * dims))
@@ -126,7 +126,7 @@ def test_a_lazy_norm_is_refused_until_it_has_a_shape(name):
 
 def test_a_lazy_linear_is_refused_until_it_has_a_shape():
     model = nn.ModuleDict({"a": nn.LazyLinear(3)})
-    with pytest.raises(ValueError, match=r"'a\.weight' is not initialised yet.*run one batch"):
+    with pytest.raises(ValueError, match=r"'a\.weight' has no shape yet; run one batch"):
         param_groups(model, weight_decay=0.1)
     model["a"](torch.ones(1, 2))
     assert still(model) == {"a.bias"}
@@ -206,7 +206,7 @@ def test_what_the_user_declares_goes_first():
     assert "1.weight" in still(model(), no_decay="1")  # a module's name is all below it
     assert still(model(), no_decay=lambda n, p: p.shape == (2, 2) and n > "1") >= {"1.weight"}
     assert still(model(), decay=(nn.LayerNorm, "1.bias")) == {"0.inner.bias"}
-    with pytest.raises(ValueError, match=r"'2\.bias' is named by decay and by no_decay"):
+    with pytest.raises(ValueError, match=r"'2\.bias' is matched by both decay and no_decay"):
         param_groups(model(), weight_decay=0.1, decay="2.bias", no_decay=nn.LayerNorm)
 
 
@@ -257,7 +257,7 @@ def test_frozen_parameters_are_left_out_and_shown():
     assert [n for n, _ in groups.frozen] == ["embedding.weight"]
     assert "left out" in str(groups)
     assert "requires_grad=False: embedding.weight" in str(groups)
-    with pytest.raises(ValueError, match="has 2 parameters and none that requires a gradient"):
+    with pytest.raises(ValueError, match="has 2 parameters, but none requires a gradient"):
         param_groups(nn.Linear(2, 2).requires_grad_(False), weight_decay=0.1)
     with pytest.raises(ValueError, match="has 0 parameters"):
         param_groups(nn.ReLU(), weight_decay=0.1)
@@ -428,7 +428,7 @@ def test_what_layer_decay_needs():
     for wrong in (0, -1, 1.5, float("nan"), "0.5", True):
         with pytest.raises(ValueError, match=r"layer_decay=.*expected a number in \(0, 1\]"):
             param_groups(model, weight_decay=0.1, lr=1.0, layer_decay=wrong)
-    with pytest.raises(ValueError, match="param_groups has no lr, expected the rate of the topm"):
+    with pytest.raises(ValueError, match="param_groups has no lr for the topmost layer"):
         param_groups(model, weight_decay=0.1, layer_decay=0.5)
     with pytest.raises(ValueError, match=r"the entry rules\[0\] has no lr"):
         param_groups(model, weight_decay=0.1, lr=1.0, layer_decay=0.5, rules={"sgd": "head.*"})

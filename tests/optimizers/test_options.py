@@ -23,7 +23,7 @@ import steepest
 from steepest.classes import classes
 from steepest.schedules import NoamLR, RestartFromBest, WarmupLR
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) under rectify")
+pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) has no effect")
 few = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

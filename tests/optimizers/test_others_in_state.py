@@ -135,7 +135,7 @@ FACTORED = {"step": 5, "exp_avg_sq_row": torch.zeros(3), "RMS": 0.0}
         ("AdamW", {**ADAM, "exp_avg_var": torch.zeros(3)}, "by another optimizer"),
         ("AdaBelief", ADAM, "by another optimizer"),
         ("AdamW", {"step": 5, "unheard_of": torch.zeros(3)}, "by another optimizer, which is"),
-        ("AdamW", FACTORED, "by transformers' Adafactor, which is not known here: start a"),
+        ("AdamW", FACTORED, "by transformers' Adafactor, which is not known here, so start a"),
         ("Adafactor", FACTORED, "by transformers' Adafactor"),
         ("SGD", FACTORED, "by transformers' Adafactor"),
         ("Lion", {"step": 5, "state1": torch.zeros(3)}, "by an optimizer of bitsandbytes, wh"),
@@ -230,9 +230,11 @@ def test_a_class_without_states_keeps_a_count_and_an_average_of_others():
 def test_an_optimizer_from_elsewhere_is_named_whatever_its_options_are(own):
     saved = {"state": {0: own}, "param_groups": [{"params": [0], "lr": None, "eps": (1e-30, 1e-3)}]}
     for name in ("Adafactor", "AdamW", "SGD", "Lion"):
-        with pytest.raises(ValueError, match=r"saved by (transf|an opt).*not known here: start a"):
+        with pytest.raises(
+            ValueError, match=r"saved by (transf|an opt).*not known here, so start a"
+        ):
             classes[name]([parameter()]).load_state_dict(copy.deepcopy(saved))
-    with pytest.raises(ValueError, match=r"not known here: start a new"):
+    with pytest.raises(ValueError, match=r"not known here, so start a new"):
         steepest.convert(saved, "adamw", source="adamw")
 
 
@@ -305,8 +307,8 @@ def test_what_others_keep_goes_through_a_conversion(to):
     assert torch.equal(other.state[q]["slow"], torch.full((3,), 7.0))
     assert other.state["whole"] == {"count": 1}
     if to != "adamw":
-        assert "slow of 1 parameters: kept there by other code" in str(report)
-        assert "'whole': kept there by other code" in str(report)
+        assert "slow of 1 parameters: stored there by other code" in str(report)
+        assert "'whole': stored there by other code" in str(report)
 
 
 @pytest.mark.parametrize("own", [FACTORED, {"step": 5, "state1": torch.zeros(3)}])

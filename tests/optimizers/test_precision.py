@@ -260,7 +260,11 @@ def test_half_precision_is_compensated_but_not_dithered():
             TypeError,
             "seed=1.5 was given, expected a whole",
         ),
-        ({"rounding": "kahan", "differentiable": True}, ValueError, "expected only one of the two"),
+        (
+            {"rounding": "kahan", "differentiable": True},
+            ValueError,
+            "autograd cannot go through rounding; give only one of the two",
+        ),
     ],
 )
 def test_a_bad_option_says_what_was_expected(options, kind, message):

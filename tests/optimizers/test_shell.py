@@ -96,7 +96,7 @@ def test_arguments_are_those_of_the_authors_packages(package, kind, quiet):
         (lambda ps: steepest.Rprop(ps, etas=(1.5, 0.5)), ValueError, r"etas\[0\]"),
         (lambda ps: steepest.optimizer("adabelif", ps), ValueError, "did you mean 'adabelief'"),
         (lambda ps: steepest.optimizer("zzz", ps), ValueError, "expected one of: adabelief"),
-        (lambda ps: steepest.optimizer(print, ps), TypeError, "decorate it"),
+        (lambda ps: steepest.optimizer(print, ps), TypeError, "decorate the function"),
     ],
 )  # fmt: skip
 def test_a_bad_call_says_what_was_given_and_what_was_expected(make, kind, message):
@@ -627,8 +627,8 @@ def test_a_checkpoint_from_before_an_option_takes_its_default():
         (lambda s: s["state"][0].update(exp_avg_var=torch.ones(4, 3)), "has a state 'exp_avg_var'"),
         (lambda s: s["state"][0].update(exp_avg=torch.ones(2)), r"'exp_avg' is .*\(2,\).*\(4, 3\)"),
         (lambda s: s.pop("state"), "expected an optimizer's state_dict"),
-        (lambda s: s["param_groups"].append(s["param_groups"][0]), "different number"),
-        (lambda s: s["param_groups"][0]["params"].pop(), "size"),
+        (lambda s: s["param_groups"].append(s["param_groups"][0]), "has 2 groups, expected 1"),
+        (lambda s: s["param_groups"][0]["params"].pop(), "parameters, expected"),
     ],
 )
 def test_a_foreign_checkpoint_is_refused_and_nothing_lost(spoil, message):

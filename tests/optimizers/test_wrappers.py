@@ -600,15 +600,18 @@ def damaged():
         "bare": (lambda s: s["wrappers"].pop(0), "SAM: the checkpoint is of no wrapper"),
         "text": (lambda s: s.update(wrappers="SAM"), "'wrappers' of the checkpoint is not a"),
         "state": (pop("state"), "expected an optimizer's state_dict"),
-        "groups": (lambda s: s["param_groups"].clear(), "a different number of groups: 0, exp"),
-        "size": (lambda s: s["param_groups"][0]["params"].pop(), "another size: 3 parameters"),
+        "groups": (lambda s: s["param_groups"].clear(), "the checkpoint has 0 groups, exp"),
+        "size": (
+            lambda s: s["param_groups"][0]["params"].pop(),
+            "group 0 of the checkpoint has 3 parameters",
+        ),
         "k": (layer(k=0), r"k=0 was given in the checkpoint, expected a whole number in \[1, inf"),
         "alpha": (layer(alpha=None), "alpha=None was given in the checkpoint, expected a number"),
         "count": (layer(count=4), r"count is 4, expected a whole number in \[0, 4\)"),
         "flag": (layer(count=True), "count is True"),
-        "none": (layer(slow=None), "slow weights are not those of its 4 parameters"),
-        "lacks": (layer(slow={}), "slow weights are not those of its 4 parameters after 2 steps"),
-        "begun": (layer(count=0), "slow weights are not those of its 0 parameters after 0 steps"),
+        "none": (layer(slow=None), "slow weights do not fit its 4 parameters"),
+        "lacks": (layer(slow={}), "slow weights do not fit its 4 parameters after 2 steps"),
+        "begun": (layer(count=0), "slow weights do not fit its 0 parameters after 0 steps"),
         "shape": (slow(0, torch.ones(7)), r"slow weight of parameter 0 of group 0 is .*\(7,\)"),
         "number": (slow(1, 3.0), "slow weight of parameter 1 of group 0 is 3.0, expected"),
         "sparse": (slow(0, torch.eye(4).to_sparse()), "slow weight of parameter 0"),
@@ -647,7 +650,7 @@ def test_a_checkpoint_of_a_wrapper_is_none_of_anything_else(wrapper):
         optimizer.load_state_dict(None)
     with pytest.raises(ValueError, match="no wrapper"):
         optimizer.load_state_dict(INNER["ours"](model.parameters()).state_dict())
-    with pytest.raises(ValueError, match=r"the wrapped one, \.optimizer"):
+    with pytest.raises(ValueError, match=r"or into \.optimizer, which is inside"):
         optimizer.load_state_dict(INNER["torch"](model.parameters()).state_dict())
 
 
@@ -767,7 +770,9 @@ def test_a_scaler_does_not_take_sam():
     optimizer = steepest.SAM(torch.optim.SGD([p], lr=1.0))
     scaler = torch.amp.GradScaler("cpu")
     p.grad = scaler.scale(torch.ones(1))
-    with pytest.raises(RuntimeError, match="GradScaler does not pass a closure on: use bfloat16"):
+    with pytest.raises(
+        RuntimeError, match="GradScaler does not pass a closure on, so use bfloat16"
+    ):
         scaler.step(optimizer)
     assert p.item() == 0
 

@@ -36,7 +36,7 @@ BACKENDS = ("cpu", "foreach", "eager")
 KINDS = {"torch", "package", "optax", "pytorch-optimizer", "transcription"}
 FLOAT32 = torch.finfo(torch.float32).eps
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) under rectify")
+pytestmark = pytest.mark.filterwarnings(r"ignore:AdaBelief\(amsgrad=True\) has no effect")
 
 
 @pytest.fixture(autouse=True)

@@ -382,9 +382,9 @@ class Centred(nn.Module):
 def test_a_model_that_keeps_what_it_has_seen_is_refused(inplace):
     model, batch = Centred(inplace), data(8)
     buffer = model.seen
-    with pytest.raises(ValueError, match="per_sample: a model that changes its buffer 'seen'"):
+    with pytest.raises(ValueError, match="per_sample: the model changes its buffer 'seen'"):
         per_sample(model, cross_entropy, batch)
-    with pytest.raises(ValueError, match="difficulty: a model that changes its buffer 'seen'"):
+    with pytest.raises(ValueError, match="difficulty: the model changes its buffer 'seen'"):
         difficulty(model, cross_entropy, batch)
     assert model.seen is buffer
     assert not buffer.any()

@@ -38,8 +38,8 @@ class Bucket:
     ----------
     old: owner -> its state in `optimizer.state`.
     indices: the index of each owner in its group.
-    first: function from an owner to the number of its first element. Elements are numbered through
-        all parameters of the optimizer.
+    first: function from an owner to the index of its first element, counted through all parameters
+        of the optimizer.
     shared: the values of the carried scalars, if the rule has the same values for all parameters.
 
     Attributes
@@ -128,8 +128,8 @@ class Bucket:
         if steps > 0 and (missing := sorted(needed)):
             raise RuntimeError(
                 f"{self.rule}: a parameter of shape {tuple(p.shape)} has made {int(steps)} steps, "
-                f"but its state lacks {missing}; it has {sorted(map(str, old))}. Load a checkpoint "
-                "of the same options, or clear optimizer.state to start again"
+                f"but its state lacks {missing} and has only {sorted(map(str, old))}; load a "
+                "checkpoint of the same options, or clear optimizer.state to start again"
             )
         for key in {"step", COMPENSATION} - {*self.specs}:  # may be left from other options
             new.pop(key, None)
@@ -147,8 +147,8 @@ class Bucket:
                 expected = "one" if isinstance(x, Tensor) else "a tensor"
                 raise RuntimeError(
                     f"{self.rule}: state {key!r} is {describe(x)}, expected {expected} like its "
-                    f"parameter, {describe(p)}; load the state after moving the model, put a "
-                    "tensor there, or clear optimizer.state"
+                    f"parameter, {describe(p)}; load the state after moving the model, replace "
+                    "the state, or clear optimizer.state"
                 )
             if not in_bounds(x):
                 raise RuntimeError(f"{self.rule}: {_describe_cut(f'state {key!r}', x)}")
@@ -175,16 +175,16 @@ class Bucket:
             return 0.0
         if isinstance(x, Tensor) and (x.numel() != 1 or x.is_meta):
             raise RuntimeError(
-                f"{self.rule}: state {key!r} is {describe(x)}, expected one number; put a tensor "
-                "of one element there, or clear optimizer.state"
+                f"{self.rule}: state {key!r} is {describe(x)}, expected one number; replace it by "
+                "a tensor of one element, or clear optimizer.state"
             )
         if isinstance(x, Tensor) and not in_bounds(x):
             raise RuntimeError(f"{self.rule}: {_describe_cut(f'state {key!r}', x)}")
         value = float(x.detach() if isinstance(x, Tensor) else x)
         if key == "step" and not 0 <= value < math.inf:
             raise RuntimeError(
-                f"{self.rule}: the count of steps in optimizer.state is {value}, expected 0 or "
-                "more; put a number there, or clear optimizer.state to start again"
+                f"{self.rule}: the step count in optimizer.state is {value}, expected a finite "
+                "number of 0 or more; correct it, or clear optimizer.state to start again"
             )
         return value
 
@@ -233,7 +233,7 @@ class Bucket:
     def noise(self, params: list[Tensor], row: Row) -> codecs.Noise:
         """Return what determines the noise of the stochastic rounding of these parameters."""
         selected = row.selected or [()] * len(row.at)
-        # if only some rows are stepped, elements have their numbers in the whole parameter
+        # if only some rows are stepped, elements have their indices in the whole parameter
         each = zip(row.full_params or params, row.at, selected, strict=True)
         elements = [codecs.element_numbers(p, self.firsts[k], rows) for p, k, rows in each]
         return codecs.Noise(elements, self.wanted.seed, row.t)
@@ -276,7 +276,7 @@ class Bucket:
             called = self.rule + (" with weight decay or clipping" if modified else "")
             raise RuntimeError(
                 f"{called}: a gradient of layout {g.layout} was given for {describe(p)}, "
-                "expected a dense one; build the embedding with sparse=False, or call p.grad = "
+                "expected a dense one; build the embedding with sparse=False, or set p.grad = "
                 "p.grad.to_dense() before the step"
             )
         dtype = torch.float32 if self.wide else p.dtype
@@ -327,7 +327,7 @@ class Bucket:
         return [Row(indices, t, carried) for (t, *carried), indices in rows.items()]
 
     def count(self, owners: Sequence[Tensor], state: States, row: Row, carried: Any) -> None:
-        """Write the step counts and carried scalars that the parameters of `row` get by a step."""
+        """Write the step counts and carried scalars of the parameters of `row` after a step."""
         values = np.repeat(np.array([row.t, *carried], np.float64)[:, None], len(row.at), 1)
         if row.t > LIMIT:
             values[0, self.cells.types[0, row.at] == SINGLE] -= 1

@@ -1,7 +1,7 @@
 """Step counts and carried scalars: single numbers in scattered memory, read and written together.
 
-A compiled loop reads and writes these numbers, because Python would take as long to read the number
-in one tensor as a step of a small tensor takes.
+A compiled loop reads and writes these numbers. In Python, reading the number in one tensor would
+take as long as the step of a small tensor.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def load(name: str, source: str, itemsize: int, sums: bool = False) -> Callable[
     """Return the function in `source` as machine code. Its argument is the address of a job.
 
     itemsize: 4 to compute in float32, 8 to compute in float64.
-    sums: whether the compiler may change the order in which numbers are added. This order is the
-        same at each call.
+    sums: whether the compiler may change the order in which numbers are added. The compiled order
+        is the same at each call.
     """
     if (source, itemsize) not in _loaded:
         with _lock:
@@ -68,8 +68,8 @@ class Stuck(RuntimeError):  # noqa: N818  a state, not an error
 def _refuse(package: str, name: str) -> None:
     if package in _stuck:
         raise Stuck(
-            f"{name}: this process cannot load the compiled loop: when it was forked, a thread of "
-            f"its parent was inside {package}, so its locks stay held here. Make a first step "
+            f"{name}: this process cannot load the compiled loop, because a thread of its parent "
+            f"was inside {package} at the fork, so its locks stay held here; make a first step "
             "before the fork, start the process by spawn, or pass backend='foreach'"
         )
 

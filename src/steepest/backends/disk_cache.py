@@ -85,7 +85,7 @@ def _folder() -> Path | None:
 
 
 def _find_risk(path: Path, parent: bool = False) -> str:
-    """Return why another user can change what `path` leads to; empty if no other user can.
+    """Return the reason why another user can change what `path` leads to, or "" if none can.
 
     The directories are checked from the root downwards. So no other user can replace a directory
     that has already been checked.
@@ -102,7 +102,7 @@ def _find_risk(path: Path, parent: bool = False) -> str:
     sticky = status.st_mode & stat.S_ISVTX
     harmless = sticky or (others == stat.S_IWGRP and _is_private(status.st_gid))
     if others and not (parent and harmless):
-        return f"others may write to {path} (mode {stat.S_IMODE(status.st_mode):o})"
+        return f"other users can write to {path} (mode {stat.S_IMODE(status.st_mode):o})"
     return ""
 
 
@@ -123,7 +123,7 @@ def _is_private(group: int) -> bool:
 
 
 def _read_checked(file: Path) -> bytes:
-    """Return the content of a file; empty if another user could have written it.
+    """Return the content of a file, or b"" if another user could have written the file.
 
     The file is opened only once, so that the file that is checked is also the file that is read.
     """
@@ -138,7 +138,7 @@ def _read_checked(file: Path) -> bytes:
                 reason = f"{file} belongs to user {status.st_uid}"
             elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 mode = stat.S_IMODE(status.st_mode)
-                reason = f"others may write to {file} (mode {mode:o})"
+                reason = f"other users can write to {file} (mode {mode:o})"
         if reason:
             _warn_once(reason)
         return b"" if reason else opened.read()
@@ -149,9 +149,8 @@ def _warn_once(reason: str) -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            "a compiled loop on disk is not trusted, so loops are compiled in memory: "
-            f"{reason}; expected a file of your own, in a directory that nobody else can write to "
-            "or replace. Remove the write permission (chmod go-w), delete it, or set "
-            "STEEPEST_CACHE_DIR to a directory of your own",
+            "compiled loops on disk are not trusted, so loops are compiled in memory: "
+            f"{reason}; remove the write permission of others (chmod go-w), delete the file, or "
+            "set STEEPEST_CACHE_DIR to a directory that nobody else can write to or replace",
             stacklevel=2,
         )

@@ -249,9 +249,9 @@ def _find_word(known: Sequence[tuple[Any, int]]) -> int:
 
 
 def _find_keys() -> tuple[int, int]:
-    """Return where a tensor keeps its dispatch keys, and which bit of them means negated.
+    """Return the index of the 64-bit word that holds a tensor's dispatch keys, and a bit mask.
 
-    "Where" is the index of a 64-bit word.
+    The mask has the bit of these keys that marks a negated view.
     """
     candidates: set[tuple[int, int]] = set()
     for k, shape in enumerate(((2,), (3, 1), (), (2, 3, 4), (5,), (1, 1))):

@@ -78,7 +78,7 @@ class Stored(NamedTuple):
     pointer: the type of the tensor's elements.
     load: the expression that reads an element of the tensor {x}.
     then: the line after `load`. It changes `now`, the value that was read.
-    store: the expression that converts the new value `new` for the tensor.
+    store: the expression that converts the new value `new` to the type of the tensor's elements.
     last: the line after all stores.
     extra: the name of the extra tensor that the codec keeps.
     start: the line before the first element of a chunk.

@@ -28,7 +28,7 @@ class Work:
 
     wide: whether the gradients of bfloat16 parameters are float32.
     columns: the parameters, then the tensors of each state.
-    firsts: the number of each parameter's first element, for the noise of stochastic rounding.
+    firsts: the index of each parameter's first element, for the noise of stochastic rounding.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Work:
         """Run the step. Returns whether a step count has become too large for its dtype.
 
         totals: for each `total` of the rule, its sum over all buckets that share it. If `totals` is
-            None, the sums are taken over this bucket alone.
+            None, the sums are taken over this bucket only.
         """
         if totals is None and len(self.loops) > 1:
             totals = self.add()

@@ -18,7 +18,7 @@ from .bucket import EagerBucket
 def takes(wanted: Wanted, p: Tensor) -> bool:
     """Whether this backend can step the parameter.
 
-    It can step everything except sparse gradients of which only the rows are stepped.
+    It can, unless only the rows in a sparse gradient have to be stepped.
     """
     return not takes_sparse(wanted.selection, p.grad)
 

@@ -119,10 +119,10 @@ def _check_derivative(covariance: Tensor, sizes: Tensor) -> None:
     noise = 100 * len(covariance) * torch.finfo(covariance.dtype).eps
     if covariance.requires_grad and not (sizes.abs() > noise * covariance.trace()).all():
         raise RuntimeError(
-            "differentiable=True was given and the covariance of the gradients, "
-            f"{tuple(covariance.shape)}, has eigenvalues that are equal or zero, expected distinct "
-            "ones, because only these have eigenvectors with a derivative; detach the gradient of "
-            "the first steps, p.grad = p.grad.detach(), or give the parameter another rule"
+            "differentiable=True was given, but the eigenvectors have no derivative, because the "
+            f"covariance of the gradients, {tuple(covariance.shape)}, has eigenvalues that are "
+            "equal or zero; detach the gradient of the first steps, p.grad = p.grad.detach(), or "
+            "give the parameter another rule"
         )
 
 

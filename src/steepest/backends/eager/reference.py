@@ -16,9 +16,9 @@ from . import operations
 
 @contextmanager
 def totals(sums: dict[int, Tensor], add: bool) -> Iterator[None]:
-    """Within this context, call number i of `total` returns sums[i].
+    """Within this context, the i-th call of `total` returns sums[i], with i from 0.
 
-    add: whether call number i first adds the sum of its own tensor to sums[i].
+    add: whether the i-th call first adds the sum of its tensor to sums[i].
     """
     calls = itertools.count()
 

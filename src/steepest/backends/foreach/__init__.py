@@ -26,8 +26,8 @@ def runs(program: Program) -> bool:
 def takes(wanted: Wanted, p: Tensor) -> bool:
     """Whether this backend can step the parameter.
 
-    It can if it runs the program and autograd through the step is not wanted. It also can if the
-    gradient is sparse and the rule can step just the rows in it.
+    It can if it runs the program and autograd does not go through the step, or if the rule can step
+    just the rows in a sparse gradient.
     """
     dense = runs(program_of(wanted.selection)) and not wanted.differentiable
     return dense or takes_sparse(wanted.selection, p.grad)
