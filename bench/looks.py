@@ -126,7 +126,7 @@ STEPS = 50
 def unit(plan: Plan, i: int) -> tuple[float, bool]:
     """Mean test metric of the fresh runs of unit `i`, and whether one of them failed."""
     task, (entry,) = tasks.get(plan.task), plan.entries
-    (tuning,) = protocol.tuning_items(plan, protocol.tuning(plan, units=[i]))
+    (tuning,) = trials.tuning_items(plan, protocol.tuning(plan, units=[i]))
     assert isinstance(tuning, Tuning)
     chosen = scores.best(task, zip(tuning.trials, trials.run(tuning), strict=True))
     fresh = protocol.fresh(plan, {entry: [chosen] * (i + 1)}, units=[i])
