@@ -223,7 +223,7 @@ def test_without_names_a_new_head_begins_anew_and_what_follows_a_misfit_too():
     checkpoint = saved(params=bare(named()))
     pairs = named({**SHAPES, "head.weight": (5, 4)})  # its bias would fit: is it still the bias?
     made = steepest.AdamW(bare(pairs))
-    with pytest.raises(ValueError, match=r"parameter 2 of group 0, .*\(5, 4\)"):
+    with pytest.raises(ValueError, match=r"parameter 2 of group 0 is .*\(5, 4\)"):
         made.load_state_dict(checkpoint)
     report = made.load_state_dict(checkpoint, strict=False)
     assert report.matched == ("parameter 0 of group 0", "parameter 1 of group 0")
