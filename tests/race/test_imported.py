@@ -309,7 +309,8 @@ def test_the_baseline(tmp_path):
     assert summary_of(some, tmp_path)["baseline"] == "sgd"
     assert summary_of(some, tmp_path, baseline=" lion")["baseline"] == "lion"
     with pytest.raises(
-        BadCall, match=r"--baseline lino: .*expected one of sgd, lion; did you mean"
+        BadCall,
+        match=r"--baseline lino is not an entry in .*expected one of sgd, lion; did you mean",
     ):
         summary_of(some, tmp_path, baseline="lino")
 

@@ -461,7 +461,7 @@ def test_a_claim_smaller_than_what_the_test_cases_may_make_of_it():
     error = np.sqrt((wrong - d**2) / 597)
     found = findings(summary, "test-noise")
     assert "adam differs by 0.11, but with only n=" in found["adam"]
-    assert "of only n=597 test cases" in found["adam"]
+    assert "with only n=597 test cases" in found["adam"]
     assert f"may be as large as {100 * error:.2f}, so" in found["adam"]
     assert findings({**summary, "test_size": 200_000}, "test-noise") == {}
     assert findings({**summary, "test_size": 0}, "test-noise") == {}
@@ -654,7 +654,7 @@ def test_what_is_better_comes_with_how_often_it_may_fail():
     bound = 100 * (1 - 0.05 ** (1 / 6))
     assert f"adam: 0 of n=6 fresh runs failed (the true rate may be up to {bound:.0f} %" in said
     lines = caveats(summary)
-    assert any(line.startswith("every entry: 0 of n=6 fresh runs each failed") for line in lines)
+    assert any(line.startswith("Every entry: 0 of n=6 fresh runs each failed") for line in lines)
     some = caveats(race(adam=entry(GOOD, test=[0.0, *better[1:]], lost=1)))
     assert any("failed (the true rate may be up to 58 %" in line for line in some)
 
@@ -679,7 +679,8 @@ def test_how_careful_one_must_be():
     width = {"seen": 0.5, "tunings": 6, "points": 5}
     summary["entries"]["adamw"]["lr_width"] = width
     said = care(summary, "adamw")
-    assert "cover 0.5 decades (median of n=6 tunings with up to 5 rates each; the true" in said
+    assert "over 0.5 decades of learning rates (median of n=6 tunings with" in said
+    assert "up to 5 rates each: a rough estimate)" in said
     width["tunings"] = 1
     assert "(from n=1 tuning with" in care(summary, "adamw")
     width["points"] = 1

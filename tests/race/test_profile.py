@@ -62,7 +62,7 @@ def test_where_nobody_arrives_it_counts_against_all():
     found = profile([THREE[0], summary("hard", adamw=[None], adam=[None], momentum=[None])])
     assert found["nobody"] == ["hard"]
     assert max(entry["within"]["4"] for entry in found["entries"].values()) == 0.5
-    assert any("Nobody" in line and "hard" in line for line in notes(found))
+    assert any("No entry reached" in line and "hard" in line for line in notes(found))
 
 
 positive = some.floats(1, 10) | some.just(math.inf)

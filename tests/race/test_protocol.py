@@ -358,7 +358,7 @@ def test_a_plan_is_not_silently_compared_to_another_baseline(monkeypatch):
     request = driver.Request("digits", "adamw,adam", baseline="adam")
     assert planning.make_plan(request, 1, None, 0.0).baseline == "adam"
     monkeypatch.setattr(driver.Request, "entry_names", lambda self: ("adamw", "momentum"))
-    with pytest.raises(BadCall, match="--baseline adam: not an entry"):
+    with pytest.raises(BadCall, match="--baseline adam is not an entry of the race"):
         planning.make_plan(request, 1, None, 0.0)
     # who leaves entries out of a plan keeps a baseline that takes part
     assert replace(PLAN, entries=("momentum", "adam")).baseline == "momentum"

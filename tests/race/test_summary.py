@@ -373,7 +373,7 @@ def test_failure_is_counted_as_it_is_tested():
     assert "A run failed (adam failed on 1 of 10), so the exact" in said
     assert "adam: 1 of n=10 fresh runs failed" in said
     both = " ".join(caveats(made_up({"adamw": [0.0, *BASE[1:]], "adam": [0.0, *BETTER[1:]]}, TEN)))
-    assert "adamw, adam: 1 of n=10 fresh runs each failed" in both
+    assert "Every entry: 1 of n=10 fresh runs each failed" in both
 
 
 def test_one_number_of_failed_runs_is_shown_everywhere():

@@ -137,7 +137,7 @@ FOREIGN = ("schedulefree:AdamWScheduleFree", "schedulefree:SGDScheduleFree")
 def test_an_average_has_to_be_evaluated(entry, own):
     if ":" in entry:
         pytest.importorskip("schedulefree")
-    with pytest.raises(BadCall, match=r"report\(2\): .* call optimizer\.eval\(\) before eval"):
+    with pytest.raises(BadCall, match=r"report\(2\): .* call optimizer\.eval\(\) before each eval"):
         own(entry)
     once = "if step == 2 and hasattr(optimizer, 'eval'): optimizer.eval(); optimizer.train()"
     with pytest.raises(BadCall, match=r"report\(4\)"):  # at every evaluation
@@ -190,7 +190,7 @@ def test_an_average_may_be_evaluated_through_lightnings_wrapper(entry, elsewhere
     assert (len(found.validation), found.diverged) == (4, None)
     assert found.backends == trials.run(replace(run, task="diabetes", steps=2)).backends
     (elsewhere / "mine.py").write_text(LIGHTNING.replace("EVAL", "pass"))
-    with pytest.raises(BadCall, match=r"call optimizer\.eval\(\) before evaluating"):
+    with pytest.raises(BadCall, match=r"call optimizer\.eval\(\) before each evaluation"):
         trials.run(run)
 
 

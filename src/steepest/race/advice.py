@@ -75,10 +75,7 @@ def next_race(summary: Summary, plan: Plan) -> tuple[str, Plan] | None:
     if trials > plan.trials:
         return "tune enough for a verdict", replace(fresh, trials=trials)
     if base in diverged and (lower := _lowered(summary, fresh, [base])):
-        return (
-            f"see whether {base} is as good at lower learning rates, where it may not diverge",
-            lower,
-        )
+        return (f"see how {base} does at lower learning rates, where it may not diverge", lower)
     made = statements(summary)
     if not made.undecided or not (plan.looks or made.better or not is_kept(summary)):
         return None

@@ -308,7 +308,7 @@ def failures(summary: Summary, names: Sequence[str]) -> str:
     phrases = []
     for (count, n), group in sorted(by_count.items()):
         every = len(group) == len(summary["entries"]) > 1
-        who, each = "every entry" if every else ", ".join(group), " each" if len(group) > 1 else ""
+        who, each = "Every entry" if every else ", ".join(group), " each" if len(group) > 1 else ""
         bound = f"the true rate may be up to {100 * failure_bound(count, n):.0f} %"
         if looks:
             phrases.append(f"{who}: {count} of n={n} units{each} had a failed run ({bound})")
