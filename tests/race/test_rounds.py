@@ -193,7 +193,8 @@ def test_several_winners_are_not_compared_with_each_other():
 def test_nobody_is_better():
     found = raced()
     assert found["verdict"].startswith(
-        "Keep adamw for now: no entry is shown to be better in test accuracy. adam, eadam or momentum "
+        "Keep adamw for now: no entry is shown to be better in test accuracy. adam, eadam or "
+        "momentum may gain up to "
     )
     gains = [statements.gains(found, d)[1] for d in statements.statements(found).undecided.values()]
     assert f"may gain up to {100 * max(gains):.2f} points (98.3 % intervals)" in found["verdict"]

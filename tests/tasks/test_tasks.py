@@ -419,7 +419,7 @@ def test_resume_wants_the_same_source_wherever_it_lies(elsewhere):
     same = request(task=str(moved), steps=None)
     assert driver.race(same, elsewhere / "out", jobs=1, resume=True)[0]["complete"]
     (elsewhere / "mine.py").write_text(OWN + "\n")
-    with pytest.raises(BadCall, match="other task_sha256"):
+    with pytest.raises(BadCall, match="began with task_sha256"):
         driver.race(request(), elsewhere / "out", jobs=1, resume=True)
 
 

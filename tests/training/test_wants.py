@@ -302,7 +302,7 @@ def test_an_own_loop_without_a_graph_is_told_what_to_do(elsewhere):
     run = Trial("mine.py", FRESH, "classes:Curved", 0, 7, 2, {"lr": 0.05})
     (elsewhere / "mine.py").write_text(OWN.replace("GRAPH", ""))
     with pytest.raises(
-        BadCall, match=r"Curved differentiates .*: call backward\(create_graph=True"
+        BadCall, match=r"Curved differentiates .*; call backward\(create_graph=True"
     ):
         trials.run(run)
     (elsewhere / "mine.py").write_text(OWN.replace("GRAPH", "create_graph=True"))
