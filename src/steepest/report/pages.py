@@ -83,7 +83,9 @@ def _data_url(content: str | bytes, kind: str) -> str:
     if isinstance(content, bytes):
         return f"data:{kind};base64,{b64encode(content).decode()}"
     # in a quoted attribute these characters need no escape, which keeps the page small
-    return f"data:{kind};charset=utf-8,{quote(content, safe=' !$()*+,-./:;=?@[]^_|~')}"
+    text = quote(content, safe=" !$()*+,-./:;=?@[]^_|~")
+    text = text.rstrip(" ") + "%20" * (len(text) - len(text.rstrip(" ")))  # an address ends before
+    return f"data:{kind};charset=utf-8,{text}"
 
 
 def _file_name(title: str) -> str:
