@@ -12,6 +12,7 @@ from steepest.race.phrases import (
     fresh,
     is_imported,
     listed,
+    lost_metric,
     number,
     plural,
     spread,
@@ -112,14 +113,15 @@ def _units(summary: Summary, steps: str) -> str:
             f"--trials {LEAST_TRIALS} or more."
         )
     tuned = f"{trials} trials of {steps}"
-    if rungs := _plan(plan).rungs:
+    made = _plan(plan)
+    if rungs := made.rungs:
         on = " and ".join(f"the best {left} go on after step {at}" for at, left in rungs)
         tuned = f"{trials} trials start, {on}, up to {steps}"
-    if stacked := _plan(plan).stacked:
+    if stacked := made.stacked:
         whose = "" if len(stacked) == len(plan["entries"]) else f" of {', '.join(stacked)}"
         tuned += (
             f". The tuning trials{whose} were trained at once, up to "
-            f"{plan.get('together', 0) * trials} of an entry, which changes their gradients only "
+            f"{made.together * trials} of an entry, which changes their gradients only "
             f"by rounding"
         )
     counts = [len(entry["units"]) for entry in summary["entries"].values()]
@@ -230,22 +232,20 @@ def _failed(summary: Summary) -> list[str]:
     diverged = sum(entry["diverged"]["fresh"] for entry in entries)
     ended = sum(entry["failed"] for entry in entries) - diverged
     total = sum(len(entry["test"]) for entry in entries)
-    worst = ""
-    if summary["worst"] is not None:
-        worst = number(summary, summary["worst"]) + units(summary)[0]
-        if is_imported(summary):
-            given = summary["plan"]["request"].get("worst") is not None
-            worst += " (--worst)" if given else " (the worst value in the file; --worst changes it)"
+    worst = lost_metric(summary)
+    if summary["worst"] is not None and is_imported(summary):
+        given = summary["plan"]["request"].get("worst") is not None
+        worst += " (--worst)" if given else " (the worst value in the file; --worst changes it)"
     lines = []
     if ended:
         lines.append(
             f"{ended} of {total} {fresh(summary, 'runs')} ended no better than a run that "
-            f"diverges; each of them counts as failed, with {summary['metric']} {worst}."
+            f"diverges; each of them counts as failed, with {worst}."
         )
     if diverged:
         lines.append(
             f"{diverged} of {total} {fresh(summary, 'runs')} diverged; each of them counts as "
-            f"{summary['metric']} {worst}, not as missing."
+            f"{worst}, not as missing."
         )
     return lines
 

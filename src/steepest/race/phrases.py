@@ -95,6 +95,13 @@ def judged_metric(summary: Summary) -> str:
     return f"validation {summary['metric']} of fresh seeds (the task has no test data)"
 
 
+def lost_metric(summary: Summary) -> str:
+    """The metric that a failed run counts as, with its name, such as "accuracy 0.00 %"."""
+    worst = summary["worst"]
+    shown = "" if worst is None else number(summary, worst) + units(summary)[0]
+    return f"{summary['metric']} {shown}"
+
+
 def shown_size(summary: Summary, d: Difference) -> str:
     """The size of a claimed difference and its interval, without signs."""
     text = number(summary, abs(d.mean)) + units(summary)[1]

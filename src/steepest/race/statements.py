@@ -16,6 +16,7 @@ from steepest.race.phrases import (
     is_imported,
     judged_metric,
     level,
+    lost_metric,
     number,
     plural,
     shown_size,
@@ -129,7 +130,7 @@ def _keep(summary: Summary, made: Statements, few: bool) -> list[str]:
         names, size = ", ".join(made.undecided), number(summary, margin) + unit
         first = f"{keep}: {names} may gain {size} or more over {base} in {metric}, but this is not "
         return [f"{first}shown.", _failing(summary)]
-    than = "" if base in keep else f" than {base}"
+    than = f" than {base}" if few or failed else ""
     sentences = [f"{keep}: no entry is shown to be better{than} in {metric}."]
     sentences.append(_failing(summary))
     known = {name: e[1] for name, d in made.undecided.items() if (e := gains(summary, d))}
@@ -158,9 +159,8 @@ def _failing(summary: Summary) -> str:
     if not base["failed"] or summary["worst"] is None:
         return ""
     count = f"{base['failed_units']} of n={len(base['units'])} units of {summary['baseline']}"
-    worst = number(summary, summary["worst"]) + units(summary)[0]
     return (
-        f"In {count} a run failed; each failed run counts as {summary['metric']} {worst}, which "
+        f"In {count} a run failed; each failed run counts as {lost_metric(summary)}, which "
         f"makes differences and intervals large."
     )
 

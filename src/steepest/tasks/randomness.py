@@ -55,21 +55,32 @@ def remember(generators: Iterable[Any] = (), device: str | None = None) -> Calla
 _numpy: Any = np.random  # its stubs lack the functions that exchange the generator
 
 
-class OwnStates:
-    """Random states of one of several runs that take turns in a process."""
-
-    def __init__(self) -> None:
-        # numpy's generator object is exchanged, because copying its state would take 0.1 ms
-        self._states = torch.get_rng_state(), np.random.MT19937(), random.getstate()
+class Exchange:
+    """Random states that take the place of the process's own for a time."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Use these states in the block; after it, the process has its own states again."""
+        """Use these states in the block; after it, the process has its own states again.
+
+        A block inside another block uses the states of the process again.
+        """
         self._swap()
         try:
             yield
         finally:
             self._swap()
+
+    def _swap(self) -> None:
+        """Exchange these states and those of the process."""
+        raise NotImplementedError
+
+
+class OwnStates(Exchange):
+    """Random states of one of several runs that take turns in a process."""
+
+    def __init__(self) -> None:
+        # numpy's generator object is exchanged, because copying its state would take 0.1 ms
+        self._states = torch.get_rng_state(), np.random.MT19937(), random.getstate()
 
     def _swap(self) -> None:
         now = torch.get_rng_state(), _numpy.get_bit_generator(), random.getstate()

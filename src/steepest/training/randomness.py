@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from steepest.shell import RuleOptimizer
-from steepest.tasks.randomness import states_of_process, states_of_torch
+from steepest.tasks.randomness import Exchange, states_of_process, states_of_torch
 from steepest.wrapper import innermost
 
 
-class OwnRandomness:
+class OwnRandomness(Exchange):
     """Random states that replace the states of the process while an optimizer steps.
 
     Without this, the optimizer's draws would change what the data and the model draw. Replacing the
     states of numpy and `random` costs 0.2 ms per step. The classes of this package and of torch
-    draw only from torch, so for them only torch's state is replaced.
+    draw only from torch, so for them only torch's state is replaced. A closure that the optimizer
+    calls runs in an inner block, with the states of the process.
     """
 
     def __init__(
@@ -36,19 +35,6 @@ class OwnRandomness:
             np.random.RandomState(seed % 2**32).get_state(),
             random.Random(seed).getstate(),
         ]
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Use the optimizer's random states in the block.
-
-        A block inside another block uses the states of the process again. A closure that the
-        optimizer calls runs in such an inner block.
-        """
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
 
     def _swap(self) -> None:
         for i, (get, put) in enumerate(self._accessors):
